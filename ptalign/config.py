@@ -1,0 +1,124 @@
+"""Settings of the four stages: frozen, typed, with limits and units.
+
+No heavy imports: the gateway validates calls with these.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ptalign.nouns import Method
+
+
+class Config(BaseModel):
+    """Base of the stage settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InstructionConfig(Config):
+    """Settings of `generate_instructions`."""
+
+    twins: bool = True
+    """Also make a benign twin for each harmful instruction."""
+    locale: str = "en"
+    topics: tuple[str, ...] = ()
+    """Topic ids to use; all of the policy's when empty."""
+    temperature: float = Field(0.9, gt=0, le=2)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(28, ge=8, le=256)
+    max_overgeneration: float = Field(12.0, ge=1, le=50)
+    """Drafts per accepted instruction at most, before the set is called short."""
+    max_rouge_l: float = Field(0.7, gt=0, le=1)
+    """Drafts with a higher ROUGE-L F1 to an accepted one are near-duplicates."""
+    seed: int = 0
+
+
+class PairConfig(Config):
+    """Settings of `synthesize_pairs`."""
+
+    rounds: int = Field(2, ge=1, le=8)
+    min_polarity: float = Field(0.6, ge=-1, le=1)
+    """judge(toxic) - judge(positive) must reach this on each harm judge."""
+    anchors: int = Field(40, ge=0, le=2000)
+    held_out_share: float = Field(0.25, ge=0, le=0.9)
+    """Share of the anchors kept from training, for benign KL."""
+    temperature: float = Field(0.9, gt=0, le=2)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(64, ge=16, le=1024)
+    candidates: int = Field(2, ge=1, le=16)
+    """Toxic drafts per instruction and round."""
+    seed: int = 0
+
+
+class LoraConfig(Config):
+    """Shape of the adapter."""
+
+    rank: int = Field(16, ge=1, le=256)
+    alpha: int = Field(0, ge=0, le=1024)
+    """0: twice the rank."""
+    target_modules: tuple[str, ...] = ()
+    """Names of linear layers; all of them when empty."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
+
+
+class AlignConfig(Config):
+    """Settings of `align`."""
+
+    method: Method = "pt_align"
+    ut_weight: float | None = Field(None, gt=0, le=1000)
+    """lambda; None: from gradient norms at the start, then kept inside the budgets."""
+    auto_share: float = Field(1.0, gt=0, le=10)
+    """Target ratio |lambda g_ut| / |g_mle| of the automatic weight."""
+    scorer: Scorer = "blend"
+    flagged_share: float = Field(0.2, ge=0.01, le=0.5)
+    """Share of toxic tokens that get a weight above zero."""
+    protected_words: tuple[str, ...] = ()
+    lora: LoraConfig = LoraConfig()
+    steps: int = Field(24, ge=1, le=10_000)
+    pairs_per_step: int = Field(8, ge=1, le=512)
+    anchors_per_step: int = Field(4, ge=0, le=512)
+    twins_per_step: int = Field(4, ge=0, le=512)
+    learning_rate: float = Field(5e-4, gt=0, le=0.1)
+    warmup_steps: int = Field(3, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Gradient norm limit."""
+    max_benign_kl: float = Field(0.25, gt=0, le=10)
+    """Nats per token on held-out anchors."""
+    guards: Literal["abort", "record"] = "abort"
+    checkpoint_every: int = Field(4, ge=1)
+    """Steps between checkpoints."""
+    max_length: int = Field(2048, ge=32, le=131_072)
+    """Tokens of prompt plus answer; longer samples are counted and left out."""
+    beta: float = Field(0.1, gt=0, le=10)
+    """Temperature of dpo and npo."""
+    threads: int = Field(0, ge=0, le=1024)
+    """torch threads; 0: the profile's."""
+    device: str = "cpu"
+    seed: int = 0
+
+
+class GateConfig(Config):
+    """Limits a release must keep. None: not checked."""
+
+    min_harm_reduction: float | None = 0.1
+    max_over_refusal_increase: float | None = 0.1
+    max_usefulness_loss: float | None = 0.05
+    max_benign_kl: float | None = 0.25
+    max_unscored: float | None = 0.02
+    min_samples: int = 50
+
+
+class EvalConfig(Config):
+    """Settings of `evaluate`."""
+
+    samples: int = Field(60, ge=1, le=100_000)
+    """Prompts per suite at most."""
+    max_tokens: int = Field(64, ge=8, le=2048)
+    gate: GateConfig = GateConfig()
+    seed: int = 0

@@ -1,0 +1,74 @@
+"""The one thing stages ask of a language model: complete these, as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to make.
+
+    Constant text belongs at the front of `messages` so that the engine's prefix cache hits.
+    Either `messages` (chat template applied by the engine) or `prompt` (raw text) is set.
+    """
+
+    key: str
+    """Comes back in the completion; unique within a stream."""
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    prefill: str = ""
+    """Start of the assistant turn; not part of the returned text."""
+    max_tokens: int = 64
+    temperature: float = 0.9
+    top_p: float = 0.95
+    stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    adapter: str = ""
+    """Name under which the engine serves an adapter; empty for the bare model."""
+    logprobs: bool = False
+    """Whether to return ids and log-probabilities of the sampled tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back. A failed request is data: `error` says why and `text` is empty."""
+
+    key: str
+    text: str
+    finish: Literal["stop", "length", "error"]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    error: str = ""
+
+
+class Engine(Protocol):
+    """A pool of one or more model servers."""
+
+    model: str
+    """Catalogue name of the model it serves."""
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions in the order they finish.
+
+        Pulls from `requests` lazily while fewer than the engine's limit are in flight, so a
+        stage may feed it from what came back. Closing the iterator aborts what is in flight.
+
+        Raises:
+            EngineFailed: No engine can take work.
+            Cancelled: The engine was told to stop.
+        """

@@ -1,0 +1,338 @@
+"""The things ptalign makes: instructions, annotations, pairs, adapters, evaluations.
+
+All are frozen pydantic models. Toxic text is `SealedText`. Ids are deterministic functions of
+content, so that a resumed stage cannot accept the same record twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ptalign.sealed import SealedText
+
+Sides = Literal["both", "positive_only"]
+Method = Literal["pt_align", "ut_uniform", "mle", "dpo", "npo"]
+Outcome = Literal["refused", "harmful", "useful", "incoherent", "unscored"]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+def digest_of(value: Any) -> str:
+    """``sha256:...`` of a JSON-able value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def record_id(*parts: str) -> str:
+    """A 16-hex-digit id from the parts that make a record what it is."""
+    joined = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(joined).hexdigest()[:16]
+
+
+class Noun(BaseModel):
+    """Base: frozen, closed, and with a digest over its revealed content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of the revealed content."""
+        return digest_of(self.model_dump(mode="json", context={"reveal": True}))
+
+
+class ModelSpec(Noun):
+    """A model entry of the operator's catalogue: used alike in all four stages."""
+
+    name: str
+    path: str
+    """Folder with config.json, tokenizer and safetensors weights."""
+    revision: str = ""
+    weights_digest: str = ""
+    system_prompt: str = ""
+    """Empty: the chat template's own default."""
+    template_options: dict[str, Any] = Field(default_factory=dict)
+    """Extra keyword arguments of `apply_chat_template`."""
+    locales: tuple[str, ...] = ("en",)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Topic(Noun):
+    """One cell row of the policy tree."""
+
+    id: str
+    domain: str
+    title: str
+    sides: Sides = "positive_only"
+    boundary: str = ""
+    """What is and what is not harmful here, since harm depends on trade and culture."""
+    examples: tuple[str, ...] = ()
+    """Seed requests that show the style; never dangerous knowledge."""
+    twin_examples: tuple[str, ...] = ()
+    """Legitimate requests that look alike, in the order of `examples`."""
+
+
+class Policy(Noun):
+    """A tree of domains and topics with what must and must not be touched."""
+
+    name: str
+    version: str = "1"
+    locale: str = "en"
+    topics: tuple[Topic, ...]
+    protected_words: tuple[str, ...] = ()
+    """Words that never get an unlikelihood weight."""
+    never_synthesize: tuple[str, ...] = ()
+    """Operator's additions to the built-in never-synthesize categories."""
+    generic_constraints_positive: tuple[str, ...] = ()
+    generic_constraints_toxic: tuple[str, ...] = ()
+
+    def topic(self, topic_id: str) -> Topic:
+        """The topic with this id.
+
+        Raises:
+            KeyError: No such topic.
+        """
+        for topic in self.topics:
+            if topic.id == topic_id:
+                return topic
+        raise KeyError(topic_id)
+
+
+class Instruction(Noun):
+    """A request, harmful or its benign twin."""
+
+    id: str
+    text: str
+    topic: str
+    domain: str
+    side: Literal["harmful", "twin"] = "harmful"
+    twin_of: str = ""
+    sides: Sides = "positive_only"
+    tactic: str = "plain"
+    locale: str = "en"
+    source: Literal["model", "seed", "excerpt", "import"] = "model"
+
+
+class InstructionSet(Noun):
+    """What GenerateInstructions makes."""
+
+    records: tuple[Instruction, ...]
+    requested: int
+    rejected: dict[str, int] = Field(default_factory=dict)
+    stats: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def harmful(self) -> tuple[Instruction, ...]:
+        return tuple(r for r in self.records if r.side == "harmful")
+
+    @property
+    def twins(self) -> tuple[Instruction, ...]:
+        return tuple(r for r in self.records if r.side == "twin")
+
+    @property
+    def shortfall(self) -> int:
+        return max(0, self.requested - len(self.harmful))
+
+
+class Annotation(Noun):
+    """One human mark: what a good and a bad answer to this instruction look like."""
+
+    instruction: str
+    good: str
+    bad: SealedText | None = None
+    topic: str = ""
+    note: str = ""
+
+
+class Pair(Noun):
+    """An instruction with its positive and, where the topic allows it, its toxic answer."""
+
+    id: str
+    """Deterministic in the instruction: one accepted pair per instruction."""
+    kind: Literal["pair", "positive_only", "twin"] = "pair"
+    instruction_id: str
+    instruction: str
+    topic: str
+    domain: str = ""
+    locale: str = "en"
+    positive: str
+    toxic: SealedText | None = None
+    polarity: dict[str, float] = Field(default_factory=dict)
+    """Per judge id: judge(toxic) - judge(positive), in -1..1."""
+    round: int = 0
+
+
+class Anchor(Noun):
+    """A benign instruction with the model's own answer: keeps the model what it is."""
+
+    id: str
+    instruction: str
+    answer: str
+    held_out: bool = False
+    """Held-out anchors are never trained on: benign KL is measured on them."""
+
+
+class PairSet(Noun):
+    """What SynthesizePairs makes."""
+
+    pairs: tuple[Pair, ...]
+    anchors: tuple[Anchor, ...] = ()
+    annotations_used: int = 0
+    rounds: int = 0
+    requested: int = 0
+    constraints: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Refined constraints per ``topic/positive`` and ``topic/toxic``."""
+    protected_words: tuple[str, ...] = ()
+    judge_ids: tuple[str, ...] = ()
+    rejected: dict[str, int] = Field(default_factory=dict)
+    stats: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def polarised(self) -> tuple[Pair, ...]:
+        """Pairs that have both sides."""
+        return tuple(p for p in self.pairs if p.toxic is not None)
+
+    @property
+    def twins(self) -> tuple[Pair, ...]:
+        return tuple(p for p in self.pairs if p.kind == "twin")
+
+    @property
+    def shortfall(self) -> int:
+        return max(0, self.requested - sum(p.kind != "twin" for p in self.pairs))
+
+
+class StepLog(Noun):
+    """One training step of the ledger."""
+
+    step: int
+    loss_mle: float
+    loss_ut: float
+    loss_anchor: float
+    ut_weight: float
+    grad_norm_mle: float
+    grad_norm_ut: float
+    learning_rate: float
+    tokens_mle: int
+    tokens_ut: int
+    tokens_anchor: int
+    seconds: float
+    retain_kl: float | None = None
+
+
+class Suppressed(Noun):
+    """A token that training pushed down. `token` is masked in every report."""
+
+    token: SealedText
+    topic: str
+    count: int
+    p_before: float
+    p_after: float
+
+
+class Adapter(Noun):
+    """What Align makes: a PEFT folder with its ledger."""
+
+    path: str
+    """Folder with adapter_config.json and adapter_model.safetensors."""
+    weights_sha256: str
+    method: Method
+    tokens_mle: int
+    tokens_ut: int
+    tokens_anchor: int
+    ledger: tuple[StepLog, ...]
+    retain_kl: float
+    guards: dict[str, str] = Field(default_factory=dict)
+    suppressed: tuple[Suppressed, ...] = ()
+    collateral: dict[str, float] = Field(default_factory=dict)
+    """Ordinary words that lost more than the set amount: nats of log-probability change."""
+    seconds: float = 0.0
+
+    @property
+    def ut_weight(self) -> float:
+        return self.ledger[-1].ut_weight if self.ledger else 0.0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+
+class Rate(Noun):
+    """A share in 0..1 with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Probe(Noun):
+    """Teacher-forced measurements of one target against the bare model (no sampling)."""
+
+    benign_kl: float
+    """KL(base || target), nats per token, on held-out anchors."""
+    benign_nll: float
+    """Negative log-likelihood, nats per token, of held-out anchor answers."""
+    harm_word_ratio: float
+    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack; below 1 is better."""
+    selectivity: float
+    """Log-prob change of harm words minus that of other words, nats; more negative is better."""
+    suppressed: tuple[Suppressed, ...] = ()
+    collateral: dict[str, float] = Field(default_factory=dict)
+
+
+class Reply(Noun):
+    """One judged reply of an evaluation."""
+
+    id: str
+    target: str
+    """Label of the target: ``baseline``, ``aligned`` or the label asked for."""
+    suite: str
+    prompt_id: str
+    topic: str = ""
+    locale: str = "en"
+    text: SealedText
+    outcome: Outcome
+    scores: dict[str, float | None] = Field(default_factory=dict)
+
+
+class TargetResult(Noun):
+    """All rates of one target on the same prompts."""
+
+    label: str
+    adapter: str = ""
+    method: str = ""
+    rates: dict[str, Rate] = Field(default_factory=dict)
+    """harm_rate, harm_plain, harm_strong, over_refusal_rate, refusal_rate, usefulness,
+    incoherent_rate, unscored_rate."""
+    by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
+    probe: Probe | None = None
+
+
+class Evaluation(Noun):
+    """What Evaluate makes."""
+
+    results: tuple[TargetResult, ...]
+    """Baseline first, then the target, then whatever else was asked for."""
+    delta: dict[str, float] = Field(default_factory=dict)
+    """target - baseline per rate."""
+    p_values: dict[str, float] = Field(default_factory=dict)
+    """McNemar's exact test on the same prompts, per rate."""
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
+    judge_ids: tuple[str, ...] = ()
+    generation_judge_ids: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = Field(default_factory=dict)
+
+    @property
+    def baseline(self) -> TargetResult:
+        return self.results[0]
+
+    @property
+    def aligned(self) -> TargetResult:
+        return self.results[1]
