@@ -25,7 +25,9 @@ def cache_root() -> Path:
 def weights_digest(folder: Path) -> str:
     """``sha256:...`` over the names and bytes of the config, tokenizer and weight files."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"}):
+    for file in sorted(
+        p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"}
+    ):
         if file.name == "ptalign-model.json":
             continue
         total.update(file.name.encode())

