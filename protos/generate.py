@@ -49,15 +49,31 @@ def generate(out: Path, root: Path) -> None:
     """Writes *_pb2.py, *_pb2.pyi and *_pb2_grpc.py for every .proto under protos/."""
     python = tools_python(root)
     bundled = subprocess.run(
-        [str(python), "-c", "import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / '_proto')"],
-        check=True, capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
+        [
+            str(python),
+            "-c",
+            "import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / '_proto')",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     files = sorted(str(p) for p in HERE.rglob("*.proto"))
     subprocess.run(
-        [str(python), "-m", "grpc_tools.protoc", f"-I{HERE}", f"-I{include_folder(root / 'include')}", f"-I{bundled}",
-         f"--python_out={out}", f"--grpc_python_out={out}", f"--pyi_out={out}", *files],
+        [
+            str(python),
+            "-m",
+            "grpc_tools.protoc",
+            f"-I{HERE}",
+            f"-I{include_folder(root / 'include')}",
+            f"-I{bundled}",
+            f"--python_out={out}",
+            f"--grpc_python_out={out}",
+            f"--pyi_out={out}",
+            *files,
+        ],
         check=True,
-    )  # fmt: skip
+    )
 
 
 def lint(root: Path) -> None:

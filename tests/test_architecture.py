@@ -36,14 +36,28 @@ def top(module: str) -> str:
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("ptalign", {"grpc", "google", "ptalign_server", "ptalign_client", "ptalign_proto", "dbos",
-                     "prometheus_client", "sqlalchemy"}),
-        ("client/ptalign_client", {"ptalign", "ptalign_server", "pydantic", "sqlalchemy", "dbos", *HEAVY}),
+        (
+            "ptalign",
+            {
+                "grpc",
+                "google",
+                "ptalign_server",
+                "ptalign_client",
+                "ptalign_proto",
+                "dbos",
+                "prometheus_client",
+                "sqlalchemy",
+            },
+        ),
+        (
+            "client/ptalign_client",
+            {"ptalign", "ptalign_server", "pydantic", "sqlalchemy", "dbos", *HEAVY},
+        ),
         ("protos/ptalign_proto", {"ptalign", "ptalign_server", "ptalign_client", *HEAVY}),
         ("server/ptalign_server", {"ptalign_client", "vllm"}),
         ("server/ptalign_server/gateway", {"ptalign_client", "dbos", *HEAVY}),
     ],
-)  # fmt: skip
+)
 def test_arrows_run_one_way(folder: str, forbidden: set[str]) -> None:
     files = sources(folder)
     assert files, f"{folder} has no code"
@@ -74,12 +88,17 @@ import {module}
 @pytest.mark.parametrize(
     ("module", "blocked"),
     [
-        ("ptalign_client, ptalign_client.cli", (*HEAVY, "ptalign", "ptalign_server", "pydantic", "sqlalchemy")),
-        ("ptalign, ptalign.nouns, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
-         (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server")),
+        (
+            "ptalign_client, ptalign_client.cli",
+            (*HEAVY, "ptalign", "ptalign_server", "pydantic", "sqlalchemy"),
+        ),
+        (
+            "ptalign, ptalign.nouns, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
+            (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server"),
+        ),
         ("ptalign_server.gateway, ptalign_server.gateway.app", ("vllm", *HEAVY)),
     ],
-)  # fmt: skip
+)
 def test_room_imports_with_the_forbidden_blocked(module: str, blocked: tuple[str, ...]) -> None:
     code = BLOCKED.format(blocked=set(blocked), module=module)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -90,8 +109,9 @@ def test_the_wall_works() -> None:
     """The test of the test: a blocked module that is imported is caught."""
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked={"json"}, module="json.tool")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0
     assert "blocked: json" in done.stderr
 
