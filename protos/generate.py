@@ -52,7 +52,7 @@ def generate(out: Path, root: Path) -> None:
         [
             str(python),
             "-c",
-            "import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / '_proto')",
+            "import grpc_tools, os; print(os.path.join(grpc_tools.__path__[0], '_proto'))",
         ],
         check=True,
         capture_output=True,

@@ -72,7 +72,7 @@ def is_up(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def engine_url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL (with /v1) of a real vLLM server that serves the demo model as `smollm2`, started once."""
+    """URL (with /v1) of one real vLLM server that serves the demo model as `smollm2`."""
     if given := os.environ.get("PTALIGN_TEST_ENGINE_URL"):
         yield given.rstrip("/")
         return

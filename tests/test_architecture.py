@@ -93,7 +93,7 @@ import {module}
             (*HEAVY, "ptalign", "ptalign_server", "pydantic", "sqlalchemy"),
         ),
         (
-            "ptalign, ptalign.nouns, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
+            "ptalign, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
             (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server"),
         ),
         ("ptalign_server.gateway, ptalign_server.gateway.app", ("vllm", *HEAVY)),
