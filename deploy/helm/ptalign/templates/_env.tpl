@@ -1,0 +1,36 @@
+{{- /* The server's settings. Every PTALIGN_ name here is a field of ptalign_server.settings: a test compares them. */}}
+{{- define "ptalign.serverEnv" -}}
+{{- $name := include "ptalign.fullname" . -}}
+- {name: PTALIGN_STATE, value: /var/lib/ptalign}
+- {name: PTALIGN_PROFILE, value: {{ .Values.profile }}}
+- {name: PTALIGN_HOST, value: "0.0.0.0"}
+- {name: PTALIGN_PORT, value: "50051"}
+- {name: PTALIGN_METRICS_HOST, value: "0.0.0.0"}
+- {name: PTALIGN_METRICS_PORT, value: "9464"}
+- {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
+- {name: PTALIGN_KEY_FILE, value: /etc/ptalign/key/operator.key}
+- {name: PTALIGN_AUTH__TLS_CERT, value: /etc/ptalign/tls/tls.crt}
+- {name: PTALIGN_AUTH__TLS_KEY, value: /etc/ptalign/tls/tls.key}
+{{- if .Values.secrets.tls.mutual }}
+- {name: PTALIGN_AUTH__CLIENT_CA, value: /etc/ptalign/tls/ca.crt}
+{{- end }}
+- name: PTALIGN_EXECUTOR_ID
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- {name: PTALIGN_APPLICATION_VERSION, value: {{ .Chart.AppVersion | quote }}}
+{{- with .Values.database.existingSecret }}
+- name: PTALIGN_DATABASE
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.database.key }}}}
+{{- end }}
+{{- with .Values.objectStore.url }}
+- {name: PTALIGN_ARTEFACTS, value: {{ . | quote }}}
+{{- end }}
+{{- if .Values.engines.enabled }}
+{{- $urls := list }}
+{{- range $i := until (int .Values.engines.replicas) }}
+{{- $urls = append $urls (printf "http://%s-engine-%d.%s-engines:8100/v1" $name $i $name) }}
+{{- end }}
+- {name: PTALIGN_ENGINE__KIND, value: remote}
+- {name: PTALIGN_ENGINE__URLS, value: {{ $urls | toJson | squote }}}
+- {name: PTALIGN_ENGINE__SERVED_NAME, value: {{ .Values.engines.model | quote }}}
+{{- end }}
+{{- end }}

@@ -1,0 +1,118 @@
+{{- define "ptalign.fullname" -}}
+{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "ptalign.labels" -}}
+app.kubernetes.io/name: ptalign
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- /* Selector of one component: (list $ "server") */}}
+{{- define "ptalign.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: ptalign
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "ptalign.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion .Values.profile) }}
+{{- end -}}
+{{- end }}
+
+{{- define "ptalign.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "ptalign.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /* Pod fields that server and engines share: (list $ .Values.server) */}}
+{{- define "ptalign.pod" -}}
+{{- $root := index . 0 -}}
+{{- $part := index . 1 -}}
+serviceAccountName: {{ include "ptalign.fullname" $root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- include "ptalign.podSecurity" $root | nindent 2 }}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* Resources with the GPUs added: (list $ .Values.server) */}}
+{{- define "ptalign.resources" -}}
+{{- $root := index . 0 -}}
+{{- $part := index . 1 -}}
+{{- $extra := dict -}}
+{{- if and (eq $root.Values.profile "gpu") (gt (int $part.gpus) 0) -}}
+{{- $extra = dict $root.Values.gpuResource (int $part.gpus) -}}
+{{- end -}}
+{{- range $kind := list "requests" "limits" }}
+{{ $kind }}:
+  {{- toYaml (merge (deepCopy $extra) (index $part.resources $kind)) | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "ptalign.modelsYaml" -}}
+models:
+  {{- toYaml .Values.models | nindent 2 }}
+{{- end }}
+
+{{- /* The catalogue entry that the engines serve */}}
+{{- define "ptalign.engineModel" -}}
+{{- $found := dict -}}
+{{- range .Values.models }}{{ if eq .name $.Values.engines.model }}{{ $found = . }}{{ end }}{{ end -}}
+{{- if not $found -}}
+{{- $names := list -}}{{- range .Values.models }}{{ $names = append $names .name }}{{ end -}}
+{{- fail (printf "engines.model %q is not in models (%s). Name one of them." .Values.engines.model (join ", " $names)) -}}
+{{- end -}}
+{{- toYaml $found -}}
+{{- end }}
+
+{{- /* What the schema cannot say in words that teach */}}
+{{- define "ptalign.check" -}}
+{{- if not .Values.secrets.operatorKey.existingSecret -}}
+{{- fail "secrets.operatorKey.existingSecret is empty. It wraps the keys of all record text; make it once and back it up: see docs/operations.md, Install." -}}
+{{- end -}}
+{{- if not .Values.secrets.tls.existingSecret -}}
+{{- fail "secrets.tls.existingSecret is empty. The server refuses to listen off loopback without TLS: make a kubernetes.io/tls secret, for example with cert-manager." -}}
+{{- end -}}
+{{- if not .Values.models -}}
+{{- fail "models is empty. Name at least one model with its folder under /models." -}}
+{{- end -}}
+{{- if not .Values.modelVolume.existingClaim -}}
+{{- fail "modelVolume.existingClaim is empty. Make a claim that holds the weights; it is mounted read-only at /models." -}}
+{{- end -}}
+{{- if and .Values.engines.enabled (not .Values.engines.apiKey.existingSecret) -}}
+{{- fail "engines.apiKey.existingSecret is empty. Engines off loopback answer only callers that know this key." -}}
+{{- end -}}
+{{- end }}
