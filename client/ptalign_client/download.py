@@ -1,0 +1,86 @@
+"""Files of a resource, fetched in chunks that survive a dropped connection or a killed client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptalign_client import wire
+from ptalign_client.errors import DownloadDamaged, OutOfRange
+from ptalign_client.nouns import FileInfo
+from ptalign_proto.v1 import library_pb2
+
+if TYPE_CHECKING:
+    from ptalign_client.base import Base
+
+OnBytes = Callable[[int, int], None]
+"""Called with bytes here and bytes in all."""
+
+
+async def fetch(
+    client: Base, name: str, part: str, target: Path, purpose: str, on_bytes: OnBytes | None
+) -> Path:
+    """Fetches one file to `target`; what is there of it already is not sent again.
+
+    Bytes gather in ``TARGET.partial`` until their sha256 is the one the server named. A partial
+    file of another version is found out by that digest and fetched anew, once.
+
+    Raises:
+        DownloadDamaged: The bytes differ twice.
+        NotFound: No such resource or part; the message lists its parts.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    if target.exists() and not partial.exists():
+        os.replace(target, partial)  # perhaps complete: its digest decides
+    for _ in range(2):
+        resumed = partial.exists() and partial.stat().st_size > 0
+        info = await _pull(client, name, part, partial, purpose, on_bytes)
+        if info is not None and await asyncio.to_thread(_matches, partial, info):
+            os.replace(partial, target)
+            return target
+        partial.unlink(missing_ok=True)
+        if not resumed:
+            break
+    raise DownloadDamaged(f"{part} of {name}: the bytes do not have the sha256 the server named")
+
+
+async def _pull(
+    client: Base, name: str, part: str, partial: Path, purpose: str, on_bytes: OnBytes | None
+) -> FileInfo | None:
+    """Appends what is missing; None when the partial file cannot be of this version."""
+    info: FileInfo | None = None
+    with partial.open("ab") as file:
+
+        def rest() -> library_pb2.DownloadRequest:
+            return library_pb2.DownloadRequest(
+                name=name, part=part, offset=file.tell(), purpose=purpose
+            )
+
+        try:
+            async with aclosing(client._stream("library", "Download", rest)) as chunks:
+                async for chunk in chunks:
+                    if chunk.HasField("info"):
+                        info = wire.to_noun(FileInfo, chunk.info)
+                    if chunk.data and chunk.offset != file.tell():
+                        return None
+                    file.write(chunk.data)
+                    if on_bytes and info:
+                        on_bytes(file.tell(), info.size)
+        except OutOfRange:
+            return None  # longer than the file on the server
+    return info
+
+
+def _matches(file: Path, info: FileInfo) -> bool:
+    if file.stat().st_size != info.size:
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == info.sha256.removeprefix(
+            "sha256:"
+        )

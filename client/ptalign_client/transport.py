@@ -1,0 +1,176 @@
+"""One channel with its stubs: deadlines, retries, identity and the cap on calls in flight.
+
+Everything that touches grpc.aio is here; everything above it sees messages and `PtalignError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.longrunning import operations_pb2_grpc
+
+from ptalign_client.errors import DeadlineExceeded, PtalignError, ServiceError, from_rpc
+from ptalign_client.options import TLS, Options
+from ptalign_proto import __version__
+from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    # A dead peer is noticed within a minute and a quarter, also under a silent watch.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
+    ("grpc.max_receive_message_length", 16 * 2**20),
+    # Retries are ours: they know request ids, RetryInfo and the caller's deadline.
+    ("grpc.enable_retries", 0),
+    ("grpc.primary_user_agent", f"ptalign-client/{__version__}"),
+    # A server that restarts is found again within the time the retries wait.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class Transport:
+    """A channel to one service. Belongs to the event loop that first calls through it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Any] = {}
+        self._calls = asyncio.Semaphore(options.max_calls)
+        self._streams = asyncio.Semaphore(options.max_streams)
+
+    async def call(self, service: str, method: str, request: Any, options: Options) -> Any:
+        """One answer, tried again after retryable errors within the options' timeout.
+
+        Args:
+            service: ``tuning``, ``library`` or ``operations``.
+            method: Name of the rpc. Mutating ones carry a request id, so a retry after a lost
+                reply gets the same operation.
+            request: The message; for a client stream a function that makes its messages, since
+                a retry sends them anew.
+            options: Timeout and retries of this call.
+
+        Raises:
+            ServiceError: The last error, when retrying did not help or cannot.
+            DeadlineExceeded: No answer within the timeout.
+        """
+        clock = asyncio.get_running_loop().time
+        end = None if options.timeout is None else clock() + options.timeout
+        for failures in range(1, options.retry.attempts + 1):
+            left = None if end is None else end - clock()
+            try:
+                return await self._once(service, method, request, left)
+            except ServiceError as error:
+                wait = _wait(options, failures, error)
+                last = failures == options.retry.attempts
+                if last or not error.retryable or (end is not None and clock() + wait >= end):
+                    raise
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable: Retry.attempts is at least 1")
+
+    async def _once(self, service: str, method: str, request: Any, timeout: float | None) -> Any:
+        try:
+            async with asyncio.timeout(timeout), self._calls:
+                sent = request() if callable(request) else request
+                return await self._rpc(service, method)(
+                    sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
+                )
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "no answer within the timeout", "Raise timeout, or look whether the server is busy."
+            ) from None
+
+    async def stream(self, service: str, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        """The answers of one server stream, not retried: the caller knows where to resume.
+
+        Raises:
+            ServiceError: The stream broke.
+        """
+        async with self._streams:
+            call = self._rpc(service, method)(request, metadata=self._identity())
+            try:
+                async for message in call:
+                    yield message
+            except grpc.RpcError as error:
+                raise from_rpc(error) from None
+            finally:
+                call.cancel()  # an abandoned aio stream keeps its slot on the server
+
+    async def resumed(
+        self, options: Options, open_at: Callable[[], AsyncGenerator[Any, None]]
+    ) -> AsyncGenerator[Any, None]:
+        """A stream that is opened again after retryable errors, until it ends by itself.
+
+        Args:
+            options: Its retries; each message starts the count of failures anew.
+            open_at: Opens the stream where the caller stands.
+
+        Raises:
+            PtalignError: The stream broke for good, or brought nothing for `Retry.patience`.
+        """
+        clock = asyncio.get_running_loop().time
+        failures, heard = 0, clock()
+        while True:
+            try:
+                async with aclosing(open_at()) as messages:
+                    async for message in messages:
+                        failures, heard = 0, clock()
+                        yield message
+                return
+            except PtalignError as error:
+                failures += 1
+                wait = _wait(options, failures, error)
+                if not error.retryable or clock() + wait > heard + options.retry.patience:
+                    raise
+            await asyncio.sleep(wait)
+
+    async def close(self) -> None:
+        """Ends every call in flight and the connection."""
+        channel, self._channel = self._channel, None
+        self._stubs = {}
+        if channel is not None:
+            with suppress(asyncio.CancelledError):
+                await channel.close()
+
+    def _rpc(self, service: str, method: str) -> Any:
+        if self._channel is None:
+            self._channel = open_channel(self.options)
+            self._stubs = {
+                "tuning": safety_tuning_pb2_grpc.SafetyTuningStub(self._channel),
+                "library": library_pb2_grpc.LibraryStub(self._channel),
+                "operations": operations_pb2_grpc.OperationsStub(self._channel),
+            }
+        return getattr(self._stubs[service], method)
+
+    def _identity(self) -> tuple[tuple[str, str], ...]:
+        token = self.options.token
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def open_channel(options: Options) -> grpc.aio.Channel:
+    """The channel of these options; connects when the first call is made."""
+    settings = list(CHANNEL_OPTIONS)
+    if options.tls is None:
+        return grpc.aio.insecure_channel(options.endpoint, options=settings)
+    if options.tls.server_name:
+        settings.append(("grpc.ssl_target_name_override", options.tls.server_name))
+    return grpc.aio.secure_channel(options.endpoint, _credentials(options.tls), options=settings)
+
+
+def _credentials(tls: TLS) -> grpc.ChannelCredentials:
+    root, cert, key = (Path(f).read_bytes() if f else None for f in (tls.root, tls.cert, tls.key))
+    return grpc.ssl_channel_credentials(root, key, cert)
+
+
+def _wait(options: Options, failures: int, error: PtalignError) -> float:
+    """Seconds before the next try: full jitter, at least what the server asks for."""
+    asked = getattr(error, "retry_after", None) or 0.0
+    return float(asked + random.uniform(0, options.retry.bound(failures)))

@@ -1,0 +1,337 @@
+"""The four verbs, the operations they start, and a chat to look at what they made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, get_args
+
+from google.longrunning import operations_pb2
+
+from ptalign_client import wire
+from ptalign_client.base import Base, name_of, new_request_id
+from ptalign_client.errors import invalid
+from ptalign_client.nouns import (
+    Adapter,
+    Annotation,
+    AnnotationSet,
+    Budget,
+    ChatMessage,
+    ChatPiece,
+    Evaluation,
+    GateSpec,
+    InstructionSet,
+    Lora,
+    Method,
+    PairSet,
+    PolicySpec,
+    Scorer,
+    State,
+    Target,
+)
+from ptalign_client.operation import AsyncOperation
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+
+
+class Verbs(Base):
+    """The calls of the service ``SafetyTuning``. Use `AsyncClient`.
+
+    Every verb takes `dry_run` (validation and an estimate, no work: see `Progress.estimate`) and
+    `request_id` (a UUID; one is made for each call unless given, so retries are safe within a
+    call; give your own to make them safe across processes).
+    """
+
+    async def generate_instructions(
+        self,
+        *,
+        model: str,
+        policy: str | PolicySpec,
+        count: int,
+        seeds: Sequence[str] = (),
+        excerpts: Sequence[str] = (),
+        locale: str = "",
+        twins: bool | None = None,
+        topics: Sequence[str] = (),
+        parent: str | InstructionSet = "",
+        seed: int = 0,
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> AsyncOperation[InstructionSet]:
+        """Lets the model write safety-relevant instructions over the policy's topics.
+
+        Args:
+            model: Catalogue name.
+            policy: Catalogue name, or a policy written here.
+            count: Accepted harmful instructions wanted: 1..20000.
+            seeds: Instructions of your own that show the style.
+            excerpts: From chat logs; the server redacts them before it stores them.
+            locale: BCP 47; the policy's unless set.
+            twins: A benign twin for each; on unless set.
+            topics: A subset of the policy's topic ids; all unless set.
+            parent: An earlier set to extend.
+            seed: Of the sampling.
+            dry_run: Validate and estimate only.
+            request_id: A UUID of your own.
+        """
+        request = pb.GenerateInstructionsRequest(
+            request_id=request_id or new_request_id(),
+            dry_run=dry_run,
+            model=model,
+            policy=policy if isinstance(policy, str) else None,
+            policy_spec=None if isinstance(policy, str) else wire.to_message(policy),
+            count=_natural("count", count),
+            seeds=seeds,
+            excerpts=excerpts,
+            locale=locale,
+            **({} if twins is None else {"twins": twins}),
+            topics=topics,
+            parent=name_of(parent),
+            seed=_natural("seed", seed),
+        )
+        return await self._start("GenerateInstructions", request)
+
+    async def synthesize_pairs(
+        self,
+        *,
+        model: str,
+        instruction_set: str | InstructionSet,
+        annotations: str | AnnotationSet | Sequence[Annotation] = (),
+        rounds: int | None = None,
+        min_polarity: float | None = None,
+        parent: str | PairSet = "",
+        anchors: int | None = None,
+        seed: int = 0,
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> AsyncOperation[PairSet]:
+        """Lets the model answer each instruction twice, well and badly, refined by rounds.
+
+        Args:
+            model: Catalogue name.
+            instruction_set: What `generate_instructions` made.
+            annotations: An annotation set, or fewer than 50 annotations.
+            rounds: 1..8; 2 unless set.
+            min_polarity: judge(toxic) - judge(positive) at least: -1..1; 0.6 unless set.
+            parent: An earlier pair set to refine.
+            anchors: Benign instructions with the model's own answers; 40 unless set.
+            seed: Of the sampling.
+            dry_run: Validate and estimate only.
+            request_id: A UUID of your own.
+        """
+        named = isinstance(annotations, str | AnnotationSet)
+        request = pb.SynthesizePairsRequest(
+            request_id=request_id or new_request_id(),
+            dry_run=dry_run,
+            model=model,
+            instruction_set=name_of(instruction_set),
+            annotation_set=name_of(annotations) if named and annotations else None,
+            annotations=_inline(annotations) if not named and annotations else None,
+            rounds=_natural("rounds", rounds or 0),
+            min_polarity=min_polarity,
+            parent=name_of(parent),
+            anchors=None if anchors is None else _natural("anchors", anchors),
+            seed=_natural("seed", seed),
+        )
+        return await self._start("SynthesizePairs", request)
+
+    async def align(
+        self,
+        *,
+        model: str,
+        pair_set: str | PairSet,
+        method: Method = "pt_align",
+        parent_adapter: str | Adapter = "",
+        ut_weight: float | None = None,
+        token_weighting: Scorer = "blend",
+        flagged_share: float | None = None,
+        protected_words: Sequence[str] = (),
+        lora: Lora | None = None,
+        budget: Budget | None = None,
+        guards: str = "",
+        seed: int = 0,
+        resume_from: str = "",
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> AsyncOperation[Adapter]:
+        """Trains an adapter: MLE on the good answers, fine-grained unlikelihood on the bad ones.
+
+        Args:
+            model: Catalogue name.
+            pair_set: What `synthesize_pairs` made.
+            method: ``pt_align``, ``ut_uniform``, ``mle``, ``dpo`` or ``npo``.
+            parent_adapter: Train on from this one.
+            ut_weight: lambda, above 0; automatic unless set; ``pt_align`` and ``ut_uniform``.
+            token_weighting: Which toxic tokens count, and how much.
+            flagged_share: 0.01..0.5 of the toxic tokens; 0.2 unless set.
+            protected_words: Words that are never suppressed.
+            lora: Shape of the adapter.
+            budget: Steps, batch, learning rate and the limit on benign KL.
+            guards: ``abort`` (unless set) or ``record``.
+            seed: Of the sampler and the adapter's start.
+            resume_from: A cancelled or failed Align operation with the same inputs.
+            dry_run: Validate and estimate only.
+            request_id: A UUID of your own.
+        """
+        request = pb.AlignRequest(
+            request_id=request_id or new_request_id(),
+            dry_run=dry_run,
+            model=model,
+            pair_set=name_of(pair_set),
+            parent_adapter=name_of(parent_adapter),
+            method=_method(method),
+            ut_weight=ut_weight,
+            token_weighting=token_weighting,
+            flagged_share=flagged_share,
+            protected_words=protected_words,
+            lora=wire.to_message(lora) if lora else None,
+            budget=wire.to_message(budget) if budget else None,
+            guards=guards,
+            seed=_natural("seed", seed),
+            resume_from=resume_from,
+        )
+        return await self._start("Align", request)
+
+    async def evaluate(
+        self,
+        *,
+        target: Target | Adapter,
+        baseline: Target | Adapter | None = None,
+        suites: Sequence[str] = (),
+        judges: Sequence[str] = (),
+        gate: str | GateSpec | None = None,
+        samples: int = 0,
+        pair_set: str | PairSet = "",
+        also: Sequence[Target | Adapter] = (),
+        seed: int = 0,
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> AsyncOperation[Evaluation]:
+        """Measures harm, over-refusal and usefulness before and after, on the same prompts.
+
+        Args:
+            target: What to judge.
+            baseline: What to compare it with; the bare model unless set.
+            suites: Catalogue names; the profile's unless set.
+            judges: Catalogue names; the profile's unless set.
+            gate: Catalogue name, or limits written here; the server's default unless set.
+            samples: Prompts per suite at most; the profile's unless set.
+            pair_set: Set whose twins and topics are used; the adapter's own unless set.
+            also: Shown beside, e.g. an adapter trained by MLE only.
+            seed: Of the choice of prompts.
+            dry_run: Validate and estimate only.
+            request_id: A UUID of your own.
+        """
+        request = pb.EvaluateRequest(
+            request_id=request_id or new_request_id(),
+            dry_run=dry_run,
+            target=_target(target),
+            baseline=_target(baseline) if baseline else None,
+            suites=suites,
+            judges=judges,
+            gate=gate if isinstance(gate, str) else None,
+            gate_spec=wire.to_message(gate) if isinstance(gate, GateSpec) else None,
+            samples=_natural("samples", samples),
+            pair_set=name_of(pair_set),
+            also=[_target(item) for item in also],
+            seed=_natural("seed", seed),
+        )
+        return await self._start("Evaluate", request)
+
+    def operation(self, name: str) -> AsyncOperation[Any]:
+        """The handle of an operation that already runs, or ran. Sends nothing."""
+        full = name if name.startswith("operations/") else f"operations/{name}"
+        return AsyncOperation(self, full)
+
+    async def operations(
+        self, *, kind: str = "", state: State | str = "", page_size: int = 50
+    ) -> AsyncGenerator[AsyncOperation[Any], None]:
+        """All operations, newest first; pages are fetched as they are needed.
+
+        Args:
+            kind: Only this verb, e.g. ``Align``.
+            state: Only this state, e.g. ``running``.
+            page_size: Operations per call.
+        """
+        token = ""
+        while True:
+            page = await self._call(
+                "operations",
+                "ListOperations",
+                operations_pb2.ListOperationsRequest(
+                    filter=_filter(kind, str(state)), page_size=page_size, page_token=token
+                ),
+            )
+            for item in page.operations:
+                yield AsyncOperation(self, item.name, item)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def chat(
+        self,
+        messages: str | Sequence[ChatMessage],
+        *,
+        model: str,
+        adapter: str | Adapter = "",
+        compare: bool = False,
+        max_tokens: int = 0,
+    ) -> AsyncGenerator[ChatPiece, None]:
+        """One chat turn, piece by piece. For looking, not for serving: nothing is stored.
+
+        Args:
+            messages: What the user says, or the turns so far.
+            model: Catalogue name.
+            adapter: Answer with this adapter; the bare model unless set.
+            compare: The bare model answers beside the adapter.
+            max_tokens: 256 unless set.
+        """
+        if isinstance(messages, str):
+            messages = [ChatMessage(role="user", content=messages)]
+        request = pb.ChatRequest(
+            model=model,
+            adapter=name_of(adapter),
+            messages=[wire.to_message(m) for m in messages],
+            max_tokens=_natural("max_tokens", max_tokens),
+            compare=compare,
+        )
+        async with aclosing(self._transport.stream("tuning", "Chat", request)) as stream:
+            async for message in stream:
+                yield wire.to_noun(ChatPiece, message)
+
+    async def _start(self, method: str, request: Any) -> AsyncOperation[Any]:
+        operation = await self._call("tuning", method, request)
+        return AsyncOperation(self, operation.name, operation)
+
+
+def _filter(kind: str, state: str) -> str:
+    parts = [f'kind="{kind}"'] if kind else []
+    parts += [f'state="{state.upper()}"'] if state else []
+    return " AND ".join(parts)
+
+
+def _natural(field: str, value: int) -> int:
+    """The value, when the wire can carry it; the server checks the limits.
+
+    Raises:
+        InvalidArgument: A negative number or one above 32 bits.
+    """
+    if not 0 <= value < 2**32:
+        raise invalid(field, f"{value} is outside 0..{2**32 - 1}")
+    return value
+
+
+def _method(method: str) -> str:
+    if method not in get_args(Method):
+        known = ", ".join(get_args(Method))
+        raise invalid("method", f"{method!r} is not a method. Send one of: {known}")
+    return f"METHOD_{method.upper()}"
+
+
+def _target(target: Target | Adapter) -> Any:
+    if isinstance(target, Adapter):
+        target = Target(model=target.model, adapter=target.name, label=target.method)
+    return wire.to_message(target)
+
+
+def _inline(annotations: Any) -> pb.Annotations:
+    return pb.Annotations(items=[wire.to_message(item) for item in annotations])

@@ -1,0 +1,157 @@
+"""Protobuf on one side, nouns on the other: the only file that reads or fills a message's fields.
+
+The two have the same field names, so one walk over a message's descriptor converts any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import UTC
+from functools import cache
+from typing import Any, TypeVar
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ptalign_client import nouns
+from ptalign_client.nouns import Progress, Resource, State
+from ptalign_proto.v1 import library_pb2, resources_pb2, safety_tuning_pb2
+
+N = TypeVar("N")
+
+MESSAGES: dict[type, type[Message]] = {
+    nouns.InstructionSet: resources_pb2.InstructionSet,
+    nouns.AnnotationSet: resources_pb2.AnnotationSet,
+    nouns.PairSet: resources_pb2.PairSet,
+    nouns.Adapter: resources_pb2.Adapter,
+    nouns.Evaluation: resources_pb2.Evaluation,
+    nouns.FileInfo: resources_pb2.FileInfo,
+    nouns.Rate: resources_pb2.Rate,
+    nouns.Annotation: resources_pb2.Annotation,
+    nouns.TopicSpec: resources_pb2.TopicSpec,
+    nouns.PolicySpec: resources_pb2.PolicySpec,
+    nouns.Lora: safety_tuning_pb2.Lora,
+    nouns.Budget: safety_tuning_pb2.Budget,
+    nouns.Target: safety_tuning_pb2.Target,
+    nouns.GateSpec: safety_tuning_pb2.GateSpec,
+    nouns.Estimate: safety_tuning_pb2.Estimate,
+    nouns.Record: library_pb2.Record,
+    nouns.Imported: library_pb2.ImportSetResponse,
+    nouns.Resolved: library_pb2.ResolveAdapterResponse,
+    nouns.CatalogueEntry: library_pb2.CatalogueEntry,
+    nouns.Catalogue: library_pb2.Catalogue,
+    nouns.ChatMessage: safety_tuning_pb2.ChatMessage,
+    nouns.ChatPiece: safety_tuning_pb2.ChatReply,
+    nouns.Progress: safety_tuning_pb2.OperationProgress,
+}
+"""Noun to the message it mirrors."""
+
+RESULTS = (nouns.InstructionSet, nouns.PairSet, nouns.Adapter, nouns.Evaluation)
+METADATA: tuple[type[Message], ...] = (
+    safety_tuning_pb2.GenerateInstructionsMetadata,
+    safety_tuning_pb2.SynthesizePairsMetadata,
+    safety_tuning_pb2.AlignMetadata,
+    safety_tuning_pb2.EvaluateMetadata,
+)
+_NOUNS = {message.DESCRIPTOR.full_name: noun for noun, message in MESSAGES.items()}
+
+
+def to_noun(kind: type[N], message: Message) -> N:
+    """The noun of a message; fields this client does not know are left out."""
+    values = _values(message)
+    if issubclass(kind, Resource):
+        values |= values.pop("meta", {})
+    return kind(**{name: values[name] for name in _names(kind) if name in values})
+
+
+def to_message(noun: Any) -> Any:
+    """The message of a noun; None and empty values are left unset."""
+    message = MESSAGES[type(noun)]
+    return message(**{f.name: to_value(getattr(noun, f.name)) for f in fields(noun)})
+
+
+def to_value(value: Any) -> Any:
+    """A value as a protobuf constructor takes it."""
+    if is_dataclass(value):
+        return to_message(value)
+    if isinstance(value, tuple | list):
+        return [to_value(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def to_progress(operation: operations_pb2.Operation) -> Progress:
+    """What an operation's metadata says, whatever its verb."""
+    for kind in METADATA:
+        metadata = kind()
+        if operation.metadata.Is(kind.DESCRIPTOR):
+            operation.metadata.Unpack(metadata)
+            break
+    else:
+        return Progress(operation=operation.name, kind="", state=_bare_state(operation))
+    values = _values(metadata)
+    values |= values.pop("progress")
+    own = {name: values[name] for name in _names(Progress) if name in values}
+    measured = {f.name for f in kind.DESCRIPTOR.fields} - {"progress", "suite"}
+    own["values"] = {name: float(values[name]) for name in sorted(measured)}
+    own["state"] = State(own["state"])
+    own["operation"] = own["operation"] or operation.name
+    return Progress(**own)
+
+
+def to_result(operation: operations_pb2.Operation) -> Any:
+    """The resource an operation made, or None for a dry run."""
+    for kind in RESULTS:
+        message = MESSAGES[kind]()
+        if operation.response.Is(message.DESCRIPTOR):
+            operation.response.Unpack(message)
+            return to_noun(kind, message)
+    return None
+
+
+def _bare_state(operation: operations_pb2.Operation) -> State:
+    if not operation.done:
+        return State.UNSPECIFIED
+    return State.FAILED if operation.HasField("error") else State.SUCCEEDED
+
+
+@cache
+def _names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))  # type: ignore[arg-type]
+
+
+def _values(message: Message) -> dict[str, Any]:
+    return {f.name: _value(message, f) for f in message.DESCRIPTOR.fields}
+
+
+def _value(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        inner = field.message_type.fields_by_name["value"]
+        return {key: _single(value[key], inner) for key in sorted(value)}
+    if field.is_repeated:
+        return tuple(_single(item, field) for item in value)
+    if field.has_presence and not message.HasField(field.name):
+        return {} if field.name in ("meta", "progress") else None
+    return _single(value, field)
+
+
+def _single(value: Any, field: Any) -> Any:
+    if field.enum_type is not None:
+        return _enum_word(field, value)
+    if isinstance(value, Timestamp):
+        return value.ToDatetime(tzinfo=UTC) if value.ByteSize() else None
+    if not isinstance(value, Message):
+        return value
+    noun = _NOUNS.get(value.DESCRIPTOR.full_name)
+    return to_noun(noun, value) if noun and noun is not Progress else _values(value)
+
+
+def _enum_word(field: Any, number: int) -> str:
+    """``METHOD_PT_ALIGN`` as ``pt_align``; the unspecified value as an empty string."""
+    value = field.enum_type.values_by_number.get(number)
+    if value is None or number == 0:
+        return ""
+    prefix = field.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(value.name).removeprefix(prefix).lower()
