@@ -76,6 +76,15 @@ class Topic(Noun):
     """Legitimate requests that look alike, in the order of `examples`."""
 
 
+class Tactic(Noun):
+    """A way to ask, used with topics of the same sides."""
+
+    id: str
+    sides: Sides = "positive_only"
+    openers: tuple[str, ...]
+    """First words of a request written with this tactic; the model goes on from there."""
+
+
 class Policy(Noun):
     """A tree of domains and topics with what must and must not be touched."""
 
@@ -83,6 +92,8 @@ class Policy(Noun):
     version: str = "1"
     locale: str = "en"
     topics: tuple[Topic, ...]
+    tactics: tuple[Tactic, ...] = ()
+    """Ways to ask; plain requests only when empty."""
     protected_words: tuple[str, ...] = ()
     """Words that never get an unlikelihood weight."""
     never_synthesize: tuple[str, ...] = ()

@@ -1,0 +1,84 @@
+"""What is never synthesised, whatever a policy says.
+
+Three built-in categories and the operator's list. `blocked` is asked before a request goes to
+the engine, after text comes back, and before training. It works on words, not on meaning: it
+stops the named subjects from entering the pipeline and leaves judging replies to the judges.
+The patterns name subjects in clinical terms and hold no instructions.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from ptalign.nouns import Policy
+from ptalign.text.normalise import folded, undisguised
+
+_MINOR = (
+    r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
+    r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?|\d{1,2}\s*(?:year|yr)s?\s*olds?)"
+)
+_SEXUAL = (
+    r"(?:sexual(?:ly|i[sz]\w*)?(?!\s*(?:education|health|orientation|abuse\s*prevention))"
+    r"|sex(?!\s*(?:ed\b|education))|erotic\w*|porn\w*|nudes?|naked|groom(?:ing|ed)?)"
+)
+_WMD = (
+    r"(?:nerve\s*(?:agent|gas)|sarin|tabun|soman|novichok|mustard\s*gas|anthrax|smallpox|ricin"
+    r"|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
+    r"|(?:nuclear|atomic|atom|dirty|radiological)\s*(?:weapon|bomb|warhead|device)s?"
+    r"|weapons?\s*grade\s*\w+|enriched\s*uranium|fissile\s*material|weapons?\s*of\s*mass\s*destruction)"
+)
+_MAKE = (
+    r"(?:mak(?:e|ing)|build(?:ing)?|creat(?:e|ing)|synthes\w+|produc(?:e|ing|tion)|cultur(?:e|ing)"
+    r"|grow(?:ing)?|weaponi[sz]\w*|enrich(?:ing)?|assembl\w+|acquir\w+|obtain\w*|dispers\w+|spread(?:ing)?"
+    r"|releas(?:e|ing)|aerosoli[sz]\w*|recipes?|instructions?|steps?|blueprints?|home\s*made|construct\w*)"
+)
+_SELF_HARM = (
+    r"(?:(?:commit(?:ting)?\s*)?suicide|(?:kill|hang|cut|starv|drown|poison|hurt|harm)(?:e|ing)?\s*my\s*self"
+    r"|(?:end|ending|take|taking)\s*my\s*(?:own\s*)?life|self\s*harm(?:ing)?|fatal(?:ly)?\s*overdose)"
+)
+_METHOD = (
+    r"(?:how\s*(?:to|do\s*i|can\s*i|could\s*i|should\s*i)|methods?|ways?|steps?|instructions?|guides?"
+    r"|painless(?:ly)?|(?:easi|quick|fast)est|best|most\s*effective|lethal|dos(?:e|age))"
+)
+_CARE = (
+    r"(?:prevent\w*|support\w*|stop(?:ping)?|avoid\w*|help\s*(?:someone|somebody|a|my|people)|rates?"
+    r"|statistic\w*|histor\w+|hotlines?|warning\s*signs?|research\w*|stud(?:y|ies)|novel|film|movie)"
+)
+_GAP = r"(?:\W+\w+){0,6}?\W*"
+
+CATEGORIES: dict[str, re.Pattern[str]] = {
+    "child_sexual_exploitation": re.compile(
+        rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b|\bcsam\b|\bp(?:a)?edophil\w*"
+    ),
+    "weapons_of_mass_destruction": re.compile(rf"(?=.*\b{_MAKE}\b)(?=.*{_WMD})", re.S),
+    "self_harm_instructions": re.compile(
+        rf"^(?!.*\b{_CARE}\b).*\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b", re.S
+    ),
+}
+"""The built-in categories. There is no way to empty this list through a policy or a call."""
+
+
+def blocked(text: str, policy: Policy | None = None) -> str:
+    """The never-synthesize category a text falls into, or an empty string.
+
+    Args:
+        text: A request, a reply, or a topic's title.
+        policy: Adds its `never_synthesize` phrases, reported as ``operator``.
+    """
+    readings = undisguised(text)
+    for name, pattern in CATEGORIES.items():
+        if any(pattern.search(reading) for reading in readings):
+            return name
+    if policy is not None and policy.never_synthesize:
+        listed = _phrases(policy.never_synthesize)
+        if any(listed.search(reading) for reading in readings):
+            return "operator"
+    return ""
+
+
+@lru_cache(maxsize=32)
+def _phrases(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern of the operator's phrases: whole words, any spacing between them."""
+    parts = (r"\s*".join(map(re.escape, folded(p).split())) for p in phrases if p.strip())
+    return re.compile(r"\b(?:" + "|".join(parts) + r")\b")

@@ -1,0 +1,73 @@
+"""Text in one form: for comparison, and against disguises.
+
+`plain` is the form in which texts are compared. `undisguised` folds what people do to words to
+hide them: zero-width characters, look-alike letters, digits for letters, spaced-out letters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Letters of other scripts that look like Latin ones (a subset of Unicode TR39 confusables:
+# those with a Latin look-alike in common fonts).
+_LOOKALIKES = str.maketrans(
+    dict(
+        zip(
+            "авгеёзіїјкмнорстухуһԁԛѕԝ" + "ɑαβεηικμνορτυχωγσϲ" + "ⅰℓıłøđħ",
+            "abreeziijkmhopctyxyhdqsw" + "aabenikmnoptuxwyoc" + "ililodh",
+            strict=True,
+        )
+    )
+)
+_LEET = str.maketrans(
+    {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
+)
+_LEET_SIGNS = str.maketrans({"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l"})
+_JOINERS = r"[\s.\-_*,/\\'’·]"
+_SPACED = re.compile(rf"(?<![^\W_])(?:[^\W\d_]{_JOINERS}{{1,3}}){{2,}}[^\W\d_](?![^\W_])")
+_SPLIT_WORD = re.compile(r"(?<=[^\W\d_])[.\-_*'’·]+(?=[^\W\d_])")
+_REPEATS = re.compile(r"([^\W\d_])\1{2,}")
+_SPACES = re.compile(r"\s+")
+
+
+def plain(text: str) -> str:
+    """NFKC, without format characters, spaces collapsed, trimmed. Keeps case."""
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return _SPACES.sub(" ", text).strip()
+
+
+def folded(text: str) -> str:
+    """`plain`, case-folded and with accents and look-alike letters as plain Latin ones."""
+    text = unicodedata.normalize("NFKD", plain(text).casefold())
+    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+    return unicodedata.normalize("NFC", text).translate(_LOOKALIKES)
+
+
+def undisguised(text: str) -> tuple[str, ...]:
+    """Readings of a text with its likely disguises removed, all folded and without repeats.
+
+    The first reading is the text as written; the others undo digits for letters, spaced-out
+    letters, and marks inside words. A caller looks for its words in every reading.
+    """
+    base = _REPEATS.sub(r"\1", folded(text))
+    leet = _REPEATS.sub(r"\1", _unleet(folded(text)))
+    readings: dict[str, None] = {}
+    for reading in (base, leet, leet.replace("i", "l") if leet != base else base):
+        readings[reading] = None
+        readings[_SPACED.sub(lambda m: re.sub(_JOINERS, "", m.group()), reading)] = None
+        readings[_SPLIT_WORD.sub("", reading)] = None
+        readings[_SPLIT_WORD.sub(" ", reading)] = None
+    return tuple(_SPACES.sub(" ", r) for r in readings)
+
+
+def _unleet(text: str) -> str:
+    """Digits and signs as letters, but only in words that have a letter: years stay years."""
+    words = []
+    for word in text.split(" "):
+        core = word.rstrip("!.?,")
+        tail = word[len(core) :]
+        mixed = core.translate(_LEET_SIGNS).translate(_LEET)
+        words.append((mixed if any(c.isalpha() for c in core) else core) + tail)
+    return " ".join(words)
