@@ -1,0 +1,117 @@
+"""`make demo`: the whole loop on a real model through the real service.
+
+Starts `ptalign-server` on free loopback ports with its state under demo-out/, runs the loop file
+with the `ptalign` command as a user would, and stops everything it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+BIN = Path(sys.executable).parent
+PUBLIC_DATA = ROOT.parent / "shared" / "data"
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def server_environment(state: Path, ports: list[int]) -> dict[str, str]:
+    """Settings of the demo's server."""
+    grpc, metrics, page = ports
+    environment = dict(os.environ)
+    environment |= {
+        "PTALIGN_STATE": str(state),
+        "PTALIGN_GRPC_PORT": str(grpc),
+        "PTALIGN_METRICS_PORT": str(metrics),
+        "PTALIGN_PAGE_PORT": str(page),
+    }
+    if "PTALIGN_EVAL_DATA" not in environment and PUBLIC_DATA.is_dir():
+        environment["PTALIGN_EVAL_DATA"] = str(PUBLIC_DATA)
+    return environment
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL for a server that will not go."""
+    if server.poll() is None:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+    print(f"server stopped (exit {server.wait()})", flush=True)
+
+
+def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Waits for the control services.
+
+    Raises:
+        SystemExit: The server ended or did not answer within 30 s; its last lines are shown.
+    """
+    host, port = address.split(":")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    lines = log.read_text(errors="replace").splitlines()[-20:]
+    raise SystemExit("the server did not come up; its last lines:\n" + "\n".join(lines))
+
+
+def run(loop: Path, out: Path) -> int:
+    """The loop; returns the exit code of `ptalign run`."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    ports = free_ports(3)
+    address = f"127.0.0.1:{ports[0]}"
+    log = out / "server.log"
+    print(f"starting ptalign-server on {address} (log: {log.relative_to(ROOT)})", flush=True)
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            [str(BIN / "ptalign-server"), "serve"],
+            env=server_environment(out / "state", ports),
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        wait_until_serving(server, address, log)
+        command = [str(BIN / "ptalign"), "--endpoint", address, "run", str(loop), "--out", str(out)]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+    finally:
+        stop(server)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fast", action="store_true", help="base and PT-ALIGN, smaller budget")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo-out")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    code = run(HERE / ("fast.yaml" if arguments.fast else "full.yaml"), arguments.out)
+    print(
+        f"demo: {time.monotonic() - began:.0f} s; open {arguments.out / 'report.html'}", flush=True
+    )
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""The Helm chart, rendered by Helm itself and checked against Kubernetes' own schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmError, HelmRenderError, HelmValuesError, lint
+from pydantic import BaseModel
+
+from ptalign_server.settings import Settings
+
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "ptalign"
+SHAPES = ("embedded", "scaled")
+CUSTOM = {"ServiceMonitor"}
+"""Kinds of operators: Kubernetes has no schema for them."""
+PORTS = {50051, 9464, 8080, 8100, 53}
+Manifest = dict[str, Any]
+
+
+def example(shape: str) -> dict[str, Any]:
+    return yaml.safe_load((CHART / "examples" / f"{shape}.yaml").read_text())
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, as Helm lays one values file over another."""
+    out = dict(base)
+    for key, value in change.items():
+        old = out.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        out[key] = merged(old, value) if both else value
+    return out
+
+
+def render(values: dict[str, Any]) -> list[Manifest]:
+    with Chart.load(CHART) as chart:
+        files = chart.render(values, name="pt", namespace="ml")
+    texts = [text for name, text in files.items() if not name.endswith(".txt")]
+    return [doc for text in texts for doc in yaml.safe_load_all(text) if doc]
+
+
+def refusal(values: dict[str, Any], error: type[HelmError] = HelmValuesError) -> str:
+    with pytest.raises(error) as caught:
+        render(values)
+    return str(caught.value)
+
+
+def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    return next(m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name)
+
+
+def pods(manifests: list[Manifest]) -> Iterator[dict[str, Any]]:
+    for manifest in manifests:
+        if manifest["kind"] == "StatefulSet":
+            yield manifest["spec"]["template"]["spec"]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return pod["containers"] + pod.get("initContainers", [])
+
+
+def env_of(manifests: list[Manifest], name: str) -> dict[str, Any]:
+    container = named(manifests, "StatefulSet", name)["spec"]["template"]["spec"]["containers"][0]
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in container["env"]}
+
+
+@pytest.fixture(params=SHAPES)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return render(example(request.param))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_helm_lints_both_shapes(shape: str) -> None:
+    report = lint(CHART, example(shape), strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("version", ["1.27", "1.37"])
+def test_kubernetes_accepts_every_manifest(manifests: list[Manifest], version: str) -> None:
+    for manifest in manifests:
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_validator_would_see_a_wrong_field() -> None:
+    service = named(render(example("embedded")), "Service", "pt")
+    service["spec"]["prots"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="prots"):
+        kubernetes_validate.validate(service, "1.37", strict=True)
+
+
+def test_nothing_runs_as_root_or_writes_its_root(manifests: list[Manifest]) -> None:
+    for pod in pods(manifests):
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == 10001
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in containers(pod):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+            assert container["resources"]["requests"]["cpu"]
+
+
+def test_what_is_written_to_is_a_volume(manifests: list[Manifest]) -> None:
+    """The root is read-only: state, /tmp and /dev/shm must be mounts, secrets must not be."""
+    for pod in pods(manifests):
+        mounts = pod["containers"][0]["volumeMounts"]
+        writable = {m["mountPath"] for m in mounts if not m.get("readOnly")}
+        assert {"/tmp", "/dev/shm"} <= writable
+        assert not [path for path in writable if path.startswith(("/etc", "/models"))]
+
+
+def test_only_documented_ports_come_in_or_go_out(manifests: list[Manifest]) -> None:
+    policies = [m for m in manifests if m["kind"] == "NetworkPolicy"]
+    closed = named(manifests, "NetworkPolicy", "pt-default-deny")
+    assert closed["spec"] == {
+        "podSelector": {
+            "matchLabels": {
+                "app.kubernetes.io/name": "ptalign",
+                "app.kubernetes.io/instance": "pt",
+            }
+        },
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    asked = {5432, 443}  # examples/scaled.yaml: database and object store
+    for policy in policies:
+        spec = policy["spec"]
+        rules = spec.get("ingress", []) + spec.get("egress", [])
+        for rule in rules:
+            assert {p["port"] for p in rule["ports"]} <= PORTS | asked
+            assert rule.get("from") or rule.get("to"), "an empty peer list admits everybody"
+
+
+def test_every_policy_selects_pods_that_exist(manifests: list[Manifest]) -> None:
+    labels = [
+        m["spec"]["template"]["metadata"]["labels"] for m in manifests if m["kind"] == "StatefulSet"
+    ]
+
+    def matches(selector: dict[str, str]) -> bool:
+        return any(selector.items() <= pod.items() for pod in labels)
+
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        if manifest["kind"] == "Service":
+            assert matches(spec["selector"])
+        elif manifest["kind"] == "NetworkPolicy":
+            assert matches(spec["podSelector"]["matchLabels"])
+        elif manifest["kind"] == "PodDisruptionBudget":
+            assert matches(spec["selector"]["matchLabels"])
+
+
+def test_service_monitor_finds_the_metrics_port() -> None:
+    manifests = render(example("scaled"))
+    monitor = named(manifests, "ServiceMonitor", "pt")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    found = [
+        m for m in manifests if m["kind"] == "Service" and wanted <= m["metadata"]["labels"].items()
+    ]
+    assert [s["metadata"]["name"] for s in found] == ["pt-servers"]
+    assert found[0]["spec"]["ports"] == [{"name": "metrics", "port": 9464, "targetPort": "metrics"}]
+
+
+def test_probes_use_the_local_socket() -> None:
+    pod = next(pods(render(example("embedded"))))
+    container = pod["containers"][0]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["exec"]["command"] == ["ptalign-server", "health"]
+
+
+def test_embedded_is_one_server_on_a_volume_with_its_own_engine() -> None:
+    manifests = render(example("embedded"))
+    server = named(manifests, "StatefulSet", "pt")
+    assert server["spec"]["replicas"] == 1
+    assert server["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == "state"
+    assert [m for m in manifests if m["metadata"]["name"].startswith("pt-engine")] == []
+    env = env_of(manifests, "pt")
+    assert "PTALIGN_DATABASE" not in env
+    assert "PTALIGN_ENGINE__KIND" not in env
+
+
+def test_scaled_servers_share_the_database_the_store_and_the_engines() -> None:
+    manifests = render(example("scaled"))
+    env = env_of(manifests, "pt")
+    assert env["PTALIGN_DATABASE"] == {"secretKeyRef": {"name": "ptalign-database", "key": "url"}}
+    assert env["PTALIGN_ARTEFACTS"] == "s3://ptalign-prod/state"
+    assert env["PTALIGN_ENGINE__KIND"] == "remote"
+    engine = named(manifests, "StatefulSet", "pt-engine")
+    headless = named(manifests, "Service", engine["spec"]["serviceName"])
+    assert headless["spec"]["clusterIP"] == "None"
+    hosts = [url.split("/")[2] for url in json.loads(env["PTALIGN_ENGINE__URLS"])]
+    expected = [f"pt-engine-{i}.{headless['metadata']['name']}:8100" for i in range(3)]
+    assert hosts == expected
+
+
+def test_executor_id_is_the_pods_stable_name(manifests: list[Manifest]) -> None:
+    env = env_of(manifests, "pt")
+    assert env["PTALIGN_EXECUTOR_ID"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+def check_setting(name: str) -> None:
+    """Follows PTALIGN_A__B through the settings' fields."""
+    model: Any = Settings
+    for part in name.removeprefix("PTALIGN_").lower().split("__"):
+        assert isinstance(model, type) and issubclass(model, BaseModel), name
+        assert part in model.model_fields, f"{name} is no setting of the server"
+        model = model.model_fields[part].annotation
+
+
+def test_every_ptalign_variable_is_a_setting(manifests: list[Manifest]) -> None:
+    seen = 0
+    for pod in pods(manifests):
+        for variable in pod["containers"][0]["env"]:
+            if variable["name"].startswith("PTALIGN_"):
+                check_setting(variable["name"])
+                seen += 1
+    assert seen >= 10
+
+
+def test_the_servers_settings_parse_what_the_chart_sets(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env_of(manifests, "pt").items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "postgresql+psycopg://h/db")
+    settings = Settings()
+    assert settings.host == "0.0.0.0"
+    assert not settings.loopback
+    assert settings.auth.tls_cert == Path("/etc/ptalign/tls/tls.crt")
+    if settings.engine.kind == "remote":
+        assert len(settings.engine.urls) == 3
+
+
+def test_no_secret_value_stands_in_a_manifest(manifests: list[Manifest]) -> None:
+    assert [m for m in manifests if m["kind"] == "Secret"] == []
+    for pod in pods(manifests):
+        for container in containers(pod):
+            for argument in container.get("args", []) + container.get("command", []):
+                assert "api-key" not in argument
+
+
+@pytest.mark.parametrize("missing", ["database", "objectStore", "persistence"])
+def test_more_than_one_server_needs_what_they_share(missing: str) -> None:
+    values = {k: v for k, v in example("scaled").items() if k not in {missing, "engines"}}
+    message = refusal(values)
+    assert f"/{missing}/" in message
+
+
+def test_replicas_alone_are_refused() -> None:
+    message = refusal(merged(example("embedded"), {"server": {"replicas": 2}}))
+    assert "/database/existingSecret" in message
+    assert "/objectStore/url" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"server": {"replicas": 0}}, "/server/replicas"),
+        ({"server": {"replicas": "2"}}, "/server/replicas"),
+        ({"server": {"terminationGracePeriodSeconds": 5}}, "/server/terminationGracePeriodSeconds"),
+        ({"profile": "tpu"}, "/profile"),
+        ({"image": {"tag": "latest"}}, "/image/tag"),
+        ({"image": {"digest": "sha256:12"}}, "/image/digest"),
+        ({"objectStore": {"url": "http://bucket"}}, "/objectStore/url"),
+        ({"models": [{"name": "m", "path": "/models/../etc"}]}, "/models/0/path"),
+        ({"models": [{"name": "m", "path": "/etc/weights"}]}, "/models/0/path"),
+        ({"networkPolicy": {"clients": []}}, "/networkPolicy/clients"),
+        ({"persistence": {"enabled": False}}, "/database/existingSecret"),
+        ({"engines": {"enabled": True, "model": "x"}}, "/objectStore/url"),
+        ({"engines": {"extraArgs": ["--trust-remote-code"]}}, "/engines/extraArgs/0"),
+        ({"service": {"type": "NodePort"}}, "/service/type"),
+        ({"replicaCount": 3}, "replicaCount"),
+    ],
+)
+def test_bad_values_are_refused_by_place(change: dict[str, Any], place: str) -> None:
+    assert place in refusal(merged(example("embedded"), change))
+
+
+@pytest.mark.parametrize(
+    ("change", "teaches"),
+    [
+        ({"secrets": {"operatorKey": {"existingSecret": ""}}}, "back it up"),
+        ({"secrets": {"tls": {"existingSecret": ""}}}, "refuses to listen off loopback"),
+        ({"models": []}, "Name at least one model"),
+        ({"modelVolume": {"existingClaim": ""}}, "mounted read-only at /models"),
+    ],
+)
+def test_what_is_missing_is_said_in_words(change: dict[str, Any], teaches: str) -> None:
+    assert teaches in refusal(merged(example("embedded"), change), HelmRenderError)
+
+
+def test_engines_must_serve_a_model_of_the_catalogue() -> None:
+    values = merged(example("scaled"), {"engines": {"model": "absent"}})
+    message = refusal(values, HelmRenderError)
+    assert '"absent" is not in models (qwen2.5-7b-instruct)' in message
+
+
+def test_every_value_is_explained() -> None:
+    """Each leaf of values.yaml has a `# --` comment right above it, but for Kubernetes' own."""
+    known = {"nodeSelector", "tolerations", "affinity", "podAnnotations", "annotations", "labels"}
+    known |= {"requests", "limits", "tmpSize", "shmSize", "interval", "matchLabels"}
+    above, unexplained = "", []
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        key, _, value = line.strip().partition(":")
+        leaf = value.strip() and not line.strip().startswith(("#", "-"))
+        if leaf and "# --" not in above and key not in known:
+            unexplained.append(key)
+        above = line
+    assert unexplained == []
+
+
+def test_notes_teach_the_next_step() -> None:
+    with Chart.load(CHART) as chart:
+        files = chart.render(example("scaled"), name="pt", namespace="ml")
+    notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
+    assert "2 servers on PostgreSQL" in notes
+    assert "Back up the secret ptalign-operator-key" in notes
+    assert "WARNING" not in notes
+
+
+def test_notes_warn_when_the_network_is_open() -> None:
+    values = merged(example("embedded"), {"networkPolicy": {"enabled": False}})
+    with Chart.load(CHART) as chart:
+        files = chart.render(values, name="pt", namespace="ml")
+    assert "WARNING" in next(text for name, text in files.items() if name.endswith("NOTES.txt"))
