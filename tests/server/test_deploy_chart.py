@@ -212,7 +212,8 @@ def check_setting(name: str) -> None:
     """Follows PTALIGN_A__B through the settings' fields."""
     model: Any = Settings
     for part in name.removeprefix("PTALIGN_").lower().split("__"):
-        assert isinstance(model, type) and issubclass(model, BaseModel), name
+        assert isinstance(model, type), name
+        assert issubclass(model, BaseModel), name
         assert part in model.model_fields, f"{name} is no setting of the server"
         model = model.model_fields[part].annotation
 
@@ -248,7 +249,7 @@ def test_no_secret_value_stands_in_a_manifest(manifests: list[Manifest]) -> None
                 assert "api-key" not in argument
 
 
-@pytest.mark.parametrize("missing", ["database", "objectStore", "persistence"])
+@pytest.mark.parametrize("missing", ["database", "objectStore", "persistence", "secrets"])
 def test_more_than_one_server_needs_what_they_share(missing: str) -> None:
     values = {k: v for k, v in example("scaled").items() if k not in {missing, "engines"}}
     message = refusal(values)
