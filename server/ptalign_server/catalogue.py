@@ -1,0 +1,126 @@
+"""Names that callers may use: models, policies, suites, judges, gates, profiles.
+
+Models come from the operator's ``models.yaml``; policies, suites and judges are what the core
+ships plus what the operator added. Clients send names, never paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ptalign import policies
+from ptalign.config import GateConfig
+from ptalign.errors import DataDamaged
+from ptalign.nouns import ModelSpec, Policy, digest_of
+from ptalign_server.errors import UnknownName
+from ptalign_server.models import DEMO_MODEL, cache_root
+from ptalign_server.settings import Settings
+
+GATES: Mapping[str, GateConfig] = {
+    "default": GateConfig(),
+    "strict": GateConfig(min_harm_reduction=0.2, max_over_refusal_increase=0.05, min_samples=100),
+}
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "cpu": {"device": "cpu", "dtype": "float32", "samples": 60},
+    "gpu": {"device": "cuda", "dtype": "bfloat16", "samples": 200},
+}
+
+
+class Catalogue:
+    """The operator's catalogues. Files are read again when they change.
+
+    Args:
+        settings: Where the files are.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.models_path
+        self._stamp = -1.0
+        self._models: dict[str, ModelSpec] = {}
+        self.profile = settings.profile
+        self.scripted = settings.engine.kind == "scripted"
+
+    @property
+    def models(self) -> dict[str, ModelSpec]:
+        stamp = self._path.stat().st_mtime if self._path.exists() else 0.0
+        if stamp != self._stamp:
+            self._models, self._stamp = self._read_models(), stamp
+        return self._models
+
+    def model(self, name: str) -> ModelSpec:
+        """A model entry.
+
+        Raises:
+            UnknownName: With the names that are known.
+        """
+        return _find("model", name, self.models)
+
+    def policy(self, name: str) -> Policy:
+        """A shipped policy pack.
+
+        Raises:
+            UnknownName: With the names that are known.
+        """
+        known = policies.names()
+        if name not in known:
+            raise UnknownName("policy", name, known)
+        return policies.load(name)
+
+    def gate(self, name: str) -> GateConfig:
+        """A gate; the default one when the name is empty."""
+        return _find("gate", name or "default", GATES)
+
+    def _read_models(self) -> dict[str, ModelSpec]:
+        found = read_models(self._path)
+        if not found:
+            demo = cache_root() / "models" / DEMO_MODEL
+            if (demo / "ptalign-model.json").exists():
+                found[DEMO_MODEL] = demo_entry(demo)
+        return found
+
+
+def demo_entry(folder: Path) -> ModelSpec:
+    """The catalogue entry of the prepared demo model."""
+    stamp: dict[str, str] = yaml.safe_load((folder / "ptalign-model.json").read_text())
+    return ModelSpec(name=DEMO_MODEL, path=str(folder), weights_digest=stamp.get("digest", ""))
+
+
+def read_models(path: Path) -> dict[str, ModelSpec]:
+    """Entries of a models file, by name; none when there is no file.
+
+    Raises:
+        DataDamaged: The file does not hold a list of model entries.
+    """
+    if not path.exists():
+        return {}
+    try:
+        entries = [ModelSpec.model_validate(e) for e in yaml.safe_load(path.read_text()) or []]
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise DataDamaged(f"models file {path} cannot be read: {error}") from None
+    return {entry.name: entry for entry in entries}
+
+
+def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:
+    """Replaces a models file."""
+    entries = [entry.model_dump(mode="json") for entry in models.values()]
+    partial = path.with_name(path.name + ".new")
+    partial.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+    partial.replace(path)
+
+
+def template_digest(model: ModelSpec) -> str:
+    """Digest of the chat template and system prompt in force."""
+    files = [Path(model.path) / name for name in ("chat_template.jinja", "tokenizer_config.json")]
+    texts = [f.read_text() for f in files if f.exists()]
+    return digest_of([*texts, model.system_prompt, model.template_options])
+
+
+def _find(field: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise UnknownName(field, name, known)
+    return known[name]

@@ -1,0 +1,200 @@
+"""From a call's message to the typed settings of a stage, and the violations on the way.
+
+The gateway uses these to check a call, the worker to run it: one meaning on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from ptalign.config import (
+    AlignConfig,
+    Config,
+    EvalConfig,
+    GateConfig,
+    InstructionConfig,
+    LoraConfig,
+    PairConfig,
+)
+from ptalign.errors import InvalidInput
+from ptalign.nouns import Method, Policy, Topic
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import Violations
+
+C = TypeVar("C", bound=Config)
+
+METHODS: Mapping[int, Method] = {
+    res.METHOD_UNSPECIFIED: "pt_align",
+    res.METHOD_PT_ALIGN: "pt_align",
+    res.METHOD_UT_UNIFORM: "ut_uniform",
+    res.METHOD_MLE: "mle",
+    res.METHOD_DPO: "dpo",
+    res.METHOD_NPO: "npo",
+}
+INLINE = "inline"
+"""Policy name of resources made with a policy written in the call."""
+
+
+def build(kind: type[C], values: Mapping[str, Any], names: Mapping[str, str]) -> C:
+    """The settings, or every field that is outside its limits.
+
+    Args:
+        values: Only what the caller set: the rest keeps its default.
+        names: Field of the settings -> dotted field of the message, where they differ.
+
+    Raises:
+        Violations: Names each field with its limit and what to send instead.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise Violations([_violation(kind, item, names) for item in error.errors()]) from None
+
+
+def instruction_config(request: pb.GenerateInstructionsRequest, locale: str) -> InstructionConfig:
+    """Settings of a GenerateInstructions call; `locale` is the policy's."""
+    values = {
+        "twins": request.twins if request.HasField("twins") else True,
+        "locale": request.locale or locale,
+        "topics": tuple(request.topics),
+        "seed": request.seed,
+    }
+    return build(InstructionConfig, values, {})
+
+
+def pair_config(request: pb.SynthesizePairsRequest) -> PairConfig:
+    """Settings of a SynthesizePairs call."""
+    values: dict[str, Any] = {"seed": request.seed}
+    _take(values, request, "rounds", "min_polarity", "anchors")
+    return build(PairConfig, values, {})
+
+
+def align_config(request: pb.AlignRequest) -> AlignConfig:
+    """Settings of an Align call, without the profile's device and threads."""
+    if request.method not in METHODS:
+        raise InvalidInput("method", "is not one this server knows", f"Send one of {_known()}.")
+    method = METHODS[request.method]
+    if request.HasField("ut_weight") and method not in {"pt_align", "ut_uniform"}:
+        raise InvalidInput(
+            "ut_weight",
+            f"has no meaning for method {method}",
+            "Leave it out, or use method pt_align or ut_uniform.",
+        )
+    values: dict[str, Any] = {"method": method, "seed": request.seed, "lora": _lora(request.lora)}
+    _take(values, request, "ut_weight", "flagged_share", "guards")
+    _take(
+        values,
+        request.budget,
+        "steps",
+        "pairs_per_step",
+        "anchors_per_step",
+        "learning_rate",
+        "max_benign_kl",
+    )
+    if request.token_weighting:
+        values["scorer"] = request.token_weighting
+    values["protected_words"] = tuple(request.protected_words)
+    return build(AlignConfig, values, ALIGN_NAMES)
+
+
+ALIGN_NAMES = {
+    "scorer": "token_weighting",
+    "steps": "budget.steps",
+    "pairs_per_step": "budget.pairs_per_step",
+    "anchors_per_step": "budget.anchors_per_step",
+    "learning_rate": "budget.learning_rate",
+    "max_benign_kl": "budget.max_benign_kl",
+}
+
+
+def eval_config(request: pb.EvaluateRequest, gate: GateConfig) -> EvalConfig:
+    """Settings of an Evaluate call; `gate` is the catalogue's unless the call writes its own."""
+    values: dict[str, Any] = {"seed": request.seed}
+    _take(values, request, "samples")
+    if request.WhichOneof("gate_choice") == "gate_spec":
+        gate = gate_config(request.gate_spec)
+    return build(EvalConfig, {**values, "gate": gate}, {})
+
+
+def gate_config(spec: pb.GateSpec) -> GateConfig:
+    """A gate written in the call: a limit that is left out is not checked."""
+    values: dict[str, Any] = {
+        name: None for name in GateConfig.model_fields if name != "min_samples"
+    }
+    _take(values, spec, *GateConfig.model_fields)
+    names = {name: f"gate_spec.{name}" for name in GateConfig.model_fields}
+    return build(GateConfig, values, names)
+
+
+def inline_policy(spec: res.PolicySpec) -> Policy:
+    """A policy written in the call, with ids made from its titles."""
+    topics = tuple(
+        Topic(
+            id=_slug(topic.title) or f"topic-{number}",
+            domain=topic.domain or "inline",
+            title=topic.title.strip(),
+            sides="both" if topic.sides == "both" else "positive_only",
+            boundary=topic.boundary,
+            examples=tuple(topic.examples),
+        )
+        for number, topic in enumerate(spec.topics)
+    )
+    return Policy(
+        name=INLINE,
+        locale=spec.locale or "en",
+        topics=topics,
+        protected_words=tuple(spec.protected_words),
+        never_synthesize=tuple(spec.never_synthesize),
+    )
+
+
+def _lora(lora: pb.Lora) -> LoraConfig:
+    values: dict[str, Any] = {"target_modules": tuple(lora.target_modules)}
+    _take(values, lora, "rank", "alpha", "dropout")
+    return build(LoraConfig, values, {name: f"lora.{name}" for name in LoraConfig.model_fields})
+
+
+def _take(values: dict[str, Any], message: Any, *fields: str) -> None:
+    """Copies the fields that the caller set."""
+    for field in fields:
+        descriptor = message.DESCRIPTOR.fields_by_name[field]
+        value = getattr(message, field)
+        if message.HasField(field) if descriptor.has_presence else value:
+            values[field] = value
+
+
+def _slug(title: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())[:40]
+
+
+def _known() -> str:
+    return ", ".join(sorted(set(METHODS.values())))
+
+
+def _violation(kind: type[Config], item: Any, names: Mapping[str, str]) -> InvalidInput:
+    field = str(item["loc"][0]) if item["loc"] else "request"
+    limit = _limit(item)
+    default = kind.model_fields[field].default if field in kind.model_fields else None
+    shown = f"Send a value in that range, or leave it out for {default!r}."
+    return InvalidInput(names.get(field, field), limit, shown)
+
+
+def _limit(item: Any) -> str:
+    """The limit in words; pydantic's context holds the bound."""
+    context = item.get("ctx", {})
+    words = {
+        "ge": "must be at least",
+        "gt": "must be greater than",
+        "le": "must be at most",
+        "lt": "must be less than",
+    }
+    for key, text in words.items():
+        if key in context:
+            return f"{text} {context[key]:g}"
+    if "expected" in context:
+        return f"must be {context['expected']}"
+    return str(item["msg"]).lower()

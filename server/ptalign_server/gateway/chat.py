@@ -1,0 +1,115 @@
+"""Chat: one turn by the base model and the adapter beside it, through the worker's engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+
+from ptalign.errors import EngineFailed, InvalidInput, NotReady
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+
+MAX_TURNS = 100
+MAX_CHARACTERS = 32_000
+MAX_TOKENS = 2048
+
+
+async def chat(
+    request: pb.ChatRequest,
+    identity: Identity,
+    settings: Settings,
+    store: Store,
+    catalogue: Catalogue,
+) -> AsyncIterator[pb.ChatReply]:
+    """Pieces of each reply as the engine makes them. Nothing of it is stored."""
+    _check(request)
+    model = catalogue.model(request.model)
+    if request.adapter:
+        found = store.resources.get(request.adapter, identity.tenant)
+        if found.model != model.name:
+            raise InvalidInput("adapter", f"belongs to model {found.model}", "Send its own model.")
+    bodies = [_body(request, label, adapter) for label, adapter in _targets(request)]
+    queue: asyncio.Queue[pb.ChatReply | BaseException | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pump(settings, body, queue)) for body in bodies]
+    try:
+        open_streams = len(tasks)
+        while open_streams:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_streams -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _targets(request: pb.ChatRequest) -> Sequence[tuple[str, str]]:
+    if not request.adapter:
+        return [("base", "")]
+    with_adapter = (request.adapter, request.adapter)
+    return [("base", ""), with_adapter] if request.compare else [with_adapter]
+
+
+def _body(request: pb.ChatRequest, label: str, adapter: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "adapter": adapter,
+        "max_tokens": request.max_tokens or 256,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+    }
+
+
+async def _pump(
+    settings: Settings,
+    body: dict[str, Any],
+    queue: asyncio.Queue[pb.ChatReply | BaseException | None],
+) -> None:
+    """Moves one reply from the worker's socket into the queue."""
+    try:
+        async for piece in _pieces(settings, body):
+            await queue.put(pb.ChatReply(label=body["label"], text=piece))
+        await queue.put(pb.ChatReply(label=body["label"], done=True))
+        await queue.put(None)
+    except Exception as error:
+        await queue.put(error)
+
+
+async def _pieces(settings: Settings, body: dict[str, Any]) -> AsyncIterator[str]:
+    transport = httpx.AsyncHTTPTransport(uds=str(settings.worker_socket))
+    async with httpx.AsyncClient(transport=transport, timeout=300.0) as client:
+        try:
+            async with client.stream("POST", "http://worker/chat", json=body) as reply:
+                async for line in reply.aiter_lines():
+                    piece = json.loads(line)
+                    if "error" in piece:
+                        raise EngineFailed(piece["error"])
+                    yield piece["text"]
+        except httpx.TransportError:
+            raise NotReady("the engine is starting. Try again in a few seconds.") from None
+
+
+def _check(request: pb.ChatRequest) -> None:
+    if not 1 <= len(request.messages) <= MAX_TURNS:
+        limit = f"must hold 1..{MAX_TURNS} turns"
+        raise InvalidInput("messages", limit, "Send the newest turns.")
+    if request.messages[-1].role != "user":
+        raise InvalidInput("messages", "must end with a user turn", "Put the question last.")
+    for number, message in enumerate(request.messages):
+        if message.role not in {"user", "assistant"}:
+            limit = "must be user or assistant"
+            raise InvalidInput(f"messages[{number}].role", limit, "The server sets the system turn.")
+    if sum(len(m.content) for m in request.messages) > MAX_CHARACTERS:
+        limit = f"hold more than {MAX_CHARACTERS} characters"
+        raise InvalidInput("messages", limit, "Send fewer turns.")
+    if request.max_tokens > MAX_TOKENS:
+        raise InvalidInput("max_tokens", f"must be at most {MAX_TOKENS}", "Ask for less.")

@@ -1,0 +1,166 @@
+"""google.longrunning.Operations over our own rows."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf import empty_pb2
+
+from ptalign.errors import Cancelled, InvalidInput
+from ptalign_server.errors import NotFound, OperationRunning, status_of
+from ptalign_server.gateway.identity import caller
+from ptalign_server.gateway.submit import answer
+from ptalign_server.gateway.watch import Feeds
+from ptalign_server.store import Store
+from ptalign_server.store.operations import (
+    CANCELLED,
+    CANCELLING,
+    STATES,
+    TERMINAL,
+    WAITING,
+    Operation,
+)
+from ptalign_server.wire import KINDS
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 500
+MAX_WAIT_SECONDS = 3600.0
+CLAUSE = re.compile(r"\s*(kind|state|done)\s*=\s*\"?([A-Za-z_]+)\"?\s*")
+FILTER_MEND = 'Write for example: kind=Align AND state=RUNNING, or done=false.'
+
+
+def operation_id(name: str) -> str:
+    """The id in ``operations/ID``."""
+    if not name.startswith("operations/"):
+        raise NotFound
+    return name.removeprefix("operations/")
+
+
+class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
+    """Get, list, wait, cancel and delete operations of the caller's tenant."""
+
+    def __init__(self, store: Store, feeds: Feeds) -> None:
+        self._store = store
+        self._feeds = feeds
+
+    async def GetOperation(self, request: Any, context: Any) -> operations_pb2.Operation:
+        found = await self._get(request.name)
+        return await asyncio.to_thread(answer, found, self._store)
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: Any
+    ) -> operations_pb2.ListOperationsResponse:
+        kind, states = parse_filter(request.filter)
+        size = page_size(request.page_size)
+        tenant = caller().tenant
+        rows = await asyncio.to_thread(
+            lambda: self._store.operations.page(
+                tenant, size + 1, before=request.page_token, kind=kind, states=states
+            )
+        )
+        answers = await asyncio.to_thread(lambda: [answer(row, self._store) for row in rows[:size]])
+        token = rows[size - 1].id if len(rows) > size else ""
+        return operations_pb2.ListOperationsResponse(operations=answers, next_page_token=token)
+
+    async def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, context: Any
+    ) -> operations_pb2.Operation:
+        """Answers when the operation is done, or with its state when the timeout ends."""
+        end = time.monotonic() + _timeout(request, context)
+        found = await self._get(request.name)
+        while not found.done and (left := end - time.monotonic()) > 0:
+            await self._feeds.wait(found.id, found.sequence, left)
+            found = await self._get(request.name)
+        return await asyncio.to_thread(answer, found, self._store)
+
+    async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
+        found = await self._get(request.name)
+        await asyncio.wrap_future(
+            self._store.write(
+                lambda connection: self._store.operations.advance_in(connection, found.id, cancel)
+            )
+        )
+        return empty_pb2.Empty()
+
+    async def DeleteOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
+        found = await self._get(request.name)
+
+        def change(connection: sa.Connection) -> None:
+            if not found.done:
+                raise OperationRunning(
+                    f"{request.name} is {found.state}. Cancel it first; what it made stays."
+                )
+            self._store.operations.delete(connection, found.id)
+            who = identity.tenant, identity.name
+            self._store.audit.add(connection, *who, "delete", request.name, {})
+
+        identity = caller()
+        await asyncio.wrap_future(self._store.write(change))
+        return empty_pb2.Empty()
+
+    async def _get(self, name: str) -> Operation:
+        found = operation_id(name)
+        return await asyncio.to_thread(self._store.operations.get, found, caller().tenant)
+
+
+def cancel(operation: Operation) -> Operation | None:
+    """What Cancel does to an operation: one that waits ends at once, one that runs is told."""
+    if operation.state in TERMINAL or operation.state == CANCELLING:
+        return None
+    if operation.state in WAITING:
+        error = status_of(Cancelled("cancelled before it started")).SerializeToString()
+        return replace(operation, state=CANCELLED, error=error, ended=time.time())
+    return replace(operation, state=CANCELLING)
+
+
+def page_size(asked: int) -> int:
+    """The page size in force.
+
+    Raises:
+        InvalidInput: It is negative or above the limit.
+    """
+    if not 0 <= asked <= MAX_PAGE:
+        mend = f"Leave it out for {DEFAULT_PAGE}."
+        raise InvalidInput("page_size", f"must be 0..{MAX_PAGE}, got {asked}", mend)
+    return asked or DEFAULT_PAGE
+
+
+def parse_filter(text: str) -> tuple[str, Sequence[str]]:
+    """Kind and states of a filter such as ``kind=Align AND state=RUNNING`` or ``done=false``."""
+    kind, states = "", set(STATES)
+    for clause in re.split(r"\bAND\b", text) if text.strip() else ():
+        match = CLAUSE.fullmatch(clause)
+        if match is None:
+            raise InvalidInput("filter", f"cannot be read at {clause.strip()[:60]!r}", FILTER_MEND)
+        field, value = match.groups()
+        if field == "kind":
+            kind = _one_of(value, tuple(KINDS))
+        elif field == "state":
+            states &= {_one_of(value, STATES)}
+        else:
+            done = _one_of(value, ("true", "false")) == "true"
+            states &= set(TERMINAL) if done else set(STATES) - set(TERMINAL)
+    return kind, () if states == set(STATES) else sorted(states) or ["NONE"]
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        limit = f"{value!r} is none of {', '.join(known)}"
+        raise InvalidInput("filter", limit, FILTER_MEND)
+    return value
+
+
+def _timeout(request: operations_pb2.WaitOperationRequest, context: Any) -> float:
+    """The request's timeout, ending a little before the call's own deadline."""
+    asked = MAX_WAIT_SECONDS
+    if request.HasField("timeout"):
+        asked = request.timeout.seconds + request.timeout.nanos / 1e9
+    left = context.time_remaining()
+    return float(min(asked, MAX_WAIT_SECONDS if left is None else max(0.0, left - 0.25)))

@@ -1,0 +1,125 @@
+"""From a checked call to a durable operation: one row of our own, committed in the call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from google.longrunning import operations_pb2
+
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.errors import Overloaded
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.verbs import VERBS, Call, Estimate
+from ptalign_server.store import Store
+from ptalign_server.store.operations import VALIDATING, Operation, new_id
+from ptalign_server.store.requests import Ticket, once, ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A call on its way into the store."""
+
+    identity: Identity
+    kind: str
+    request: Any
+    ticket: Ticket | None
+
+
+async def submit(
+    kind: str, request: Any, identity: Identity, store: Store, catalogue: Catalogue, max_queued: int
+) -> operations_pb2.Operation:
+    """Checks the call and makes its operation; a dry run answers with an estimate instead."""
+    estimate = await asyncio.to_thread(
+        VERBS[kind].check, request, Call(identity, store, catalogue)
+    )
+    if request.dry_run:
+        return _dry_run(kind, estimate)
+    made = Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
+    change = _Insert(store, made, max_queued)
+    operation_id = await asyncio.wrap_future(store.write(change))
+    if change.made is not None:
+        return wire.operation_message(change.made)
+    operation = await asyncio.to_thread(store.operations.get, operation_id, identity.tenant)
+    return await asyncio.to_thread(answer, operation, store)
+
+
+def answer(operation: Operation, store: Store) -> operations_pb2.Operation:
+    """An operation with its response, when it has one."""
+    message = wire.operation_message(operation)
+    if wire.needs_response(operation):
+        resource = store.resources.get(operation.resource, None)
+        message.response.CopyFrom(wire.response(resource.collection, resource.body))
+    return message
+
+
+class _Insert:
+    """The change: runs on the writer's thread, inside its transaction."""
+
+    def __init__(self, store: Store, submission: Submission, max_queued: int) -> None:
+        self._store = store
+        self._submission = submission
+        self._max_queued = max_queued
+        self.made: Operation | None = None
+
+    def __call__(self, connection: sa.Connection) -> str:
+        def make() -> str:
+            self.made = self._insert(connection)
+            return self.made.id
+
+        found, _ = once(connection, self._submission.ticket, make)
+        return found
+
+    def _insert(self, connection: sa.Connection) -> Operation:
+        store, submission = self._store, self._submission
+        if store.operations.waiting(connection) >= self._max_queued:
+            raise Overloaded(
+                f"{self._max_queued} operations wait already. Try again when some are done, or "
+                "raise PTALIGN_LIMITS__MAX_QUEUED."
+            )
+        now = time.time()
+        operation_id = new_id()
+        key, wrapped = store.vault.fresh_key(operation_id)
+        store.keys.insert(connection, operation_id, wrapped)
+        operation = Operation(
+            id=operation_id,
+            tenant=submission.identity.tenant,
+            identity=submission.identity.name,
+            kind=submission.kind,
+            state=VALIDATING,
+            sequence=1,
+            attempt=0,
+            request=key.seal("request", submission.request.SerializeToString()),
+            metadata=b"",
+            error=b"",
+            resource="",
+            created=now,
+            started=0.0,
+            updated=now,
+            ended=0.0,
+        )
+        return store.operations.insert(connection, operation)
+
+
+def _dry_run(kind: str, estimate: Estimate) -> operations_pb2.Operation:
+    metadata = wire.KINDS[kind].metadata()
+    metadata.progress.operation = "operations/dry-run"
+    metadata.progress.kind = kind
+    metadata.progress.state = pb.OPERATION_STATE_SUCCEEDED
+    metadata.progress.estimate.CopyFrom(
+        pb.Estimate(
+            seconds=estimate.seconds,
+            memory_bytes=estimate.memory_bytes,
+            disk_bytes=estimate.disk_bytes,
+            basis=estimate.basis,
+        )
+    )
+    message = operations_pb2.Operation(name="operations/dry-run", done=True)
+    message.metadata.Pack(metadata)
+    message.response.Pack(wire.KINDS[kind].resource())
+    return message

@@ -1,0 +1,67 @@
+"""The service SafetyTuning: four verbs, watching, and a chat to look at an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.longrunning import operations_pb2
+
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_proto.v1 import safety_tuning_pb2_grpc as rpc
+from ptalign_server import wire
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.gateway.chat import chat
+from ptalign_server.gateway.identity import caller
+from ptalign_server.gateway.operations import operation_id
+from ptalign_server.gateway.submit import answer, submit
+from ptalign_server.gateway.watch import Feeds
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+
+
+class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
+    """Serves the verbs; see the .proto for what each means."""
+
+    def __init__(
+        self, settings: Settings, store: Store, catalogue: Catalogue, feeds: Feeds
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._catalogue = catalogue
+        self._feeds = feeds
+
+    async def GenerateInstructions(self, request: Any, context: Any) -> operations_pb2.Operation:
+        return await self._submit("GenerateInstructions", request)
+
+    async def SynthesizePairs(self, request: Any, context: Any) -> operations_pb2.Operation:
+        return await self._submit("SynthesizePairs", request)
+
+    async def Align(self, request: Any, context: Any) -> operations_pb2.Operation:
+        return await self._submit("Align", request)
+
+    async def Evaluate(self, request: Any, context: Any) -> operations_pb2.Operation:
+        return await self._submit("Evaluate", request)
+
+    async def WatchOperation(
+        self, request: pb.WatchOperationRequest, context: Any
+    ) -> AsyncIterator[pb.OperationEvent]:
+        found = operation_id(request.name)
+        self._store.operations.get(found, caller().tenant)
+        async for event in self._feeds.events(found, request.after_sequence):
+            message = operations_pb2.Operation.FromString(event.body)
+            if message.done and not message.HasField("error"):
+                message = answer(self._store.operations.get(found), self._store)
+            yield pb.OperationEvent(
+                sequence=event.sequence, time=wire.timestamp(event.time), operation=message
+            )
+            if message.done:
+                return
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatReply]:
+        async for reply in chat(request, caller(), self._settings, self._store, self._catalogue):
+            yield reply
+
+    async def _submit(self, kind: str, request: Any) -> operations_pb2.Operation:
+        limit = self._settings.limits.max_queued
+        return await submit(kind, request, caller(), self._store, self._catalogue, limit)

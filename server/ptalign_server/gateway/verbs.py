@@ -1,0 +1,361 @@
+"""The four verbs as rows of one table: what each takes, checks, makes and costs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptalign.errors import InvalidInput
+from ptalign.nouns import ModelSpec, Policy
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import configs
+from ptalign_server.catalogue import PROFILES, Catalogue
+from ptalign_server.errors import NotFound, SetPartial, SetPurged, UnknownName, Violations
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.store import Store
+from ptalign_server.store.operations import CANCELLED, FAILED
+from ptalign_server.store.resources import Resource
+
+MAX_COUNT = 20_000
+MAX_ANNOTATIONS = 49
+MAX_SEEDS = 2_000
+MAX_TEXT = 8_000
+MAX_TOPICS = 500
+MAX_ALSO = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a check may look at."""
+
+    identity: Identity
+    store: Store
+    catalogue: Catalogue
+
+    def resource(self, name: str, collection: str, model: str) -> Resource:
+        """A resource of this tenant, of the right kind and model."""
+        if not name.startswith(collection + "/"):
+            raise NotFound
+        found = self.store.resources.get(name, self.identity.tenant)
+        if model and found.model != model:
+            raise NotFound
+        return found
+
+    def readable(self, name: str, collection: str, model: str, *, whole: bool = False) -> Resource:
+        """A resource whose text is there; with `whole`, not a partial one either."""
+        found = self.resource(name, collection, model)
+        if found.purged:
+            raise SetPurged(f"{name} was purged: its text is gone. Make or import another set.")
+        if whole and found.partial:
+            raise SetPartial(
+                f"{name} is partial: its operation was stopped. Finish it with SynthesizePairs and "
+                f"parent={name}, then align on the set that makes."
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call would cost on this profile."""
+
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One row: a new verb is one more."""
+
+    kind: str
+    check: Callable[[Any, Call], Estimate]
+    """Raises on anything wrong with the request; else what it would cost."""
+
+
+def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estimate:
+    """Checks GenerateInstructions."""
+    problems = _request_id(request)
+    if not 1 <= request.count <= MAX_COUNT:
+        problems.append(
+            InvalidInput(
+                "count",
+                f"must be 1..{MAX_COUNT}, got {request.count}",
+                "Ask for fewer, and extend the set later with parent.",
+            )
+        )
+    problems += _texts("seeds", request.seeds, MAX_SEEDS)
+    problems += _texts("excerpts", request.excerpts, MAX_SEEDS)
+    problems += _topic_ids(request.topics)
+    problems += _inline(request)
+    _raise(problems)
+    model = call.catalogue.model(request.model)
+    policy = _policy(request, call)
+    _known_topics(request.topics, policy)
+    config = configs.instruction_config(request, policy.locale)
+    if config.locale not in model.locales:
+        raise InvalidInput(
+            "locale",
+            f"{config.locale!r} is not one of the model's ({', '.join(model.locales)})",
+            "Use one of those, or add the locale to the model's catalogue entry.",
+        )
+    if request.parent:
+        call.readable(request.parent, "instructionSets", model.name)
+    drafts = request.count * (2 if config.twins else 1) * 3.2
+    return _generation(model, drafts, config.max_tokens, "3.2 drafts per accepted instruction")
+
+
+def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate:
+    """Checks SynthesizePairs."""
+    problems = _request_id(request)
+    items = request.annotations.items
+    if len(items) > MAX_ANNOTATIONS:
+        problems.append(too_many_annotations("annotations", len(items)))
+    for number, item in enumerate(items):
+        problems += annotation_problems(f"annotations.items[{number}]", item)
+    _raise(problems)
+    model = call.catalogue.model(request.model)
+    if not request.instruction_set:
+        raise InvalidInput("instruction_set", "is empty", "Send the name of an instruction set.")
+    source = call.readable(request.instruction_set, "instructionSets", model.name)
+    if request.annotation_set:
+        marks = call.readable(request.annotation_set, "annotationSets", model.name)
+        count = res.AnnotationSet.FromString(marks.body).count
+        if count > MAX_ANNOTATIONS:
+            raise Violations([too_many_annotations("annotation_set", count)])
+    config = configs.pair_config(request)
+    if request.parent:
+        call.readable(request.parent, "pairSets", model.name)
+    made = res.InstructionSet.FromString(source.body)
+    records = made.harmful + made.twins + config.anchors
+    drafts = records * (1 + config.candidates * config.rounds * 0.6)
+    return _generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
+
+
+def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
+    """Checks Align."""
+    problems = _request_id(request)
+    problems += _texts("protected_words", request.protected_words, 1_000, 64)
+    _raise(problems)
+    model = call.catalogue.model(request.model)
+    config = configs.align_config(request)
+    if not request.pair_set:
+        raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
+    call.readable(request.pair_set, "pairSets", model.name, whole=True)
+    if request.parent_adapter:
+        call.resource(request.parent_adapter, "adapters", model.name)
+    if request.resume_from:
+        _check_resume(request, call)
+    rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
+    size = _weights_bytes(model)
+    per_row = size / 538e6 * 0.35
+    factor = 0.05 if call.catalogue.profile == "gpu" else 1.0
+    return Estimate(
+        seconds=20 + config.steps * rows * per_row * factor,
+        memory_bytes=int(size * 2.2 + 1.7e9),
+        disk_bytes=int(size * 0.04 * config.lora.rank / 16 * 3),
+        basis="measured on a 135M model on two cores, scaled by weights and rows per step",
+    )
+
+
+def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
+    """Checks Evaluate."""
+    problems = _request_id(request)
+    if len(request.also) > MAX_ALSO:
+        problems.append(
+            InvalidInput("also", f"holds more than {MAX_ALSO} targets", "Evaluate in two calls.")
+        )
+    _raise(problems)
+    model = call.catalogue.model(request.target.model)
+    _check_targets(request, call, model.name)
+    gate = call.catalogue.gate(request.gate if request.WhichOneof("gate_choice") == "gate" else "")
+    config = configs.eval_config(request, gate)
+    call.catalogue.check_suites(request.suites)
+    call.catalogue.check_judges(request.judges)
+    if request.pair_set:
+        call.readable(request.pair_set, "pairSets", model.name)
+    samples = request.samples or int(PROFILES[call.catalogue.profile]["samples"])
+    drafts = samples * 6 * (2 + len(request.also))
+    return _generation(model, drafts, config.max_tokens, "six suites per target")
+
+
+VERBS: Mapping[str, Verb] = {
+    verb.kind: verb
+    for verb in (
+        Verb("GenerateInstructions", check_generate),
+        Verb("SynthesizePairs", check_synthesize),
+        Verb("Align", check_align),
+        Verb("Evaluate", check_evaluate),
+    )
+}
+
+
+def too_many_annotations(field: str, count: int) -> InvalidInput:
+    """The violation for more marks than the method is meant for."""
+    return InvalidInput(
+        field,
+        f"holds {count} annotations; at most {MAX_ANNOTATIONS} are used per policy and model",
+        "Keep the most telling ones.",
+    )
+
+
+def annotation_problems(field: str, item: res.Annotation) -> list[InvalidInput]:
+    """What is wrong with one annotation."""
+    problems = []
+    for name in ("instruction", "good"):
+        if not getattr(item, name).strip():
+            problems.append(InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item."))
+    for name in ("instruction", "good", "bad"):
+        if len(getattr(item, name)) > MAX_TEXT:
+            limit = f"is longer than {MAX_TEXT} characters"
+            problems.append(InvalidInput(f"{field}.{name}", limit, "Shorten it."))
+    return problems
+
+
+def request_id_problems(request: Any) -> list[InvalidInput]:
+    """A request_id is a UUID or absent."""
+    return _request_id(request)
+
+
+def _request_id(request: Any) -> list[InvalidInput]:
+    if not request.request_id:
+        return []
+    try:
+        uuid.UUID(request.request_id)
+    except ValueError:
+        return [InvalidInput("request_id", "is not a UUID", "Send a fresh UUID per call.")]
+    return []
+
+
+def _raise(problems: Sequence[InvalidInput]) -> None:
+    if problems:
+        raise Violations(problems)
+
+
+def _texts(field: str, texts: Sequence[str], most: int, longest: int = MAX_TEXT) -> list[InvalidInput]:
+    if len(texts) > most:
+        return [InvalidInput(field, f"holds more than {most} entries", "Send fewer.")]
+    for number, text in enumerate(texts):
+        if not text.strip():
+            return [InvalidInput(f"{field}[{number}]", "is empty", "Drop it.")]
+        if len(text) > longest:
+            limit = f"is longer than {longest} characters"
+            return [InvalidInput(f"{field}[{number}]", limit, "Shorten it.")]
+    return []
+
+
+def _topic_ids(topics: Sequence[str]) -> list[InvalidInput]:
+    problems = []
+    for number, topic in enumerate(topics):
+        if not topic.strip():
+            mend = "Name a topic of the policy, or leave topics out for all of them."
+            problems.append(InvalidInput(f"topics[{number}]", "is empty", mend))
+    for topic in _doubled(topics):
+        problems.append(InvalidInput("topics", f"names {topic!r} twice", "Name it once."))
+    return problems
+
+
+def _known_topics(topics: Sequence[str], policy: Policy) -> None:
+    known = {topic.id for topic in policy.topics}
+    for topic in topics:
+        if topic not in known:
+            raise UnknownName("topic", topic, known)
+
+
+def _inline(request: pb.GenerateInstructionsRequest) -> list[InvalidInput]:
+    if request.WhichOneof("policy_choice") != "policy_spec":
+        return []
+    spec = request.policy_spec
+    if not spec.topics:
+        mend = "Write at least one topic, or name a policy of the catalogue."
+        return [InvalidInput("policy_spec.topics", "is empty", mend)]
+    if len(spec.topics) > MAX_TOPICS:
+        return [InvalidInput("policy_spec.topics", f"holds more than {MAX_TOPICS}", "Split it.")]
+    problems = []
+    for number, topic in enumerate(spec.topics):
+        field = f"policy_spec.topics[{number}]"
+        if not topic.title.strip():
+            problems.append(InvalidInput(f"{field}.title", "is empty", "Name the topic."))
+        if topic.sides not in {"", "both", "positive_only"}:
+            mend = "Send one of those, or leave it out for positive_only."
+            limit = "must be both or positive_only"
+            problems.append(InvalidInput(f"{field}.sides", limit, mend))
+        problems += _texts(f"{field}.examples", topic.examples, 100)
+    titles = [topic.title.strip().lower() for topic in spec.topics]
+    for title in _doubled(t for t in titles if t):
+        limit = f"names {title!r} twice"
+        problems.append(InvalidInput("policy_spec.topics", limit, "Name it once."))
+    return problems
+
+
+def _policy(request: pb.GenerateInstructionsRequest, call: Call) -> Policy:
+    if request.WhichOneof("policy_choice") == "policy_spec":
+        policy = configs.inline_policy(request.policy_spec)
+        call.catalogue.check_sides(policy)
+        return policy
+    return call.catalogue.policy(request.policy)
+
+
+def _doubled(values: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return sorted({value for value in values if value in seen or seen.add(value)})  # type: ignore[func-returns-value]
+
+
+def _check_resume(request: pb.AlignRequest, call: Call) -> None:
+    """`resume_from` continues with the same inputs: any other would train something else."""
+    earlier = call.store.operations.get(
+        request.resume_from.removeprefix("operations/"), call.identity.tenant
+    )
+    if earlier.kind != "Align" or earlier.state not in {CANCELLED, FAILED}:
+        raise InvalidInput(
+            "resume_from",
+            f"is a {earlier.kind} in state {earlier.state}",
+            "Name an Align operation that was cancelled or failed.",
+        )
+    key = call.store.keys.get(earlier.id)
+    before = pb.AlignRequest.FromString(key.open("request", earlier.request))
+    ignored = {"request_id", "dry_run", "resume_from"}
+    for descriptor in pb.AlignRequest.DESCRIPTOR.fields:
+        name = descriptor.name
+        if name not in ignored and getattr(before, name) != getattr(request, name):
+            raise InvalidInput(
+                name,
+                f"differs from the operation that is resumed ({request.resume_from})",
+                "Send the same inputs, or leave resume_from out to start afresh.",
+            )
+
+
+def _check_targets(request: pb.EvaluateRequest, call: Call, model: str) -> None:
+    baseline = request.baseline.model
+    if baseline and baseline != model:
+        call.catalogue.model(baseline)
+        raise InvalidInput(
+            "baseline.model",
+            f"is {baseline}, not the target's model {model}",
+            "Compare targets of one model: they share prompts and template.",
+        )
+    for target in (request.target, request.baseline, *request.also):
+        if target.adapter:
+            call.resource(target.adapter, "adapters", model)
+    labels = [t.label for t in (request.target, request.baseline, *request.also) if t.label]
+    for label in _doubled(labels):
+        raise InvalidInput("label", f"{label!r} stands on two targets", "Label each differently.")
+
+
+def _generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Estimate:
+    size = _weights_bytes(model)
+    rate = 96 * 538e6 / max(size, 1e6)
+    return Estimate(
+        seconds=drafts * tokens * 0.8 / rate,
+        memory_bytes=int(size * 1.2 + 2.4e9),
+        disk_bytes=int(drafts * tokens * 8),
+        basis=f"96 tokens/s for a 135M model on two cores, scaled by weights; {basis}",
+    )
+
+
+def _weights_bytes(model: ModelSpec) -> int:
+    return sum(f.stat().st_size for f in Path(model.path).glob("*.safetensors"))

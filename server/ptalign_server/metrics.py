@@ -1,0 +1,114 @@
+"""Every metric of the service, in one place. Gateway and worker write, the gateway serves.
+
+Label values come from closed sets; nothing of a record's text is ever a label. Both processes
+write into files under ``PROMETHEUS_MULTIPROC_DIR``, which `prepare` sets before the first import
+of prometheus_client.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def prepare(folder: Path) -> None:
+    """Empties and sets the shared folder: call before any process starts to write."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    os.environ[VARIABLE] = str(folder)
+
+
+def registry() -> CollectorRegistry:
+    """A registry that reads what every process wrote."""
+    from prometheus_client import CollectorRegistry, multiprocess
+
+    collected = CollectorRegistry()
+    multiprocess.MultiProcessCollector(collected)
+    return collected
+
+
+def forget(pid: int) -> None:
+    """Drops the live gauges of a process that ended."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(pid)
+
+
+class Metrics:
+    """The metrics; made once per process, after `prepare`."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        # A registry of their own: several servers may live in one test process.
+        own = CollectorRegistry()
+        fast = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ptalign_{name}", text, labels, registry=own)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"ptalign_{name}", text, labels, registry=own, multiprocess_mode="livemostrecent"
+            )
+
+        self.rpcs = counter("rpcs_total", "Calls by method and status code", "method", "code")
+        self.rpc_seconds = Histogram(
+            "ptalign_rpc_seconds",
+            "Latency of calls; streams until they end",
+            ["method"],
+            buckets=fast,
+            registry=own,
+        )
+        self.operations = gauge("operations", "Operations by kind and state", "kind", "state")
+        self.queue_depth = gauge("queue_depth", "Operations that wait to run", "kind")
+        self.engine_up = gauge("engine_up", "1 while the engine takes requests", "engine")
+        self.engine_running = gauge("engine_running", "Requests in flight", "engine")
+        self.tokens_generated = counter("tokens_generated_total", "Tokens the engine generated")
+        self.instructions = counter(
+            "instructions_total", "Instruction drafts by outcome", "outcome", "reason"
+        )
+        self.pairs = counter("pairs_total", "Pair drafts by outcome", "outcome", "reason")
+        self.train_tokens = counter("train_tokens_total", "Trained tokens by part", "part")
+        self.train_loss = gauge("train_loss", "Loss of the last step by part, nats", "part")
+        self.ut_weight = gauge("ut_weight", "lambda of the last step")
+        self.step_seconds = Histogram(
+            "ptalign_train_step_seconds",
+            "Time of one training step",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80),
+            registry=own,
+        )
+        self.evaluation_rate = gauge(
+            "evaluation_rate", "Rates of the newest evaluation, shares in 0..1", "axis", "target"
+        )
+        self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
+
+
+REASONS = frozenset(
+    {
+        "duplicate", "near_duplicate", "length", "language", "refusal", "not_request", "answer",
+        "off_topic", "domain_cap", "blocked", "polarity", "unscored", "incoherent", "empty",
+        "echo", "not_refusal", "not_toxic", "error", "format", "harmless", "harmful_twin", "pii",
+        "invalid", "cut", "unsafe", "looping",
+    }
+)  # fmt: skip
+"""Reasons a draft may be rejected for; any other counts as ``other``."""
+
+
+def rejections(counts: Mapping[str, int]) -> dict[str, int]:
+    """``rejected.<reason>`` counts by a closed set of reasons."""
+    found: dict[str, int] = {}
+    for name, value in counts.items():
+        if name.startswith("rejected."):
+            reason = name.removeprefix("rejected.")
+            label = reason if reason in REASONS else "other"
+            found[label] = found.get(label, 0) + value
+    return found

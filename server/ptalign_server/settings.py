@@ -1,0 +1,157 @@
+"""Settings of the server: environment variables with the prefix PTALIGN_, nested by ``__``.
+
+No heavy imports: gateway, worker and command line read the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROLES = ("engineer", "annotator", "reader", "operator", "auditor", "backend")
+
+
+class AuthSettings(BaseModel):
+    """Who may call. Off loopback, TLS and bearer tokens are required."""
+
+    tls_cert: Path | None = None
+    """Server certificate chain, PEM; read again when the file changes."""
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    """When set, clients must present a certificate signed by it (mutual TLS)."""
+    loopback_roles: tuple[str, ...] = ROLES
+    """Roles of callers on loopback without a token: the person at this machine. Narrow it, or
+    set `tokens_on_loopback`, where other people can log in."""
+    tokens_on_loopback: bool = False
+
+
+class LimitSettings(BaseModel):
+    """Limits that an operator sets."""
+
+    max_queued: int = Field(2000, ge=1)
+    """Operations waiting at once; more are refused with RESOURCE_EXHAUSTED."""
+    generations: int = Field(4, ge=1, le=64)
+    """Generation and evaluation operations running at once in one worker."""
+    trainings: int = Field(1, ge=1, le=16)
+    """Align operations running at once in one worker."""
+    floor: float = Field(0.25, ge=0, le=1)
+    """Share of the count asked for below which a set fails instead of being called short."""
+    engine_attempts: int = Field(5, ge=1, le=100)
+    """Tries of one operation when the engine dies under it."""
+
+
+class EngineSettings(BaseModel):
+    """Where completions come from."""
+
+    kind: Literal["vllm", "remote", "scripted"] = "vllm"
+    """vllm: started and watched by the worker; remote: the URLs in `urls`; scripted: the engine
+    for volume tests, no model at all."""
+    urls: tuple[str, ...] = ()
+    """OpenAI-compatible base URLs of running servers (kind ``remote``)."""
+    served_name: str = ""
+    """Model name the remote servers answer to; the catalogue name unless set."""
+    concurrency: int = Field(32, ge=1, le=4096)
+    """Requests in flight per engine."""
+    delay_seconds: float = Field(0.0, ge=0)
+    """Scripted engine only: time per completion."""
+
+
+class Settings(BaseSettings):
+    """Everything `ptalign-server serve` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PTALIGN_", env_nested_delimiter="__", extra="ignore", frozen=True
+    )
+
+    state: Path = Path(".ptalign")
+    """Folder of the database, sealed sets, keys and artefacts."""
+    database: str = ""
+    """SQLAlchemy URL; SQLite in the state folder unless set (PostgreSQL for replicas)."""
+    artefacts: str = ""
+    """Object store URL (s3://, gs://, az://); a folder in the state folder unless set."""
+    key_file: Path | None = None
+    """Operator's key; ``operator.key`` in the state folder unless set."""
+    models_file: Path | None = None
+    """Catalogue of models; ``models.yaml`` in the state folder unless set."""
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(9464, ge=0, le=65535)
+    profile: Literal["cpu", "gpu"] = "cpu"
+    executor_id: str = "local"
+    """Stable name of this replica: a pod's name in a StatefulSet."""
+    application_version: str = "1"
+    """Version of the durable jobs; a change leaves running jobs to the old version."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
+    engine: EngineSettings = EngineSettings()
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{(self.state / 'ptalign.db').absolute()}"
+
+    @property
+    def jobs_url(self) -> str:
+        """Database of the durable job library: one of its own beside SQLite."""
+        return self.database or f"sqlite:///{(self.state / 'jobs.db').absolute()}"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the one-machine default on SQLite."""
+        return self.database_url.startswith("sqlite")
+
+    @property
+    def key_path(self) -> Path:
+        return self.key_file or self.state / "operator.key"
+
+    @property
+    def models_path(self) -> Path:
+        return self.models_file or self.state / "models.yaml"
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Folder of sockets: short, since a socket's path holds 107 bytes at most."""
+        folder = (self.state / "run").absolute()
+        if len(str(folder)) > 70:
+            tag = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+            folder = Path(tempfile.gettempdir()) / f"ptalign-{os.getuid()}-{tag}"
+        return folder
+
+    @property
+    def health_socket(self) -> Path:
+        return self.run_dir / "health.sock"
+
+    @property
+    def worker_socket(self) -> Path:
+        return self.run_dir / "worker.sock"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the gRPC port."""
+        return is_loopback(self.host)
+
+    def make_folders(self) -> None:
+        """Creates the state folders, for this user only."""
+        for name in ("", "sets", "work", "artefacts", "logs"):
+            folder = self.state / name
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,57 @@
+"""Everything the service keeps: operations, resources, sealed sets, artefacts, the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from ptalign_server.settings import Settings
+from ptalign_server.store.artefacts import Artefacts
+from ptalign_server.store.audit import Audit
+from ptalign_server.store.db import connect, migrate, protect_file
+from ptalign_server.store.keys import Keys
+from ptalign_server.store.operations import Freeze, Operations
+from ptalign_server.store.resources import Resources
+from ptalign_server.store.sets import Sets
+from ptalign_server.store.writer import Writer
+from ptalign_server.vault import KeyFile, Vault
+
+T = TypeVar("T")
+
+
+class Store:
+    """Opens the database and the folders, and brings their parts together.
+
+    Args:
+        freeze: Turns an operation's row into the event body that watchers receive.
+    """
+
+    def __init__(self, settings: Settings, freeze: Freeze) -> None:
+        settings.make_folders()
+        if settings.embedded and not settings.key_path.exists():
+            KeyFile.create(settings.key_path)
+        protect_file(settings.database_url)
+        self.engine = connect(settings.database_url)
+        migrate(self.engine)
+        self.vault = Vault(KeyFile(settings.key_path))
+        self.keys = Keys(self.engine, self.vault)
+        self.operations = Operations(self.engine, self.vault, freeze)
+        self.resources = Resources(self.engine, self.vault)
+        self.audit = Audit(self.engine, self.vault)
+        self.sets = Sets(settings.state / "sets", self.keys)
+        self.artefacts = Artefacts(
+            settings.state / "artefacts", settings.artefacts, settings.state / "work" / "cache"
+        )
+        self._writer = Writer(self.engine)
+
+    def write(self, change: Callable[[sa.Connection], T]) -> Future[T]:
+        """Applies a change by group commit; the future is done once it is on disk."""
+        return self._writer.submit(change)
+
+    def close(self) -> None:
+        """Finishes queued changes and closes the database."""
+        self._writer.close()
+        self.engine.dispose()

@@ -1,0 +1,70 @@
+"""The audit trail: append-only, each entry's hash covers the one before it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign_server.store.db import reading
+from ptalign_server.store.schema import audit
+from ptalign_server.vault import Vault
+
+
+class Audit:
+    """Writes and verifies the trail. A read that must be audited fails when this fails."""
+
+    def __init__(self, engine: sa.Engine, vault: Vault) -> None:
+        self._engine = engine
+        self._vault = vault
+
+    def add(
+        self,
+        connection: sa.Connection,
+        tenant: str,
+        identity: str,
+        action: str,
+        target: str,
+        detail: Mapping[str, Any],
+    ) -> None:
+        """Appends one entry; `detail` holds counts and purposes, never text of records."""
+        newest = sa.select(audit.c.sequence, audit.c.hash).order_by(audit.c.sequence.desc()).limit(1)
+        last = connection.execute(newest.with_for_update()).first()
+        values = {
+            "sequence": 1 if last is None else int(last.sequence) + 1,
+            "time": time.time(),
+            "tenant": tenant,
+            "identity": identity,
+            "action": action,
+            "target": target,
+            "detail": json.dumps(detail, sort_keys=True),
+            "previous": "" if last is None else str(last.hash),
+        }
+        connection.execute(audit.insert().values(**values, hash=self._hash(values)))
+
+    def first_bad(self) -> int:
+        """Sequence number of the first entry that was edited, dropped or moved; 0: none."""
+        previous, expected = "", 1
+        with reading(self._engine) as connection:
+            for row in connection.execute(sa.select(audit).order_by(audit.c.sequence)).mappings():
+                values = {name: row[name] for name in row if name != "hash"}
+                good = (
+                    values["sequence"] == expected
+                    and values["previous"] == previous
+                    and self._hash(values) == row["hash"]
+                )
+                if not good:
+                    return expected
+                previous, expected = str(row["hash"]), expected + 1
+        return 0
+
+    def count(self) -> int:
+        """Entries in the trail."""
+        with reading(self._engine) as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one())
+
+    def _hash(self, values: Mapping[str, Any]) -> str:
+        return self._vault.mac("audit", *(values[name] for name in sorted(values)))

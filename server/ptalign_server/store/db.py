@@ -1,0 +1,124 @@
+"""One database: SQLite in WAL mode, or PostgreSQL by URL; and its migrations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign.errors import NotReady, Unsupported
+from ptalign_server.store.schema import metadata
+
+HEAD = "0001"
+"""Newest schema this program knows."""
+
+
+def connect(url: str) -> sa.Engine:
+    """An engine whose commits are on disk when they return."""
+    if not url.startswith("sqlite"):
+        return sa.create_engine(_driver(url), pool_size=10, max_overflow=10, pool_pre_ping=True)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": 20, "check_same_thread": False}, pool_size=8, max_overflow=8
+    )
+    sa.event.listen(engine, "connect", _sqlite_connect)
+    sa.event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that takes no write lock."""
+    with engine.connect().execution_options(reading=True) as connection:
+        yield connection
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Brings the schema to `HEAD`; a schema of a newer release is refused untouched.
+
+    Raises:
+        Unsupported: The database was written by a newer release.
+    """
+    revision = current_revision(engine)
+    if revision == HEAD:
+        return
+    if revision is None:
+        _create(engine)
+        return
+    if revision > HEAD:
+        raise Unsupported(
+            f"database schema {revision} is newer than this release knows ({HEAD}). Nothing was "
+            "changed. Start the newer release, or restore a backup made by this one."
+        )
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _create(engine: sa.Engine) -> None:
+    """An empty database gets the newest schema at once; alembic is slow to import."""
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        version = sa.Table(
+            "alembic_version",
+            sa.MetaData(),
+            sa.Column("version_num", sa.String(32), primary_key=True),
+        )
+        version.create(connection, checkfirst=True)
+        if connection.execute(sa.select(version)).first() is None:
+            connection.execute(version.insert().values(version_num=HEAD))
+
+
+def current_revision(engine: sa.Engine) -> str | None:
+    """Schema revision in the database, None when it is empty."""
+    with reading(engine) as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        row = connection.execute(sa.text("select version_num from alembic_version")).first()
+        return None if row is None else str(row[0])
+
+
+def _driver(url: str) -> str:
+    """A bare postgresql:// URL means psycopg 3, the driver of the extra ``postgres``."""
+    for prefix in ("postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            try:
+                import psycopg  # noqa: F401
+            except ImportError:
+                raise NotReady("PostgreSQL needs: pip install 'ptalign[postgres]'") from None
+            return "postgresql+psycopg://" + url.removeprefix(prefix)
+    return url
+
+
+def _sqlite_connect(connection: Any, _: Any) -> None:
+    # The driver's own transaction handling begins late and breaks savepoints.
+    connection.isolation_level = None
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "temp_store=MEMORY",
+        "wal_autocheckpoint=1000",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    reads = connection.get_execution_options().get("reading", False)
+    # A writer takes its lock at once: upgrading a read lock later can fail with SQLITE_BUSY.
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def protect_file(url: str) -> None:
+    """Creates a SQLite file that only this user can read."""
+    if url.startswith("sqlite:///"):
+        path = url.removeprefix("sqlite:///")
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

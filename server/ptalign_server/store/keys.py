@@ -1,0 +1,84 @@
+"""Wrapped set keys in the database."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from ptalign_server.errors import SetPurged
+from ptalign_server.store.db import reading
+from ptalign_server.store.schema import set_keys
+from ptalign_server.vault import SetKey, Vault
+
+
+class Keys:
+    """Makes, finds, rotates and destroys set keys."""
+
+    def __init__(self, engine: sa.Engine, vault: Vault) -> None:
+        self._engine = engine
+        self._vault = vault
+        self._use_mac_key()
+
+    def insert(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
+        """Stores a wrapped key."""
+        connection.execute(set_keys.insert().values(set_id=set_id, wrapped=wrapped))
+
+    def get(self, set_id: str) -> SetKey:
+        """A set's key.
+
+        Raises:
+            SetPurged: The key was destroyed.
+        """
+        wrapped = self._wrapped(set_id)
+        if wrapped is None:
+            raise SetPurged(f"the text of set {set_id} was purged; counts and digests remain.")
+        return self._vault.unwrap(set_id, wrapped)
+
+    def destroy(self, connection: sa.Connection, set_id: str) -> None:
+        """Removes a key for good."""
+        connection.execute(set_keys.delete().where(set_keys.c.set_id == set_id))
+
+    def truncate_wal(self) -> None:
+        """Leaves no old page with a destroyed key in SQLite's write-ahead log."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        raw = self._engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            raw.close()
+
+    def rotate(self) -> int:
+        """Wraps every key under the operator's current key.
+
+        Returns:
+            How many were wrapped anew.
+        """
+        count = 0
+        with self._engine.begin() as connection:
+            for row in connection.execute(sa.select(set_keys)).all():
+                if self._vault.is_current(row.wrapped):
+                    continue
+                wrapped = self._vault.rewrap(row.set_id, row.wrapped)
+                change = set_keys.update().where(set_keys.c.set_id == row.set_id)
+                connection.execute(change.values(wrapped=wrapped))
+                count += 1
+        return count
+
+    def _use_mac_key(self) -> None:
+        wrapped = self._wrapped("mac")
+        if wrapped is None:
+            with self._engine.begin() as connection:
+                known = connection.execute(self._query("mac")).scalar()
+                if known is None:
+                    self.insert(connection, "mac", self._vault.fresh_mac_key())
+            wrapped = self._wrapped("mac")
+        assert wrapped is not None
+        self._vault.use_mac_key(wrapped)
+
+    def _wrapped(self, set_id: str) -> bytes | None:
+        with reading(self._engine) as connection:
+            found = connection.execute(self._query(set_id)).scalar()
+        return None if found is None else bytes(found)
+
+    def _query(self, set_id: str) -> sa.Select[tuple[bytes]]:
+        return sa.select(set_keys.c.wrapped).where(set_keys.c.set_id == set_id)

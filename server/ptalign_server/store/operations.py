@@ -1,0 +1,238 @@
+"""Operations and their events: one row each, changed together in one transaction."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign.errors import DataDamaged
+from ptalign_server.errors import NotFound
+from ptalign_server.store.db import reading
+from ptalign_server.store.schema import events, operations
+from ptalign_server.vault import Vault
+
+VALIDATING = "VALIDATING"
+QUEUED = "QUEUED"
+RUNNING = "RUNNING"
+CANCELLING = "CANCELLING"
+SUCCEEDED = "SUCCEEDED"
+FAILED = "FAILED"
+CANCELLED = "CANCELLED"
+WAITING = (VALIDATING, QUEUED)
+TERMINAL = (SUCCEEDED, FAILED, CANCELLED)
+STATES = (VALIDATING, QUEUED, RUNNING, CANCELLING, *TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of `operations`. Times are seconds since the epoch, 0 where not yet."""
+
+    id: str
+    tenant: str
+    identity: str
+    kind: str
+    state: str
+    sequence: int
+    attempt: int
+    request: bytes
+    """The call, sealed under the key of what it makes."""
+    metadata: bytes
+    """Typed metadata message of the verb, serialised."""
+    error: bytes
+    resource: str
+    created: float
+    started: float
+    updated: float
+    ended: float
+
+    @property
+    def done(self) -> bool:
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of an operation, as watchers see it."""
+
+    sequence: int
+    time: float
+    body: bytes
+    """The operation after the change, as `Operations.freeze` wrote it."""
+
+
+Freeze = Callable[[Operation], bytes]
+Change = Callable[[Operation], Operation | None]
+
+
+def new_id() -> str:
+    """An id that sorts by time: 12 hex digits of milliseconds, 12 random ones."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(6)}"
+
+
+class Operations:
+    """Reads and changes operations.
+
+    Args:
+        freeze: Turns a row into the event body that watchers receive.
+    """
+
+    def __init__(self, engine: sa.Engine, vault: Vault, freeze: Freeze) -> None:
+        self._engine = engine
+        self._vault = vault
+        self._freeze = freeze
+
+    def insert(self, connection: sa.Connection, operation: Operation) -> Operation:
+        """Adds a new operation with its first event."""
+        connection.execute(operations.insert().values(**self._signed(operation)))
+        self._emit(connection, operation)
+        return operation
+
+    def advance(self, operation_id: str, change: Change) -> Operation:
+        """Changes an operation and adds an event, or leaves it when `change` returns None.
+
+        Returns:
+            The operation after the change.
+        """
+        with self._engine.begin() as connection:
+            return self.advance_in(connection, operation_id, change)
+
+    def advance_in(
+        self, connection: sa.Connection, operation_id: str, change: Change
+    ) -> Operation:
+        """`advance` inside a transaction of the caller."""
+        query = sa.select(operations).where(operations.c.id == operation_id).with_for_update()
+        before = self._checked(connection.execute(query).mappings().first())
+        after = change(before)
+        if after is None:
+            return before
+        after = replace(after, sequence=before.sequence + 1, updated=time.time())
+        values = self._signed(after)
+        connection.execute(
+            operations.update().where(operations.c.id == operation_id).values(**values)
+        )
+        self._emit(connection, after)
+        return after
+
+    def get(self, operation_id: str, tenant: str | None = None) -> Operation:
+        """One operation.
+
+        Raises:
+            NotFound: There is none, or it is another tenant's.
+        """
+        with reading(self._engine) as connection:
+            query = sa.select(operations).where(operations.c.id == operation_id)
+            found = self._checked(connection.execute(query).mappings().first())
+        if tenant is not None and found.tenant != tenant:
+            raise NotFound
+        return found
+
+    def page(
+        self,
+        tenant: str,
+        size: int,
+        *,
+        before: str = "",
+        kind: str = "",
+        states: Sequence[str] = (),
+    ) -> list[Operation]:
+        """At most `size` operations, newest first, older than the id `before`."""
+        query = sa.select(operations).where(operations.c.tenant == tenant)
+        if before:
+            query = query.where(operations.c.id < before)
+        if kind:
+            query = query.where(operations.c.kind == kind)
+        if states:
+            query = query.where(operations.c.state.in_(states))
+        return self._read(query.order_by(operations.c.id.desc()).limit(size))
+
+    def in_states(self, states: Iterable[str], limit: int = 1000) -> list[Operation]:
+        """Operations of all tenants in these states, oldest first."""
+        query = sa.select(operations).where(operations.c.state.in_(tuple(states)))
+        return self._read(query.order_by(operations.c.id).limit(limit))
+
+    def ids_in(self, states: Iterable[str]) -> list[str]:
+        """Ids alone, for polling."""
+        query = sa.select(operations.c.id).where(operations.c.state.in_(tuple(states)))
+        with reading(self._engine) as connection:
+            return [str(row[0]) for row in connection.execute(query)]
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Operations by kind and state."""
+        columns = (operations.c.kind, operations.c.state)
+        query = sa.select(*columns, sa.func.count()).group_by(*columns)
+        with reading(self._engine) as connection:
+            return {(str(k), str(s)): int(n) for k, s, n in connection.execute(query)}
+
+    def waiting(self, connection: sa.Connection) -> int:
+        """How many operations wait to run."""
+        query = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
+        return int(connection.execute(query).scalar_one())
+
+    def delete(self, connection: sa.Connection, operation_id: str) -> None:
+        """Removes an operation and its events; what it made stays."""
+        connection.execute(events.delete().where(events.c.operation == operation_id))
+        connection.execute(operations.delete().where(operations.c.id == operation_id))
+
+    def sequences(self, ids: Iterable[str]) -> dict[str, int]:
+        """Newest sequence number per operation."""
+        query = sa.select(operations.c.id, operations.c.sequence).where(
+            operations.c.id.in_(tuple(ids))
+        )
+        with reading(self._engine) as connection:
+            return {str(i): int(s) for i, s in connection.execute(query)}
+
+    def events(self, operation_id: str, after: int, limit: int = 500) -> list[Event]:
+        """Events with a sequence number above `after`, in order."""
+        query = (
+            sa.select(events)
+            .where(events.c.operation == operation_id, events.c.sequence > after)
+            .order_by(events.c.sequence)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return [self._event(row) for row in connection.execute(query).mappings()]
+
+    def _event(self, row: Mapping[str, Any]) -> Event:
+        mac = self._vault.mac("event", row["operation"], row["sequence"], row["body"])
+        if mac != row["mac"]:
+            raise DataDamaged(f"event {row['sequence']} of operation {row['operation']} changed")
+        return Event(int(row["sequence"]), float(row["time"]), bytes(row["body"]))
+
+    def _read(self, query: sa.Select[Any]) -> list[Operation]:
+        with reading(self._engine) as connection:
+            return [self._checked(row) for row in connection.execute(query).mappings()]
+
+    def _emit(self, connection: sa.Connection, operation: Operation) -> None:
+        body = self._freeze(operation)
+        mac = self._vault.mac("event", operation.id, operation.sequence, body)
+        connection.execute(
+            events.insert().values(
+                operation=operation.id,
+                sequence=operation.sequence,
+                time=operation.updated,
+                body=body,
+                mac=mac,
+            )
+        )
+
+    def _signed(self, operation: Operation) -> dict[str, Any]:
+        values = asdict(operation)
+        return {**values, "mac": self._mac(values)}
+
+    def _mac(self, values: Mapping[str, Any]) -> str:
+        return self._vault.mac("operation", *(values[f] for f in Operation.__slots__))
+
+    def _checked(self, row: Mapping[Any, Any] | None) -> Operation:
+        if row is None:
+            raise NotFound
+        values = {name: row[name] for name in Operation.__slots__}
+        if self._mac(values) != row["mac"]:
+            raise DataDamaged(
+                f"operation {values['id']} was changed in the database. Restore it from a backup."
+            )
+        return Operation(**values)

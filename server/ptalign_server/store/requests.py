@@ -1,0 +1,101 @@
+"""Request ids: the same call sent twice within a day does its work once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from google.protobuf.message import Message
+
+from ptalign_server.errors import RequestIdReused
+from ptalign_server.store.schema import request_ids
+from ptalign_server.vault import Vault
+
+KEEP_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What identifies one mutating call."""
+
+    tenant: str
+    request_id: str
+    method: str
+    fields: dict[str, str]
+    """Field name -> keyed digest of its value, so that the field that differs can be named."""
+
+
+def ticket(vault: Vault, tenant: str, method: str, request: Message) -> Ticket | None:
+    """The call's ticket; None when it has no request_id."""
+    request_id = str(getattr(request, "request_id", ""))
+    if not request_id:
+        return None
+    return Ticket(tenant, request_id.lower(), method, field_digests(vault, request))
+
+
+def field_digests(vault: Vault, request: Message) -> dict[str, str]:
+    """A keyed digest per field that is set, without request_id."""
+    digests = {}
+    for descriptor, _ in request.ListFields():
+        if descriptor.name == "request_id":
+            continue
+        alone = type(request)()
+        alone.MergeFrom(request)
+        for other, _ in request.ListFields():
+            if other.name != descriptor.name:
+                alone.ClearField(other.name)
+        data = alone.SerializeToString(deterministic=True)
+        digests[descriptor.name] = vault.mac("field", data)[:16]
+    return digests
+
+
+def once(
+    connection: sa.Connection, ticket: Ticket | None, make: Callable[[], str]
+) -> tuple[str, bool]:
+    """The answer of an earlier equal call, or that of `make`.
+
+    Returns:
+        The name of what the call made, and whether it was made now.
+
+    Raises:
+        RequestIdReused: The id was used for a call with another payload.
+    """
+    if ticket is None:
+        return make(), True
+    now = time.time()
+    connection.execute(request_ids.delete().where(request_ids.c.created < now - KEEP_SECONDS))
+    known = _known(connection, ticket)
+    if known is not None:
+        return known, False
+    answer = make()
+    connection.execute(
+        request_ids.insert().values(
+            tenant=ticket.tenant,
+            request_id=ticket.request_id,
+            method=ticket.method,
+            fields=json.dumps(ticket.fields, sort_keys=True),
+            answer=answer,
+            created=now,
+        )
+    )
+    return answer, True
+
+
+def _known(connection: sa.Connection, ticket: Ticket) -> str | None:
+    row = connection.execute(
+        sa.select(request_ids).where(
+            request_ids.c.tenant == ticket.tenant, request_ids.c.request_id == ticket.request_id
+        )
+    ).first()
+    if row is None:
+        return None
+    if row.method != ticket.method:
+        raise RequestIdReused(["method"])
+    before = json.loads(row.fields)
+    differing = [k for k in sorted({*before, *ticket.fields}) if before.get(k) != ticket.fields.get(k)]
+    if differing:
+        raise RequestIdReused(differing)
+    return str(row.answer)

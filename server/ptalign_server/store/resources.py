@@ -1,0 +1,136 @@
+"""Sealed resources: what the operations made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign.errors import DataDamaged
+from ptalign_server.errors import NotFound
+from ptalign_server.store.db import reading
+from ptalign_server.store.schema import resources
+from ptalign_server.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One row of `resources`."""
+
+    name: str
+    """``instructionSets/ID``, ``annotationSets/ID``, ``pairSets/ID``, ``adapters/ID``,
+    ``evaluations/ID``."""
+    collection: str
+    tenant: str
+    model: str
+    policy: str
+    verdict: str
+    """Evaluations only."""
+    adapter: str
+    """The adapter under test; evaluations only."""
+    partial: bool
+    purged: bool
+    content: str
+    """Digest of the sealed noun."""
+    body: bytes
+    """The wire message, serialised."""
+    created: float
+
+    @property
+    def id(self) -> str:
+        return self.name.partition("/")[2]
+
+
+class Resources:
+    """Reads and adds resources."""
+
+    def __init__(self, engine: sa.Engine, vault: Vault) -> None:
+        self._engine = engine
+        self._vault = vault
+
+    def insert(self, connection: sa.Connection, resource: Resource) -> None:
+        """Adds a resource; adding it again (a retried step) changes nothing."""
+        known = sa.select(resources.c.name).where(resources.c.name == resource.name)
+        if connection.execute(known).first() is None:
+            connection.execute(resources.insert().values(**self._signed(resource)))
+
+    def mark_purged(self, connection: sa.Connection, resource: Resource, body: bytes) -> None:
+        """Records that the text of a set is gone."""
+        values = self._signed(replace(resource, purged=True, body=body))
+        connection.execute(
+            resources.update().where(resources.c.name == resource.name).values(**values)
+        )
+
+    def get(self, name: str, tenant: str | None) -> Resource:
+        """One resource.
+
+        Raises:
+            NotFound: There is none, or it is another tenant's.
+        """
+        query = sa.select(resources).where(resources.c.name == name)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None or (tenant is not None and row["tenant"] != tenant):
+            raise NotFound
+        return self._checked(row)
+
+    def page(
+        self, tenant: str, collection: str, size: int, *, before: str, model: str, policy: str
+    ) -> list[Resource]:
+        """At most `size` resources of a collection, newest first."""
+        columns = resources.c
+        query = sa.select(resources).where(
+            columns.tenant == tenant, columns.collection == collection
+        )
+        if before:
+            query = query.where(columns.name < before)
+        if model:
+            query = query.where(columns.model == model)
+        if policy:
+            query = query.where(columns.policy == policy)
+        query = query.order_by(columns.name.desc()).limit(size)
+        with reading(self._engine) as connection:
+            return [self._checked(row) for row in connection.execute(query).mappings()]
+
+    def newest_pass(self, tenant: str, model: str, policy: str) -> Resource:
+        """The newest evaluation of an adapter for this model and policy that PASSed.
+
+        Raises:
+            NotFound: There is none yet.
+        """
+        columns = resources.c
+        query = (
+            sa.select(resources)
+            .where(
+                columns.tenant == tenant,
+                columns.collection == "evaluations",
+                columns.verdict == "PASS",
+                columns.model == model,
+                columns.policy == policy,
+                columns.adapter != "",
+            )
+            .order_by(columns.name.desc())
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound
+        return self._checked(row)
+
+    def _signed(self, resource: Resource) -> dict[str, Any]:
+        values = asdict(resource)
+        return {**values, "mac": self._mac(values)}
+
+    def _mac(self, values: Mapping[str, Any]) -> str:
+        return self._vault.mac("resource", *(values[f] for f in Resource.__slots__))
+
+    def _checked(self, row: Mapping[Any, Any]) -> Resource:
+        values = {name: row[name] for name in Resource.__slots__}
+        if self._mac(values) != row["mac"]:
+            raise DataDamaged(
+                f"{values['name']} was changed in the database. Restore it from a backup."
+            )
+        return Resource(**values)

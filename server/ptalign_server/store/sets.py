@@ -1,0 +1,124 @@
+"""Sealed nouns on disk: ``sets/ID/noun`` when made, ``sets/ID/log`` while a stage works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from ptalign.errors import DataDamaged
+from ptalign.nouns import Annotation, Noun
+from ptalign_server.store.keys import Keys
+from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
+from ptalign_server.vault import SetKey
+
+T = TypeVar("T", bound=Noun)
+PARTS = ("records", "pairs", "anchors")
+"""Fields of nouns that hold records, each written as a frame of its own."""
+
+
+class AnnotationSet(Noun):
+    """Human marks on a policy and model."""
+
+    records: tuple[Annotation, ...]
+    annotator_minutes: float = 0.0
+
+
+class Sets:
+    """The sealed files of all sets.
+
+    Args:
+        root: Folder that holds one folder per set.
+    """
+
+    def __init__(self, root: Path, keys: Keys) -> None:
+        self._root = root
+        self._keys = keys
+
+    def folder(self, set_id: str) -> Path:
+        """The set's folder."""
+        return self._root / set_id
+
+    def log(self, set_id: str, *kinds: type[Noun]) -> SealedLog[Any]:
+        """The log that a stage appends to while it makes the set."""
+        return SealedLog(self.folder(set_id) / "log", self._keys.get(set_id), *kinds)
+
+    def seal(self, set_id: str, noun: Noun, *, keep_log: bool = False) -> str:
+        """Writes the finished noun and drops the log.
+
+        Returns:
+            The noun's digest, to be kept in the resource's row.
+        """
+        write_sealed(self.folder(set_id) / "noun", self._keys.get(set_id), _split(noun))
+        if not keep_log:
+            (self.folder(set_id) / "log").unlink(missing_ok=True)
+        return noun.digest
+
+    def write(self, set_id: str, key: SetKey, noun: Noun) -> str:
+        """`seal` under a key that is not in the database yet."""
+        write_sealed(self.folder(set_id) / "noun", key, _split(noun))
+        return noun.digest
+
+    def load(self, name: str, kind: type[T], digest: str) -> T:
+        """The noun of a resource.
+
+        Raises:
+            DataDamaged: A byte changed, records are missing, or the digest differs.
+            SetPurged: The text was purged.
+        """
+        set_id = name.partition("/")[2]
+        key = self._keys.get(set_id)
+        try:
+            noun = _join(kind, read_sealed(self.folder(set_id) / "noun", key))
+        except (ValidationError, ValueError, KeyError):
+            noun = None
+        except DataDamaged as error:
+            raise DataDamaged(f"{name}: {error}") from None
+        if noun is None or noun.digest != digest:
+            raise DataDamaged(
+                f"{name} does not match the digest it was sealed with. Restore it from a backup."
+            )
+        return noun
+
+    def records(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Field and content of each record, in order, without holding the set in memory."""
+        set_id = name.partition("/")[2]
+        for record_id, data in read_sealed(self.folder(set_id) / "noun", self._keys.get(set_id)):
+            if record_id != "head":
+                yield _field(record_id), json.loads(data)["body"]
+
+    def erase(self, set_id: str) -> None:
+        """Removes the set's files. Their key must be destroyed first."""
+        shutil.rmtree(self.folder(set_id), ignore_errors=True)
+
+
+def _split(noun: Noun) -> Iterator[tuple[str, bytes]]:
+    """Head first, then one item per record, named ``FIELD.ORDINAL``."""
+    parts = [part for part in PARTS if part in type(noun).model_fields]
+    head = noun.model_dump(mode="json", context={"reveal": True}, exclude=set(parts))
+    yield "head", json.dumps(head, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    for part in parts:
+        for ordinal, record in enumerate(getattr(noun, part)):
+            yield f"{part}.{ordinal}", encode(record)
+
+
+def _join(kind: type[T], items: Iterator[tuple[str, bytes]]) -> T:
+    values: dict[str, Any] = {}
+    for record_id, data in items:
+        content = json.loads(data.decode("utf-8", "surrogatepass"))
+        if record_id == "head":
+            values.update(content)
+        else:
+            values.setdefault(_field(record_id), []).append(content["body"])
+    for part in PARTS:
+        if part in kind.model_fields:
+            values.setdefault(part, [])
+    return kind.model_validate(values)
+
+
+def _field(record_id: str) -> str:
+    return record_id.partition(".")[0]

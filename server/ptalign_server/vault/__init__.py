@@ -1,0 +1,9 @@
+"""Keys and sealing: every set has a key of its own, wrapped by the operator's key.
+
+Destroying a wrapped key destroys the set's text, in backups too.
+"""
+
+from ptalign_server.vault.keyfile import KeyFile
+from ptalign_server.vault.seal import SetKey, Vault
+
+__all__ = ["KeyFile", "SetKey", "Vault"]

@@ -1,0 +1,99 @@
+"""The operator's key file: one ``id base64`` per line, the current key first."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from ptalign.errors import DataDamaged, NotReady
+
+KEY_BYTES = 32
+
+
+class KeyFile:
+    """Keys that wrap the sets' keys. Older ones stay until everything is wrapped anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys: dict[str, bytes] = {}
+        self.reload()
+
+    @classmethod
+    def create(cls, path: Path) -> KeyFile:
+        """Makes a key file with one fresh key, readable by this user only.
+
+        Raises:
+            FileExistsError: There is one already; a key is never overwritten.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(path, _line(_fresh_id(), secrets.token_bytes(KEY_BYTES)))
+        return cls(path)
+
+    @property
+    def current(self) -> tuple[str, bytes]:
+        """Id and bytes of the key that wraps new sets."""
+        return next(iter(self.keys.items()))
+
+    def reload(self) -> None:
+        """Reads the file again.
+
+        Raises:
+            NotReady: The file is missing, or others can read it.
+            DataDamaged: The file is not a key file.
+        """
+        if not self.path.exists():
+            raise NotReady(f"key file {self.path} is missing. Restore it from its backup.")
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & 0o077:
+            raise NotReady(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
+        self.keys = dict(_parse(line, self.path) for line in self.path.read_text().split("\n") if line)
+        if not self.keys:
+            raise DataDamaged(f"key file {self.path} holds no key. Restore it from its backup.")
+
+    def add(self) -> str:
+        """Puts a fresh key first and returns its id: the first half of a rotation."""
+        key_id = _fresh_id()
+        self._replace({key_id: secrets.token_bytes(KEY_BYTES), **self.keys})
+        return key_id
+
+    def keep_current(self) -> None:
+        """Drops all keys but the first: the second half of a rotation."""
+        key_id, key = self.current
+        self._replace({key_id: key})
+
+    def _replace(self, keys: dict[str, bytes]) -> None:
+        partial = self.path.with_name(self.path.name + ".new")
+        partial.unlink(missing_ok=True)
+        _write_new(partial, "".join(_line(*item) for item in keys.items()))
+        partial.replace(self.path)
+        self.keys = keys
+
+
+def _fresh_id() -> str:
+    return secrets.token_hex(4)
+
+
+def _line(key_id: str, key: bytes) -> str:
+    return f"{key_id} {base64.b64encode(key).decode()}\n"
+
+
+def _parse(line: str, path: Path) -> tuple[str, bytes]:
+    try:
+        key_id, text = line.split()
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key_id, key = "", b""
+    if len(key) != KEY_BYTES:
+        raise DataDamaged(f"key file {path} is damaged. Restore it from its backup.")
+    return key_id, key
+
+
+def _write_new(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
