@@ -224,8 +224,12 @@ class StepLog(Noun):
     loss_ut: float
     loss_anchor: float
     ut_weight: float
+    grad_norm: float = 0.0
+    """Of the whole loss, before clipping."""
     grad_norm_mle: float
+    """Of MLE and anchors, as last measured apart (0 before)."""
     grad_norm_ut: float
+    """Of L_UT without its weight, as last measured apart (0 before)."""
     learning_rate: float
     tokens_mle: int
     tokens_ut: int
