@@ -120,5 +120,7 @@ class EvalConfig(Config):
     samples: int = Field(60, ge=1, le=100_000)
     """Prompts per suite at most."""
     max_tokens: int = Field(64, ge=8, le=2048)
+    usefulness_tokens: int = Field(128, ge=8, le=4096)
+    """Tokens of a reply to a verifiable instruction; those that need more are left out."""
     gate: GateConfig = GateConfig()
     seed: int = 0

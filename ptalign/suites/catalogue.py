@@ -1,0 +1,171 @@
+"""From suite names to prompts that may be asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import TypeAdapter
+
+from ptalign.config import EvalConfig
+from ptalign.errors import InvalidInput
+from ptalign.nouns import PairSet
+from ptalign.suites.base import Prompt, Suite, SuiteSpec
+from ptalign.suites.disjoint import far_from, training_texts
+from ptalign.suites.files import prompts as read_prompts
+from ptalign.suites.generated import MAKERS
+from ptalign.suites.ifeval import can_check, fits
+
+if TYPE_CHECKING:
+    from ptalign.text.embed import Embedder
+
+DEFAULT = ("attack", "strong", "plain", "twins", "xstest-safe", "ordinary", "ifeval")
+"""What an evaluation runs unless told otherwise."""
+
+NO_DATA = "no data"
+SPARE = 3
+"""Candidates looked at per prompt wanted, since some are near training or cannot be checked."""
+
+_SPECS = TypeAdapter(list[SuiteSpec])
+
+
+def read_specs(text: str) -> dict[str, SuiteSpec]:
+    """Suites of a YAML list, by name.
+
+    Raises:
+        pydantic.ValidationError: An entry does not fit `SuiteSpec`.
+    """
+    return {spec.name: spec for spec in _SPECS.validate_python(yaml.safe_load(text))}
+
+
+@cache
+def shipped() -> Mapping[str, SuiteSpec]:
+    """The suites of the package."""
+    file = resources.files("ptalign.suites").joinpath("data", "catalogue.yaml")
+    return read_specs(file.read_text("utf-8"))
+
+
+def data_folder() -> Path | None:
+    """The folder that the environment variable PTALIGN_EVAL_DATA names."""
+    named = os.environ.get("PTALIGN_EVAL_DATA", "")
+    return Path(named) if named else None
+
+
+def build(
+    names: Sequence[str] = DEFAULT,
+    *,
+    config: EvalConfig,
+    pairs: PairSet | None = None,
+    catalogue: Mapping[str, SuiteSpec] | None = None,
+    data: Path | None = None,
+    embed: Embedder | None = None,
+) -> tuple[Suite, ...]:
+    """The named suites, sampled alike for every target and disjoint from training.
+
+    Args:
+        names: Names in the catalogue.
+        config: Samples per suite, token limits and the seed.
+        pairs: The training set whose requests and anchors are kept away from; None: not checked.
+        catalogue: The operator's suites beside the shipped ones.
+        data: Folder of evaluation files; PTALIGN_EVAL_DATA unless given.
+        embed: Embedder of the similarity check; MiniLM unless given.
+
+    Returns:
+        One suite per name; a suite whose file is missing has ``not_run == "no data"``.
+
+    Raises:
+        InvalidInput: An unknown or doubled name.
+    """
+    known = {**shipped(), **(catalogue or {})}
+    if len(set(names)) != len(names):
+        raise InvalidInput("suites", "a suite is named twice", "Name each suite once.")
+    for name in names:
+        if name not in known:
+            raise InvalidInput("suites", f"unknown {name!r}", f"Known: {', '.join(sorted(known))}.")
+    texts = training_texts(pairs) if pairs is not None else []
+    folder = data or data_folder()
+    return tuple(_build(known[name], config, texts, folder, embed) for name in names)
+
+
+def _build(
+    spec: SuiteSpec,
+    config: EvalConfig,
+    texts: Sequence[str],
+    folder: Path | None,
+    embed: Embedder | None,
+) -> Suite:
+    limit = config.usefulness_tokens if spec.measure == "usefulness" else config.max_tokens
+    limit = min(limit, spec.max_tokens or limit)
+    found = Suite(
+        name=spec.name, measure=spec.measure, elicitation=spec.elicitation, max_tokens=limit
+    )
+    if spec.file and not (folder and (folder / spec.file).is_file()):
+        return found.model_copy(update={"not_run": NO_DATA})
+    source = _source(spec, folder, config.seed)
+    wanted = max(1, round(config.samples * spec.share))
+    chosen, left_out = _choose(source, wanted, limit, texts, embed)
+    return found.model_copy(
+        update={
+            "prompts": tuple(chosen),
+            "left_out": left_out,
+            "not_run": "" if chosen else "every prompt was left out",
+        }
+    )
+
+
+def _source(spec: SuiteSpec, folder: Path | None, seed: int) -> Iterator[Prompt]:
+    if spec.make:
+        if spec.make not in MAKERS:
+            raise InvalidInput(
+                f"suites.{spec.name}.make",
+                f"no generator is called {spec.make!r}",
+                f"Known: {', '.join(sorted(MAKERS))}.",
+            )
+        return MAKERS[spec.make](seed)
+    if folder is None:
+        raise InvalidInput("data", "no folder of evaluation files", "Set PTALIGN_EVAL_DATA.")
+    return read_prompts(spec, folder / spec.file, seed)
+
+
+def _choose(
+    source: Iterator[Prompt],
+    wanted: int,
+    limit: int,
+    texts: Sequence[str],
+    embed: Embedder | None,
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The first `wanted` prompts that may be asked, and how many before them may not."""
+    left_out: dict[str, int] = {}
+    candidates: list[Prompt] = []
+    for prompt in source:
+        why = _unusable(prompt, limit)
+        if why:
+            left_out[why] = left_out.get(why, 0) + 1
+        else:
+            candidates.append(prompt)
+        if len(candidates) == wanted * SPARE:
+            break
+    far = {p.id for p in far_from(candidates, texts, embed=embed)}
+    near = 0
+    chosen: list[Prompt] = []
+    for prompt in candidates:
+        if len(chosen) == wanted:
+            break
+        if prompt.id in far:
+            chosen.append(prompt)
+        else:
+            near += 1
+    return chosen, left_out | ({"near training": near} if near else {})
+
+
+def _unusable(prompt: Prompt, limit: int) -> str:
+    if not all(can_check(check) for check in prompt.checks):
+        return "no checker"
+    if prompt.checks and not fits(prompt, limit):
+        return "longer than the token limit"
+    return ""

@@ -1,0 +1,104 @@
+"""Prompts from the files people have: CSV, JSONL, JSON or YAML with any column names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptalign.errors import InvalidInput
+from ptalign.nouns import record_id
+from ptalign.suites.base import Check, Prompt, SuiteSpec
+
+MAX_BYTES = 256 * 1024 * 1024
+"""A larger file is refused: it is read as a whole."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file as dictionaries.
+
+    Raises:
+        InvalidInput: Unknown ending, too large, or not what the ending promises.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise InvalidInput(
+            "suites.file", f"{path.name} is over {MAX_BYTES} bytes", "Split it into several suites."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _parse(path.suffix.lower(), text, path.name)
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, csv.Error) as error:
+        raise InvalidInput(
+            "suites.file",
+            f"{path.name} cannot be read ({type(error).__name__})",
+            "Send UTF-8 text in the format that the file's ending names.",
+        ) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InvalidInput(
+            "suites.file", f"{path.name} is not a list of rows", "Give one mapping per prompt."
+        )
+    return rows
+
+
+def _parse(ending: str, text: str, name: str) -> Any:
+    if ending == ".csv":
+        return list(csv.DictReader(text.splitlines(keepends=True)))
+    if ending == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if ending == ".json":
+        return json.loads(text)
+    if ending in (".yaml", ".yml"):
+        return yaml.safe_load(text)
+    raise InvalidInput("suites.file", f"{name} has an unknown ending", "Use csv, jsonl, json, yaml.")
+
+
+def prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
+    """The rows of `path` that `spec` asks for, in an order that depends on `seed` only.
+
+    Raises:
+        InvalidInput: A mapped column is missing.
+    """
+    rows = [row for row in read_rows(path) if _matches(row, spec.where)]
+    _require_columns(spec, rows, path.name)
+    for row in random.Random(seed).sample(rows, len(rows)):
+        if str(row[spec.columns["prompt"]]).strip():
+            yield _prompt(spec, row)
+
+
+def _matches(row: dict[str, Any], where: dict[str, str]) -> bool:
+    return all(str(row.get(column, "")) == value for column, value in where.items())
+
+
+def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str) -> None:
+    for row in rows:
+        missing = [column for column in spec.columns.values() if column not in row]
+        if missing:
+            raise InvalidInput(
+                f"suites.{spec.name}.columns",
+                f"{name} has no column {missing[0]!r}",
+                f"Map to one of: {', '.join(sorted(map(str, row)))}.",
+            )
+
+
+def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
+    def column(key: str, default: Any = "") -> Any:
+        return row[spec.columns[key]] if key in spec.columns else default
+
+    text = str(column("prompt"))
+    names, arguments = column("checks", []), column("check_arguments", [])
+    checks = tuple(
+        Check(name=name, arguments={k: v for k, v in (values or {}).items() if v is not None})
+        for name, values in zip(names, arguments or [{}] * len(names), strict=True)
+    )
+    return Prompt(
+        id=record_id(spec.name, str(column("id")), text),
+        instruction=text,
+        topic=str(column("topic")),
+        locale=str(column("locale", spec.locale)),
+        checks=checks,
+    )
