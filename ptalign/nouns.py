@@ -20,6 +20,7 @@ Sides = Literal["both", "positive_only"]
 Method = Literal["pt_align", "ut_uniform", "mle", "dpo", "npo"]
 Outcome = Literal["refused", "harmful", "useful", "incoherent", "unscored"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Source = Literal["model", "seed", "excerpt", "import"]
 
 
 def digest_of(value: Any) -> str:
@@ -125,7 +126,7 @@ class Instruction(Noun):
     sides: Sides = "positive_only"
     tactic: str = "plain"
     locale: str = "en"
-    source: Literal["model", "seed", "excerpt", "import"] = "model"
+    source: Source = "model"
 
 
 class InstructionSet(Noun):
@@ -342,6 +343,10 @@ class Evaluation(Noun):
     not_run: tuple[str, ...] = ()
     judge_ids: tuple[str, ...] = ()
     generation_judge_ids: tuple[str, ...] = ()
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Paired 95 % bootstrap interval of each delta that is a rate."""
+    disagreement: float | None = None
+    """Share of replies on which two harm judges said opposite things; None with one judge."""
     seconds: Mapping[str, float] = Field(default_factory=dict)
 
     @property
