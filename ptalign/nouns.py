@@ -196,6 +196,8 @@ class PairSet(Noun):
     annotations_used: int = 0
     rounds: int = 0
     requested: int = 0
+    partial: bool = False
+    """Cut short by a cancel: usable as parent, refused by Align."""
     constraints: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Refined constraints per ``topic/positive`` and ``topic/toxic``."""
     protected_words: tuple[str, ...] = ()
