@@ -20,7 +20,7 @@ from ptalign.config import (
     PairConfig,
 )
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Method, Policy, Topic
+from ptalign.nouns import Method
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import Violations
@@ -130,28 +130,6 @@ def gate_config(spec: pb.GateSpec) -> GateConfig:
     return build(GateConfig, values, names)
 
 
-def inline_policy(spec: res.PolicySpec) -> Policy:
-    """A policy written in the call, with ids made from its titles."""
-    topics = tuple(
-        Topic(
-            id=_slug(topic.title) or f"topic-{number}",
-            domain=topic.domain or "inline",
-            title=topic.title.strip(),
-            sides="both" if topic.sides == "both" else "positive_only",
-            boundary=topic.boundary,
-            examples=tuple(topic.examples),
-        )
-        for number, topic in enumerate(spec.topics)
-    )
-    return Policy(
-        name=INLINE,
-        locale=spec.locale or "en",
-        topics=topics,
-        protected_words=tuple(spec.protected_words),
-        never_synthesize=tuple(spec.never_synthesize),
-    )
-
-
 def _lora(lora: pb.Lora) -> LoraConfig:
     values: dict[str, Any] = {"target_modules": tuple(lora.target_modules)}
     _take(values, lora, "rank", "alpha", "dropout")
@@ -165,10 +143,6 @@ def _take(values: dict[str, Any], message: Any, *fields: str) -> None:
         value = getattr(message, field)
         if message.HasField(field) if descriptor.has_presence else value:
             values[field] = value
-
-
-def _slug(title: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())[:40]
 
 
 def _known() -> str:

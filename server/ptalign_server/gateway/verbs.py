@@ -294,9 +294,7 @@ def _inline(request: pb.GenerateInstructionsRequest) -> list[InvalidInput]:
 
 def _policy(request: pb.GenerateInstructionsRequest, call: Call) -> Policy:
     if request.WhichOneof("policy_choice") == "policy_spec":
-        policy = configs.inline_policy(request.policy_spec)
-        call.catalogue.check_sides(policy)
-        return policy
+        return call.catalogue.inline(request.policy_spec)
     return call.catalogue.policy(request.policy)
 
 

@@ -1,0 +1,79 @@
+"""Where the gateway listens: in clear on loopback, by TLS and tokens anywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ptalign.errors import InvalidInput, NotReady
+from ptalign_server.settings import Settings
+
+
+def bind(server: Any, settings: Settings) -> int:
+    """Adds the gRPC port.
+
+    Raises:
+        InvalidInput: The address is not loopback and TLS is not set.
+        NotReady: The port is taken, or a certificate cannot be read.
+    """
+    address = f"{settings.host}:{settings.port}"
+    try:
+        if settings.auth.tls_cert is None or settings.auth.tls_key is None:
+            require_loopback(settings)
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials(settings)))
+    except RuntimeError:
+        raise NotReady(
+            f"port {settings.port} on {settings.host} is taken or not ours to bind. Set "
+            "PTALIGN_PORT to a free one, or stop what listens there."
+        ) from None
+
+
+def require_loopback(settings: Settings) -> None:
+    """Refuses to listen in clear where others can reach it."""
+    if not settings.loopback:
+        raise InvalidInput(
+            "PTALIGN_HOST",
+            f"{settings.host} can be reached by other machines and TLS is not set up",
+            "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY and make tokens with "
+            "'ptalign-server tokens add', or set PTALIGN_HOST=127.0.0.1.",
+        )
+
+
+def credentials(settings: Settings) -> Any:
+    """TLS credentials that read the certificate again when its file changes."""
+    auth = settings.auth
+    assert auth.tls_cert is not None and auth.tls_key is not None
+    files = [auth.tls_cert, auth.tls_key, *([auth.client_ca] if auth.client_ca else [])]
+    seen = _stamps(files)
+
+    def load() -> Any:
+        chain = ((_read(files[1]), _read(files[0])),)
+        return grpc.ssl_server_certificate_configuration(
+            chain, _read(files[2]) if len(files) > 2 else None
+        )
+
+    def changed() -> Any:
+        nonlocal seen
+        now = _stamps(files)
+        if now == seen:
+            return None
+        seen = now
+        return load()
+
+    return grpc.dynamic_ssl_server_credentials(
+        load(), changed, require_client_authentication=auth.client_ca is not None
+    )
+
+
+def _stamps(files: list[Path]) -> list[int]:
+    return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise NotReady(f"{file} cannot be read: {error.strerror}") from None

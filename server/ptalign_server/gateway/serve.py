@@ -1,0 +1,192 @@
+"""The gateway process: one gRPC server, the metrics port, a health socket and the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import httpx
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ptalign_proto.v1 import library_pb2, library_pb2_grpc, safety_tuning_pb2, safety_tuning_pb2_grpc
+from ptalign_server import metrics, wire
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.gateway.identity import Gate
+from ptalign_server.gateway.interceptor import Guard
+from ptalign_server.gateway.library import Library
+from ptalign_server.gateway.operations import Operations
+from ptalign_server.gateway.ports import bind
+from ptalign_server.gateway.tuning import SafetyTuning
+from ptalign_server.gateway.watch import Feeds
+from ptalign_server.gateway.workers import WorkerProcess
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+
+log = logging.getLogger("ptalign.server")
+SERVICES = (
+    "ptalign.v1.SafetyTuning",
+    "ptalign.v1.Library",
+    "google.longrunning.Operations",
+)
+ENGINE = "ptalign.engine"
+"""Health name that follows the generation pool."""
+GRACE_SECONDS = 10.0
+OPTIONS = (
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_concurrent_streams", 4096),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
+    """Runs until SIGTERM or SIGINT, then drains.
+
+    Args:
+        ready: Called with the gRPC port once calls are answered.
+    """
+    metrics.prepare(settings.run_dir / "metrics")
+    gauges = metrics.Metrics()
+    store = Store(settings, wire.freeze)
+    gateway = Gateway(settings, store, gauges)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    port = await gateway.start()
+    ready(port)
+    await stop.wait()
+    await gateway.stop()
+    store.close()
+
+
+class Gateway:
+    """The servers and loops of the gateway process."""
+
+    def __init__(self, settings: Settings, store: Store, gauges: metrics.Metrics) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = gauges
+        self._health = health.aio.HealthServicer()
+        self._worker = WorkerProcess(settings, gauges)
+        self._server = grpc.aio.server(
+            interceptors=[Guard(Gate(settings), gauges)], options=OPTIONS
+        )
+        self._probe = grpc.aio.server()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop_metrics: Callable[[], None] = lambda: None
+
+    async def start(self) -> int:
+        """Binds every port, then starts the worker.
+
+        Returns:
+            The gRPC port in use.
+        """
+        self._register(Catalogue(self._settings))
+        port = bind(self._server, self._settings)
+        socket = self._settings.health_socket
+        socket.unlink(missing_ok=True)
+        self._probe.add_insecure_port(f"unix:{socket}")
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probe)
+        self._stop_metrics = self._serve_metrics()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING, *SERVICES, "")
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, ENGINE)
+        await self._server.start()
+        await self._probe.start()
+        self._worker.start()
+        self._tasks = [asyncio.create_task(self._follow_engine()), asyncio.create_task(self._count())]
+        return port
+
+    async def stop(self) -> None:
+        """Not serving at once; calls in flight finish; the worker checkpoints and ends."""
+        await self._health.enter_graceful_shutdown()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(self._server.stop(GRACE_SECONDS), self._worker.stop())
+        await self._probe.stop(0)
+        self._stop_metrics()
+        self._settings.health_socket.unlink(missing_ok=True)
+
+    def _register(self, catalogue: Catalogue) -> None:
+        settings, store, server = self._settings, self._store, self._server
+        feeds = Feeds(store)
+        tuning = SafetyTuning(settings, store, catalogue, feeds)
+        safety_tuning_pb2_grpc.add_SafetyTuningServicer_to_server(tuning, server)
+        library_pb2_grpc.add_LibraryServicer_to_server(Library(store, catalogue), server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(Operations(store, feeds), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for module in (safety_tuning_pb2, library_pb2, operations_pb2):
+            assert module.DESCRIPTOR.services_by_name
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        from prometheus_client import start_http_server
+
+        settings = self._settings
+        server, _ = start_http_server(
+            settings.metrics_port, settings.metrics_host, registry=metrics.registry()
+        )
+        return server.shutdown
+
+    async def _follow_engine(self) -> None:
+        """`ptalign.engine` serves while the worker says that an engine takes requests."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        while True:
+            up = await engine_up(self._settings)
+            await self._set_health(serving if up else not_serving, ENGINE)
+            await asyncio.sleep(1.0)
+
+    async def _count(self) -> None:
+        """Operations by kind and state, and how many wait."""
+        while True:
+            try:
+                found = await asyncio.to_thread(self._store.operations.counts)
+            except Exception:
+                log.exception("counting operations failed")
+            else:
+                publish_counts(self._metrics, found)
+            await asyncio.sleep(1.0)
+
+    async def _set_health(self, status: Any, *services: str) -> None:
+        for service in services:
+            await self._health.set(service, status)
+
+
+def publish_counts(gauges: metrics.Metrics, found: dict[tuple[str, str], int]) -> None:
+    """Every kind and state, zeros too, so that a gauge that empties is seen to."""
+    from ptalign_server.store.operations import STATES, WAITING
+
+    for kind in wire.KINDS:
+        for state in STATES:
+            gauges.operations.labels(kind, state).set(found.get((kind, state), 0))
+        waiting = sum(found.get((kind, state), 0) for state in WAITING)
+        gauges.queue_depth.labels(kind).set(waiting)
+
+
+async def engine_up(settings: Settings) -> bool:
+    """Whether the worker answers and its pool takes requests."""
+    transport = httpx.AsyncHTTPTransport(uds=str(settings.worker_socket))
+    try:
+        async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
+            answer = await client.get("http://worker/status")
+            return bool(answer.json()["ready"])
+    except (httpx.HTTPError, KeyError, ValueError):
+        return False
+
+
+def quiet_environment() -> None:
+    """No library of ours reports home."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
