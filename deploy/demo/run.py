@@ -39,7 +39,7 @@ def server_environment(state: Path, ports: list[int]) -> dict[str, str]:
     environment = dict(os.environ)
     environment |= {
         "PTALIGN_STATE": str(state),
-        "PTALIGN_GRPC_PORT": str(grpc),
+        "PTALIGN_PORT": str(grpc),
         "PTALIGN_METRICS_PORT": str(metrics),
         "PTALIGN_PAGE_PORT": str(page),
     }
