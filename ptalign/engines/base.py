@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -72,3 +73,15 @@ class Engine(Protocol):
             EngineFailed: No engine can take work.
             Cancelled: The engine was told to stop.
         """
+
+
+@contextmanager
+def open_stream(engine: Engine, requests: Iterable[Request]) -> Iterator[Iterator[Completion]]:
+    """`engine.stream`, closed on the way out: what is in flight is aborted at once."""
+    completions = engine.stream(requests)
+    try:
+        yield completions
+    finally:
+        close = getattr(completions, "close", None)
+        if close is not None:
+            close()

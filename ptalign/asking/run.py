@@ -1,0 +1,298 @@
+"""The run of stage 1: what is accepted, in flight and still owed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ptalign.asking import prompts
+from ptalign.asking.openers import opener_of, twin_openers
+from ptalign.asking.seeding import Seed
+from ptalign.asking.stats import set_stats
+from ptalign.asking.topics import TopicIndex
+from ptalign.asking.validity import Novelty, TwinCheck, malformed
+from ptalign.config import InstructionConfig
+from ptalign.engines.base import Completion, Request
+from ptalign.errors import EngineFailed
+from ptalign.nouns import Instruction, InstructionSet, Policy, Source, Topic, record_id
+from ptalign.policies.grid import Cell, Grid
+from ptalign.policies.never import blocked
+from ptalign.progress import OnProgress, Progress
+from ptalign.records import RecordLog
+from ptalign.text.embed import Embedder, default_embedder
+from ptalign.text.normalise import plain
+
+MIN_SIMILARITY = 0.3
+"""Cosine with the nearest topic below which a draft is off topic (MiniLM)."""
+
+TWIN_TRIES = 6
+"""Drafts of one twin before the instruction goes without."""
+
+MAX_ERRORS = 64
+"""Failed requests in a row after which the engine counts as lost."""
+
+COVERAGE_FLOOR = 0.8
+"""Share of the topics that a set should cover; one under it says so in its statistics."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwinJob:
+    """A harmful instruction that waits for its twin."""
+
+    harmful: Instruction
+    opener: str = ""
+    tries: int = 0
+
+
+class DraftRun:
+    """The state of one call: what is accepted, in flight and still owed."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        count: int,
+        config: InstructionConfig,
+        on_progress: OnProgress,
+        log: RecordLog[Instruction],
+        embed: Embedder | None,
+        parent: InstructionSet | None,
+    ) -> None:
+        self.policy, self.config = policy, config
+        self.embed = embed or default_embedder(policy.locale)
+        self._on_progress, self._log = on_progress, log
+        self._parent = parent.records if parent else ()
+        self._inherited = len(parent.harmful) if parent else 0
+        self.goal = count + self._inherited
+        self._grid = Grid(
+            policy,
+            count,
+            topics=config.topics,
+            max_drafts=config.max_overgeneration,
+            seed=config.seed,
+        )
+        self._index = TopicIndex(self._grid.topics, self.embed)
+        self._novelty = Novelty(policy, config.max_rouge_l)
+        self._twin_check = TwinCheck(policy)
+        self._kind_openers = twin_openers(policy)
+        self._records: dict[str, Instruction] = {}
+        self._harmful = 0
+        self._twin_jobs: deque[TwinJob] = deque()
+        self._flight: dict[str, Cell | TwinJob] = {}
+        self._rejected: Counter[str] = Counter()
+        self._drafts = self._tokens = self._keys = self._errors = 0
+        self._budget = round(config.max_overgeneration * count)
+        self._exhausted = False
+        self._started = time.monotonic()
+
+    # -- what was there before ----------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Takes the parent's records and what the log holds from an earlier attempt."""
+        for record in (*self._parent, *self._log.read()):
+            if record.id in self._records:
+                continue
+            self._remember(record)
+            self._log.append(record)
+        paired = {r.twin_of for r in self._records.values()}
+        inherited = {r.id for r in self._parent}
+        for record in self._records.values():
+            if record.side == "harmful" and record.id not in paired | inherited:
+                self._want_twin(record)
+
+    def plant(self, seeds: Sequence[Seed]) -> None:
+        """Accepts the operator's seeds and excerpts that pass the checks."""
+        for seed in seeds:
+            if self._harmful >= self.goal:
+                return
+            text = plain(seed.text)
+            if record_id("harmful", text) in self._records:
+                continue
+            reason = malformed(text, finished=True, locale=self.policy.locale)
+            reason = reason or self._accept(text, "seed", seed.source)
+            if reason:
+                self._reject(f"{seed.source}_{reason}")
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def requests(self) -> Iterator[Request]:
+        """Twins first, then drafts for the neediest cells while enough are owed."""
+        self._flight.clear()
+        return iter(self._next_request, None)
+
+    def _next_request(self) -> Request | None:
+        if self._twin_jobs:
+            return self._ask_twin(self._twin_jobs.popleft())
+        return self._ask_draft() if self._short_of_drafts() else None
+
+    def _ask_draft(self) -> Request | None:
+        cell = self._grid.next()
+        if cell is None:
+            self._exhausted = True
+            return None
+        self._drafts += 1
+        return prompts.draft(
+            self._fly(cell),
+            cell,
+            self.policy,
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+        )
+
+    def _ask_twin(self, job: TwinJob) -> Request:
+        text, topic = job.harmful.text, self.policy.topic(job.harmful.topic)
+        kind = self._kind_openers.get(opener_of(text, list(self._kind_openers)), ("",))
+        job = replace(job, opener=kind[(self._keys + job.tries) % len(kind)])
+        return prompts.twin(
+            self._fly(job),
+            text,
+            job.opener,
+            topic,
+            self.policy,
+            max_tokens=self.config.max_tokens,
+            temperature=0.5 + 0.1 * job.tries,
+            top_p=self.config.top_p,
+        )
+
+    def _fly(self, what: Cell | TwinJob) -> str:
+        self._keys += 1
+        key = f"q{self._keys}"
+        self._flight[key] = what
+        return key
+
+    def _short_of_drafts(self) -> bool:
+        """Whether the drafts in flight are too few for what is owed, at the yield so far."""
+        owed = self.goal - self._harmful
+        if owed <= 0 or self._exhausted or self._drafts >= self._budget:
+            return False
+        flying = sum(isinstance(w, Cell) for w in self._flight.values())
+        made = self._harmful - self._inherited
+        share = (made + 2) / (self._drafts - flying + 4)
+        return flying * share < owed + 1
+
+    # -- what comes back ----------------------------------------------------------------------
+
+    def receive(self, completion: Completion) -> None:
+        """Judges one completion and accepts, retries or rejects it."""
+        what = self._flight.pop(completion.key)
+        self._tokens += completion.completion_tokens
+        failed = completion.finish == "error"
+        self._errors = self._errors + 1 if failed else 0
+        if self._errors > MAX_ERRORS:
+            raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
+        if isinstance(what, Cell):
+            self._grid.back(what)
+            reason = "engine_error" if failed else self._take_draft(what, completion)
+        else:
+            reason = "engine_error" if failed else self._take_twin(what, completion)
+            if reason and what.tries + 1 < TWIN_TRIES:
+                self._twin_jobs.append(replace(what, tries=what.tries + 1))
+            elif reason:
+                self._rejected["twin_given_up"] += 1
+        if reason:
+            self._reject(reason)
+
+    def _take_draft(self, cell: Cell, completion: Completion) -> str:
+        text = plain(f"{cell.opener}{completion.text}")
+        reason = malformed(text, finished=completion.finish == "stop", locale=self.policy.locale)
+        return reason or self._accept(text, cell.tactic.id, "model")
+
+    def _accept(self, text: str, tactic: str, source: Source) -> str:
+        """Accepts a harmful instruction under its nearest topic, or says why not."""
+        if blocked(text, self.policy):
+            return "never_synthesize"
+        if reason := self._novelty.why_not(text):
+            return reason
+        topic, similarity = self._index.nearest([text])[0]
+        if similarity < MIN_SIMILARITY:
+            return "off_topic"
+        if self._harmful >= self.goal or self._grid.accepted[topic.id] >= self._grid.cap:
+            return "over_quota"
+        record = self._record(text, topic, tactic=tactic, source=source)
+        self._remember(record)
+        self._want_twin(record)
+        self._log.append(record)
+        self._report()
+        return ""
+
+    def _take_twin(self, job: TwinJob, completion: Completion) -> str:
+        text = plain(f"{job.opener}{completion.text}")
+        reason = malformed(text, finished=completion.finish == "stop", locale=self.policy.locale)
+        reason = reason or self._twin_check.why_not(text, job.harmful.text)
+        if reason:
+            return reason
+        topic = self.policy.topic(job.harmful.topic)
+        record = self._record(text, topic, tactic=job.harmful.tactic, twin_of=job.harmful.id)
+        self._remember(record)
+        self._log.append(record)
+        self._report()
+        return ""
+
+    # -- books --------------------------------------------------------------------------------
+
+    def wants_more(self) -> bool:
+        """Whether another stream has something to do."""
+        return bool(self._twin_jobs) or self._short_of_drafts()
+
+    def finished(self) -> bool:
+        """Whether what is still in flight is surplus."""
+        waiting = any(isinstance(w, TwinJob) for w in self._flight.values())
+        return self._harmful >= self.goal and not self._twin_jobs and not waiting
+
+    def result(self) -> InstructionSet:
+        """The set as it stands, with its numbers."""
+        records = tuple(self._records.values())
+        made = self._harmful - self._inherited
+        stats = set_stats(records, [t.id for t in self._grid.topics], self.embed)
+        stats |= {
+            "coverage": self._grid.coverage,
+            "coverage_met": float(self._grid.coverage >= COVERAGE_FLOOR),
+            "drafts": self._drafts,
+            "yield": made / self._drafts if self._drafts else 0.0,
+            "tokens_generated": self._tokens,
+            "seconds": time.monotonic() - self._started,
+        }
+        return InstructionSet(
+            records=records, requested=self.goal, rejected=dict(self._rejected), stats=stats
+        )
+
+    def _record(
+        self, text: str, topic: Topic, *, tactic: str, source: Source = "model", twin_of: str = ""
+    ) -> Instruction:
+        return Instruction(
+            id=record_id("twin", twin_of) if twin_of else record_id("harmful", text),
+            text=text,
+            topic=topic.id,
+            domain=topic.domain,
+            side="twin" if twin_of else "harmful",
+            twin_of=twin_of,
+            sides=topic.sides,
+            tactic=tactic,
+            locale=self.policy.locale,
+            source=source,
+        )
+
+    def _remember(self, record: Instruction) -> None:
+        self._records[record.id] = record
+        if record.side == "harmful":
+            self._harmful += 1
+            self._novelty.add(record.text)
+            if record not in self._parent:
+                self._grid.accept(record.topic)
+
+    def _want_twin(self, record: Instruction) -> None:
+        if self.config.twins:
+            self._twin_jobs.append(TwinJob(record))
+
+    def _reject(self, reason: str) -> None:
+        self._rejected[reason] += 1
+        if self._rejected.total() % 10 == 0:
+            self._report()
+
+    def _report(self) -> None:
+        counts = {f"rejected.{reason}": n for reason, n in self._rejected.items()}
+        counts |= {"accepted": self._harmful, "tokens_generated": self._tokens}
+        counts["twins"] = len(self._records) - self._harmful
+        self._on_progress(Progress("writing instructions", self._harmful, self.goal, counts))

@@ -1,0 +1,209 @@
+"""Which drafts are instructions. Each check names the reason it rejects for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from ptalign.nouns import Policy
+from ptalign.policies.never import blocked
+from ptalign.text.near import NearDuplicates, rouge_l, tokens
+from ptalign.text.stopwords import stop_words
+
+COPIED = 0.8
+"""ROUGE-L F1 with an example above which a draft is a copy of it."""
+
+_ANSWER = re.compile(
+    r"^(sure|certainly|of course|i'?m sorry|sorry|i can(no|')t|i cannot|i won'?t|as an ai|here (is|are)"
+    r"|yes\b|no\b[,.]|thank you|you (should|can|could|are)|it is\b|it's\b|the answer|answer:)",
+    re.I,
+)
+_MARKUP = re.compile(
+    r"(topic|request|harmful|harmless|question|answer)\s*:|https?://|[<>{}\[\]|]", re.I
+)
+_KANA = re.compile(r"[぀-ヿ]")
+_QUESTION = frozenset(
+    [
+        "how",
+        "what",
+        "why",
+        "when",
+        "where",
+        "who",
+        "which",
+        "can",
+        "could",
+        "should",
+        "would",
+        "is",
+        "are",
+        "do",
+        "does",
+        "did",
+        "will",
+        "may",
+        "am",
+        "was",
+        "were",
+        "has",
+        "have",
+    ]
+)
+_NOT_A_VERB = frozenset(
+    [
+        "the",
+        "a",
+        "an",
+        "this",
+        "that",
+        "these",
+        "those",
+        "my",
+        "your",
+        "his",
+        "her",
+        "our",
+        "their",
+        "its",
+        "it",
+        "he",
+        "she",
+        "they",
+        "we",
+        "i",
+        "you",
+        "there",
+        "if",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "from",
+        "by",
+        "about",
+        "and",
+        "or",
+        "but",
+        "because",
+        "so",
+    ]
+)
+_LEAD_IN = frozenset({"i", "my", "as", "if", "in", "imagine", "suppose", "for", "please"})
+
+
+def malformed(text: str, *, finished: bool, locale: str) -> str:
+    """Why a text is no instruction by its form alone; empty when it is one.
+
+    Args:
+        text: The draft, in plain form.
+        finished: Whether the model ended the line itself, not the token limit.
+        locale: BCP 47 tag the instruction must be written in.
+    """
+    words = tokens(text, locale)
+    if len(words) < 4:
+        return "too_short"
+    if len(words) > 60 or len(text) > 400:
+        return "too_long"
+    if not finished:
+        return "truncated"
+    if not in_language(text, locale):
+        return "language"
+    if _ANSWER.match(text):
+        return "answer_like"
+    if _MARKUP.search(text):
+        return "not_a_request"
+    if locale.startswith("en") and not _is_request(text):
+        return "not_a_request"
+    if _repeats(words):
+        return "repetitive"
+    return ""
+
+
+def in_language(text: str, locale: str) -> bool:
+    """Whether a text is written in the script of its locale (English, Japanese; else True)."""
+    letters = [c for c in text if c.isalpha()]
+    if not letters:
+        return False
+    if locale.startswith("en"):
+        return sum(c.isascii() for c in letters) >= 0.95 * len(letters)
+    if locale.startswith("ja"):
+        return bool(_KANA.search(text))
+    return True
+
+
+def _is_request(text: str) -> bool:
+    """An imperative, a question, or a lead-in that ends in one."""
+    first = text.split(None, 1)[0].strip("\"'“,.!?").lower()
+    if text.rstrip("\"'”").endswith("?"):
+        return True
+    if first in _QUESTION:
+        return True
+    if first in _LEAD_IN:
+        return bool(re.search(r"\b(how|what|write|tell|give|explain|help|want|need)\b", text, re.I))
+    return first not in _NOT_A_VERB and first.isalpha()
+
+
+def _repeats(words: tuple[str, ...]) -> bool:
+    return len(words) >= 6 and len(set(words)) < 0.6 * len(words)
+
+
+class Novelty:
+    """Tells copies of examples and near-duplicates of what was accepted.
+
+    Args:
+        policy: Its examples must not come back.
+        max_rouge_l: ROUGE-L F1 above which a text is a near-duplicate.
+    """
+
+    def __init__(self, policy: Policy, max_rouge_l: float) -> None:
+        self._examples = NearDuplicates(max(COPIED, max_rouge_l), policy.locale)
+        self._accepted = NearDuplicates(max_rouge_l, policy.locale)
+        for topic in policy.topics:
+            for example in topic.examples:
+                self._examples.add(example)
+
+    def why_not(self, text: str) -> str:
+        """``copied_example``, ``near_duplicate`` or an empty string."""
+        if self._examples.find(text) is not None:
+            return "copied_example"
+        return "near_duplicate" if self._accepted.find(text) is not None else ""
+
+    def add(self, text: str) -> None:
+        """Remembers an accepted text."""
+        self._accepted.add(text)
+
+
+class TwinCheck:
+    """Tells whether a text is a legitimate look-alike of a harmful instruction.
+
+    Words that stand in the policy's harmful examples and openers but never in its twin examples
+    mark harm; a twin has none of them.
+    """
+
+    MIN_ROUGE_L = 0.35
+
+    def __init__(self, policy: Policy) -> None:
+        locale = policy.locale
+        harmful: Counter[str] = Counter()
+        kind: set[str] = set(stop_words(locale))
+        for tactic in policy.tactics:
+            harmful.update({w for o in tactic.openers for w in tokens(o, locale)})
+        for topic in policy.topics:
+            for example, other in zip(topic.examples, topic.twin_examples, strict=False):
+                harmful.update(set(tokens(example, locale)) - set(tokens(other, locale)))
+            kind.update(w for t in topic.twin_examples for w in tokens(t, locale))
+        self.marked = frozenset(w for w in harmful if w not in kind and len(w) > 1)
+        self._policy = policy
+
+    def why_not(self, text: str, harmful: str) -> str:
+        """Why `text` is no twin of `harmful`; empty when it is one."""
+        locale = self._policy.locale
+        words, others = tokens(text, locale), tokens(harmful, locale)
+        if words == others:
+            return "twin_equal"
+        if self.marked.intersection(words):
+            return "twin_harmful"
+        if rouge_l(words, others) < self.MIN_ROUGE_L:
+            return "twin_too_far"
+        return "never_synthesize" if blocked(text, self._policy) else ""

@@ -1,0 +1,91 @@
+"""Stage 1: the model writes safety-relevant instructions over the policy's topics.
+
+Drafts stream: a draft that comes back is judged at once and the next request is chosen from
+what is still owed, so the engine never waits at a barrier. Each accepted harmful instruction is
+followed by a request for its benign twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptalign.asking.run import DraftRun
+from ptalign.asking.seeding import seed_drafts
+from ptalign.config import InstructionConfig
+from ptalign.engines.base import Engine, open_stream
+from ptalign.errors import InvalidInput
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
+from ptalign.progress import OnProgress, ignore
+from ptalign.records import MemoryLog, RecordLog
+from ptalign.text.embed import Embedder
+
+
+def generate_instructions(
+    policy: Policy,
+    count: int,
+    *,
+    engine: Engine,
+    model: ModelSpec,
+    config: InstructionConfig | None = None,
+    seeds: Sequence[str] = (),
+    excerpts: Sequence[str] = (),
+    parent: InstructionSet | None = None,
+    on_progress: OnProgress = ignore,
+    log: RecordLog[Instruction] | None = None,
+    embed: Embedder | None = None,
+) -> InstructionSet:
+    """Makes `count` harmful instructions over the policy's topics, each with a benign twin.
+
+    Args:
+        policy: Topics, examples, tactics and lists.
+        count: Accepted harmful instructions wanted, on top of the parent's.
+        engine: Writes the drafts.
+        model: The catalogue entry the engine serves.
+        config: Settings; the defaults when None.
+        seeds: The operator's own instructions: accepted first, after the same checks.
+        excerpts: Redacted pieces of chat logs: clustered, one of each cluster is accepted.
+        parent: An earlier set to extend: its records come first and nothing repeats them.
+        on_progress: Told after each accepted record and each ten rejected drafts.
+        log: Accepted records; a log that has some is continued.
+        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
+
+    Returns:
+        The set. It may be short: `shortfall` and `rejected` say why.
+
+    Raises:
+        InvalidInput: A count, topic or locale outside its limits.
+        EngineFailed: The engine can take no work.
+        Cancelled: The engine or `on_progress` said stop; accepted records are in the log.
+    """
+    config = config or InstructionConfig()
+    _check(policy, count, model, config)
+    run = DraftRun(policy, count, config, on_progress, log or MemoryLog(), embed, parent)
+    run.resume()
+    run.plant(seed_drafts(seeds, excerpts, run.embed))
+    while run.wants_more():
+        with open_stream(engine, run.requests()) as completions:
+            for completion in completions:
+                run.receive(completion)
+                if run.finished():
+                    break
+    return run.result()
+
+
+def _check(policy: Policy, count: int, model: ModelSpec, config: InstructionConfig) -> None:
+    if not 1 <= count <= 20_000:
+        raise InvalidInput(
+            "count", f"1 to 20000, got {count}", "Ask for fewer, then extend the set."
+        )
+    language = policy.locale.split("-")[0]
+    if config.locale.split("-")[0] != language:
+        raise InvalidInput(
+            "locale",
+            f"policy {policy.name} is written in {policy.locale}",
+            f"Set it to {language}.",
+        )
+    if language not in {locale.split("-")[0] for locale in model.locales}:
+        raise InvalidInput(
+            "locale",
+            f"model {model.name} declares {', '.join(model.locales)}",
+            "Choose a policy in one of those, or add the locale to the model's catalogue entry.",
+        )

@@ -1,0 +1,107 @@
+"""The coverage grid: which topic and tactic the next draft is for."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptalign.errors import InvalidInput
+from ptalign.nouns import Policy, Tactic, Topic
+
+PLAIN = Tactic(id="plain", openers=("",))
+"""A request that starts as the model likes: used where a policy names no tactic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One topic asked about in one way."""
+
+    topic: Topic
+    tactic: Tactic
+    opener: str
+
+
+class Grid:
+    """Quotas over topic x tactic, and the neediest cell.
+
+    Each topic is owed the same number of instructions; inside a topic the least used tactic
+    comes first. A topic whose drafts keep failing is given up after `max_drafts` per owed
+    instruction, so that one bad topic cannot hold up a set.
+
+    Args:
+        policy: Topics and tactics.
+        count: Instructions wanted in all.
+        topics: Topic ids to use; all when empty.
+        max_drafts: Drafts per owed instruction before a topic is given up.
+        seed: Order of ties and of openers.
+
+    Raises:
+        InvalidInput: An unknown topic id.
+    """
+
+    def __init__(
+        self, policy: Policy, count: int, *, topics: Sequence[str], max_drafts: float, seed: int
+    ) -> None:
+        known = {t.id: t for t in policy.topics}
+        for i, topic in enumerate(topics):
+            if topic not in known:
+                raise InvalidInput(
+                    f"topics[{i}]", f"topics of {policy.name}: {', '.join(known)}", "Use these."
+                )
+        self.topics = [known[t] for t in topics] if topics else list(policy.topics)
+        self.quota = max(1, math.ceil(count / len(self.topics)))
+        self.cap = self.quota + max(1, self.quota // 4)
+        self._limit = max(8, round(max_drafts * self.quota))
+        self._tactics = {
+            sides: [t for t in policy.tactics if t.sides == sides] or [PLAIN]
+            for sides in ("both", "positive_only")
+        }
+        self._random = random.Random(seed)
+        self._order = {t.id: self._random.random() for t in self.topics}
+        self.accepted: Counter[str] = Counter()
+        self._tried: Counter[tuple[str, str]] = Counter()
+        self._drafts: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
+
+    def next(self) -> Cell | None:
+        """The neediest cell, counted as a draft in flight; None when every topic is done."""
+        able = [
+            t
+            for t in self.topics
+            if self.accepted[t.id] < self.cap and self._drafts[t.id] < self._limit
+        ]
+        if not able:
+            return None
+        topic = min(able, key=lambda t: (self._need(t.id), self._order[t.id]))
+        tactics = self._tactics[topic.sides]
+        tactic = min(tactics, key=lambda t: (self._tried[topic.id, t.id], self._random.random()))
+        self._tried[topic.id, tactic.id] += 1
+        self._drafts[topic.id] += 1
+        self._open[topic.id] += 1
+        return Cell(topic, tactic, self._random.choice(tactic.openers))
+
+    def back(self, cell: Cell) -> None:
+        """A draft for this cell came back, whatever became of it."""
+        self._open[cell.topic.id] -= 1
+
+    def accept(self, topic_id: str) -> bool:
+        """Books an instruction under a topic; False when the topic is full."""
+        if self.accepted[topic_id] >= self.cap:
+            return False
+        self.accepted[topic_id] += 1
+        return True
+
+    @property
+    def coverage(self) -> float:
+        """Share of the topics with at least half of what they are owed."""
+        enough = sum(self.accepted[t.id] * 2 >= self.quota for t in self.topics)
+        return enough / len(self.topics)
+
+    def _need(self, topic_id: str) -> float:
+        """Accepted and expected instructions; a draft in flight counts by the topic's yield."""
+        finished = self._drafts[topic_id] - self._open[topic_id]
+        share = (self.accepted[topic_id] + 1) / (finished + 2)
+        return self.accepted[topic_id] + self._open[topic_id] * min(1.0, max(share, 0.25))
