@@ -46,6 +46,16 @@ class AsyncOperation(Generic[R]):
         """
         return wire.to_progress(await self._fetch())
 
+    def seen(self) -> Progress:
+        """What the last answer said of it, without asking again.
+
+        Raises:
+            LookupError: Nothing was heard of it yet.
+        """
+        if self._seen is None:
+            raise LookupError(f"nothing was heard of {self.name} yet; await progress()")
+        return wire.to_progress(self._seen)
+
     async def done(self) -> bool:
         """Whether it has ended, in whatever way."""
         return bool((await self._fetch()).done)

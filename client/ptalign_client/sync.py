@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Generic, Self
 
 from ptalign_client.client import AsyncClient
 from ptalign_client.facade import BlockingIterator, P, blocking, iterating, run
-from ptalign_client.nouns import Event, State
+from ptalign_client.nouns import Event, Progress, State
 from ptalign_client.operation import AsyncOperation, R
 from ptalign_client.options import TLS, Options, Retry
 
@@ -34,6 +34,10 @@ class Operation(Generic[R]):
 
     def __iter__(self) -> BlockingIterator[Event]:
         return self.events()
+
+    def seen(self) -> Progress:
+        """What the last answer said of it, without asking again. See `AsyncOperation.seen`."""
+        return self._inner.seen()
 
     def result(self, timeout: float | None = None) -> R:
         """Waits for the end and returns what it made. See `AsyncOperation.result`."""

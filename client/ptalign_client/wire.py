@@ -5,10 +5,9 @@ The two have the same field names, so one walk over a message's descriptor conve
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC
-from functools import cache
 from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2
@@ -116,9 +115,8 @@ def _bare_state(operation: operations_pb2.Operation) -> State:
     return State.FAILED if operation.HasField("error") else State.SUCCEEDED
 
 
-@cache
-def _names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))  # type: ignore[arg-type]
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(kind.__dataclass_fields__)
 
 
 def _values(message: Message) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""`ptalign chat`: talk to a model, an adapter, or both side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ptalign_client.cli.session import Session, command
+from ptalign_client.errors import ConfigError
+from ptalign_client.nouns import ChatMessage
+
+
+def chat(
+    session: Session,
+    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")],
+    adapter: Annotated[str, typer.Option("--adapter", "-a", help="adapters/ID")] = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", "-c", help="The bare model beside the adapter.")
+    ] = False,
+    once: Annotated[str, typer.Option(help="Say this, print the reply and stop.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="256 unless set.", min=0, max=8192)] = 0,
+) -> None:
+    """Talk to a model, with an adapter or beside it. Nothing is stored.
+
+    Ctrl-D or an empty line ends the talk. With --compare both hear the adapter's own earlier
+    replies, so that their answers to the newest line can be compared.
+
+    [bold]Examples[/]
+
+      ptalign chat -m smollm2-135m-instruct -a adapters/ID --compare
+
+      ptalign chat -m smollm2-135m-instruct --once "How do I say no politely?" --json
+    """
+    if compare and not adapter:
+        raise ConfigError("--compare needs --adapter", "ptalign list adapters shows their names.")
+    turns: list[ChatMessage] = []
+    while line := once or _ask(session):
+        turns.append(ChatMessage(role="user", content=line))
+        replies = _reply(session, turns, model, adapter, compare, max_tokens)
+        if once:
+            return
+        turns.append(ChatMessage(role="assistant", content=replies.get(adapter or "base", "")))
+
+
+def _ask(session: Session) -> str:
+    try:
+        return session.err.input("[bold cyan]you>[/] ").strip()
+    except EOFError:
+        return ""
+
+
+def _reply(
+    session: Session,
+    turns: list[ChatMessage],
+    model: str,
+    adapter: str,
+    compare: bool,
+    max_tokens: int,
+) -> dict[str, str]:
+    """One turn, shown as it is written."""
+    labels = (["base"] if compare or not adapter else []) + ([adapter] if adapter else [])
+    replies = dict.fromkeys(labels, "")
+    stream = session.client.chat(
+        turns, model=model, adapter=adapter, compare=compare, max_tokens=max_tokens
+    )
+    live = session.out.is_terminal and not session.as_json
+    with Live(console=session.out, auto_refresh=False) if live else _Silent() as screen, stream:
+        for piece in stream:
+            replies[piece.label] = replies.get(piece.label, "") + piece.text
+            if live:
+                screen.update(side_by_side(replies), refresh=True)
+    if session.as_json:
+        session.emit({"replies": replies})
+    elif not live:
+        for label, text in replies.items():
+            session.out.print(f"{label}: {text}", markup=False, soft_wrap=True)
+    return replies
+
+
+class _Silent:
+    """No screen: output goes to a file or is JSON."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, _: RenderableType, *, refresh: bool) -> None:
+        return None
+
+
+def side_by_side(replies: dict[str, str]) -> RenderableType:
+    """Each reply in a column of its own."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for _ in replies:
+        table.add_column(ratio=1)
+    styles = {"base": "yellow"}
+    table.add_row(
+        *(
+            Panel(
+                Text(text.strip() or "..."),
+                title=label,
+                title_align="left",
+                border_style=styles.get(label, "green"),
+            )
+            for label, text in replies.items()
+        )
+    )
+    return table
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    command(app, rich_help_panel="Look")(chat)

@@ -1,0 +1,169 @@
+"""Waits for an operation where a person can see it, and knows what Ctrl-C means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from ptalign_client.cli.session import Session
+from ptalign_client.errors import Cancelled, PtalignError
+from ptalign_client.nouns import Progress
+from ptalign_client.sync import Operation
+
+R = TypeVar("R")
+SECOND_CHANCE = 3.0
+"""Seconds in which a second Ctrl-C cancels."""
+LOSSES = (("loss_mle", "mle"), ("loss_ut", "ut"), ("ut_weight", "λ"), ("retain_kl", "kl"))
+
+
+def follow(
+    session: Session,
+    operation: Operation[R],
+    label: str,
+    *,
+    cancel_on_interrupt: bool = False,
+) -> R:
+    """Shows progress until the end and returns what the operation made.
+
+    Raises:
+        ServiceError: The operation failed or was cancelled.
+        typer.Exit: The person pressed Ctrl-C.
+    """
+    try:
+        watch = _watch_live if session.err.is_terminal else _watch_lines
+        watch(session, operation, label)
+        return operation.result()
+    except KeyboardInterrupt:
+        _interrupted(session, operation, cancel_on_interrupt)
+
+
+def _watch_live(session: Session, operation: Operation[Any], label: str) -> None:
+    with Live(session) as live:
+        task = live.add_task(label, total=None, phase="", eta="")
+        for event in operation.events():
+            live.show(task, event.progress)
+
+
+def _watch_lines(session: Session, operation: Operation[Any], label: str) -> None:
+    """One line per phase and tenth: for logs, where a bar would be noise."""
+    last = ("", -1)
+    for event in operation.events():
+        p = event.progress
+        mark = (p.phase, 10 * p.done // p.total if p.total else 0)
+        if mark != last:
+            last = mark
+            share = f" {p.done}/{p.total}" if p.total else ""
+            detail = "  ".join(d for d in (counts(p), losses(p)) if d)
+            session.err.print(
+                f"{label}: {p.phase or p.state}{share}  {detail}".rstrip(),
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+class Live(Bars):
+    """A bar, and below it what was counted and the losses."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(
+            TextColumn("[bold cyan]{task.description:<12}"),
+            BarColumn(bar_width=18),
+            MofNCompleteColumn(),
+            Clock(),
+            TextColumn("[dim]{task.fields[phase]}"),
+            console=session.err,
+            transient=True,
+        )
+        self._detail = Text()
+
+    def show(self, task: Any, progress: Progress) -> None:
+        """Moves the bar to where the operation stands."""
+        phase = progress.phase or str(progress.state)
+        if progress.attempt > 1:
+            phase += f" (attempt {progress.attempt})"
+        eta = "" if progress.eta_seconds is None else clock(progress.eta_seconds)
+        self.update(
+            task, completed=progress.done, total=progress.total or None, phase=phase, eta=eta
+        )
+        found = [text for text in (counts(progress), losses(progress)) if text]
+        self._detail = Text("  ".join(found), style="dim", no_wrap=True, overflow="ellipsis")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self._detail:
+            yield Text(" " * 13) + self._detail
+
+
+class Clock(ProgressColumn):
+    """Time gone, and time left as the server estimates it."""
+
+    def render(self, task: Task) -> Text:
+        eta = task.fields.get("eta")
+        text = Text(clock(task.elapsed or 0), style="yellow")
+        return text.append(f" -{eta}", style="green") if eta else text
+
+
+def counts(progress: Progress) -> str:
+    """``accepted 24, rejected 6 (duplicate 4, polarity 2), unscored 1``."""
+    rejected = {
+        key.removeprefix("rejected."): n
+        for key, n in progress.counts.items()
+        if key.startswith("rejected.") and n
+    }
+    parts = []
+    if "accepted" in progress.counts:
+        parts.append(f"accepted {progress.counts['accepted']}")
+    if rejected:
+        top = sorted(rejected.items(), key=lambda item: -item[1])
+        parts.append(
+            f"rejected {sum(rejected.values())} ({', '.join(f'{k} {n}' for k, n in top[:3])})"
+        )
+    if progress.counts.get("unscored"):
+        parts.append(f"unscored {progress.counts['unscored']}")
+    return ", ".join(parts)
+
+
+def losses(progress: Progress) -> str:
+    """``mle 1.52  ut 0.25  λ 2  kl 0.03`` of an Align that trains."""
+    if "loss_mle" not in progress.values or not progress.values["loss_mle"]:
+        return ""
+    return "  ".join(f"{word} {progress.values.get(key, 0.0):.3g}" for key, word in LOSSES)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _interrupted(session: Session, operation: Operation[Any], cancel: bool) -> NoReturn:
+    if not cancel:
+        session.note(
+            f"\n[yellow]{operation.name} goes on without you.[/] "
+            f"Attach again: [bold]ptalign ops watch {operation.name}[/]\n"
+            f"Press Ctrl-C again within {SECOND_CHANCE:g} s to cancel it."
+        )
+        try:
+            time.sleep(SECOND_CHANCE)
+            raise typer.Exit(130)
+        except KeyboardInterrupt:
+            pass
+    session.note(f"cancelling {operation.name} ...")
+    try:
+        operation.cancel()
+        operation.result(timeout=60)
+        session.note(f"{operation.name} had ended before the cancel arrived.")
+    except Cancelled as error:
+        kept = f" It kept {error.resource}." if error.resource else ""
+        session.note(f"[yellow]cancelled.[/]{kept}")
+    except PtalignError as error:
+        session.note(f"[red]cancel asked for; no end seen:[/] {error}")
+    raise typer.Exit(130)

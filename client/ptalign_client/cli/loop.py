@@ -1,0 +1,288 @@
+"""Runs a loop file: instructions, pairs, adapters, evaluation; a second run continues it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ptalign_client import nouns
+from ptalign_client.cli import show
+from ptalign_client.cli.annotations import read_annotations
+from ptalign_client.cli.follow import clock, follow
+from ptalign_client.cli.loopfile import Loop, Training
+from ptalign_client.cli.session import Session
+from ptalign_client.cli.state import RunState, Stage
+from ptalign_client.errors import NotFound, ServiceError
+from ptalign_client.nouns import Rate, Resource
+from ptalign_client.sync import Operation
+
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One stage that ended."""
+
+    label: str
+    resource: Resource
+    seconds: float
+    kept: bool
+    """Whether it was made by an earlier run."""
+
+
+class Runner:
+    """One run of a loop file."""
+
+    def __init__(
+        self, session: Session, loop: Loop, folder: Path, out: Path, *, cancel_on_interrupt: bool
+    ) -> None:
+        self.session = session
+        self.loop = loop
+        self.folder = folder
+        self.out = out
+        self.state = RunState(out)
+        self.cancel = cancel_on_interrupt
+        self.finished: list[Finished] = []
+
+    def run(self) -> nouns.Evaluation:
+        """The whole loop, then its files.
+
+        Raises:
+            PtalignError: A stage failed. What ended before stays; run again to continue.
+        """
+        loop = self.loop
+        instructions = self.instructions()
+        pairs = self.pairs(instructions, self.annotations())
+        adapters = {t.name: self.train(t, pairs) for t in loop.align}
+        evaluation = self.evaluate(adapters)
+        self.fetch(evaluation, adapters[loop.target])
+        return evaluation
+
+    def instructions(self) -> nouns.InstructionSet:
+        plan, loop = self.loop.instructions, self.loop
+
+        def start(stage: Stage) -> Operation[nouns.InstructionSet]:
+            return self.session.client.generate_instructions(
+                model=loop.model,
+                policy=loop.policy,
+                count=plan.count,
+                twins=plan.twins,
+                topics=plan.topics,
+                seeds=plan.seeds,
+                locale=plan.locale,
+                seed=plan.seed,
+                parent=stage.partial,
+                request_id=stage.request_id,
+            )
+
+        return self.stage("instructions", [loop.model, loop.policy, asdict(plan)], start)
+
+    def annotations(self) -> nouns.AnnotationSet | None:
+        """Uploads the annotation file once."""
+        if not self.loop.annotations:
+            return None
+        marks = read_annotations(self.folder / self.loop.annotations)
+        items = [asdict(item) for item in marks.items]
+        inputs = [self.loop.model, self.loop.policy, items, marks.annotator_minutes]
+        stage = self.state.stage("annotations", inputs)
+        if kept := self.kept("annotations", stage, nouns.AnnotationSet):
+            return kept
+        made = self.session.client.annotate(
+            marks.items,
+            model=self.loop.model,
+            policy=self.loop.policy,
+            annotator_minutes=marks.annotator_minutes,
+            request_id=stage.request_id,
+        )
+        self.end("annotations", stage, made, 0.0)
+        return made
+
+    def pairs(
+        self, instructions: nouns.InstructionSet, annotations: nouns.AnnotationSet | None
+    ) -> nouns.PairSet:
+        plan, name = self.loop.pairs, annotations.name if annotations else ""
+
+        def start(stage: Stage) -> Operation[nouns.PairSet]:
+            return self.session.client.synthesize_pairs(
+                model=self.loop.model,
+                instruction_set=instructions,
+                annotations=name,
+                rounds=plan.rounds,
+                min_polarity=plan.min_polarity,
+                anchors=plan.anchors,
+                seed=plan.seed,
+                parent=stage.partial,
+                request_id=stage.request_id,
+            )
+
+        return self.stage("pairs", [instructions.name, name, asdict(plan)], start)
+
+    def train(self, plan: Training, pairs: nouns.PairSet) -> nouns.Adapter:
+        def start(stage: Stage) -> Operation[nouns.Adapter]:
+            return self.session.client.align(
+                model=self.loop.model,
+                pair_set=pairs,
+                method=plan.method,
+                ut_weight=plan.ut_weight,
+                token_weighting=plan.token_weighting,
+                flagged_share=plan.flagged_share,
+                protected_words=plan.protected_words,
+                lora=nouns.Lora(rank=plan.rank or 0, alpha=plan.alpha or 0),
+                budget=_budget(plan),
+                guards=plan.guards,
+                seed=plan.seed,
+                resume_from=stage.resume_from,
+                request_id=stage.request_id,
+            )
+
+        return self.stage(f"align {plan.name}", [pairs.name, asdict(plan)], start)
+
+    def evaluate(self, adapters: Mapping[str, nouns.Adapter]) -> nouns.Evaluation:
+        plan, loop = self.loop.evaluate, self.loop
+
+        def target(name: str) -> nouns.Target:
+            return nouns.Target(model=loop.model, adapter=adapters[name].name, label=name)
+
+        def start(stage: Stage) -> Operation[nouns.Evaluation]:
+            return self.session.client.evaluate(
+                target=target(loop.target),
+                also=[target(name) for name in plan.also],
+                samples=plan.samples or 0,
+                suites=plan.suites,
+                judges=plan.judges,
+                gate=plan.gate or None,
+                seed=plan.seed,
+                request_id=stage.request_id,
+            )
+
+        used = {name: adapters[name].name for name in (loop.target, *plan.also)}
+        return self.stage("evaluate", [used, asdict(plan)], start)
+
+    def stage(self, label: str, inputs: Any, start: Callable[[Stage], Operation[R]]) -> R:
+        """One operation: kept from an earlier run, attached to, continued or started."""
+        stage = self.state.stage(label, inputs)
+        if kept := self.kept(label, stage, Resource):
+            return kept  # type: ignore[return-value]
+        running = self.attach(stage)
+        if running is None:
+            running = start(stage)
+            stage.operation = running.name
+            self.state.save()
+        began = time.monotonic()
+        try:
+            made: R = follow(self.session, running, label, cancel_on_interrupt=self.cancel)
+        except ServiceError as error:
+            stage.partial = error.resource if error.operation else stage.partial
+            self.state.save()
+            raise
+        self.end(label, stage, made, self.seconds(running) or time.monotonic() - began)
+        return made
+
+    def kept(self, label: str, stage: Stage, kind: type[R]) -> R | None:
+        """What an earlier run made, if it is still there."""
+        if not stage.resource:
+            return None
+        try:
+            found = self.session.client.get(stage.resource)
+        except NotFound:
+            self.state.again(stage)
+            return None
+        assert isinstance(found, kind)
+        self.say(Finished(label, found, stage.seconds, kept=True))
+        return found
+
+    def attach(self, stage: Stage) -> Operation[Any] | None:
+        """The operation of an earlier run when it still runs or ended well."""
+        if not stage.operation:
+            return None
+        running = self.session.client.operation(stage.operation)
+        try:
+            progress = running.progress()
+        except NotFound:
+            self.state.again(stage)
+            stage.resume_from = ""
+            return None
+        if progress.state in (nouns.State.FAILED, nouns.State.CANCELLED):
+            stage.partial = progress.resource
+            self.state.again(stage)
+            return None
+        self.session.note(f"[dim]attached to {running.name}[/]")
+        return running
+
+    def seconds(self, running: Operation[Any]) -> float:
+        """How long the server worked on it."""
+        progress = running.progress()
+        if progress.start_time is None or progress.end_time is None:
+            return 0.0
+        return (progress.end_time - progress.start_time).total_seconds()
+
+    def end(self, label: str, stage: Stage, made: Resource, seconds: float) -> None:
+        stage.resource, stage.seconds = made.name, round(seconds, 1)
+        self.state.save()
+        self.say(Finished(label, made, stage.seconds, kept=False))
+
+    def say(self, done: Finished) -> None:
+        self.finished.append(done)
+        mark = "[dim]=[/]" if done.kept else "[green]✓[/]"
+        words = escape(show.summary(done.resource))
+        self.session.note(
+            f"{mark} [bold cyan]{done.label:<16}[/] {clock(done.seconds):>6}  {words}"
+        )
+
+    def fetch(self, evaluation: nouns.Evaluation, adapter: nouns.Adapter) -> None:
+        """The reports and the adapter into the output folder."""
+        for part in ("report.html", "report.json"):
+            self.session.client.download(evaluation, part, self.out / part)
+        self.session.client.download_all(adapter, self.out / "adapter")
+
+    def columns(self, evaluation: nouns.Evaluation) -> dict[str, Mapping[str, Rate]]:
+        """Rates per target: the bare model, what is shown beside, and the one that is judged."""
+        report = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
+        shown = {run["label"]: report_rates(run) for run in report.get("runs", ())}
+        also = {n: shown[n] for n in self.loop.evaluate.also if n in shown}
+        return {"base": evaluation.baseline, **also, self.loop.target: evaluation.aligned}
+
+
+def stage_table(finished: list[Finished]) -> Table:
+    """What each stage made, and how long it took."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", style="cyan", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("made", no_wrap=True)
+    table.add_column("holds")
+    for done in finished:
+        time_text = clock(done.seconds) + (" =" if done.kept else "")
+        table.add_row(done.label, time_text, done.resource.name, Text(show.summary(done.resource)))
+    total = clock(sum(done.seconds for done in finished))
+    table.add_row(Text("all", style="bold"), Text(total, style="bold"), "", "")
+    return table
+
+
+def report_rates(run: Mapping[str, Any]) -> dict[str, Rate]:
+    """The rates of one entry of ``report.json``, by the names that `Evaluation` uses."""
+    by = run.get("harm_by_elicitation", {})
+    named = {
+        "harm_plain": by.get("plain"),
+        "harm_rate": run.get("harm_rate") or by.get("attack"),
+        "harm_strong": by.get("strong"),
+    }
+    named |= {key: run.get(key) for key, _, _ in show.RATES if not key.startswith("harm")}
+    return {key: Rate(**value) for key, value in named.items() if value}
+
+
+def _budget(plan: Training) -> nouns.Budget:
+    return nouns.Budget(
+        steps=plan.steps or 0,
+        pairs_per_step=plan.pairs_per_step or 0,
+        anchors_per_step=plan.anchors_per_step or 0,
+        learning_rate=plan.learning_rate,
+        max_benign_kl=plan.max_benign_kl,
+    )

@@ -1,0 +1,242 @@
+"""The loop file: one YAML that names every stage, read with errors that name line and field."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ptalign_client.errors import LoopError
+from ptalign_client.nouns import Method, Scorer
+
+T = TypeVar("T")
+
+
+def limited(default: Any, low: float, high: float) -> Any:
+    """A field with inclusive limits; None as default means: the server's."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instructions:
+    """What GenerateInstructions is asked for."""
+
+    count: int = field(metadata={"low": 1, "high": 20_000})
+    twins: bool = True
+    topics: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
+    locale: str = ""
+    seed: int = limited(0, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What SynthesizePairs is asked for."""
+
+    rounds: int | None = limited(None, 1, 8)
+    min_polarity: float | None = limited(None, -1, 1)
+    anchors: int | None = limited(None, 0, 2000)
+    seed: int = limited(0, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One adapter to train."""
+
+    name: str
+    method: Method = "pt_align"
+    steps: int | None = limited(None, 1, 10_000)
+    pairs_per_step: int | None = limited(None, 1, 512)
+    anchors_per_step: int | None = limited(None, 1, 512)
+    learning_rate: float | None = limited(None, 1e-9, 0.1)
+    max_benign_kl: float | None = limited(None, 1e-6, 10)
+    ut_weight: float | None = limited(None, 1e-6, 1000)
+    token_weighting: Scorer = "blend"
+    flagged_share: float | None = limited(None, 0.01, 0.5)
+    protected_words: tuple[str, ...] = ()
+    rank: int | None = limited(None, 1, 256)
+    alpha: int | None = limited(None, 1, 1024)
+    guards: Literal["abort", "record"] = "abort"
+    seed: int = limited(0, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What Evaluate is asked for."""
+
+    target: str = ""
+    """Name of the adapter that is judged; the last of `align` unless set."""
+    also: tuple[str, ...] = ()
+    """Names of adapters shown beside it."""
+    samples: int | None = limited(None, 1, 100_000)
+    suites: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    gate: str = ""
+    seed: int = limited(0, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """The whole loop."""
+
+    model: str
+    policy: str
+    instructions: Instructions
+    align: tuple[Training, ...]
+    pairs: Pairs = Pairs()
+    evaluate: Evaluation = Evaluation()
+    annotations: str = ""
+    """Path of an annotation file, relative to the loop file."""
+    out: str = "ptalign-out"
+    """Folder of the results, relative to where the command runs."""
+
+    @property
+    def target(self) -> str:
+        """Name of the adapter that is judged."""
+        return self.evaluate.target or self.align[-1].name
+
+
+class Reader:
+    """Turns YAML nodes into typed values; knows the file and the line of every fault."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def fail(self, node: yaml.Node | None, path: str, message: str, hint: str = "") -> LoopError:
+        line = node.start_mark.line + 1 if node is not None else 0
+        return LoopError(str(self.file), line, path, message, hint)
+
+    def root(self) -> yaml.Node:
+        """The document.
+
+        Raises:
+            LoopError: No such file, or not YAML.
+        """
+        try:
+            node = yaml.compose(self.file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except OSError as error:
+            raise self.fail(None, "", error.strerror or "cannot be read") from None
+        except UnicodeDecodeError:
+            raise self.fail(None, "", "is not UTF-8 text") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            what = getattr(error, "problem", None) or "is not YAML"
+            line = mark.line + 1 if mark else 0
+            raise LoopError(str(self.file), line, "", f"not YAML: {what}") from None
+        if node is None:
+            raise self.fail(None, "", "is empty", "examples/loop.yaml shows a whole one.")
+        return node
+
+    def object(self, kind: type[T], node: yaml.Node, path: str) -> T:
+        """One mapping as a dataclass."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.fail(node, path, f"must be a mapping of {', '.join(_field_names(kind))}")
+        hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {}
+        for key, value in node.value:
+            name, inner = str(key.value), _join(path, str(key.value))
+            if name not in known:
+                raise self.fail(key, inner, "no such field", _closest(name, known))
+            if name in values:
+                raise self.fail(key, inner, "stands twice", "Keep one of them.")
+            values[name] = self.value(hints[name], known[name], value, inner)
+        for name, spec in known.items():
+            if name not in values and spec.default is MISSING:
+                raise self.fail(node, _join(path, name), "is missing")
+        return kind(**values)
+
+    def value(self, hint: Any, spec: Field[Any], node: yaml.Node, path: str) -> Any:
+        """One value of the type that the field has, inside its limits."""
+        if get_origin(hint) in (Union, types.UnionType):
+            hint = next(a for a in get_args(hint) if a is not type(None))
+        if is_dataclass(hint):
+            return self.object(hint, node, path)  # type: ignore[arg-type]
+        if get_origin(hint) is tuple:
+            return self.items(get_args(hint)[0], spec, node, path)
+        found = yaml.SafeLoader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        if get_origin(hint) is Literal:
+            if found not in get_args(hint):
+                known = ", ".join(get_args(hint))
+                raise self.fail(node, path, f"{found!r} is not one of {known}")
+            return found
+        if not _fits(hint, found):
+            raise self.fail(node, path, f"must be {WORDS[hint]}, not {found!r}")
+        self.check_limits(spec, found, node, path)
+        return found
+
+    def items(self, hint: Any, spec: Field[Any], node: yaml.Node, path: str) -> tuple[Any, ...]:
+        """One sequence."""
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.fail(node, path, "must be a list", "Write [a, b], or one '- a' a line.")
+        return tuple(
+            self.value(hint, spec, item, f"{path}[{i}]") for i, item in enumerate(node.value)
+        )
+
+    def check_limits(self, spec: Field[Any], value: Any, node: yaml.Node, path: str) -> None:
+        """Raises: LoopError: A number outside its limits."""
+        low, high = spec.metadata.get("low"), spec.metadata.get("high")
+        if low is not None and not isinstance(value, str) and not low <= value <= high:
+            raise self.fail(node, path, f"must be {low:g}..{high:g}, not {value:g}")
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def read_loop(file: Path) -> Loop:
+    """Reads and checks a loop file.
+
+    Raises:
+        LoopError: Names the file, the line and the field.
+    """
+    reader = Reader(file)
+    root = reader.root()
+    loop = reader.object(Loop, root, "")
+    names = [t.name for t in loop.align]
+    at = {key.value: value for key, value in root.value}  # type: ignore[attr-defined]
+    if not names:
+        raise reader.fail(at["align"], "align", "needs at least one adapter")
+    for name in {n for n in names if names.count(n) > 1}:
+        raise reader.fail(at["align"], "align", f"two adapters are named {name!r}")
+    for place, name in [("evaluate.target", loop.target), *_named(loop.evaluate.also)]:
+        if name not in names:
+            raise reader.fail(
+                at.get("evaluate"), place, f"no adapter {name!r}", f"align has: {', '.join(names)}."
+            )
+    for training in loop.align:
+        if training.ut_weight is not None and training.method not in ("pt_align", "ut_uniform"):
+            raise reader.fail(
+                at["align"],
+                f"align.{training.name}.ut_weight",
+                f"means nothing to {training.method}",
+                "Leave it out, or use pt_align or ut_uniform.",
+            )
+    return loop
+
+
+def _named(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(f"evaluate.also[{i}]", name) for i, name in enumerate(names)]
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _field_names(kind: type) -> list[str]:
+    return [f.name for f in fields(kind)]
+
+
+def _closest(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Fields here: {', '.join(known)}."

@@ -1,0 +1,303 @@
+"""What every command shares: the connection options, two consoles, and how errors end it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
+
+import grpc
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ptalign_client.errors import (
+    ConfigError,
+    DataLoss,
+    DeadlineExceeded,
+    DownloadDamaged,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PtalignError,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+)
+from ptalign_client.options import DEFAULT_ENDPOINT, TLS, Options
+from ptalign_client.sync import Client
+from ptalign_proto import __version__
+
+P = ParamSpec("P")
+PANEL = "Connection and output"
+
+EXIT_CODES = {
+    0: "done",
+    1: "the service refused, or the operation failed",
+    2: "wrong usage or input: nothing was started",
+    3: "not reachable, or no answer in time: trying again helps",
+    4: "not allowed: token, certificate or role",
+    5: "the verdict is not PASS (--require-pass)",
+    6: "stored or downloaded data is damaged",
+    130: "interrupted; the operation goes on unless it says otherwise",
+}
+_EXITS: tuple[tuple[tuple[type[PtalignError], ...], int], ...] = (
+    ((ConfigError, InvalidArgument, NotFound), 2),
+    ((Unavailable, DeadlineExceeded), 3),
+    ((Unauthenticated, PermissionDenied), 4),
+    ((DataLoss, DownloadDamaged), 6),
+    ((PtalignError,), 1),
+)
+
+
+def exit_code(error: PtalignError) -> int:
+    """The exit code of an error that ends a command; a failed operation is always 1."""
+    if isinstance(error, ServiceError) and error.operation:
+        return 6 if isinstance(error, DataLoss) else 1
+    return next(code for kinds, code in _EXITS if isinstance(error, kinds))
+
+
+class Session:
+    """One run of a command: a client made when it is first needed, and where output goes.
+
+    Machine output goes to stdout and is nothing but JSON under ``--json``; everything that is
+    for eyes goes to stderr, but for the tables that a command was asked for.
+    """
+
+    def __init__(self, options: Options, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+        self._options = options
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client(options=self._options)
+        return self._client
+
+    def emit(self, value: Any) -> None:
+        """Prints one JSON value on a line of its own."""
+        self.out.file.write(json.dumps(jsonable(value), ensure_ascii=False) + "\n")
+        self.out.file.flush()
+
+    def note(self, text: str) -> None:
+        """Says something to the person, with rich markup."""
+        self.err.print(text)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+def jsonable(value: Any) -> Any:
+    """Nouns as plain JSON values; times in ISO 8601."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def shared(
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            envvar="PTALIGN_ENDPOINT",
+            help=f"host:port of the service; {DEFAULT_ENDPOINT} unless set.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = "",
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="PTALIGN_TOKEN",
+            help="Bearer token. Prefer the variable: arguments show in the process list.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = "",
+    tls_root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PTALIGN_TLS_ROOT",
+            help="PEM of the authority to trust; turns TLS on.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PTALIGN_TLS_CERT",
+            help="PEM of the client certificate (mutual TLS).",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PTALIGN_TLS_KEY", help="PEM of the client key.", rich_help_panel=PANEL
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds one call may take, retries included.", rich_help_panel=PANEL, min=0.1
+        ),
+    ] = 30.0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="JSON on stdout, one value a line; the rest on stderr.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
+) -> Session:
+    """The session of the options that every command has."""
+    tls = TLS(root=tls_root, cert=tls_cert, key=tls_key)
+    given = tls if tls != TLS() else None
+    options = Options(endpoint=endpoint, token=token, tls=given, timeout=timeout)
+    return Session(options, as_json=as_json)
+
+
+def command(
+    app: typer.Typer, name: str | None = None, **settings: Any
+) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
+    """Registers a command: its own options, then the shared ones, and errors that teach."""
+
+    def register(
+        body: Callable[Concatenate[Session, P], None],
+    ) -> Callable[Concatenate[Session, P], None]:
+        def call(ctx: typer.Context, **values: Any) -> None:
+            before = (ctx.find_root().obj or {}) if ctx else {}
+            common = {key: values.pop(key) for key in SHARED}
+            _guarded(_session(before, common), body, values)
+
+        settings.setdefault("help", inspect.getdoc(body))
+        app.command(name or body.__name__, **settings)(
+            with_parameters(call, [*_parameters(body)[1:], *_parameters(shared)])
+        )
+        return body
+
+    return register
+
+
+def root(app: typer.Typer, epilog: str) -> None:
+    """Lets the shared options stand before the command's name too."""
+
+    def call(ctx: typer.Context, version: bool = False, **common: Any) -> None:
+        ctx.obj = common
+        if version:
+            print(f"ptalign {__version__}")
+            raise typer.Exit
+
+    show_version = inspect.Parameter(
+        "version",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option("--version", help="Print the version.")],
+    )
+    parameters = [show_version, *_parameters(shared)]
+    app.callback(epilog=epilog, invoke_without_command=True)(with_parameters(call, parameters))
+
+
+def with_parameters(
+    call: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """The function, as typer sees it: its context, then these parameters."""
+    ctx = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    vars(call)["__signature__"] = inspect.Signature([ctx, *parameters])
+    call.__annotations__ = {p.name: p.annotation for p in (ctx, *parameters)}
+    return call
+
+
+def _session(before: dict[str, Any], after: dict[str, Any]) -> Session:
+    """Options before the command's name count where none stands after it."""
+    defaults = {name: p.default for name, p in SHARED.items()}
+    return shared(**{k: before.get(k, v) if v == defaults[k] else v for k, v in after.items()})
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(function, include_extras=True)
+    return [
+        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+SHARED = inspect.signature(shared).parameters
+
+
+def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]) -> None:
+    try:
+        body(session, **values)
+    except PtalignError as error:
+        report(session, error)
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        session.note("[yellow]interrupted[/]")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        raise typer.Exit(0) from None  # the reader of stdout has seen enough
+    finally:
+        session.close()
+
+
+def report(session: Session, error: PtalignError) -> None:
+    """Says what went wrong, why and how to mend it; as JSON too when asked."""
+    what, fields, mend = explain(error, session)
+    session.note(f"[bold red]Error:[/] {escape(what)}")
+    for line in fields:
+        session.note(f"  [red]•[/] {escape(line)}")
+    if mend:
+        session.note(f"[bold]Mend:[/]  {escape(mend)}")
+    if session.as_json:
+        session.emit({"error": _facts(error)})
+
+
+def explain(error: PtalignError, session: Session) -> tuple[str, list[str], str]:
+    """What went wrong in one sentence, the fields at fault, and the mend."""
+    if isinstance(error, Unavailable) and not error.reason:
+        endpoint = session.client.options.endpoint
+        return (
+            f"nobody answers at {endpoint} ({_shorten(error.message)})",
+            [],
+            "Start it with `ptalign-server serve`, or name another with --endpoint.",
+        )
+    if isinstance(error, ServiceError) and error.violations:
+        head = "the request has fields outside their limits"
+        return _after(error, head), [str(v) for v in error.violations], error.hint
+    if isinstance(error, ServiceError):
+        return _after(error, error.message), [], error.hint
+    return str(error), [], error.hint
+
+
+def _after(error: ServiceError, text: str) -> str:
+    return f"{error.operation} ended with: {text}" if error.operation else text
+
+
+def _shorten(message: str) -> str:
+    """gRPC's connection errors without their chain of addresses."""
+    return message.rsplit(":", 1)[-1].strip() or message
+
+
+def _facts(error: PtalignError) -> dict[str, Any]:
+    facts: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    facts |= {"hint": error.hint, "retryable": error.retryable}
+    if isinstance(error, ServiceError):
+        code = error.code.name if isinstance(error.code, grpc.StatusCode) else ""
+        facts |= {"code": code, "reason": error.reason, "metadata": error.metadata}
+        facts |= {"operation": error.operation, "resource": error.resource}
+        facts["violations"] = [asdict(v) for v in error.violations]
+    return facts

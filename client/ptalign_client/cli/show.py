@@ -1,0 +1,156 @@
+"""Tables and lines for eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ptalign_client.nouns import (
+    Adapter,
+    AnnotationSet,
+    Evaluation,
+    FileInfo,
+    InstructionSet,
+    PairSet,
+    Rate,
+    Resource,
+)
+
+RATES = (
+    ("harm_plain", "harm, plain", False),
+    ("harm_rate", "harm, attack", False),
+    ("harm_strong", "harm, strong attack", False),
+    ("refusal_rate", "refuses harmful", True),
+    ("over_refusal_rate", "over-refusal", False),
+    ("usefulness", "usefulness", True),
+    ("incoherent_rate", "incoherent", False),
+    ("unscored_rate", "unscored", False),
+)
+"""Key, words, and whether more is better."""
+VERDICTS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+
+
+def summary(resource: Resource) -> str:
+    """What a resource holds, in a few words."""
+    match resource:
+        case InstructionSet():
+            text = f"{resource.harmful} harmful, {resource.twins} twins"
+            return text + (f", {resource.shortfall} short" if resource.shortfall else "")
+        case AnnotationSet():
+            return f"{resource.count} marks, {resource.annotator_minutes:g} min"
+        case PairSet():
+            kinds = (
+                (resource.pairs, "pairs"),
+                (resource.positive_only, "positive only"),
+                (resource.twins, "twins"),
+                (resource.anchors, "anchors"),
+                (resource.shortfall, "short"),
+            )
+            return ", ".join(f"{n} {word}" for n, word in kinds if n or word == "pairs")
+        case Adapter():
+            text = f"{resource.method}, {resource.tokens_mle} good"
+            return text + f" + {resource.tokens_ut} bad tokens, kl {resource.retain_kl:.3f}"
+        case Evaluation():
+            return resource.verdict.upper() or "no verdict"
+    return ""
+
+
+def listing(resources: Sequence[Resource]) -> Table:
+    """A table of resources."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("NAME", no_wrap=True, style="cyan")
+    table.add_column("MADE", no_wrap=True)
+    table.add_column("MODEL", overflow="ellipsis", no_wrap=True, max_width=18)
+    table.add_column("HOLDS", overflow="fold")
+    for item in resources:
+        state = " [purged]" if item.purged else " [partial]" if item.partial else ""
+        table.add_row(item.name, when(item.create_time), item.model, Text(summary(item) + state))
+    return table
+
+
+def details(resource: Resource) -> Table:
+    """All that is known of one resource, a field a line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for spec in fields(resource):
+        value = getattr(resource, spec.name)
+        if value in ("", (), {}, None, False) or (value == 0 and spec.name == "shortfall"):
+            continue
+        table.add_row(spec.name, Text(_words(value)))
+    return table
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{k}: {_words(v)}" for k, v in value.items())
+    if isinstance(value, tuple):
+        return "\n".join(_words(v) for v in value)
+    if isinstance(value, Rate):
+        return interval(value)
+    if isinstance(value, FileInfo):
+        return f"{value.part}  {size(value.size)}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return when(value) if isinstance(value, datetime) else str(value)
+
+
+def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
+    """Rates with their 95 % intervals, a target a column; the best of each row stands out."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("share (95 % interval)", no_wrap=True)
+    for label in columns:
+        table.add_column(label, justify="right", no_wrap=True)
+    for key, words, more in RATES:
+        row = [column.get(key) for column in columns.values()]
+        known = [rate.value for rate in row if rate]
+        if not known:
+            continue
+        best = max(known) if more else min(known)
+        cells = [_cell(rate, best, len(set(known)) > 1) for rate in row]
+        table.add_row(words, *cells)
+    return table
+
+
+def _cell(rate: Rate | None, best: float, differs: bool) -> Text:
+    if rate is None:
+        return Text("-", style="dim")
+    style = "green" if differs and rate.value == best else ""
+    return Text(interval(rate), style=style)
+
+
+def interval(rate: Rate) -> str:
+    """``.40 (.30-.51)``."""
+    return f"{_share(rate.value)} ({_share(rate.low)}-{_share(rate.high)})"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1.0"
+
+
+def verdict(evaluation: Evaluation) -> Text:
+    """The verdict with its reasons."""
+    style = VERDICTS.get(evaluation.verdict, "bold")
+    text = Text(evaluation.verdict.upper() or "NO VERDICT", style=style)
+    for reason in evaluation.reasons:
+        text.append(f"\n  {reason}", style="default not bold")
+    return text
+
+
+def when(time: datetime | None) -> str:
+    """A time on this machine's clock."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M") if time else "-"
+
+
+def size(count: float) -> str:
+    """Bytes for eyes."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

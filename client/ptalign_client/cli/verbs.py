@@ -1,0 +1,320 @@
+"""`ptalign generate`, `synthesize`, `align` and `evaluate`: one stage each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from ptalign_client.cli import show
+from ptalign_client.cli.annotations import read_annotations
+from ptalign_client.cli.follow import clock, follow
+from ptalign_client.cli.session import Session, command
+from ptalign_client.errors import ConfigError
+from ptalign_client.nouns import Budget, Evaluation, Lora, Method, Progress, Scorer, Target
+from ptalign_client.sync import Operation
+
+WAIT = "Waiting"
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")]
+Seed = Annotated[int, typer.Option(help="Seed of the stage.", min=0)]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Validate and estimate; start nothing.", rich_help_panel=WAIT),
+]
+Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach", "-d", help="Print the operation's name and return.", rich_help_panel=WAIT
+    ),
+]
+CancelOnInterrupt = Annotated[
+    bool,
+    typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels at once.", rich_help_panel=WAIT),
+]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        help="A UUID of your own: the same call with the same id starts nothing twice.",
+        rich_help_panel=WAIT,
+        show_default=False,
+    ),
+]
+
+
+def generate(
+    session: Session,
+    model: Model,
+    policy: Annotated[str, typer.Option("--policy", "-p", help="Catalogue name of the policy.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Accepted instructions wanted.")],
+    twins: Annotated[bool, typer.Option(help="A benign twin for each.")] = True,
+    topic: Annotated[list[str] | None, typer.Option(help="Only this topic id; repeat.")] = None,
+    seeds: Annotated[
+        Path | None, typer.Option(help="Text file: one instruction of your own a line.")
+    ] = None,
+    excerpts: Annotated[
+        Path | None,
+        typer.Option(help="Text file: one chat excerpt a line; redacted by the server."),
+    ] = None,
+    locale: Annotated[str, typer.Option(help="BCP 47; the policy's unless set.")] = "",
+    parent: Annotated[str, typer.Option(help="Extend this instruction set.")] = "",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    detach: Detach = False,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let the model write safety-relevant instructions over a policy's topics.
+
+    [bold]Examples[/]
+
+      ptalign generate -m smollm2-135m-instruct -p tone-en -n 48
+
+      ptalign generate -m my-model -p tone-en -n 500 --seeds ours.txt --detach
+    """
+    running = session.client.generate_instructions(
+        model=model,
+        policy=policy,
+        count=count,
+        twins=twins,
+        topics=topic or (),
+        seeds=_lines(seeds),
+        excerpts=_lines(excerpts),
+        locale=locale,
+        parent=parent,
+        seed=seed,
+        dry_run=dry_run,
+        request_id=request_id,
+    )
+    finish(session, running, "instructions", dry_run, detach, cancel_on_interrupt)
+
+
+def synthesize(
+    session: Session,
+    instruction_set: Annotated[str, typer.Argument(help="instructionSets/ID")],
+    model: Model,
+    annotations: Annotated[
+        str, typer.Option("--annotations", "-a", help="annotationSets/ID, or a YAML or JSONL file.")
+    ] = "",
+    rounds: Annotated[int | None, typer.Option(help="1..8; 2 unless set.")] = None,
+    min_polarity: Annotated[
+        float | None, typer.Option(help="judge(toxic) - judge(positive); 0.6 unless set.")
+    ] = None,
+    anchors: Annotated[int | None, typer.Option(help="Benign anchors; 40 unless set.")] = None,
+    parent: Annotated[str, typer.Option(help="Refine this pair set.")] = "",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    detach: Detach = False,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let the model answer each instruction twice, well and badly.
+
+    [bold]Examples[/]
+
+      ptalign synthesize instructionSets/ID -m smollm2-135m-instruct -a marks.yaml
+    """
+    inline = read_annotations(Path(annotations)).items if Path(annotations).suffix else annotations
+    running = session.client.synthesize_pairs(
+        model=model,
+        instruction_set=instruction_set,
+        annotations=inline,
+        rounds=rounds,
+        min_polarity=min_polarity,
+        anchors=anchors,
+        parent=parent,
+        seed=seed,
+        dry_run=dry_run,
+        request_id=request_id,
+    )
+    finish(session, running, "pairs", dry_run, detach, cancel_on_interrupt)
+
+
+def align(
+    session: Session,
+    pair_set: Annotated[str, typer.Argument(help="pairSets/ID")],
+    model: Model,
+    method: Annotated[Method, typer.Option(help="What to train with.")] = "pt_align",
+    steps: Annotated[int, typer.Option(help="Training steps; 24 unless set.", min=0)] = 0,
+    pairs_per_step: Annotated[int, typer.Option(help="8 unless set.", min=0)] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="5e-4 unless set.")] = None,
+    max_benign_kl: Annotated[
+        float | None, typer.Option(help="Nats per token; 0.25 unless set.")
+    ] = None,
+    ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,
+    weighting: Annotated[Scorer, typer.Option(help="Which toxic tokens count.")] = "blend",
+    flagged_share: Annotated[
+        float | None, typer.Option(help="Share of toxic tokens; 0.2 unless set.")
+    ] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A word that is never suppressed; repeat.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank; 16 unless set.", min=0)] = 0,
+    parent: Annotated[str, typer.Option(help="Train on from this adapter.")] = "",
+    guards: Annotated[
+        Literal["abort", "record"], typer.Option(help="What an exceeded budget does.")
+    ] = "abort",
+    resume_from: Annotated[
+        str, typer.Option(help="A cancelled or failed Align operation with the same inputs.")
+    ] = "",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    detach: Detach = False,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    request_id: RequestId = "",
+) -> None:
+    """Train an adapter: MLE on the good answers, fine-grained unlikelihood on the bad ones.
+
+    [bold]Examples[/]
+
+      ptalign align pairSets/ID -m smollm2-135m-instruct
+
+      ptalign align pairSets/ID -m smollm2-135m-instruct --method mle --steps 12
+    """
+    running = session.client.align(
+        model=model,
+        pair_set=pair_set,
+        method=method,
+        parent_adapter=parent,
+        ut_weight=ut_weight,
+        token_weighting=weighting,
+        flagged_share=flagged_share,
+        protected_words=protect or (),
+        lora=Lora(rank=rank) if rank else None,
+        budget=Budget(
+            steps=steps,
+            pairs_per_step=pairs_per_step,
+            learning_rate=learning_rate,
+            max_benign_kl=max_benign_kl,
+        ),
+        guards=guards,
+        seed=seed,
+        resume_from=resume_from,
+        dry_run=dry_run,
+        request_id=request_id,
+    )
+    finish(session, running, f"align {method}", dry_run, detach, cancel_on_interrupt)
+
+
+def evaluate(
+    session: Session,
+    adapter: Annotated[str, typer.Argument(help="adapters/ID")],
+    model: Model,
+    also: Annotated[
+        list[str] | None, typer.Option(help="adapters/ID shown beside; repeat.")
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Only this suite; repeat.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help="Only this judge; repeat.")] = None,
+    gate: Annotated[str, typer.Option(help="Catalogue name of the gate.")] = "",
+    samples: Annotated[int, typer.Option(help="Prompts per suite at most.", min=0)] = 0,
+    pair_set: Annotated[str, typer.Option(help="Set whose twins are used; the adapter's.")] = "",
+    require_pass: Annotated[
+        bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
+    ] = False,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    detach: Detach = False,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    request_id: RequestId = "",
+) -> None:
+    """Measure harm, over-refusal and usefulness, before and after.
+
+    [bold]Examples[/]
+
+      ptalign evaluate adapters/ID -m smollm2-135m-instruct --samples 60
+
+      ptalign evaluate adapters/ID -m my-model --also adapters/MLE --require-pass
+    """
+    running = session.client.evaluate(
+        target=Target(model=model, adapter=adapter),
+        also=[Target(model=model, adapter=name) for name in also or ()],
+        suites=suite or (),
+        judges=judge or (),
+        gate=gate or None,
+        samples=samples,
+        pair_set=pair_set,
+        seed=seed,
+        dry_run=dry_run,
+        request_id=request_id,
+    )
+    made = finish(session, running, "evaluate", dry_run, detach, cancel_on_interrupt)
+    if require_pass and isinstance(made, Evaluation) and made.verdict != "pass":
+        raise typer.Exit(5)
+
+
+def finish(
+    session: Session,
+    running: Operation[Any],
+    label: str,
+    dry_run: bool,
+    detach: bool,
+    cancel_on_interrupt: bool,
+) -> Any:
+    """Says what a dry run found, or the name, or follows to the end and shows the result."""
+    if dry_run:
+        show_estimate(session, running.progress())
+        return None
+    if detach:
+        return show_started(session, running)
+    session.note(f"[dim]started {running.name}[/]")
+    made = follow(session, running, label, cancel_on_interrupt=cancel_on_interrupt)
+    show_made(session, made)
+    return made
+
+
+def show_estimate(session: Session, progress: Progress) -> None:
+    """What the work would cost."""
+    if session.as_json:
+        session.emit({"estimate": progress.estimate})
+    elif (estimate := progress.estimate) is None:
+        session.out.print("The request is valid; the server gives no estimate.")
+    else:
+        session.out.print(
+            f"The request is valid. It would take about {clock(estimate.seconds)}, "
+            f"{show.size(estimate.memory_bytes)} of memory and "
+            f"{show.size(estimate.disk_bytes)} of disk."
+        )
+        if estimate.basis:
+            session.out.print(f"[dim]{escape(estimate.basis)}[/]")
+
+
+def show_started(session: Session, running: Operation[Any]) -> None:
+    """The name to attach with."""
+    if session.as_json:
+        session.emit({"operation": running.name})
+    else:
+        session.out.print(running.name)
+        session.note(f"[dim]ptalign ops watch {running.name}[/]")
+
+
+def show_made(session: Session, made: Any) -> None:
+    """What an operation made."""
+    if session.as_json:
+        session.emit(made)
+    elif made is None:
+        session.out.print("The operation ended without a resource.")
+    elif isinstance(made, Evaluation):
+        session.out.print(f"[cyan]{made.name}[/]")
+        session.out.print(show.rates({"base": made.baseline, "aligned": made.aligned}))
+        session.out.print("verdict:", show.verdict(made))
+    else:
+        session.out.print(f"[cyan]{made.name}[/]  {escape(show.summary(made))}")
+
+
+def _lines(file: Path | None) -> Sequence[str]:
+    if file is None:
+        return ()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for verb in (generate, synthesize, align, evaluate):
+        command(app, rich_help_panel="One stage")(verb)
