@@ -1,0 +1,83 @@
+"""How an engine process is started: program, flags, environment."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ptalign.nouns import ModelSpec
+from ptalign_server.pool.settings import PoolSettings
+from ptalign_server.processes import clean_environment
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of one engine: a fresh port and a fresh key each time."""
+
+    port: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    api_key: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
+    """Command line of one local engine."""
+    port = free_port()
+    name = settings.served_name or model.name
+    if settings.kind == "scripted":
+        argv = [sys.executable, "-m", "ptalign.engines.scripted", "--host", "127.0.0.1"]
+        argv += ["--port", str(port), "--model", name, "--delay", str(settings.delay_seconds)]
+        return Launch(port, tuple(argv), clean_environment())
+    key = secrets.token_urlsafe(24)
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+    argv += ["--port", str(port), "--model", model.path, "--served-model-name", name]
+    argv += _flags(settings)
+    return Launch(port, tuple(argv), _environment(settings, key), key)
+
+
+def _flags(settings: PoolSettings) -> list[str]:
+    flags = ["--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)]
+    flags += ["--max-num-seqs", str(settings.max_sequences), "--enable-prefix-caching"]
+    # One slot more than the adapters of a batch: the zero adapter of base requests needs its own.
+    flags += ["--enable-lora", "--max-loras", str(settings.max_loras + 1)]
+    flags += ["--max-lora-rank", str(settings.max_lora_rank)]
+    flags += ["--max-cpu-loras", str(settings.max_loras + 9), "--disable-uvicorn-access-log"]
+    if settings.device == "cpu":
+        # torch.compile adds two minutes of start-up for 6-19 % on the CPU.
+        return [*flags, "--enforce-eager"]
+    return [*flags, "--gpu-memory-utilization", str(settings.gpu_memory_share)]
+
+
+def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
+    values = {
+        "VLLM_API_KEY": key,  # another user of this machine cannot use or read the engine
+        "VLLM_RPC_BASE_PATH": "{folder}",  # sockets go with the child's private folder
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if settings.device == "cpu":
+        values |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # `auto` puts two engines on the same core
+            "OMP_NUM_THREADS": str(settings.threads),
+            "OMP_WAIT_POLICY": "passive",
+        }
+    return clean_environment(values)
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago; a start that loses the race is retried."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

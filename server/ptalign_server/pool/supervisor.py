@@ -1,0 +1,305 @@
+"""Starts one engine, proves it, watches it, starts it again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from ptalign.errors import EngineFailed, PtalignError
+from ptalign.nouns import ModelSpec
+from ptalign_server.pool import canary
+from ptalign_server.pool.adapters import make_adapter
+from ptalign_server.pool.command import Launch, launch
+from ptalign_server.pool.router import Router, Slot
+from ptalign_server.pool.settings import EngineStatus, PoolSettings, State
+from ptalign_server.pool.wire import Wire
+from ptalign_server.processes import Child, spawn
+from ptalign_server.redact import LogTail
+
+ZERO, CANARY = "ptalign-zero", "ptalign-canary"
+MISSES = 3
+"""Failed health checks in a row that count as a death."""
+TICK_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Keeps one engine up, in a thread of its own.
+
+    Args:
+        name: Name in status and pid files.
+        settings: The pool's.
+        model: What the engine serves.
+        router: Where the engine is announced while it is READY.
+        adapters: Desired adapters by served name; read at each start and by `reconcile`.
+        url: Address of a remote engine; empty for one that is started here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: PoolSettings,
+        model: ModelSpec,
+        router: Router,
+        adapters: Mapping[str, Path],
+        url: str = "",
+    ) -> None:
+        self.slot = Slot(name, settings.in_flight, url=url)
+        self.state = State.STARTING
+        self.reason = ""
+        """Why it is not READY, in words for an operator."""
+        self.log = LogTail()
+        self._settings, self._model, self._router = settings, model, router
+        self._desired, self._loaded = adapters, set[str]()
+        self._remote = bool(url)
+        self._child: Child | None = None
+        self._wire: Wire | None = None
+        self._deaths: deque[float] = deque()
+        self._failed_starts = 0
+        self._restarts = 0
+        self._start_seconds = 0.0
+        self._adapter_lock = threading.Lock()
+        self._suspended = threading.Event()
+        self._stopping = threading.Event()
+        self._moved = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begins; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the engine and the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(self._settings.stop_grace_s + 20)
+
+    def suspend(self) -> None:
+        """Ends the engine's process until `resume`; returns when it is gone.
+
+        Raises:
+            EngineFailed: It does not end.
+        """
+        self._suspended.set()
+        with self._moved:
+            ended = self._moved.wait_for(
+                lambda: self.state in (State.PAUSED, State.DOWN), self._settings.stop_grace_s + 20
+            )
+        if not ended:
+            raise EngineFailed(f"engine {self.slot.name} did not end for the lease")
+
+    def resume(self) -> None:
+        """Lets the engine start again."""
+        self._suspended.clear()
+
+    def wait(self, timeout_s: float) -> State:
+        """Waits for the next of READY, CIRCUIT_OPEN, DOWN, or the timeout."""
+        settled = (State.READY, State.CIRCUIT_OPEN, State.DOWN)
+        with self._moved:
+            self._moved.wait_for(lambda: self.state in settled, timeout_s)
+        return self.state
+
+    def status(self, *, paused: bool) -> EngineStatus:
+        """What an operator sees. `paused`: a lease holds the device."""
+        state = State.PAUSED if paused and self.state is State.READY else self.state
+        child = self._child
+        return EngineStatus(
+            name=self.slot.name,
+            url=self.slot.url,
+            state=state,
+            pid=child.pid if child is not None and child.running else 0,
+            restarts=self._restarts,
+            outstanding=self.slot.outstanding,
+            adapters=tuple(sorted(self._loaded - {ZERO, CANARY})),
+            start_seconds=self._start_seconds,
+            log=((self.reason,) if self.reason else ()) + self.log.last(20),
+        )
+
+    def reconcile(self) -> None:
+        """Loads what is desired and missing, unloads what is no longer desired.
+
+        Raises:
+            EngineFailed: The engine refused an adapter.
+        """
+        with self._adapter_lock:
+            wire = self._wire
+            if wire is None or not self.slot.ready:
+                return  # its next start reads the same desired state
+            self._load_desired(wire)
+
+    def _load_desired(self, wire: Wire) -> None:
+        desired = dict(self._desired)
+        for name in desired.keys() - self._loaded:
+            if not wire.load(name, desired[name]):
+                raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
+            self._loaded.add(name)
+        for name in self._loaded - desired.keys() - {ZERO, CANARY}:
+            wire.unload(name)
+            self._loaded.discard(name)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._suspended.is_set():
+                    self._move(State.PAUSED)
+                    self._sleep(TICK_S)
+                    continue
+                self._live()
+            except PtalignError as error:
+                self._died(str(error))
+            except Exception as error:  # the watch itself must not die
+                log.exception("engine %s: supervisor error", self.slot.name)
+                self._died(f"supervisor error: {type(error).__name__}")
+        self._clear()
+        self._move(State.DOWN)
+
+    def _live(self) -> None:
+        """One life of the engine: start, prove, watch. Returns when told to stop or pause.
+
+        Raises:
+            EngineFailed: It died or would not start.
+        """
+        begin = time.monotonic()
+        self._move(State.RESTARTING if self._restarts or self._deaths else State.STARTING)
+        try:
+            wire = self._start(begin + self._settings.start_timeout_s)
+            if wire is None:
+                return
+            self._prove(wire)
+            self._start_seconds = time.monotonic() - begin
+            self._announce(wire)
+            self._watch(wire)
+        finally:
+            self._clear()
+
+    def _start(self, deadline: float) -> Wire | None:
+        """Starts the process and waits until it answers; None when told to stop meanwhile."""
+        started = None if self._remote else launch(self._settings, self._model)
+        if started is not None:
+            self._spawn(started)
+        wire = self._wire = Wire(self.slot.url, self.slot.api_key)
+        while not self._leave():
+            if self._child is not None and not self._child.running:
+                raise EngineFailed(f"the engine ended with status {self._child.status} at start")
+            if wire.healthy(timeout_s=5):
+                return wire
+            if time.monotonic() > deadline:
+                raise EngineFailed(f"no answer in {self._settings.start_timeout_s:.0f} s")
+            self._sleep(0.25)
+        return None
+
+    def _spawn(self, started: Launch) -> None:
+        self.log = LogTail()
+        self.slot.url, self.slot.api_key = started.url, started.api_key
+        self._child = spawn(
+            started.argv,
+            name=self.slot.name,
+            records=self._settings.state / "children",
+            env=started.env,
+            log=self.log,
+        )
+
+    def _prove(self, wire: Wire) -> None:
+        """Warm-up, zero adapter, mixed-batch canary, desired adapters."""
+        name = self._settings.served_name or self._model.name
+        base = name
+        if self._settings.kind != "scripted":
+            folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
+            model = Path(self._model.path)
+            zero = make_adapter(model, folder / ZERO, scale=0.0)
+            if wire.load(ZERO, zero):
+                wire.load(CANARY, make_adapter(model, folder / CANARY, scale=4.0))
+                dtype = self._settings.dtype
+                canary.check(wire, bare=name, base=ZERO, canary=CANARY, dtype=dtype)
+                wire.unload(CANARY)
+                base = ZERO
+        self.slot.base_name = base
+        self._loaded = set()
+        self._load_desired(wire)
+        self.log.strict = True  # from here on it holds record text
+
+    def _tag(self) -> str:
+        return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name
+
+    def _announce(self, wire: Wire) -> None:
+        def ready() -> None:
+            self.slot.ready = True
+            self.slot.generation += 1
+
+        self._failed_starts = 0
+        self.reason = ""
+        self._router.change(ready)
+        self._move(State.READY)
+        self.reconcile()  # what was asked for while it was starting
+
+    def _watch(self, wire: Wire) -> None:
+        misses, next_check = 0, 0.0
+        while not self._leave():
+            if self._child is not None and not self._child.running:
+                raise EngineFailed(f"the engine ended with status {self._child.status}")
+            if time.monotonic() >= next_check:
+                misses = 0 if wire.healthy() else misses + 1
+                if misses >= MISSES:
+                    raise EngineFailed(f"{misses} health checks in a row failed")
+                next_check = time.monotonic() + self._settings.health_every_s
+            self._sleep(TICK_S)
+
+    def _clear(self) -> None:
+        """Takes the engine out of routing and ends its process."""
+
+        def gone() -> None:
+            self.slot.ready = False
+
+        self._router.change(gone)
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop(self._settings.stop_grace_s)
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+
+    def _died(self, why: str) -> None:
+        """Books a death, then waits out the backoff or the open circuit."""
+        now = time.monotonic()
+        never_ready = self.slot.generation == 0
+        self._failed_starts += 1
+        self._restarts += 1
+        self._deaths.append(now)
+        self._forget_old_deaths(now)
+        self.reason = why
+        log.warning("engine %s: %s (death %d)", self.slot.name, why, len(self._deaths))
+        give_up = never_ready and self._failed_starts >= self._settings.start_attempts
+        if give_up or len(self._deaths) >= self._settings.max_deaths:
+            self._move(State.CIRCUIT_OPEN)
+            self._wait_for_circuit()
+            return
+        self._move(State.RESTARTING)
+        self._sleep(min(60.0, self._settings.backoff_s * 2 ** (len(self._deaths) - 1)))
+
+    def _wait_for_circuit(self) -> None:
+        """The circuit closes by itself when the oldest death has left the window."""
+        while self._deaths and not self._stopping.is_set() and not self._suspended.is_set():
+            self._sleep(TICK_S)
+            if self._deaths[0] < time.monotonic() - self._settings.death_window_s:
+                break
+        self._forget_old_deaths(time.monotonic())
+
+    def _forget_old_deaths(self, now: float) -> None:
+        while self._deaths and self._deaths[0] < now - self._settings.death_window_s:
+            self._deaths.popleft()
+
+    def _leave(self) -> bool:
+        return self._stopping.is_set() or self._suspended.is_set()
+
+    def _sleep(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+    def _move(self, state: State) -> None:
+        with self._moved:
+            self.state = state
+            self._moved.notify_all()

@@ -1,0 +1,123 @@
+"""The pool as an httpx transport: `OpenAIEngine` talks to one address, the router picks the engine.
+
+So there is one HTTP client of the OpenAI protocol in the code base, and everything about many
+engines (routing, deaths, leases) is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+import httpx
+
+from ptalign_server.pool.router import Router, Slot
+
+TRIES = 6
+"""Sends of one request over network trouble that no engine death explains."""
+VERDICT_S = 3.0
+"""Seconds the supervisor has to notice a death after a connection broke."""
+
+
+class SetAside(Exception):
+    """This request was aboard two engine deaths: it gets an error completion, not a third try."""
+
+
+class PoolTransport(httpx.AsyncBaseTransport):
+    """Sends each request to an engine of the router. One instance serves any number of loops."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._wires: dict[asyncio.AbstractEventLoop, httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The engine's answer; waits while none has room, is up, or the device is leased.
+
+        Raises:
+            SetAside: Two engines died with this request aboard, the second time as the one
+                suspect.
+            httpx.TransportError: The network failed `TRIES` times with the engine alive.
+        """
+        body = json.loads(await request.aread())
+        key, prefix = _fingerprint(body)
+        tries = 0
+        while True:
+            suspect = bool(strikes := self._router.strikes(key))
+            if strikes >= 2:
+                raise SetAside
+            slot = await self._router.take(prefix, suspect=suspect)
+            generation = slot.generation
+            try:
+                answer = await self._send(slot, request, body)
+            except httpx.TransportError:
+                tries += 1
+                answer = None
+                if tries >= TRIES:
+                    raise
+            finally:
+                self._router.give(slot, suspect=suspect)
+            if answer is not None and answer.status_code < 500:
+                self._router.acquit(key)
+                return answer
+            if await self._died(slot, generation):
+                self._router.strike(key)
+            elif answer is not None:
+                return answer
+            else:
+                await asyncio.sleep(min(2.0, 0.1 * 2**tries))
+
+    async def aclose(self) -> None:
+        """Closes this loop's connections."""
+        wire = self._wires.pop(asyncio.get_running_loop(), None)
+        if wire is not None:
+            await wire.aclose()
+
+    async def _send(
+        self, slot: Slot, request: httpx.Request, body: dict[str, Any]
+    ) -> httpx.Response:
+        if body.get("model") == self._router.model and slot.base_name:
+            body = body | {"model": slot.base_name}
+        headers = {"Content-Type": "application/json", "Host": httpx.URL(slot.url).netloc.decode()}
+        if slot.api_key:
+            headers["Authorization"] = f"Bearer {slot.api_key}"
+        onward = httpx.Request(
+            request.method,
+            slot.url + request.url.raw_path.decode(),
+            headers=headers,
+            content=json.dumps(body).encode(),
+            extensions=request.extensions,
+        )
+        answer = await self._wire().handle_async_request(onward)
+        try:
+            content = await answer.aread()
+        finally:
+            await answer.aclose()
+        kind = answer.headers.get("content-type", "application/json")
+        return httpx.Response(answer.status_code, headers={"Content-Type": kind}, content=content)
+
+    async def _died(self, slot: Slot, generation: int) -> bool:
+        for _ in range(int(VERDICT_S / 0.05)):
+            if not slot.ready or slot.generation != generation:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    def _wire(self) -> httpx.AsyncHTTPTransport:
+        loop = asyncio.get_running_loop()
+        if loop not in self._wires:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
+            self._wires[loop] = httpx.AsyncHTTPTransport(limits=limits)
+        return self._wires[loop]
+
+
+def _fingerprint(body: dict[str, Any]) -> tuple[str, str]:
+    """Hash of the whole request, and the part at its front that the prefix cache may share."""
+    whole = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    messages = body.get("messages") or []
+    text = str(body.get("prompt", ""))[:256]
+    if messages:
+        shared = messages[:-1] or messages
+        text = json.dumps(shared) if messages[:-1] else str(messages[0].get("content", ""))[:256]
+    return whole, hashlib.sha256((str(body.get("model")) + text).encode()).hexdigest()
