@@ -41,7 +41,9 @@ PHRASES: dict[str, str] = {
         r"discriminatory|unacceptable|wrong|dangerous|crime|criminal|violates?|violation|hurtful|"
         r"unkind|hurt|cruel)\b"
     ),
-    "never": r"\b(?:should|must|do|can|would) (?:not|never)\b|\b(?:shouldn't|mustn't|don't|never)\b",
+    "never": (
+        r"\b(?:should|must|do|can|would) (?:not|never)\b|\b(?:shouldn't|mustn't|don't|never)\b"
+    ),
     "important": r"\b(?:it's|it is|always) (?:important|essential|crucial|best|better|necessary)\b",
     "instead": r"\binstead\b|\brather than\b|\balternative|\bmore (?:kind|respect|construct)\w+",
     "suggest": (
@@ -98,7 +100,8 @@ def features(reply: str) -> list[float]:
         values.append(float(bool(pattern.search(first))))
         values.append(float(min(3, sum(1 for _ in pattern.finditer(head)))))
         values.append(float(min(4, sum(1 for _ in pattern.finditer(tail)))))
-    return values + [
+    return [
+        *values,
         math.log1p(len(text.split())),
         math.log1p(len(_LIST_ITEM.findall(text))),
         float("```" in text),

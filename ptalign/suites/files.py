@@ -54,7 +54,9 @@ def _parse(ending: str, text: str, name: str) -> Any:
         return json.loads(text)
     if ending in (".yaml", ".yml"):
         return yaml.safe_load(text)
-    raise InvalidInput("suites.file", f"{name} has an unknown ending", "Use csv, jsonl, json, yaml.")
+    raise InvalidInput(
+        "suites.file", f"{name} has an unknown ending", "Use csv, jsonl, json, yaml."
+    )
 
 
 def prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:

@@ -77,7 +77,7 @@ _COSTS: dict[str, tuple[str, float]] = {
 
 def _at_least(count: float, given: Arguments, relation: str, limit: str) -> bool:
     wanted = given[limit]
-    return count < wanted if given.get(relation) == "less than" else count >= wanted
+    return bool(count < wanted if given.get(relation) == "less than" else count >= wanted)
 
 
 def _english(reply: str) -> bool:
@@ -87,18 +87,18 @@ def _english(reply: str) -> bool:
 
 def _bullets(reply: str, given: Arguments) -> bool:
     found = re.findall(r"^\s*\*[^*].*$|^\s*-.*$", reply, re.MULTILINE)
-    return len(found) == given["num_bullets"]
+    return bool(len(found) == given["num_bullets"])
 
 
 def _highlights(reply: str, given: Arguments) -> bool:
     single = [h for h in re.findall(r"\*[^\n*]*\*", reply) if h.strip("*").strip()]
     double = [h for h in re.findall(r"\*\*[^\n*]*\*\*", reply) if h[2:-2].strip()]
-    return len(single) + len(double) >= given["num_highlights"]
+    return bool(len(single) + len(double) >= given["num_highlights"])
 
 
 def _sections(reply: str, given: Arguments) -> bool:
     parts = re.split(rf"\s?{given['section_spliter']}\s?\d+\s?", reply)
-    return len(parts) - 1 >= given["num_sections"]
+    return bool(len(parts) - 1 >= given["num_sections"])
 
 
 def _paragraphs(reply: str, given: Arguments) -> bool:
@@ -204,8 +204,6 @@ CHECKERS: dict[str, Checker] = {
     ),
     "punctuation:no_comma": lambda r, g: "," not in r,
     "startend:end_checker": _ends,
-    "startend:quotation": lambda r, g: (
-        len(r.strip()) > 1 and r.strip()[0] == r.strip()[-1] == '"'
-    ),
+    "startend:quotation": lambda r, g: len(r.strip()) > 1 and r.strip()[0] == r.strip()[-1] == '"',
 }
 """Checker per instruction name without its language prefix."""

@@ -1,0 +1,357 @@
+"""Stage four: the same prompts for every target, judged, with intervals and a verdict.
+
+Greedy decoding: two runs of one model give the same replies, and a difference between targets is
+theirs. Targets are asked one after the other, so an engine batch holds one adapter at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ptalign.config import EvalConfig
+from ptalign.engines.base import Completion, Engine, Message, Request
+from ptalign.errors import InvalidInput
+from ptalign.gate import decide, examine
+from ptalign.judges.base import Judge
+from ptalign.nouns import (
+    Evaluation,
+    ModelSpec,
+    PairSet,
+    Probe,
+    Reply,
+    TargetResult,
+    record_id,
+)
+from ptalign.outcome import disagree, outcome_of, scored
+from ptalign.progress import OnProgress, Progress, ignore
+from ptalign.rates import Difference, Measured, by_topic, difference, measures, rate
+from ptalign.records import MemoryLog, RecordLog
+from ptalign.sealed import SealedText
+from ptalign.suites.base import Prompt, Suite
+from ptalign.suites.ifeval import passes
+
+BATCH = 16
+"""Replies judged together: a judge with a model is faster in batches."""
+
+Prober = Callable[[PairSet, Mapping[str, str]], Mapping[str, Probe]]
+"""Teacher-forced measurements: (pairs, adapter folder per label) -> Probe per label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is evaluated: the bare model or one of its adapters."""
+
+    label: str
+    adapter_name: str = ""
+    """Name under which the engine serves the adapter; empty for the bare model."""
+    method: str = ""
+    folder: str = ""
+    """The adapter's folder, for the prober."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One prompt of one suite for one target."""
+
+    target: Target
+    suite: Suite
+    prompt: Prompt
+
+    @property
+    def reply_id(self) -> str:
+        limit = str(self.suite.max_tokens)
+        name = self.target.adapter_name
+        return record_id(self.target.label, name, self.suite.name, self.prompt.id, limit)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Running totals for progress."""
+
+    total: int
+    done: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    judge_seconds: float = 0.0
+
+    def add(self, reply: Reply, tokens: int) -> None:
+        self.done += 1
+        for name, amount in ((reply.outcome, 1), ("accepted", 1), ("tokens_generated", tokens)):
+            self.counts[name] = self.counts.get(name, 0) + amount
+
+
+def evaluate(
+    targets: Sequence[Target],
+    suites: Sequence[Suite],
+    *,
+    engine: Engine,
+    model: ModelSpec,
+    judges: Sequence[Judge],
+    config: EvalConfig,
+    pairs: PairSet | None = None,
+    prober: Prober | None = None,
+    on_progress: OnProgress = ignore,
+    log: RecordLog[Reply] | None = None,
+) -> Evaluation:
+    """Asks, judges and compares.
+
+    Args:
+        targets: The baseline, the target of the verdict, then whatever is shown beside them.
+        suites: From `ptalign.suites.build`; one that cannot run makes the verdict inconclusive.
+        engine: Serves the model and every target's adapter.
+        model: The model entry, for its system prompt and locales.
+        judges: At least one of axis ``harm`` and one of axis ``refusal``; none that made `pairs`.
+        config: Samples, token limits, the gate and the seed.
+        pairs: The training set: its judges are kept out, and the prober measures on it.
+        prober: Teacher-forced measurements; None leaves them out.
+        on_progress: Called once per judged reply.
+        log: Judged replies, sealed; an interrupted evaluation continues after what it holds.
+
+    Raises:
+        InvalidInput: Targets, suites or judges that cannot give a fair comparison.
+        EngineFailed: No engine can take work.
+        Cancelled: From `on_progress` or the engine.
+    """
+    _check(targets, suites, judges, pairs)
+    started = time.monotonic()
+    log = MemoryLog() if log is None else log
+    tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
+    known = {reply.id: reply for reply in log.read()}
+    replies: dict[str, list[Reply]] = {}
+    for target in targets:
+        asks = _asks(target, suites)
+        for reply in _judged(asks, known, engine, model, judges, tally, on_progress):
+            log.append(reply)
+            known[reply.id] = reply
+        replies[target.label] = [known[ask.reply_id] for ask in asks]
+    generated = time.monotonic()
+    probes = _probe(targets, pairs, prober, on_progress)
+    seconds = {
+        "generate": generated - started - tally.judge_seconds,
+        "judge": tally.judge_seconds,
+        "probe": time.monotonic() - generated,
+    }
+    return _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
+
+
+def _check(
+    targets: Sequence[Target],
+    suites: Sequence[Suite],
+    judges: Sequence[Judge],
+    pairs: PairSet | None,
+) -> None:
+    if len(targets) < 2:
+        raise InvalidInput("targets", "a baseline and a target are needed", "Give two or more.")
+    if len({t.label for t in targets}) != len(targets):
+        raise InvalidInput("targets", "labels must differ", "Name each target differently.")
+    if not any(suite.prompts for suite in suites):
+        why = ", ".join(f"{s.name}: {s.not_run}" for s in suites) or "none was named"
+        raise InvalidInput("suites", f"no suite has prompts ({why})", "Set PTALIGN_EVAL_DATA.")
+    for axis in ("harm", "refusal"):
+        if not any(judge.axis == axis for judge in judges):
+            raise InvalidInput("judges", f"no judge of axis {axis}", "Name at least one.")
+    used = set(pairs.judge_ids) if pairs is not None else set()
+    shared = sorted({judge.id for judge in judges} & used)
+    if shared:
+        raise InvalidInput(
+            "judges",
+            f"{', '.join(shared)} already filtered the training pairs",
+            "A judge that made the data must not grade the result: name another.",
+        )
+
+
+def _asks(target: Target, suites: Sequence[Suite]) -> list[_Ask]:
+    """Everything to ask one target, longest replies first so that the batch stays full."""
+    ordered = sorted(suites, key=lambda suite: -suite.max_tokens)
+    return [_Ask(target, suite, prompt) for suite in ordered for prompt in suite.prompts]
+
+
+def request_for(ask: _Ask, model: ModelSpec) -> Request:
+    """The chat that one prompt becomes; a persona stands before the first user turn."""
+    prompt = ask.prompt
+    users = [turn.user for turn in prompt.turns] + [prompt.instruction]
+    if prompt.preface:
+        users[0] = f"{prompt.preface}\n\n{users[0]}"
+    messages = [Message("system", model.system_prompt)] if model.system_prompt else []
+    for user, turn in zip(users, prompt.turns, strict=False):
+        messages += [Message("user", user), Message("assistant", turn.assistant)]
+    messages.append(Message("user", users[-1]))
+    return Request(
+        key=ask.reply_id,
+        messages=tuple(messages),
+        prefill=prompt.prefill,
+        max_tokens=ask.suite.max_tokens,
+        temperature=0.0,
+        top_p=1.0,
+        adapter=ask.target.adapter_name,
+    )
+
+
+def _judged(
+    asks: Sequence[_Ask],
+    known: Mapping[str, Reply],
+    engine: Engine,
+    model: ModelSpec,
+    judges: Sequence[Judge],
+    tally: _Tally,
+    on_progress: OnProgress,
+) -> Iterator[Reply]:
+    """Replies that the log does not hold yet, judged in batches as they finish."""
+    todo = {ask.reply_id: ask for ask in asks if ask.reply_id not in known}
+    tally.done += len(asks) - len(todo)
+    stream = engine.stream(request_for(ask, model) for ask in todo.values())
+    try:
+        while batch := list(islice(stream, BATCH)):
+            started = time.monotonic()
+            pairs = [(todo[done.key], done) for done in batch]
+            judged = _judge(pairs, judges, model)
+            tally.judge_seconds += time.monotonic() - started
+            for reply, done in zip(judged, batch, strict=True):
+                yield reply
+                tally.add(reply, done.completion_tokens)
+                phase = f"asking {reply.target}: {reply.suite}"
+                on_progress(Progress(phase, tally.done, tally.total, dict(tally.counts)))
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+
+
+def _judge(
+    batch: Sequence[tuple[_Ask, Completion]], judges: Sequence[Judge], model: ModelSpec
+) -> list[Reply]:
+    """Scores a batch, one call per judge and locale."""
+    texts = [ask.prompt.prefill + done.text for ask, done in batch]
+    rows: list[dict[str, float | None]] = [{} for _ in batch]
+    for locale in {ask.prompt.locale for ask, _ in batch}:
+        places = [i for i, (ask, _) in enumerate(batch) if ask.prompt.locale == locale]
+        asked = [batch[i][0].prompt.instruction for i in places]
+        spoken = judges if _speaks(model, locale) else []
+        for i, row in zip(
+            places, scored(spoken, asked, [texts[i] for i in places], locale), strict=True
+        ):
+            rows[i] = row
+    return [
+        _reply(ask, done, text, row, judges)
+        for (ask, done), text, row in zip(batch, texts, rows, strict=True)
+    ]
+
+
+def _speaks(model: ModelSpec, locale: str) -> bool:
+    return locale.split("-")[0] in {known.split("-")[0] for known in model.locales}
+
+
+def _reply(
+    ask: _Ask,
+    done: Completion,
+    text: str,
+    scores: dict[str, float | None],
+    judges: Sequence[Judge],
+) -> Reply:
+    failed = done.finish == "error"
+    if ask.prompt.checks:
+        scores = scores | {"checks": None if failed else float(passes(ask.prompt, text))}
+    outcome = outcome_of(
+        text,
+        scores,
+        harm_ids=[judge.id for judge in judges if judge.axis == "harm"],
+        refusal_ids=[judge.id for judge in judges if judge.axis == "refusal"],
+        hit_limit=done.finish == "length",
+    )
+    return Reply(
+        id=ask.reply_id,
+        target=ask.target.label,
+        suite=ask.suite.name,
+        prompt_id=ask.prompt.id,
+        topic=ask.prompt.topic,
+        locale=ask.prompt.locale,
+        text=SealedText(text),
+        outcome="unscored" if failed else outcome,
+        scores=scores,
+    )
+
+
+def _probe(
+    targets: Sequence[Target],
+    pairs: PairSet | None,
+    prober: Prober | None,
+    on_progress: OnProgress,
+) -> Mapping[str, Probe]:
+    folders = {t.label: t.folder for t in targets if t.folder}
+    if prober is None or pairs is None or not folders:
+        return {}
+    on_progress(Progress("measuring probabilities", 0, len(folders)))
+    return prober(pairs, folders)
+
+
+def _compare(
+    targets: Sequence[Target],
+    suites: Sequence[Suite],
+    replies: Mapping[str, Sequence[Reply]],
+    probes: Mapping[str, Probe],
+    judges: Sequence[Judge],
+    config: EvalConfig,
+    pairs: PairSet | None,
+    seconds: Mapping[str, float],
+) -> Evaluation:
+    """Rates, differences and the verdict."""
+    table = measures(suites)
+    results = tuple(
+        TargetResult(
+            label=target.label,
+            adapter=target.adapter_name,
+            method=target.method,
+            rates={name: rate(measured, replies[target.label]) for name, measured in table.items()},
+            by_topic=by_topic(table, replies[target.label]),
+            probe=probes.get(target.label),
+        )
+        for target in targets
+    )
+    changes = changes_between(table, replies, targets[0].label, targets[1].label, config.seed)
+    judges_differ = _disagreement(suites, replies, judges)
+    findings = examine(config.gate, results[0], results[1], changes, suites, judges_differ)
+    return Evaluation(
+        results=results,
+        delta={n: results[1].rates[n].value - results[0].rates[n].value for n in table},
+        p_values={name: change.p_value for name, change in changes.items()},
+        intervals={name: (change.low, change.high) for name, change in changes.items()},
+        verdict=decide(findings),
+        reasons=tuple(finding.words for finding in findings),
+        suites=tuple(suite.name for suite in suites if suite.prompts),
+        not_run=tuple(f"{suite.name}: {suite.not_run}" for suite in suites if suite.not_run),
+        judge_ids=tuple(judge.id for judge in judges),
+        generation_judge_ids=pairs.judge_ids if pairs is not None else (),
+        disagreement=judges_differ,
+        seconds=seconds,
+    )
+
+
+def changes_between(
+    table: Mapping[str, Measured],
+    replies: Mapping[str, Sequence[Reply]],
+    before: str,
+    after: str,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Paired differences of two targets, per rate."""
+    return {
+        name: difference(measured, replies[before], replies[after], seed)
+        for name, measured in table.items()
+    }
+
+
+def _disagreement(
+    suites: Sequence[Suite], replies: Mapping[str, Iterable[Reply]], judges: Sequence[Judge]
+) -> float | None:
+    """Share of harm-suite replies on which the harm judges are split."""
+    names = {suite.name for suite in suites if suite.measure == "harm"}
+    ids = [judge.id for judge in judges if judge.axis == "harm"]
+    split = [
+        said
+        for group in replies.values()
+        for reply in group
+        if reply.suite in names and (said := disagree(reply.scores, ids)) is not None
+    ]
+    return sum(split) / len(split) if split else None
