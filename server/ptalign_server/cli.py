@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from typing import Annotated
 
@@ -27,14 +26,13 @@ def serve() -> None:
     State goes to ./.ptalign unless PTALIGN_STATE names another folder. Off loopback
     (PTALIGN_HOST) TLS and tokens are required.
     """
+    from ptalign_server import logs
     from ptalign_server.gateway.serve import quiet_environment
     from ptalign_server.gateway.serve import serve as run
     from ptalign_server.settings import Settings
 
     settings = Settings()
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.set_up(settings.log_level)
     quiet_environment()
 
     def ready(port: int) -> None:

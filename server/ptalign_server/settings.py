@@ -46,6 +46,8 @@ class LimitSettings(BaseModel):
     """Share of the count asked for below which a set fails instead of being called short."""
     engine_attempts: int = Field(5, ge=1, le=100)
     """Tries of one operation when the engine dies under it."""
+    attempts: int = Field(25, ge=1)
+    """Starts of one operation, after which it fails: it may be what kills the worker."""
 
 
 class EngineSettings(BaseModel):
@@ -58,8 +60,8 @@ class EngineSettings(BaseModel):
     """OpenAI-compatible base URLs of running servers (kind ``remote``)."""
     served_name: str = ""
     """Model name the remote servers answer to; the catalogue name unless set."""
-    concurrency: int = Field(32, ge=1, le=4096)
-    """Requests in flight per engine."""
+    concurrency: int = Field(0, ge=0, le=4096)
+    """Sequences one engine computes at once; 0: the profile's."""
     delay_seconds: float = Field(0.0, ge=0)
     """Scripted engine only: time per completion."""
 

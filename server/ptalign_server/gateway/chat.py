@@ -63,6 +63,7 @@ def _targets(request: pb.ChatRequest) -> Sequence[tuple[str, str]]:
 def _body(request: pb.ChatRequest, label: str, adapter: str) -> dict[str, Any]:
     return {
         "label": label,
+        "model": request.model,
         "adapter": adapter,
         "max_tokens": request.max_tokens or 256,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],

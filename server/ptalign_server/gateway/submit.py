@@ -40,6 +40,8 @@ async def submit(
     )
     if request.dry_run:
         return _dry_run(kind, estimate)
+    if kind == "GenerateInstructions" and request.excerpts:
+        request = await asyncio.to_thread(redacted, request)
     made = Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
     change = _Insert(store, made, max_queued)
     operation_id = await asyncio.wrap_future(store.write(change))
@@ -47,6 +49,16 @@ async def submit(
         return wire.operation_message(change.made)
     operation = await asyncio.to_thread(store.operations.get, operation_id, identity.tenant)
     return await asyncio.to_thread(answer, operation, store)
+
+
+def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructionsRequest:
+    """The call with personal data taken out of its chat excerpts: what is stored and shown."""
+    from ptalign.text.redact import redact
+
+    clean = pb.GenerateInstructionsRequest()
+    clean.CopyFrom(request)
+    clean.excerpts[:] = [redact(text)[0] for text in request.excerpts]
+    return clean
 
 
 def answer(operation: Operation, store: Store) -> operations_pb2.Operation:

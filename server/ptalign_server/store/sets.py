@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ptalign.errors import DataDamaged
-from ptalign.nouns import Annotation, Noun
+from ptalign.nouns import Annotation, Noun, Policy
 from ptalign_server.store.keys import Keys
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import SetKey
@@ -90,6 +90,17 @@ class Sets:
         for record_id, data in read_sealed(self.folder(set_id) / "noun", self._keys.get(set_id)):
             if record_id != "head":
                 yield _field(record_id), json.loads(data)["body"]
+
+    def keep_policy(self, set_id: str, policy: Policy) -> None:
+        """Seals the policy that a set was made under."""
+        item = ("head", encode(policy))
+        write_sealed(self.folder(set_id) / "policy", self._keys.get(set_id), [item])
+
+    def load_policy(self, name: str) -> Policy:
+        """The policy that a set was made under."""
+        set_id = name.partition("/")[2]
+        _, data = next(read_sealed(self.folder(set_id) / "policy", self._keys.get(set_id)))
+        return Policy.model_validate(json.loads(data)["body"])
 
     def erase(self, set_id: str) -> None:
         """Removes the set's files. Their key must be destroyed first."""

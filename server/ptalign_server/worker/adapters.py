@@ -1,0 +1,23 @@
+"""Adapters of the library, served by a pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.pool import Pool
+from ptalign_server.store import Store
+
+
+def adapter_folder(store: Store, name: str) -> Path:
+    """A local PEFT folder of an adapter."""
+    found = store.resources.get(name, None)
+    parts = [file.part for file in res.Adapter.FromString(found.body).files]
+    return store.artefacts.folder(name, parts)
+
+
+def serve_adapter(store: Store, pool: Pool, name: str) -> str:
+    """Loads an adapter; returns the name to ask the engine for, empty for the bare model."""
+    if not name:
+        return ""
+    return pool.serve_adapter(name.replace("/", "-"), adapter_folder(store, name))

@@ -1,0 +1,68 @@
+"""A socket for the gateway: is the engine ready, and one chat turn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from ptalign.engines.base import Message, Request
+from ptalign.errors import PtalignError
+from ptalign_server.worker.adapters import serve_adapter
+from ptalign_server.worker.job import Room
+
+log = logging.getLogger("ptalign.worker")
+
+
+def serve_control(room: Room) -> None:
+    """Serves on the worker's socket, in a thread, for as long as the process lives."""
+    socket = room.settings.worker_socket
+    socket.unlink(missing_ok=True)
+    config = uvicorn.Config(
+        control_app(room), uds=str(socket), log_level="warning", access_log=False, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    threading.Thread(target=server.run, name="control", daemon=True).start()
+
+
+def control_app(room: Room) -> Starlette:
+    """Two routes: ``GET /status`` and ``POST /chat``."""
+
+    def status(_: HttpRequest) -> JSONResponse:
+        return JSONResponse(room.pools.status())
+
+    async def chat(request: HttpRequest) -> StreamingResponse:
+        return StreamingResponse(_reply(room, await request.json()), media_type="text/plain")
+
+    return Starlette(routes=[Route("/status", status), Route("/chat", chat, methods=["POST"])])
+
+
+def _reply(room: Room, body: dict[str, Any]) -> Iterator[str]:
+    """JSON lines with the pieces of one reply."""
+    try:
+        with room.pools.use(room.catalogue.model(body["model"])) as pool:
+            request = Request(
+                key="chat",
+                messages=tuple(Message(m["role"], m["content"]) for m in body["messages"]),
+                max_tokens=int(body["max_tokens"]),
+                temperature=0.7,
+                adapter=serve_adapter(room.store, pool, body["adapter"]),
+            )
+            for completion in pool.engine().stream([request]):
+                if completion.error:
+                    raise PtalignError(completion.error)
+                yield json.dumps({"text": completion.text}) + "\n"
+    except PtalignError as error:
+        yield json.dumps({"error": str(error)}) + "\n"
+    except Exception:
+        log.exception("chat failed")
+        yield json.dumps({"error": "the engine failed; the server's log says more"}) + "\n"

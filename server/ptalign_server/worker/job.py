@@ -1,0 +1,143 @@
+"""What a verb's job works with: its operation, its inputs and the way to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ptalign.engines.base import Engine
+from ptalign.errors import Cancelled
+from ptalign.nouns import ModelSpec, Noun, Policy, digest_of
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import wire
+from ptalign_server.catalogue import Catalogue, template_digest
+from ptalign_server.errors import SetPartial
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import Operation
+from ptalign_server.store.records import SealedLog
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker.engines import Pools
+from ptalign_server.worker.reporter import Reporter
+
+T = TypeVar("T", bound=Noun)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What all jobs of a worker share."""
+
+    settings: Settings
+    store: Store
+    catalogue: Catalogue
+    pools: Pools
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a job made: the noun to seal and its wire message, without `meta`."""
+
+    noun: Noun
+    message: Any
+    config: Any
+    parents: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    partial: bool = False
+    verdict: str = ""
+    adapter: str = ""
+    model: str = ""
+    keep_log: bool = False
+    shortage: str = ""
+    """Why the set is below the operator's floor; it is sealed as partial and fails."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one operation."""
+
+    operation: Operation
+    request: Any
+    room: Room
+    reporter: Reporter
+    should_stop: Callable[[], bool]
+    policies: list[Policy] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the resource it makes."""
+        return wire.resource_name(self.operation)
+
+    @property
+    def folder(self) -> Path:
+        """Working folder: checkpoints and drafts that hold no record text."""
+        return self.room.settings.state / "work" / self.operation.id
+
+    @contextmanager
+    def engine(self, model: ModelSpec) -> Iterator[Engine]:
+        """An engine of the model, for as long as the block lasts."""
+        with self.room.pools.use(model) as pool:
+            yield pool.engine(self.should_stop, self.reporter.waiting)
+
+    def check(self) -> None:
+        """Raises `Cancelled` when the operation was told to stop."""
+        if self.should_stop():
+            raise Cancelled("the operation was cancelled")
+
+    def model(self, name: str) -> ModelSpec:
+        """The model's catalogue entry."""
+        return self.room.catalogue.model(name)
+
+    def log(self, *kinds: type[Noun]) -> SealedLog[Any]:
+        """The sealed log of what this operation accepts."""
+        return self.room.store.sets.log(self.operation.id, *kinds)
+
+    def resource(self, name: str) -> Resource:
+        """A resource of this tenant."""
+        return self.room.store.resources.get(name, self.operation.tenant)
+
+    def load(self, name: str, kind: type[T], *, whole: bool = False) -> T:
+        """The noun of a resource, checked against its digest."""
+        found = self.resource(name)
+        if whole and found.partial:
+            raise SetPartial(f"{name} is partial. Finish it with parent={name} first.")
+        return self.room.store.sets.load(name, kind, found.content)
+
+    def parent(self, name: str) -> str:
+        """``NAME@DIGEST`` of a resource."""
+        return f"{name}@{self.resource(name).content}"
+
+    def keep_policy(self, policy: Policy) -> Policy:
+        """Remembers the policy in force, to be sealed with what the job makes."""
+        self.policies.append(policy)
+        return policy
+
+    def policy_of(self, name: str) -> Policy:
+        """The policy that a set was made under, as it was then."""
+        policy = self.room.store.sets.load_policy(name)
+        return self.keep_policy(policy)
+
+    def meta(self, made: Made, digest: str) -> res.ResourceMeta:
+        """What every resource says about itself."""
+        model = self.model(made.model)
+        policy = self.policies[-1] if self.policies else None
+        return res.ResourceMeta(
+            name=self.name,
+            digest=digest,
+            tenant=self.operation.tenant,
+            create_time=wire.timestamp(self.operation.created),
+            model=model.name,
+            model_digest=model.weights_digest,
+            policy=policy.name if policy else "",
+            policy_digest=policy.digest if policy else "",
+            parents=made.parents,
+            config_digest=digest_of(made.config.model_dump(mode="json")),
+            template_digest=template_digest(model),
+            judges=made.judges,
+            partial=made.partial,
+            operation=wire.operation_name(self.operation.id),
+        )

@@ -1,0 +1,97 @@
+"""GenerateInstructions -> InstructionSet."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ptalign.nouns import Instruction, InstructionSet, Policy
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import configs
+from ptalign_server.worker.job import Job, Made
+
+
+def validate(job: Job) -> None:
+    """Reads the parent, whose digest must hold."""
+    if job.request.parent:
+        job.load(job.request.parent, InstructionSet)
+
+
+def make(job: Job) -> Made:
+    """Runs the stage."""
+    from ptalign.instructions import generate_instructions
+
+    request = job.request
+    policy = _policy(job)
+    config = configs.instruction_config(request, policy.locale)
+    log = job.log(Instruction)
+    parent = job.load(request.parent, InstructionSet) if request.parent else None
+    model = job.model(request.model)
+    with job.engine(model) as engine:
+        made = generate_instructions(
+            policy,
+            request.count,
+            engine=engine,
+            model=model,
+            config=config,
+            seeds=tuple(request.seeds),
+            excerpts=tuple(request.excerpts),
+            parent=parent,
+            on_progress=job.reporter,
+            log=log,
+        )
+    return _made(job, made, partial=False)
+
+
+def partial(job: Job) -> Made | None:
+    """What was accepted before the stop."""
+    records = tuple(job.log(Instruction).read())
+    if not records:
+        return None
+    _policy(job)
+    return _made(
+        job, InstructionSet(records=records, requested=job.request.count), partial=True
+    )
+
+
+def message_of(noun: InstructionSet) -> res.InstructionSet:
+    """The wire message of a set."""
+    return res.InstructionSet(
+        harmful=len(noun.harmful),
+        twins=len(noun.twins),
+        shortfall=noun.shortfall,
+        by_topic=Counter(r.topic for r in noun.harmful),
+        rejected=noun.rejected,
+        stats=noun.stats,
+    )
+
+
+def shortage(accepted: int, asked: int, floor: float) -> str:
+    """Why a set is below the floor; empty when it is not."""
+    if accepted >= floor * asked:
+        return ""
+    return (
+        f"accepted {accepted} of {asked}, below the operator's floor of {floor:.0%}. The set so far "
+        "is kept as partial. Widen the policy's topics, lower the count, or extend the set."
+    )
+
+
+def _policy(job: Job) -> Policy:
+    request, catalogue = job.request, job.room.catalogue
+    if request.WhichOneof("policy_choice") == "policy_spec":
+        return job.keep_policy(catalogue.inline(request.policy_spec))
+    return job.keep_policy(catalogue.policy(request.policy))
+
+
+def _made(job: Job, noun: InstructionSet, *, partial: bool) -> Made:
+    request = job.request
+    policy = job.policies[-1]
+    missing = shortage(len(noun.harmful), noun.requested, job.room.settings.limits.floor)
+    return Made(
+        noun=noun,
+        message=message_of(noun),
+        config=configs.instruction_config(request, policy.locale),
+        parents=(job.parent(request.parent),) if request.parent else (),
+        partial=partial,
+        model=request.model,
+        shortage="" if partial else missing,
+    )

@@ -1,0 +1,177 @@
+"""One operation from RUNNING to its end. At least once: every step may be repeated."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
+from ptalign_server import wire
+from ptalign_server.errors import BelowFloor, status_of
+from ptalign_server.store.operations import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    Operation,
+)
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker.job import Job, Made, Room
+from ptalign_server.worker.jobs import JOBS
+from ptalign_server.worker.reporter import Reporter
+
+log = logging.getLogger("ptalign.worker")
+MAX_BACKOFF_SECONDS = 30.0
+
+
+class ShuttingDown(Exception):
+    """The worker ends: the operation stays as it is and goes on after the next start."""
+
+
+def perform(
+    operation_id: str,
+    room: Room,
+    told: Callable[[], bool],
+    ending: Callable[[], bool],
+) -> str:
+    """Runs an operation and returns its last state.
+
+    Args:
+        told: Whether the operation was cancelled.
+        ending: Whether the worker is shutting down.
+
+    Raises:
+        ShuttingDown: The worker ends before the operation does.
+    """
+    operation = room.store.operations.advance(operation_id, _begin)
+    if operation.done:
+        return operation.state
+
+    def should_stop() -> bool:
+        return told() or ending()
+
+    reporter = Reporter(operation, room.store, room.metrics, should_stop)
+    job = Job(operation, _request(operation, room), room, reporter, should_stop)
+    try:
+        return _finish(job, _make(job))
+    except Cancelled as error:
+        if ending() and not told():
+            raise ShuttingDown from None
+        return _end(job, CANCELLED, error)
+    except Exception as error:
+        if ending() and not told():
+            raise ShuttingDown from None
+        return _end(job, FAILED, error)
+
+
+def _begin(operation: Operation) -> Operation | None:
+    if operation.done:
+        return None
+    state = CANCELLING if operation.state == CANCELLING else RUNNING
+    started = operation.started or time.time()
+    return replace(operation, state=state, attempt=operation.attempt + 1, started=started)
+
+
+def _request(operation: Operation, room: Room) -> Any:
+    key = room.store.keys.get(operation.id)
+    data = key.open("request", operation.request)
+    return wire.KINDS[operation.kind].request.FromString(data)
+
+
+def _make(job: Job) -> Made:
+    """The job's result; a dying engine is tried again, since its log keeps what was accepted."""
+    limits = job.room.settings.limits
+    if job.operation.attempt > limits.attempts:
+        raise PtalignError(
+            f"the worker died {limits.attempts} times while it ran this operation. "
+            "The server's log says more."
+        )
+    backoff, attempts = 1.0, 0
+    while True:
+        job.check()
+        try:
+            return JOBS[job.operation.kind].make(job)
+        except (EngineFailed, NotReady) as error:
+            attempts += 1
+            if attempts >= limits.engine_attempts:
+                raise
+            log.warning("operation %s: %s; again in %.0f s", job.operation.id, error, backoff)
+            _sleep(job, backoff)
+            backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+
+def _sleep(job: Job, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        job.check()
+        time.sleep(0.1)
+
+
+def _finish(job: Job, made: Made) -> str:
+    """Seals what was made and ends the operation in one transaction."""
+    if made.shortage:
+        return _end_with(job, FAILED, BelowFloor(made.shortage), replace(made, partial=True))
+    return _end_with(job, SUCCEEDED, None, made)
+
+
+def _end(job: Job, state: str, error: BaseException) -> str:
+    """Ends a stopped operation; accepted records are sealed as a partial set."""
+    if not isinstance(error, (PtalignError, Cancelled)):
+        log.error("operation %s failed", job.operation.id, exc_info=error)
+    made = None
+    try:
+        partial = JOBS[job.operation.kind].partial
+        made = partial(job) if partial is not None else None
+    except Exception:
+        log.exception("operation %s: what it accepted could not be sealed", job.operation.id)
+    return _end_with(job, state, error, made)
+
+
+def _end_with(job: Job, state: str, error: BaseException | None, made: Made | None) -> str:
+    resource = _seal(job, made) if made is not None else None
+    status = status_of(error).SerializeToString() if error is not None else b""
+    store = job.room.store
+
+    def end(operation: Operation) -> Operation | None:
+        if operation.done:
+            return None
+        name = resource.name if resource is not None else ""
+        return replace(operation, state=state, error=status, resource=name, ended=time.time())
+
+    def change(connection: sa.Connection) -> Operation:
+        if resource is not None:
+            store.resources.insert(connection, resource)
+        return store.operations.advance_in(connection, job.operation.id, end)
+
+    return store.write(change).result().state
+
+
+def _seal(job: Job, made: Made) -> Resource:
+    store, operation = job.room.store, job.operation
+    digest = store.sets.seal(operation.id, made.noun, keep_log=made.keep_log)
+    if job.policies:
+        store.sets.keep_policy(operation.id, job.policies[-1])
+    meta = job.meta(made, digest)
+    message = type(made.message)()
+    message.CopyFrom(made.message)
+    message.meta.CopyFrom(meta)
+    return Resource(
+        name=job.name,
+        collection=job.name.partition("/")[0],
+        tenant=operation.tenant,
+        model=meta.model,
+        policy=meta.policy,
+        verdict=made.verdict,
+        adapter=made.adapter,
+        partial=made.partial,
+        purged=False,
+        content=digest,
+        body=message.SerializeToString(),
+        created=time.time(),
+    )

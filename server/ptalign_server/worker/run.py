@@ -1,0 +1,190 @@
+"""The worker process: durable jobs on dbos, the pool, and a small control socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
+
+from ptalign_server import wire
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.errors import status_of
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import (
+    CANCELLING,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    VALIDATING,
+    Operation,
+)
+from ptalign_server.worker.control import serve_control
+from ptalign_server.worker.engines import Pools
+from ptalign_server.worker.job import Job, Room
+from ptalign_server.worker.jobs import JOBS
+from ptalign_server.worker.perform import ShuttingDown, perform
+from ptalign_server.worker.reporter import Reporter
+
+log = logging.getLogger("ptalign.worker")
+POLL_SECONDS = 0.15
+DRAIN_SECONDS = 15.0
+STOP_SECONDS = 5.0
+"""Engines that do not end in this time are killed with this process's session."""
+
+
+class Json(Serializer):  # type: ignore[misc]
+    """dbos's own default is pickle; ours holds operation ids and states only."""
+
+    def serialize(self, data: Any) -> str:
+        return json.dumps(data)
+
+    def deserialize(self, serialized_data: str) -> Any:
+        return json.loads(serialized_data)
+
+    def name(self) -> str:
+        return "json"
+
+
+class Worker:
+    """Takes up operations, runs them, and ends cleanly."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        metrics = Metrics()
+        store = Store(settings, wire.freeze)
+        catalogue = Catalogue(settings)
+        self.room = Room(settings, store, catalogue, Pools(settings, catalogue), metrics)
+        self.ending = threading.Event()
+        self._told: set[str] = set()
+        self._running: set[str] = set()
+
+    def run(self) -> None:
+        """Runs until SIGTERM; operations in flight stop at their next record or step."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.ending.set())
+        self.room.pools.start()
+        serve_control(self.room)
+        self._watch_cancels()
+        self._launch()
+        self._recover()
+        while not self.ending.wait(POLL_SECONDS):
+            try:
+                self._watch_cancels()
+                self._take_up()
+                self.room.pools.publish(self.room.metrics)
+            except Exception:
+                log.exception("taking up operations failed; trying again")
+                time.sleep(1.0)
+        self._drain()
+
+    def work(self, operation_id: str) -> str:
+        """The durable step."""
+        self._running.add(operation_id)
+        try:
+            return perform(
+                operation_id, self.room, lambda: operation_id in self._told, self.ending.is_set
+            )
+        except ShuttingDown:
+            self._running.discard(operation_id)
+            # Neither a result nor an error: the workflow stays pending and goes on after a start.
+            threading.Event().wait()
+            raise
+        finally:
+            self._running.discard(operation_id)
+
+    def _launch(self) -> None:
+        settings = self.settings
+        config: DBOSConfig = {
+            "name": "ptalign",
+            "system_database_url": settings.jobs_url,
+            "application_version": settings.application_version,
+            "executor_id": settings.executor_id,
+            "serializer": Json(),
+            "log_level": "WARNING",
+            "enable_otlp": False,
+            "use_listen_notify": not settings.embedded,
+        }
+        DBOS(config=config)
+
+        @DBOS.step(name="work")
+        def work(operation_id: str) -> str:
+            return self.work(operation_id)
+
+        @DBOS.workflow(name="operation", max_recovery_attempts=1000)
+        def operation(operation_id: str) -> str:
+            return work(operation_id)
+
+        self._workflow = operation
+        DBOS.launch()
+        limits = settings.limits
+        for name, slots in (("generation", limits.generations), ("training", limits.trainings)):
+            DBOS.register_queue(
+                name,
+                worker_concurrency=slots,
+                polling_interval_sec=0.2,
+                on_conflict="always_update",
+            )
+
+    def _recover(self) -> None:
+        """Operations that dbos has no living workflow for are enqueued again."""
+        for operation in self.room.store.operations.in_states((QUEUED, RUNNING, CANCELLING)):
+            status = DBOS.get_workflow_status(operation.id)
+            if status is None or status.status not in {"PENDING", "ENQUEUED", "DELAYED"}:
+                self._enqueue(operation, f"{operation.id}.{operation.attempt + 1}")
+
+    def _watch_cancels(self) -> None:
+        self._told = set(self.room.store.operations.ids_in((CANCELLING,)))
+
+    def _take_up(self) -> None:
+        for operation in self.room.store.operations.in_states((VALIDATING,), limit=50):
+            if self.ending.is_set():
+                return
+            self._validate(operation)
+
+    def _validate(self, operation: Operation) -> None:
+        """VALIDATING -> QUEUED, or FAILED with what reading the inputs found."""
+        store = self.room.store
+        try:
+            key = store.keys.get(operation.id)
+            request = wire.KINDS[operation.kind].request.FromString(
+                key.open("request", operation.request)
+            )
+            reporter = Reporter(operation, store, self.room.metrics, lambda: False)
+            JOBS[operation.kind].validate(
+                Job(operation, request, self.room, reporter, lambda: False)
+            )
+        except Exception as error:
+            status = status_of(error).SerializeToString()
+            store.operations.advance(
+                operation.id,
+                lambda o: None if o.done else replace(o, state=FAILED, error=status, ended=time.time()),
+            )
+            return
+        self._enqueue(operation, operation.id)
+        store.operations.advance(
+            operation.id, lambda o: replace(o, state=QUEUED) if o.state == VALIDATING else None
+        )
+
+    def _enqueue(self, operation: Operation, workflow_id: str) -> None:
+        with SetWorkflowID(workflow_id):
+            DBOS.enqueue_workflow(JOBS[operation.kind].queue, self._workflow, operation.id)
+
+    def _drain(self) -> None:
+        """Waits for running operations to reach a place to stop, then ends the process."""
+        end = time.monotonic() + DRAIN_SECONDS
+        while self._running and time.monotonic() < end:
+            time.sleep(0.05)
+        stopping = threading.Thread(target=self.room.pools.stop, daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
+        self.room.store.close()
+        os._exit(0)
