@@ -36,11 +36,14 @@ async def fetch(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    if target.exists() and not partial.exists():
-        os.replace(target, partial)  # perhaps complete: its digest decides
+    if target.exists() and await _is_there(client, name, part, target, purpose):
+        return target
     for _ in range(2):
         resumed = partial.exists() and partial.stat().st_size > 0
-        info = await _pull(client, name, part, partial, purpose, on_bytes)
+        info, before = await _pull(client, name, part, partial, purpose, on_bytes), -1
+        while info and before < (here := partial.stat().st_size) < info.size:
+            before = here  # the stream ended early without an error: go on while it moves
+            info = await _pull(client, name, part, partial, purpose, on_bytes)
         if info is not None and await asyncio.to_thread(_matches, partial, info):
             os.replace(partial, target)
             return target
@@ -48,6 +51,15 @@ async def fetch(
         if not resumed:
             break
     raise DownloadDamaged(f"{part} of {name}: the bytes do not have the sha256 the server named")
+
+
+async def _is_there(client: Base, name: str, part: str, target: Path, purpose: str) -> bool:
+    """Whether `target` already has the bytes; asks for the first message alone."""
+    request = library_pb2.DownloadRequest(name=name, part=part, purpose=purpose)
+    async with aclosing(client._stream("library", "Download", lambda: request)) as chunks:
+        first = await anext(chunks)
+    info = wire.to_noun(FileInfo, first.info)
+    return await asyncio.to_thread(_matches, target, info)
 
 
 async def _pull(

@@ -297,7 +297,8 @@ def _details(status: status_pb2.Status) -> dict[str, Any]:
         elif detail.Unpack(retry):
             said["retry_after"] = retry.retry_delay.ToTimedelta().total_seconds()
         elif detail.Unpack(bad):
-            said["violations"] = tuple(
+            said.setdefault("violations", ())
+            said["violations"] += tuple(
                 Violation(v.field, v.description) for v in bad.field_violations
             )
     return said

@@ -72,6 +72,7 @@ class Live(Bars):
     """A bar, and below it what was counted and the losses."""
 
     def __init__(self, session: Session) -> None:
+        self._detail = Text()  # rendered by super().__init__ already
         super().__init__(
             TextColumn("[bold cyan]{task.description:<12}"),
             BarColumn(bar_width=18),
@@ -81,7 +82,6 @@ class Live(Bars):
             console=session.err,
             transient=True,
         )
-        self._detail = Text()
 
     def show(self, task: Any, progress: Progress) -> None:
         """Moves the bar to where the operation stands."""

@@ -53,8 +53,8 @@ def summary(resource: Resource) -> str:
             )
             return ", ".join(f"{n} {word}" for n, word in kinds if n or word == "pairs")
         case Adapter():
-            text = f"{resource.method}, {resource.tokens_mle} good"
-            return text + f" + {resource.tokens_ut} bad tokens, kl {resource.retain_kl:.3f}"
+            tokens = f"{resource.tokens_mle} + {resource.tokens_ut} tokens"
+            return f"{resource.method}, {tokens}, kl {resource.retain_kl:.3f}"
         case Evaluation():
             return resource.verdict.upper() or "no verdict"
     return ""

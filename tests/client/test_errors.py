@@ -1,0 +1,124 @@
+"""Every status the server can send becomes one typed error."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from ptalign_client_fake import Fault, info, packed, retry_in, violation
+
+import ptalign_client as pt
+from ptalign_client.errors import from_status
+from ptalign_proto.errors import CODES
+
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "retryable"),
+    [
+        (Code.INVALID_ARGUMENT, pt.InvalidArgument, False),
+        (Code.NOT_FOUND, pt.NotFound, False),
+        (Code.ALREADY_EXISTS, pt.AlreadyExists, False),
+        (Code.FAILED_PRECONDITION, pt.FailedPrecondition, False),
+        (Code.OUT_OF_RANGE, pt.OutOfRange, False),
+        (Code.UNAUTHENTICATED, pt.Unauthenticated, False),
+        (Code.PERMISSION_DENIED, pt.PermissionDenied, False),
+        (Code.RESOURCE_EXHAUSTED, pt.ResourceExhausted, False),
+        (Code.UNAVAILABLE, pt.Unavailable, True),
+        (Code.CANCELLED, pt.Cancelled, False),
+        (Code.DATA_LOSS, pt.DataLoss, False),
+        (Code.UNIMPLEMENTED, pt.Unimplemented, False),
+        (Code.INTERNAL, pt.Internal, False),
+        (Code.ABORTED, pt.ServiceError, False),
+    ],
+)
+def test_code_becomes_its_class(code: Code, kind: type, retryable: bool) -> None:
+    error = from_status(status_pb2.Status(code=code.value[0], message="why"))
+    assert type(error) is kind
+    assert (error.code, error.message, error.retryable) == (code, "why", retryable)
+
+
+def test_every_reason_of_the_server_has_a_class_of_its_own_code() -> None:
+    for reason, code in CODES.items():
+        status = status_pb2.Status(code=code.value[0], message="m")
+        status.details.append(packed(info(reason)))
+        error = from_status(status)
+        assert error.reason == reason
+        if code is not Code.DEADLINE_EXCEEDED:
+            assert type(error) is not pt.ServiceError
+
+
+def test_details_become_attributes(client: pt.Client, served: object) -> None:
+    served.service.faults["GetCatalogue"] = [  # type: ignore[attr-defined]
+        Fault(
+            Code.INVALID_ARGUMENT,
+            message="two fields",
+            details=(
+                info("INVALID_INPUT", limit="8"),
+                violation("rounds", "must be 1..8, got 9. Send 2."),
+                violation("min_polarity", "must be -1..1, got 3. Leave it out."),
+            ),
+        )
+    ]
+    with pytest.raises(pt.InvalidArgument) as caught:
+        client.catalogue()
+    error = caught.value
+    assert error.reason == "INVALID_INPUT"
+    assert error.metadata == {"limit": "8"}
+    assert [v.field for v in error.violations] == ["rounds", "min_polarity"]
+    assert str(error) == (
+        "two fields; rounds: must be 1..8, got 9. Send 2.; "
+        "min_polarity: must be -1..1, got 3. Leave it out."
+    )
+
+
+def test_not_found_lists_the_known_names() -> None:
+    status = status_pb2.Status(code=5, message="model: no model is named 'x'.")
+    status.details.append(packed(info("UNKNOWN_NAME", field="model", known="a,b")))
+    error = from_status(status)
+    assert isinstance(error, pt.NotFound)
+    assert error.known == ("a", "b")
+    assert error.hint == "Known: a, b."
+
+
+def test_exhausted_is_retryable_only_when_the_server_says_when() -> None:
+    status = status_pb2.Status(code=8, message="full")
+    assert not from_status(status).retryable
+    status.details.append(packed(retry_in(1.5)))
+    error = from_status(status)
+    assert error.retryable
+    assert error.retry_after == 1.5
+
+
+def test_internal_has_the_id_of_the_servers_log() -> None:
+    status = status_pb2.Status(code=13, message="internal error abc")
+    status.details.append(packed(info("INTERNAL", id="abc")))
+    error = from_status(status)
+    assert isinstance(error, pt.Internal)
+    assert error.incident == "abc"
+
+
+def test_details_of_another_domain_are_not_ours() -> None:
+    foreign = info("QUOTA")
+    foreign.domain = "proxy.example"
+    status = status_pb2.Status(code=7, message="no", details=[packed(foreign)])
+    assert from_status(status).reason == ""
+
+
+def test_nobody_there_is_unavailable_and_names_no_reason() -> None:
+    with pt.Client("127.0.0.1:1", retry=pt.Retry(attempts=2, base=0.01)) as client:
+        with pytest.raises(pt.Unavailable) as caught:
+            client.catalogue()
+    assert caught.value.reason == ""
+    assert caught.value.retryable
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    from ptalign_client import errors
+
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    ours = {k.__name__ for k in kinds if issubclass(k, pt.PtalignError)}
+    assert errors.__doc__ is not None
+    drawn = {line.split("─ ")[1].split()[0] for line in errors.__doc__.splitlines() if "─ " in line}
+    assert drawn | {"PtalignError"} == ours

@@ -1,0 +1,128 @@
+"""The blocking client: threads, early ends, interrupts, and no second event loop's noise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ptalign_client as pt
+
+HERE = Path(__file__).parent
+
+
+def test_threads_share_one_client(client: pt.Client) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: client.catalogue(), range(64)))
+    assert len(found) == 64
+    assert sum(t.name == "ptalign-client" for t in threading.enumerate()) == 1
+
+
+def test_leaving_a_watch_early_frees_its_slot(served: Any) -> None:
+    served.service.steps = 50
+    options = pt.Options(endpoint=served.endpoint, max_streams=1)
+    with pt.Client(options=options) as client:
+        running = client.align(model="tiny", pair_set="pairSets/1")
+        for event in running:
+            if event.sequence == 2:
+                break
+        with running.events() as events:
+            assert next(events).sequence == 1
+        assert running.result(timeout=10)
+
+
+async def test_works_inside_a_running_loop(client: pt.Client) -> None:
+    assert client.catalogue().models  # as in a notebook
+
+
+def test_called_from_its_own_callback_it_says_so_instead_of_hanging(
+    client: pt.Client, tmp_path: Path
+) -> None:
+    evaluation = client.evaluate(target=pt.Target(model="tiny")).result()
+
+    def on_bytes(here: int, total: int) -> None:
+        client.catalogue()
+
+    with pytest.raises(RuntimeError, match="own callback"):
+        client.download(evaluation, "report.json", tmp_path / "r", on_bytes=on_bytes)
+
+
+def test_fork_gets_a_loop_of_its_own(served: Any) -> None:
+    code = """
+        import os, ptalign_client as pt
+        from ptalign_client.facade import background
+        parent = background()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if background() is not parent else 1)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)]).returncode == 0
+
+
+def test_interrupt_cancels_the_call_and_leaves_the_client_usable(served: Any) -> None:
+    served.service.pace = 1.0
+    code = f"""
+        import ptalign_client as pt
+        client = pt.Client({served.endpoint!r})
+        print("ready", flush=True)
+        try:
+            client.catalogue()
+        except KeyboardInterrupt:
+            print(len(client.catalogue().models), flush=True)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.4)
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=20)
+    assert (out, err) == ("1\n", "")
+
+
+def test_two_loops_in_one_process_make_no_noise(served: Any) -> None:
+    """grpc.aio logged BlockingIOError when several loops polled at once (grpc#25364)."""
+    code = f"""
+        import asyncio, ptalign_client as pt
+        async def main():
+            with pt.Client({served.endpoint!r}) as blocking:
+                async with pt.AsyncClient({served.endpoint!r}) as client:
+                    for _ in range(20):
+                        await asyncio.gather(
+                            *(client.catalogue() for _ in range(20)),
+                            *(asyncio.to_thread(blocking.catalogue) for _ in range(20)))
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_async_stream_left_early_is_cancelled_on_the_server(
+    aclient: pt.AsyncClient, served: Any
+) -> None:
+    served.service.pace, served.service.steps = 0.02, 10_000
+    running = await aclient.align(model="tiny", pair_set="pairSets/1")
+    events = running.events()
+    assert (await anext(events)).sequence == 1
+    await events.aclose()
+    await asyncio.sleep(0.3)
+    shown = served.service.jobs[running.name].shown
+    await asyncio.sleep(0.3)
+    assert served.service.jobs[running.name].shown == shown

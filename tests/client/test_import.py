@@ -1,0 +1,101 @@
+"""The client stays thin: what it imports, how fast it starts, and that its wheel stands alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = [
+    "torch",
+    "vllm",
+    "transformers",
+    "ptalign",
+    "ptalign_server",
+    "pydantic",
+    "sqlalchemy",
+    "numpy",
+]
+WALL = f"""
+import importlib.abc, sys
+class Wall(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Wall())
+"""
+
+
+@pytest.mark.parametrize("module", ["ptalign_client", "ptalign_client.cli"])
+def test_imports_without_anything_heavy(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{WALL}\nimport {module}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_there_in_a_moment() -> None:
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "ptalign_client", "--help"], capture_output=True)
+        times.append(time.monotonic() - began)
+    assert min(times) < 3.0  # 0.6 s on an idle core
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client's wheel, built without a network from a copy of the two rooms."""
+    if shutil.which("uv") is None and not (Path(sys.executable).parent / "uv").exists():
+        pytest.skip("needs uv")
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), "client"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_carries_client_and_wire_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"ptalign_client", "ptalign_proto"}
+    assert "ptalign_proto/v1/safety_tuning_pb2.py" in names
+    assert "ptalign_client/py.typed" in names
+
+
+def test_wheel_installs_alone_and_runs(wheel: Path, tmp_path: Path) -> None:
+    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    home = tmp_path / "venv"
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(home)], check=True)
+    install = subprocess.run(
+        [uv, "pip", "install", "-q", "-p", str(home / "bin" / "python"), str(wheel)],
+        capture_output=True,
+        text=True,
+    )
+    if install.returncode != 0 and "ptalign" not in install.stderr.splitlines()[0]:
+        pytest.skip(f"needs a package index: {install.stderr.strip().splitlines()[-1][:120]}")
+    assert install.returncode == 0, install.stderr
+    env = {"PATH": os.defpath, "HOME": str(tmp_path)}
+    shown = subprocess.run(
+        [home / "bin" / "ptalign", "--help"], capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "synthesize" in shown.stdout
+    there = subprocess.run(
+        [home / "bin" / "python", "-c", "import ptalign_client as p; print(p.Client)"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    assert there.stdout.strip() == "<class 'ptalign_client.sync.Client'>", there.stderr
