@@ -1,0 +1,252 @@
+"""Stage three: MLE on good answers, fine-grained unlikelihood on toxic ones, into a LoRA adapter.
+
+    L = L_MLE(positives, twins) + L_MLE(anchors) + lambda L_UT(toxic)
+
+Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context,
+never a target.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ptalign.config import AlignConfig
+from ptalign.errors import InvalidInput
+from ptalign.judges.base import Judge
+from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, digest_of
+from ptalign.progress import OnProgress, Progress, ignore
+from ptalign.training import explain, lora, pools
+from ptalign.training.batches import Pools
+from ptalign.training.decoder import Decoder
+from ptalign.training.loop import Run, benign_kl, train, verdicts
+from ptalign.training.swapped import refuse_swapped
+from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.tree import pack
+
+EXPLAINED = 24
+"""Toxic answers whose words the explanation follows."""
+CHECKED = 2
+"""Groups of samples that the layout and the saved adapter are checked on."""
+
+
+def align(
+    pairs: PairSet,
+    *,
+    model: ModelSpec,
+    out: Path,
+    config: AlignConfig,
+    policy: Policy | None = None,
+    parent: Path | None = None,
+    resume: bool = True,
+    judge: Judge | None = None,
+    on_progress: OnProgress = ignore,
+) -> Adapter:
+    """Trains an adapter on a pair set.
+
+    Writes ``out/adapter`` (a PEFT folder), ``out/checkpoints``, ``out/token_weights.safetensors``
+    (positions and weights, no text) and ``out/ledger.json``.
+
+    Args:
+        pairs: What SynthesizePairs made.
+        model: The model entry: the same chat template and system prompt as in the other stages.
+        out: Folder of the run.
+        config: Method, weights, budget, guards, seed.
+        policy: Protected words and generic constraints.
+        parent: Adapter folder to continue training.
+        resume: Continue from the newest checkpoint under `out`.
+        judge: For the scorers `judge` and `blend`.
+        on_progress: Called after each step; may raise `Cancelled`, which keeps a checkpoint.
+
+    Returns:
+        The adapter with its ledger, guard results and explanation.
+
+    Raises:
+        InvalidInput: The set is empty, partial or has swapped columns, ut_weight does not belong
+            to the method, or the checkpoint is of other inputs.
+        TrainingFailed: A part has no tokens, a loss is not finite, or the adapter is inert.
+        GuardTripped: A budget was exceeded and guards abort.
+        Unsupported: The model's shape cannot be trained.
+        DataDamaged: All checkpoints, or the parent adapter, are damaged.
+        Cancelled: `on_progress` said so.
+    """
+    begun = time.perf_counter()
+    _check(pairs, config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    on_progress(Progress("loading the model", 0, config.steps))
+    chat = ChatFormat(lora.load_tokenizer(model), model)
+    plan = pools.make_pools(pairs, chat, config)
+    causal_lm = lora.load_model(model, config.device)
+    decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
+    groups = [*plan.pairs, *plan.positives]
+    decoder.settle([s for g in groups[:CHECKED] for s in _whole(g)])
+    job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
+    plan = job.weigh(plan, decoder, chat)
+    pools.check_parts(plan, config)
+    run = Run.start(decoder, config, plan, out / "checkpoints", job.fingerprint)
+    if resume:
+        run.resume()
+    train(run, on_progress)
+    return job.finish(run, chat, begun)
+
+
+def _check(pairs: PairSet, config: AlignConfig) -> None:
+    pools.check_set(pairs)
+    if config.ut_weight is not None and config.method not in ("pt_align", "ut_uniform"):
+        raise InvalidInput(
+            "ut_weight",
+            f"method {config.method} has no unlikelihood term",
+            "Leave ut_weight out, or use pt_align or ut_uniform.",
+        )
+    refuse_swapped(pairs.pairs)
+
+
+def _whole(group: tuple[Sample, ...]) -> list[Sample]:
+    """Samples with every answer token weighted, to compare hidden states at all of them."""
+    return [s.weighted([1.0] * len(s.answer)) for s in group]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The inputs of one run."""
+
+    pairs: PairSet
+    model: ModelSpec
+    out: Path
+    config: AlignConfig
+    policy: Policy | None
+    parent: Path | None
+    judge: Judge | None
+    on_progress: OnProgress
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the result; a resume under another one is refused."""
+        return digest_of(
+            {
+                "pairs": self.pairs.digest,
+                "model": self.model.model_dump(mode="json", exclude={"path"}),
+                "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
+                "policy": self.policy.digest if self.policy else "",
+                "parent": lora.sha256_of(self.parent / lora.WEIGHTS) if self.parent else "",
+                "judge": self.judge.id if self.judge else "",
+            }
+        )
+
+    def weigh(self, plan: Pools, decoder: Decoder, chat: ChatFormat) -> Pools:
+        """Gives toxic answers their token weights, and dpo and npo their reference."""
+        if self.config.method == "mle":
+            return plan
+        file = self.out / "token_weights.safetensors"
+        weights = _read_weights(file, self.fingerprint)
+        if weights is None:
+            found = pools.weigh_pairs(
+                self.pairs,
+                decoder,
+                chat,
+                self.config,
+                self.policy,
+                self.judge,
+                self._rows("weighing tokens"),
+            )
+            weights = dict(found.by_key)
+            _write_weights(file, weights, self.fingerprint)
+        plan = pools.with_weights(plan, weights, self.config.method)
+        if self.config.method in ("dpo", "npo"):
+            plan = pools.with_reference(plan, decoder, self._rows("scoring the reference"))
+        return plan
+
+    def finish(self, run: Run, chat: ChatFormat, begun: float) -> Adapter:
+        """Measures, guards, saves, reloads and explains a trained run."""
+        plan, decoder = run.sampler.pools, run.decoder
+        rows = self._rows("measuring")
+        kl, measured_on = _final_kl(decoder, plan, rows)
+        guards = verdicts(run, kl, measured_on)
+        if decoder.reason:
+            guards["layout"] = decoder.reason
+        if plan.left_out:
+            guards["left_out"] = f"{plan.left_out} samples over max_length or empty"
+        suppressed, collateral = _explain(self.pairs, decoder, chat, plan, self.config)
+        folder = self.out / "adapter"
+        sha256 = lora.save_adapter(decoder, folder)
+        checked = [_whole(g) for g in [*plan.pairs, *plan.positives][:CHECKED]]
+        change = lora.check_live(decoder, folder, pack(checked, 10**9)[0])
+        guards["live"] = f"ok: reloaded, changes a margin by up to {change:.2f} nats"
+        adapter = Adapter(
+            path=str(folder),
+            weights_sha256=sha256,
+            method=self.config.method,
+            tokens_mle=sum(e.tokens_mle for e in run.ledger),
+            tokens_ut=sum(e.tokens_ut for e in run.ledger),
+            tokens_anchor=sum(e.tokens_anchor for e in run.ledger),
+            ledger=tuple(run.ledger),
+            retain_kl=kl,
+            guards=guards,
+            suppressed=suppressed,
+            collateral=collateral,
+            seconds=time.perf_counter() - begun,
+        )
+        _write_ledger(self.out / "ledger.json", adapter)
+        return adapter
+
+    def _rows(self, phase: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.on_progress(Progress(phase, done, total))
+
+
+def _final_kl(decoder: Decoder, plan: Pools, on_row: pools.OnRow) -> tuple[float, str]:
+    """Benign KL and what it was measured on: held-out anchors unless there are none."""
+    if plan.held_out:
+        return benign_kl(decoder, plan.held_out, on_row), "held-out anchors"
+    if plan.anchors:
+        trained = [s for group in plan.anchors[:16] for s in group]
+        return benign_kl(decoder, trained, on_row), "training anchors, none is held out"
+    return 0.0, ""
+
+
+def _explain(
+    pairs: PairSet, decoder: Decoder, chat: ChatFormat, plan: Pools, config: AlignConfig
+) -> tuple[Any, dict[str, float]]:
+    """Suppressed tokens of toxic answers, and what ordinary answers lost."""
+    topics = pools.topics_of(pairs)
+    toxic = [s for g in plan.pairs for s in g if s.part == "toxic"][:EXPLAINED]
+    weights = {s.key: s.weights for s in toxic}
+    bad = explain.watch(decoder, chat, toxic, topics, lambda s, i: weights[s.key][i] > 0)
+    benign = plan.held_out or [s for group in plan.anchors[:8] for s in group]
+    good = explain.watch(decoder, chat, benign, {})
+    return (
+        explain.suppressed(bad.words, bad.after(decoder)),
+        explain.collateral(good.words, good.after(decoder)),
+    )
+
+
+def _write_weights(file: Path, weights: dict[str, tuple[float, ...]], fingerprint: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    tensors = {key: torch.tensor(values) for key, values in weights.items()}
+    save_file(tensors, partial, metadata={"fingerprint": fingerprint})
+    partial.rename(file)
+
+
+def _read_weights(file: Path, fingerprint: str) -> dict[str, tuple[float, ...]] | None:
+    """Weights of an earlier attempt with the same inputs; None when there are none."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as stored:
+        if (stored.metadata() or {}).get("fingerprint") != fingerprint:
+            return None
+        return {key: tuple(stored.get_tensor(key).tolist()) for key in stored.keys()}  # noqa: SIM118
+
+
+def _write_ledger(file: Path, adapter: Adapter) -> None:
+    """The ledger without the explanation's tokens: nothing in it needs a role to read."""
+    body = adapter.model_dump(mode="json", exclude={"path", "suppressed", "collateral"})
+    file.write_text(json.dumps(body, indent=1), "utf-8")

@@ -1,0 +1,172 @@
+"""Teacher-forced measurements of adapters against the bare model: no sampling, seconds.
+
+Toxic answers are read under attack: their topic's toxic constraints stand in the system prompt.
+There the bare model finds them likely, and a tuned one should not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ptalign.config import AlignConfig, EvalConfig
+from ptalign.losses import kl_divergence, margins
+from ptalign.nouns import ModelSpec, PairSet, Policy, Probe
+from ptalign.progress import OnProgress, Progress, ignore
+from ptalign.training import explain, lora, pools
+from ptalign.training.contrast import constraints_of
+from ptalign.training.decoder import Decoder
+from ptalign.training.texts import ChatFormat, Sample, anchor_sample, toxic_sample
+from ptalign.training.tree import Row, pack
+from ptalign.weights import scorer_named, weigh
+
+TOXIC = 24
+"""Toxic answers read, at most."""
+BENIGN = 16
+"""Held-out anchors read, at most."""
+
+
+def probe(
+    pairs: PairSet,
+    adapters: Mapping[str, str | Path],
+    *,
+    model: ModelSpec,
+    config: EvalConfig | None = None,
+    policy: Policy | None = None,
+    threads: int = 0,
+    device: str = "cpu",
+    on_progress: OnProgress = ignore,
+) -> dict[str, Probe]:
+    """Measures each adapter against the bare model.
+
+    Harm words are the log-odds words of the pair set, the same for every adapter, so that methods
+    with different token weights are compared on one list.
+
+    Args:
+        pairs: Toxic answers and held-out anchors come from here.
+        adapters: Label -> PEFT folder; an empty path is the bare model itself.
+        model: The model entry.
+        config: `samples` caps the toxic answers read.
+        policy: Generic constraints and protected words.
+        threads: torch threads; 0 leaves them.
+        device: Where to run.
+        on_progress: Called after each adapter; may raise `Cancelled`.
+
+    Returns:
+        Label -> measurements, in the order of `adapters`.
+
+    Raises:
+        Unsupported: An adapter folder holds anything but safetensors and json.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    chat = ChatFormat(lora.load_tokenizer(model), model)
+    causal_lm = lora.load_model(model, device)
+    texts = _Texts.read(Decoder(causal_lm), pairs, chat, config or EvalConfig(), policy)
+    found = {}
+    for done, (label, folder) in enumerate(adapters.items(), 1):
+        decoder, unload = _with_adapter(causal_lm, folder)
+        found[label] = texts.measure(decoder)
+        causal_lm = unload()
+        on_progress(Progress("probing", done, len(adapters)))
+    return found
+
+
+def _with_adapter(causal_lm: Any, folder: str | Path) -> tuple[Decoder, Any]:
+    """The model under an adapter, and the call that takes it off again."""
+    if not str(folder):
+        return Decoder(causal_lm), lambda: causal_lm
+    from peft import PeftModel
+
+    lora.refuse_foreign(Path(folder))
+    peft = PeftModel.from_pretrained(causal_lm, str(folder)).eval()
+    return Decoder(causal_lm, peft), peft.unload
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What is read, with the bare model's numbers."""
+
+    toxic: explain.Watch
+    ordinary: explain.Watch
+    rows: list[Row]
+    """Held-out anchors, every answer token weighted."""
+    states: list[Tensor]
+    """Per row: the bare model's hidden states [targets, hidden]."""
+
+    @classmethod
+    def read(
+        cls,
+        decoder: Decoder,
+        pairs: PairSet,
+        chat: ChatFormat,
+        config: EvalConfig,
+        policy: Policy | None,
+    ) -> _Texts:
+        """Runs the bare model once over all texts."""
+        flagged = harm_words(pairs, chat, policy)
+        attacked = [
+            toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
+            for p in pools.sampled(pairs, min(TOXIC, config.samples))
+        ]
+        benign = benign_samples(pairs, chat)
+        decoder.settle([s.weighted([1.0] * len(s.answer)) for s in (attacked[:2] or benign[:2])])
+        rows = pack([[s] for s in benign], 512)
+        return cls(
+            toxic=explain.watch(
+                decoder, chat, attacked, pools.topics_of(pairs),
+                lambda s, i: flagged[s.key][i] > 0,
+            ),
+            ordinary=explain.watch(decoder, chat, benign, {}),
+            rows=rows,
+            states=[_states(decoder, row)[0] for row in rows],
+        )  # fmt: skip
+
+    def measure(self, decoder: Decoder) -> Probe:
+        """All measurements of one adapter."""
+        kl, nll, tokens = 0.0, 0.0, 0
+        for row, base in zip(self.rows, self.states, strict=True):
+            states, targets = _states(decoder, row)
+            kl += float(kl_divergence(base, states, decoder.head).sum())
+            nll -= float(logsigmoid(margins(states, targets, decoder.head)).sum())
+            tokens += len(states)
+        after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
+        return Probe(
+            benign_kl=kl / max(tokens, 1),
+            benign_nll=nll / max(tokens, 1),
+            harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
+            selectivity=explain.selectivity(self.toxic.words, after),
+            suppressed=explain.suppressed(self.toxic.words, after),
+            collateral=explain.collateral(self.ordinary.words, ordinary),
+        )
+
+
+def _states(decoder: Decoder, row: Row) -> tuple[Tensor, Tensor]:
+    """Hidden states [targets, hidden] and token ids [targets] of a row's weighted tokens."""
+    with torch.no_grad():
+        states, targets = decoder.target_states(row)
+    return states, targets.tokens
+
+
+def harm_words(
+    pairs: PairSet, chat: ChatFormat, policy: Policy | None = None
+) -> Mapping[str, tuple[float, ...]]:
+    """Pair id -> 1 at the toxic answer's log-odds words, 0 elsewhere."""
+    scorer = scorer_named("log_odds", benign=pools.benign_answers(pairs), contrast=lambda _: [])
+    protected = [*pairs.protected_words, *(policy.protected_words if policy else ())]
+    share = AlignConfig().flagged_share
+    answers = pools.toxic_answers(pairs, chat)
+    return weigh(answers, scorer, share=share, protected=protected).by_key
+
+
+def benign_samples(pairs: PairSet, chat: ChatFormat) -> list[Sample]:
+    """Held-out anchors; training anchors where none is held out."""
+    held_out = [a for a in pairs.anchors if a.held_out] or list(pairs.anchors)
+    samples = [anchor_sample(a, chat) for a in held_out[:BENIGN]]
+    return [s for s in samples if s.answer]

@@ -1,0 +1,93 @@
+"""The weight of L_UT: from gradient norms at the start, then kept inside budgets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ptalign.config import AlignConfig
+
+MEASURED_AT = 2
+"""Step at which gradient norms are matched; at the very start LoRA's B is 0 and norms mislead."""
+FIT_LIMIT = 0.85
+"""L_MLE must end below this share of its start."""
+FIT_STEPS = 12
+"""Runs shorter than this are too short for the fit to be judged."""
+
+
+@dataclass(slots=True)
+class Balance:
+    """lambda and what moves it. Plain data, so that a checkpoint can hold it."""
+
+    ut_weight: float
+    automatic: bool
+    ceiling: float = 0.0
+    """The matched weight: later steps may come back to it, never exceed it."""
+    norm_mle: float = 0.0
+    norm_ut: float = 0.0
+    """As last measured."""
+    mle: list[float] = field(default_factory=list)
+    twin: list[float] = field(default_factory=list)
+    kl: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, config: AlignConfig) -> Balance:
+        """0 until measured when automatic or not used; else the caller's weight."""
+        used = config.method in ("pt_align", "ut_uniform")
+        fixed = config.ut_weight if used and config.ut_weight is not None else 0.0
+        return cls(fixed, used and config.ut_weight is None, fixed)
+
+    def measures(self, step: int, steps: int) -> bool:
+        """Whether this step takes the gradients of both sides apart."""
+        return self.automatic and step == min(MEASURED_AT, steps - 1)
+
+    def match(self, norm_mle: float, norm_ut: float, share: float) -> None:
+        """lambda = share * |g_mle| / |g_ut|."""
+        self.norm_mle, self.norm_ut = norm_mle, norm_ut
+        if norm_ut > 0:
+            self.ut_weight = self.ceiling = share * norm_mle / norm_ut
+
+    def observe(self, mle: float, twin: float) -> None:
+        """Remembers the fit of one step."""
+        self.mle.append(mle)
+        self.twin.append(twin)
+
+    def adjust(self, step: int, kl: float | None, config: AlignConfig) -> None:
+        """Halves lambda near a budget and lets it come back when there is room."""
+        self.kl = kl if kl is not None else self.kl
+        if not self.automatic or not self.ceiling:
+            return
+        if kl is not None and kl > 0.7 * config.max_benign_kl:
+            self._scale(step, 0.5, "benign KL near its limit")
+        elif self.twin_ratio > 1.1:
+            self._scale(step, 0.5, "twins fit worse than at the start")
+        elif len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
+            self._scale(step, 0.7, "MLE fit behind")
+        elif self.ut_weight < self.ceiling and (kl is None or kl < 0.4 * config.max_benign_kl):
+            self._scale(step, 1.25, "room inside the budgets")
+
+    def _scale(self, step: int, factor: float, why: str) -> None:
+        self.ut_weight = min(self.ut_weight * factor, self.ceiling)
+        self.notes.append(f"step {step}: ut_weight x{factor:g}, {why}")
+
+    @property
+    def fit(self) -> float:
+        """Mean L_MLE of the last three steps over that of the first two."""
+        return _ratio(self.mle)
+
+    @property
+    def twin_ratio(self) -> float:
+        """The same of twins' answers: above 1 they are being unlearned (refused)."""
+        return _ratio(self.twin)
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        return asdict(self)
+
+
+def _ratio(losses: list[float]) -> float:
+    if len(losses) < 3:
+        return 1.0
+    start = sum(losses[:2]) / 2
+    return sum(losses[-3:]) / 3 / start if start > 0 else 1.0

@@ -1,0 +1,158 @@
+"""Checkpoints: whole or absent, checked by SHA-256, exact to the bit on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ptalign.errors import DataDamaged, InvalidInput
+from ptalign.training.lora import sha256_of
+
+KEPT = 2
+"""Checkpoints kept: the newest, and one to fall back to when it is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped."""
+
+    step: int
+    """Steps done."""
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    """JSON: sampler position, ut_weight control, ledger."""
+    rng: Tensor
+    """uint8, torch's generator state."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
+    """Writes ``step-<n>`` beside the others, by an atomic rename, and drops old ones.
+
+    Args:
+        folder: The run's checkpoint folder.
+        checkpoint: What to keep.
+        fingerprint: Digest of the run's inputs; a resume under other inputs is refused.
+    """
+    final = folder / f"step-{checkpoint.step:06d}"
+    partial = folder / f".partial-{os.getpid()}-{checkpoint.step:06d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_tensors(partial / "adapter.safetensors", checkpoint.adapter)
+    _write_tensors(
+        partial / "optimizer.safetensors", {**checkpoint.optimizer, "rng": checkpoint.rng}
+    )
+    body = json.dumps(
+        {"step": checkpoint.step, "fingerprint": fingerprint, "state": dict(checkpoint.state)}
+    )
+    (partial / "state.json").write_text(body, "utf-8")
+    _write_manifest(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(folder)
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None when there is none.
+
+    Raises:
+        InvalidInput: It belongs to a run with other inputs.
+        DataDamaged: There are checkpoints and all are damaged.
+    """
+    for left in folder.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    damage: DataDamaged | None = None
+    for step in reversed(_steps(folder)):
+        try:
+            return _read(step, fingerprint)
+        except DataDamaged as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _read(folder: Path, fingerprint: str) -> Checkpoint:
+    _check_manifest(folder)
+    body = json.loads((folder / "state.json").read_text("utf-8"))
+    if body["fingerprint"] != fingerprint:
+        raise InvalidInput(
+            "resume_from",
+            "its checkpoint comes from other inputs (pairs, model, method or settings)",
+            "Resume with the same inputs, or start a new run.",
+        )
+    optimizer = load_file(folder / "optimizer.safetensors")
+    rng = optimizer.pop("rng")
+    adapter = load_file(folder / "adapter.safetensors")
+    return Checkpoint(int(body["step"]), adapter, optimizer, body["state"], rng)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(folder.iterdir())
+    sums = {file.name: sha256_of(file) for file in files}
+    (folder / "manifest.json").write_text(json.dumps(sums, indent=1), "utf-8")
+    for file in [*files, folder / "manifest.json"]:
+        _sync(file)
+
+
+def _check_manifest(folder: Path) -> None:
+    try:
+        sums = json.loads((folder / "manifest.json").read_text("utf-8"))
+        bad = [name for name, digest in sums.items() if sha256_of(folder / name) != digest]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataDamaged(f"checkpoint {folder.name}: its manifest cannot be read") from error
+    missing = {"adapter.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()
+    if bad or missing:
+        names = ", ".join(sorted({*bad, *missing}))
+        raise DataDamaged(f"checkpoint {folder.name}: {names} changed on disk")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by ``name/field``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{field}": value
+        for index, fields in state.items()
+        for field, value in fields.items()
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        state.setdefault(names.index(name), {})[field] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)

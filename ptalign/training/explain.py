@@ -1,0 +1,128 @@
+"""What an adapter did to words: suppressed tokens, collateral, selectivity."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ptalign.nouns import Suppressed
+from ptalign.sealed import SealedText
+from ptalign.training.contrast import token_log_probs
+from ptalign.training.decoder import Decoder
+from ptalign.training.texts import ChatFormat, Sample
+from ptalign.weights.words import word_starts
+
+LISTED = 40
+"""Entries of each list at most."""
+LOSS = 0.5
+"""Nats an ordinary word must lose to be collateral."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word in one text, with its first token's log-prob under the bare model."""
+
+    word: str
+    topic: str
+    harm: bool
+    before: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Texts whose words are followed through training."""
+
+    samples: tuple[Sample, ...]
+    words: tuple[Word, ...]
+    """In the order of the samples' weighted tokens."""
+
+    def after(self, decoder: Decoder) -> list[float]:
+        """Log-probs of the words with the adapter on, in order."""
+        found = token_log_probs(decoder, [[s] for s in self.samples], bare=False)
+        return [value for s in self.samples for value in found[s.key]]
+
+
+Mark = Callable[[Sample, int], bool]
+"""Whether the answer token at a place is a harm word."""
+
+
+def watch(
+    decoder: Decoder,
+    chat: ChatFormat,
+    samples: Sequence[Sample],
+    topics: Mapping[str, str],
+    harm: Mark = lambda sample, place: False,
+) -> Watch:
+    """Takes the bare model's log-probs of all words of some texts.
+
+    Args:
+        decoder: The model; its adapter is switched off here.
+        chat: Decodes tokens.
+        samples: Texts, with unique keys; their weights are replaced by one weight per word.
+        topics: Sample key -> topic.
+        harm: Marks harm words.
+    """
+    kept, labels = [], []
+    for sample in samples:
+        starts = word_starts(chat.pieces(sample.answer[:-1]))
+        if not any(starts):
+            continue
+        kept.append(sample.weighted([*(float(bool(word)) for word in starts), 0.0]))
+        labels += [
+            (w, topics.get(sample.key, ""), harm(sample, i)) for i, w in enumerate(starts) if w
+        ]
+    found = token_log_probs(decoder, [[s] for s in kept])
+    before = [value for s in kept for value in found[s.key]]
+    words = tuple(Word(*label, value) for label, value in zip(labels, before, strict=True))
+    return Watch(tuple(kept), words)
+
+
+def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppressed, ...]:
+    """Harm words by topic, most probability lost first: geometric means before and after."""
+    grouped: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for word, value in zip(words, after, strict=True):
+        if word.harm:
+            grouped[word.word, word.topic].append((word.before, value))
+    found = [
+        Suppressed(
+            token=SealedText(word),
+            topic=topic,
+            count=len(values),
+            p_before=math.exp(_mean([b for b, _ in values])),
+            p_after=math.exp(_mean([a for _, a in values])),
+        )
+        for (word, topic), values in sorted(grouped.items())
+    ]
+    lost = [s for s in found if s.p_after < s.p_before]
+    return tuple(sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before))[:LISTED])
+
+
+def collateral(words: Sequence[Word], after: Sequence[float]) -> dict[str, float]:
+    """Ordinary words seen at least twice that lost more than `LOSS` nats on average."""
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for word, value in zip(words, after, strict=True):
+        if not word.harm:
+            grouped[word.word].append(value - word.before)
+    means = {word: _mean(d) for word, d in grouped.items() if len(d) > 1}
+    worst = sorted((change, word) for word, change in means.items() if change < -LOSS)
+    return {word: change for change, word in worst[:LISTED]}
+
+
+def harm_ratio(words: Sequence[Word], after: Sequence[float]) -> float:
+    """Mean p after over mean p before, of harm words; 1 where there are none."""
+    pairs = [(math.exp(w.before), math.exp(a)) for w, a in zip(words, after, strict=True) if w.harm]
+    before, now = sum(b for b, _ in pairs), sum(a for _, a in pairs)
+    return now / before if before > 0 else 1.0
+
+
+def selectivity(words: Sequence[Word], after: Sequence[float]) -> float:
+    """Mean log-prob change of harm words minus that of the other words, nats."""
+    harm = [a - w.before for w, a in zip(words, after, strict=True) if w.harm]
+    rest = [a - w.before for w, a in zip(words, after, strict=True) if not w.harm]
+    return _mean(harm) - _mean(rest) if harm and rest else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

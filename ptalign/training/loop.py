@@ -1,0 +1,277 @@
+"""The training loop: steps, checkpoints, guards, progress. Exact on resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptalign.config import AlignConfig
+from ptalign.errors import GuardTripped, TrainingFailed
+from ptalign.losses import kl_divergence
+from ptalign.nouns import StepLog
+from ptalign.progress import OnProgress, Progress
+from ptalign.training import checkpoint
+from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, Balance
+from ptalign.training.batches import Pools, Sampler
+from ptalign.training.decoder import Decoder
+from ptalign.training.lora import trainable
+from ptalign.training.step import Losses, Objective, accumulate, accumulate_apart, norm
+from ptalign.training.texts import Sample
+from ptalign.training.tree import pack
+
+WATCHED = 4
+"""Held-out samples of the KL that is measured while training; the final one takes all."""
+WATCH_EVERY = 4
+"""Steps between those measurements."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run: everything that changes from step to step."""
+
+    decoder: Decoder
+    config: AlignConfig
+    sampler: Sampler
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, Tensor]
+    balance: Balance
+    ledger: list[StepLog]
+    folder: Path
+    """Checkpoints."""
+    fingerprint: str
+    done: int = 0
+
+    @classmethod
+    def start(
+        cls, decoder: Decoder, config: AlignConfig, pools: Pools, folder: Path, fingerprint: str
+    ) -> Run:
+        """A run at step 0."""
+        parameters = trainable(decoder)
+        return cls(
+            decoder=decoder,
+            config=config,
+            sampler=Sampler(
+                pools,
+                config.pairs_per_step,
+                config.twins_per_step,
+                config.anchors_per_step,
+                config.seed,
+            ),
+            objective=Objective(config.method, config.beta, pools.reference),
+            optimizer=torch.optim.AdamW(
+                parameters.values(), lr=config.learning_rate, weight_decay=0.0
+            ),
+            parameters=parameters,
+            balance=Balance.start(config),
+            ledger=[],
+            folder=folder,
+            fingerprint=fingerprint,
+        )
+
+    def resume(self) -> None:
+        """Goes to the newest checkpoint, if there is one."""
+        found = checkpoint.latest(self.folder, self.fingerprint)
+        if found is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(found.adapter[name])
+        checkpoint.load_optimizer(self.optimizer, list(self.parameters), found.optimizer)
+        torch.set_rng_state(found.rng)
+        self.balance = Balance(**found.state["balance"])
+        self.ledger = [StepLog.model_validate(entry) for entry in found.state["ledger"]]
+        self.done = found.step
+
+    def save(self) -> None:
+        """Writes a checkpoint of the steps done."""
+        checkpoint.save(
+            self.folder,
+            checkpoint.Checkpoint(
+                step=self.done,
+                adapter=self.parameters,
+                optimizer=checkpoint.optimizer_tensors(self.optimizer, list(self.parameters)),
+                state={
+                    "balance": self.balance.dump(),
+                    "ledger": [entry.model_dump() for entry in self.ledger],
+                },
+                rng=torch.get_rng_state(),
+            ),
+            self.fingerprint,
+        )
+
+    def step(self) -> StepLog:
+        """Trains one step and returns its ledger entry.
+
+        Raises:
+            TrainingFailed: A loss or gradient is not finite.
+            GuardTripped: Benign KL is over its limit and guards abort.
+        """
+        begun = time.perf_counter()
+        rate = self._set_rate()
+        groups = self.sampler.step(self.done)
+        losses = self._gradients(groups)
+        values = list(self.parameters.values())
+        total = float(torch.nn.utils.clip_grad_norm_(values, self.config.clip))
+        self._check_finite(losses, total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.balance.observe(float(losses.mle), float(losses.twin))
+        used = self.balance.ut_weight
+        kl = self._watch()
+        self.done += 1
+        entry = StepLog(
+            step=self.done,
+            loss_mle=float(losses.mle),
+            loss_ut=float(losses.toxic),
+            loss_anchor=float(losses.anchor),
+            ut_weight=used,
+            grad_norm=total,
+            grad_norm_mle=self.balance.norm_mle,
+            grad_norm_ut=self.balance.norm_ut,
+            learning_rate=rate,
+            tokens_mle=_tokens(groups, "positive") + _tokens(groups, "twin"),
+            tokens_ut=_tokens(groups, "toxic"),
+            tokens_anchor=_tokens(groups, "anchor"),
+            seconds=time.perf_counter() - begun,
+            retain_kl=kl,
+        )
+        self.ledger.append(entry)
+        return entry
+
+    def _gradients(self, groups: list[tuple[Sample, ...]]) -> Losses:
+        """Fills `.grad`; matches the norms of both sides on the step that measures them."""
+        if not self.balance.measures(self.done, self.config.steps):
+            return accumulate(self.decoder, groups, self.objective, self.balance.ut_weight)
+        values = list(self.parameters.values())
+        losses, good, toxic = accumulate_apart(self.decoder, groups, self.objective, values)
+        self.balance.match(norm(good), norm(toxic), self.config.auto_share)
+        for parameter, g, t in zip(values, good, toxic, strict=True):
+            parameter.grad = g.add_(t, alpha=self.balance.ut_weight)
+        return losses
+
+    def _set_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero."""
+        warmup = min(self.config.warmup_steps, self.config.steps - 1)
+        if self.done < warmup:
+            share = (self.done + 1) / (warmup + 1)
+        else:
+            along = (self.done - warmup) / max(self.config.steps - warmup, 1)
+            share = 0.5 * (1 + math.cos(math.pi * along))
+        rate = self.config.learning_rate * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _check_finite(self, losses: Losses, total: float) -> None:
+        values = (float(losses.mle), float(losses.toxic), float(losses.anchor), total)
+        if not all(map(math.isfinite, values)):
+            raise TrainingFailed(
+                f"step {self.done + 1}: a loss or gradient is not finite; lower learning_rate"
+            )
+
+    def _watch(self) -> float | None:
+        """Benign KL every few steps, against its budget and its guard."""
+        held_out = self.sampler.pools.held_out[:WATCHED]
+        due = (self.done + 1) % WATCH_EVERY == 0 and self.done + 1 < self.config.steps
+        kl = benign_kl(self.decoder, held_out) if due and held_out else None
+        if due:
+            self.balance.adjust(self.done + 1, kl, self.config)
+        limit = self.config.max_benign_kl
+        # A few samples are noisy: only a clear excess ends a run before its final measurement.
+        if kl is not None and kl > 2 * limit and self.config.guards == "abort":
+            raise GuardTripped("benign_kl", kl, limit)
+        return kl
+
+
+def train(run: Run, on_progress: OnProgress) -> None:
+    """Runs to the last step. `Cancelled` from `on_progress` passes after a checkpoint."""
+    while run.done < run.config.steps:
+        entry = run.step()
+        last = run.done == run.config.steps
+        if last or run.done % run.config.checkpoint_every == 0:
+            run.save()
+        try:
+            on_progress(_progress(run, entry))
+        except BaseException:
+            if run.done % run.config.checkpoint_every and not last:
+                run.save()
+            raise
+
+
+def _progress(run: Run, entry: StepLog) -> Progress:
+    values = {
+        "loss_mle": entry.loss_mle,
+        "loss_ut": entry.loss_ut,
+        "loss_anchor": entry.loss_anchor,
+        "ut_weight": entry.ut_weight,
+        "learning_rate": entry.learning_rate,
+        "step_seconds": entry.seconds,
+        "tokens_mle": float(entry.tokens_mle),
+        "tokens_ut": float(entry.tokens_ut),
+    }
+    if run.balance.kl is not None:
+        values["retain_kl"] = run.balance.kl
+    counts = {
+        "tokens_mle": sum(e.tokens_mle for e in run.ledger),
+        "tokens_ut": sum(e.tokens_ut for e in run.ledger),
+        "tokens_anchor": sum(e.tokens_anchor for e in run.ledger),
+    }
+    return Progress("training", run.done, run.config.steps, counts, values)
+
+
+def _tokens(groups: list[tuple[Sample, ...]], part: str) -> int:
+    return sum(w > 0 for g in groups for s in g if s.part == part for w in s.weights)
+
+
+def benign_kl(
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """KL(bare || adapted), nats per answer token, on samples that were not trained on."""
+    total, tokens = 0.0, 0
+    rows = pack([[s] for s in samples], 512)
+    for done, row in enumerate(rows, 1):
+        with torch.no_grad():
+            adapted, _ = decoder.target_states(row)
+            with decoder.bare():
+                bare, _ = decoder.target_states(row)
+        total += float(kl_divergence(bare, adapted, decoder.head).sum())
+        tokens += len(bare)
+        on_row(done, len(rows))
+    return total / tokens if tokens else 0.0
+
+
+def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
+    """What each guard found at the end, in words.
+
+    Raises:
+        GuardTripped: A budget was exceeded and guards abort.
+    """
+    limit, config = run.config.max_benign_kl, run.config
+    checks: list[tuple[str, float, float, bool]] = [
+        ("benign_kl", kl, limit, bool(measured_on)),
+        ("mle_fit", run.balance.fit, FIT_LIMIT, config.steps >= FIT_STEPS),
+        ("twin_fit", run.balance.twin_ratio, 1.1, config.steps >= FIT_STEPS),
+    ]
+    if config.method == "dpo":  # dpo has no likelihood term whose fit could be asked for
+        checks = checks[:1]
+    found: dict[str, Any] = {}
+    for name, value, most, judged in checks:
+        if judged and value > most and config.guards == "abort":
+            raise GuardTripped(name, value, most)
+        state = "not judged" if not judged else "ok" if value <= most else "exceeded"
+        found[name] = f"{state}: {value:.3f}, limit {most:.3f}"
+    if measured_on:
+        found["benign_kl"] += f", on {measured_on}"
+    if run.balance.notes:
+        found["ut_weight"] = "; ".join(run.balance.notes)
+    return found

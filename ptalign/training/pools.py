@@ -1,0 +1,183 @@
+"""From a pair set to what a run trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from ptalign.config import AlignConfig
+from ptalign.errors import InvalidInput, TrainingFailed
+from ptalign.judges.base import Judge
+from ptalign.nouns import Pair, PairSet, Policy
+from ptalign.training.batches import Pools
+from ptalign.training.contrast import constraints_of, contrast_scores, token_log_probs
+from ptalign.training.decoder import Decoder
+from ptalign.training.texts import (
+    ChatFormat,
+    Sample,
+    anchor_sample,
+    fitting,
+    full_weights,
+    positive_sample,
+    toxic_sample,
+)
+from ptalign.weights import TokenWeights, scorer_named, weigh
+from ptalign.weights.scorers import Scorer, Toxic
+
+OnRow = Callable[[int, int], None]
+
+NEEDS_TOXIC = ("pt_align", "ut_uniform", "dpo", "npo")
+
+
+def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig) -> Pools:
+    """Tokenises a pair set; toxic answers carry no weights yet.
+
+    A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
+    """
+    longest, left_out = config.max_length, 0
+    both: list[tuple[Sample, ...]] = []
+    single: list[tuple[Sample, ...]] = []
+    twins: list[tuple[Sample, ...]] = []
+    for pair in pairs.pairs:
+        good, bad_count = fitting([positive_sample(pair, chat)], longest)
+        left_out += bad_count
+        if not good:
+            continue
+        toxic: list[Sample] = []
+        if pair.toxic is not None and config.method in NEEDS_TOXIC:
+            toxic, bad_count = fitting([toxic_sample(pair, chat)], longest)
+            left_out += bad_count
+        polarised = pair.toxic is not None and pair.kind == "pair"
+        pool = twins if pair.kind == "twin" else both if polarised else single
+        pool.append((*good, *toxic))
+    trained = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
+    kept, held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out], 0
+    anchors, bad_count = fitting(trained, longest)
+    held_out, held = fitting(kept, longest)
+    return Pools(
+        both, single, twins, [(a,) for a in anchors], held_out, left_out + bad_count + held
+    )
+
+
+def toxic_answers(pairs: PairSet, chat: ChatFormat) -> list[Toxic]:
+    """The toxic answers of all polarised pairs, as the scorers see them."""
+    found = []
+    for pair in pairs.polarised:
+        ids = toxic_sample(pair, chat).answer
+        if ids:
+            found.append(
+                Toxic.of(
+                    pair.id, pair.instruction, pair.topic, chat.pieces(ids[:-1]), ids, pair.positive
+                )
+            )
+    return found
+
+
+def benign_answers(pairs: PairSet) -> list[str]:
+    """Everything that is not toxic: positives, twins' answers, anchors."""
+    return [p.positive for p in pairs.pairs] + [a.answer for a in pairs.anchors]
+
+
+def weigh_pairs(
+    pairs: PairSet,
+    decoder: Decoder,
+    chat: ChatFormat,
+    config: AlignConfig,
+    policy: Policy | None = None,
+    judge: Judge | None = None,
+    on_row: OnRow = lambda done, total: None,
+) -> TokenWeights:
+    """Token weights of the set's toxic answers by the configured scorer.
+
+    Args:
+        pairs: The set; its refined constraints and protected words are used.
+        decoder: Scores contrasts with its adapter off.
+        chat: Tokenises.
+        config: Method, scorer, flagged share and protected words.
+        policy: Its generic constraints and protected words are used.
+        judge: For the scorers `judge` and `blend`.
+        on_row: Called with rows of the contrast pass done and in all.
+    """
+    scorer: Scorer = scorer_named(
+        "uniform" if config.method != "pt_align" else config.scorer,
+        benign=benign_answers(pairs),
+        contrast=lambda answers: contrast_scores(
+            decoder, chat, answers, lambda topic: constraints_of(pairs, policy, topic), on_row
+        ),
+        judge=judge,
+    )
+    protected = [*pairs.protected_words, *config.protected_words]
+    protected += policy.protected_words if policy else ()
+    answers = toxic_answers(pairs, chat)
+    return weigh(answers, scorer, share=config.flagged_share, protected=protected)
+
+
+def with_weights(pools: Pools, weights: Mapping[str, tuple[float, ...]], method: str) -> Pools:
+    """Pools whose toxic answers carry weights.
+
+    dpo and npo take the likelihood of the whole answer: every token weighs 1. A pair without a
+    flagged token keeps its positive.
+    """
+
+    def weighted(sample: Sample) -> Sample:
+        if sample.part != "toxic":
+            return sample
+        if method in ("dpo", "npo"):
+            return sample.weighted(full_weights(sample.answer))
+        return sample.weighted(weights[sample.key])
+
+    return replace(pools, pairs=[tuple(map(weighted, group)) for group in pools.pairs])
+
+
+def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
+    """Pools with log p of both answers of each pair under the bare model (dpo and npo)."""
+    renamed = [[replace(s, key=f"{s.part}/{s.key}") for s in group] for group in pools.pairs]
+    found = token_log_probs(decoder, renamed, on_row)
+    return replace(pools, reference={key: sum(values) for key, values in found.items()})
+
+
+def check_parts(pools: Pools, config: AlignConfig) -> None:
+    """A run with zero tokens in a part its method needs does not start.
+
+    Raises:
+        TrainingFailed: Names the part.
+    """
+    good = [s for pool in (pools.pairs, pools.positives) for g in pool for s in g]
+    if not any(s.part == "positive" and s.used for s in good):
+        raise TrainingFailed("no positive tokens to train on: the pair set has no usable pair")
+    if config.method not in NEEDS_TOXIC:
+        return
+    if not any(s.part == "toxic" and s.used for s in good):
+        raise TrainingFailed(
+            f"no toxic tokens with a weight above 0, which {config.method} needs: add pairs with "
+            "a toxic side, raise flagged_share, or use method 'mle'"
+        )
+
+
+def check_set(pairs: PairSet) -> None:
+    """Refuses sets that Align must not take.
+
+    Raises:
+        InvalidInput: The set is empty or was cut short.
+    """
+    if pairs.partial:
+        raise InvalidInput(
+            "pair_set",
+            "the set is partial: its synthesis was cancelled",
+            "Continue it by SynthesizePairs with this set as parent.",
+        )
+    if not any(p.kind != "twin" for p in pairs.pairs):
+        raise InvalidInput("pair_set", "the set holds no pair", "Use a set with pairs.")
+
+
+def topics_of(pairs: PairSet) -> dict[str, str]:
+    """Pair id -> topic."""
+    return {pair.id: pair.topic for pair in pairs.pairs}
+
+
+def sampled(pairs: PairSet, count: int) -> list[Pair]:
+    """At most `count` polarised pairs, spread evenly over the set."""
+    both = pairs.polarised
+    if len(both) <= count:
+        return list(both)
+    return [both[i * len(both) // count] for i in range(count)]

@@ -1,0 +1,193 @@
+"""One training step: rows forward and back, each part with its own denominator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ptalign.losses import dpo, mle, npo, unlikelihood
+from ptalign.nouns import Method
+from ptalign.training.decoder import Decoder
+from ptalign.training.texts import Part, Sample
+from ptalign.training.tree import Row, Targets, pack
+
+LIKELY: tuple[Part, ...] = ("positive", "twin")
+ROW = 384
+"""Nodes per row: longer rows share more prompts, but pay attention over all pairs of nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Denominators over the whole step; never 0, so that an empty part gives 0."""
+
+    mle: float
+    twin: float
+    anchor: float
+    toxic: float
+    pairs: float
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Sample]]) -> Totals:
+        """Sums of weights per part, and pairs that have a toxic side."""
+
+        def weight(*parts: Part) -> float:
+            return sum(sum(s.weights) for g in groups for s in g if s.part in parts) or 1.0
+
+        pairs = sum(any(s.part == "toxic" for s in g) for g in groups) or 1
+        return cls(weight(*LIKELY), weight("twin"), weight("anchor"), weight("toxic"), float(pairs))
+
+
+@dataclass(slots=True)
+class Losses:
+    """Parts of the loss of one row or step. `twin` is a share of `mle`, only watched."""
+
+    mle: Tensor
+    anchor: Tensor
+    toxic: Tensor
+    """L_UT, or the preference term of dpo and npo."""
+    twin: Tensor
+
+    @property
+    def likelihood(self) -> Tensor:
+        """The side that teaches: good answers and anchors."""
+        return self.mle + self.anchor
+
+    def plus(self, other: Losses) -> Losses:
+        """Sums without graphs."""
+        return Losses(
+            *(getattr(self, f.name) + getattr(other, f.name).detach() for f in fields(self))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a method adds up."""
+
+    method: Method
+    beta: float
+    reference: Mapping[str, float]
+    """``part/key`` -> log p under the bare model, for dpo and npo."""
+
+    def losses(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Losses:
+        """Losses of one row, in the step's units.
+
+        Args:
+            row: The row.
+            margin: [targets].
+            targets: What each margin belongs to.
+            totals: Denominators of the step.
+        """
+
+        def masked(*parts: Part) -> Tensor:
+            """[targets] weights of these parts, 0 elsewhere."""
+            mine = [s.part in parts for s in row.samples]
+            return targets.weights * torch.tensor(mine, device=margin.device)[targets.owners]
+
+        likely = masked(*LIKELY)
+        if self.method in ("dpo", "npo"):
+            toxic = self._preference(row, margin, targets, totals)
+        else:
+            toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
+        return Losses(
+            mle=mle(margin, likely, totals.mle),
+            anchor=mle(margin, masked("anchor"), totals.anchor),
+            toxic=toxic,
+            twin=mle(margin, masked("twin"), totals.twin).detach(),
+        )
+
+    def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
+        sums = margin.new_zeros(len(row.samples)).index_add(0, targets.owners, logsigmoid(margin))
+        toxic = [i for i, s in enumerate(row.samples) if s.part == "toxic"]
+        if not toxic:
+            return margin.sum() * 0
+        reference_toxic = self._reference(row, toxic, sums)
+        if self.method == "npo":
+            return npo(sums[toxic], reference_toxic, self.beta, totals.pairs)
+        places = {s.key: i for i, s in enumerate(row.samples) if s.part == "positive"}
+        positive = [places[row.samples[i].key] for i in toxic]
+        reference = self._reference(row, positive, sums)
+        return dpo(sums[positive], sums[toxic], reference, reference_toxic, self.beta, totals.pairs)
+
+    def _reference(self, row: Row, places: Sequence[int], like: Tensor) -> Tensor:
+        keys = [f"{row.samples[i].part}/{row.samples[i].key}" for i in places]
+        return like.new_tensor([self.reference[k] for k in keys])
+
+    def total(self, losses: Losses, ut_weight: float) -> Tensor:
+        """The scalar that is differentiated."""
+        if self.method == "dpo":
+            return losses.toxic + losses.anchor
+        if self.method == "npo":
+            return losses.likelihood + losses.toxic
+        if self.method == "mle":
+            return losses.likelihood
+        return losses.likelihood + ut_weight * losses.toxic
+
+
+def accumulate(
+    decoder: Decoder,
+    groups: Sequence[Sequence[Sample]],
+    objective: Objective,
+    ut_weight: float,
+    *,
+    budget: int = ROW,
+    share: bool = True,
+) -> Losses:
+    """Adds the step's gradients to the parameters' `.grad`, row by row.
+
+    Returns:
+        The step's losses, without graphs.
+    """
+    totals, result = Totals.of(groups), _zeros(decoder)
+    for row in pack(groups, budget, share=share):
+        margin, targets = decoder.margins(row)
+        losses = objective.losses(row, margin, targets, totals)
+        objective.total(losses, ut_weight).backward()  # type: ignore[no-untyped-call]
+        result = result.plus(losses)
+    return result
+
+
+def accumulate_apart(
+    decoder: Decoder,
+    groups: Sequence[Sequence[Sample]],
+    objective: Objective,
+    parameters: Sequence[Tensor],
+    *,
+    budget: int = ROW,
+) -> tuple[Losses, list[Tensor], list[Tensor]]:
+    """Gradients of the likelihood side and of L_UT apart, to match their norms.
+
+    Returns:
+        Losses, gradients of MLE and anchors, gradients of L_UT; in the order of `parameters`.
+    """
+    totals, result = Totals.of(groups), _zeros(decoder)
+    good = [torch.zeros_like(p) for p in parameters]
+    toxic = [torch.zeros_like(p) for p in parameters]
+    for row in pack(groups, budget):
+        margin, targets = decoder.margins(row)
+        losses = objective.losses(row, margin, targets, totals)
+        result = result.plus(losses)
+        has_toxic = any(s.part == "toxic" for s in row.samples)
+        _add(good, torch.autograd.grad(losses.likelihood, parameters, retain_graph=has_toxic))
+        if has_toxic:
+            _add(toxic, torch.autograd.grad(losses.toxic, parameters))
+    return result, good, toxic
+
+
+def _zeros(decoder: Decoder) -> Losses:
+    zero = torch.zeros((), device=decoder.device)
+    return Losses(zero, zero, zero, zero)
+
+
+def _add(sums: Sequence[Tensor], more: Sequence[Tensor]) -> None:
+    for total, grad in zip(sums, more, strict=True):
+        total.add_(grad)
+
+
+def norm(grads: Sequence[Tensor]) -> float:
+    """L2 norm over all tensors, summed in float64."""
+    return math.sqrt(sum(float(g.double().square().sum()) for g in grads))

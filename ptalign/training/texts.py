@@ -1,0 +1,162 @@
+"""From records to token ids: the mask is born next to the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ptalign.errors import Unsupported
+from ptalign.nouns import Anchor, ModelSpec, Pair
+
+Part = Literal["positive", "twin", "anchor", "toxic"]
+
+PLACE = "ptalignanswerplace"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt with one answer and a weight per answer token."""
+
+    key: str
+    """Id of the pair or anchor it comes from."""
+    part: Part
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    """Answer tokens with the end-of-turn token last."""
+    weights: tuple[float, ...]
+    """One per answer token; the loss mask and, for toxic answers, the token weights."""
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def used(self) -> int:
+        """Answer tokens up to the last weighted one: what follows is never computed."""
+        return max((i + 1 for i, w in enumerate(self.weights) if w > 0), default=0)
+
+    def weighted(self, weights: Sequence[float]) -> Sample:
+        """The same texts under other weights."""
+        return replace(self, weights=tuple(weights))
+
+
+class ChatFormat:
+    """The model's chat template with the system prompt and options of its catalogue entry.
+
+    Control tokens inside instructions and answers are data: they are broken up so that they
+    arrive as text.
+    """
+
+    def __init__(self, tokenizer: Any, model: ModelSpec) -> None:
+        self._tokenizer = tokenizer
+        self._system = model.system_prompt
+        self._options = dict(model.template_options)
+        self._controls = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+        self.end = self._end_of_turn()
+
+    def prompt(self, instruction: str, system: str | None = None) -> tuple[int, ...]:
+        """Token ids of one user turn up to the start of the assistant's answer.
+
+        Args:
+            instruction: The user's text.
+            system: System prompt for this turn; the model entry's when None.
+        """
+        chosen = self._system if system is None else system
+        messages = [{"role": "system", "content": chosen}] if chosen else []
+        messages.append({"role": "user", "content": self._plain(instruction).strip()})
+        return tuple(self._ids(self._render(messages, add_generation_prompt=True)))
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer, end-of-turn token last. Empty text gives no tokens."""
+        ids = self._ids(self._plain(text).strip())
+        return (*ids, self.end) if ids else ()
+
+    def pieces(self, answer: Sequence[int]) -> list[str]:
+        """The text of each answer token, in order."""
+        return [self._tokenizer.decode([token]) for token in answer]
+
+    def _plain(self, text: str) -> str:
+        for control in self._controls:
+            if control in text:
+                text = text.replace(control, f"{control[0]} {control[1:]}")
+        return text
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self._options,
+            )
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _end_of_turn(self) -> int:
+        """The token the template writes after an answer; the EOS token when it writes none."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise Unsupported("the model's tokenizer has no chat template: add one to its folder")
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PLACE}]
+        tail = self._render(turns, add_generation_prompt=False).rpartition(PLACE)[2]
+        ids = self._ids(tail.strip())
+        if ids:
+            return ids[0]
+        if self._tokenizer.eos_token_id is None:
+            raise Unsupported("neither chat template nor tokenizer says how a turn ends")
+        return int(self._tokenizer.eos_token_id)
+
+
+def _control_tokens(tokenizer: Any) -> set[str]:
+    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return {t for t in added | set(tokenizer.all_special_tokens) if len(t) > 1}
+
+
+def full_weights(answer: Sequence[int]) -> tuple[float, ...]:
+    """Weight 1 on each answer token, end of turn included: the mask of a likelihood term."""
+    return (1.0,) * len(answer)
+
+
+def positive_sample(pair: Pair, chat: ChatFormat) -> Sample:
+    """The positive answer of a pair or twin, all of its tokens weighted."""
+    answer = chat.answer(pair.positive)
+    part: Part = "twin" if pair.kind == "twin" else "positive"
+    return Sample(pair.id, part, chat.prompt(pair.instruction), answer, full_weights(answer))
+
+
+def toxic_sample(pair: Pair, chat: ChatFormat, system: str | None = None) -> Sample:
+    """The toxic answer of a pair, with no token weighted yet.
+
+    Args:
+        pair: A polarised pair.
+        chat: Tokenises.
+        system: System prompt; the model entry's when None.
+
+    Raises:
+        ValueError: The pair has no toxic side.
+    """
+    if pair.toxic is None:
+        raise ValueError(f"pair {pair.id} has no toxic side")
+    answer = chat.answer(pair.toxic.reveal())
+    prompt = chat.prompt(pair.instruction, system)
+    return Sample(pair.id, "toxic", prompt, answer, (0.0,) * len(answer))
+
+
+def anchor_sample(anchor: Anchor, chat: ChatFormat) -> Sample:
+    """A benign instruction with the model's own answer."""
+    answer = chat.answer(anchor.answer)
+    prompt = chat.prompt(anchor.instruction)
+    return Sample(anchor.id, "anchor", prompt, answer, full_weights(answer))
+
+
+def fitting(samples: Iterable[Sample], max_length: int) -> tuple[list[Sample], int]:
+    """Samples with an answer that fit, and how many were left out."""
+    kept, left_out = [], 0
+    for sample in samples:
+        if sample.answer and sample.length <= max_length:
+            kept.append(sample)
+        else:
+            left_out += 1
+    return kept, left_out
