@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from helm_python import Chart, HelmError, HelmRenderError, HelmValuesError, lint
 from pydantic import BaseModel
 
+from ptalign_server.catalogue import read_models
 from ptalign_server.settings import Settings
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "ptalign"
@@ -297,6 +299,33 @@ def test_bad_values_are_refused_by_place(change: dict[str, Any], place: str) -> 
 )
 def test_what_is_missing_is_said_in_words(change: dict[str, Any], teaches: str) -> None:
     assert teaches in refusal(merged(example("embedded"), change), HelmRenderError)
+
+
+def test_engines_of_their_own_need_the_network_policy() -> None:
+    values = merged(example("scaled"), {"networkPolicy": {"enabled": False}})
+    assert "admits servers alone" in refusal(values, HelmRenderError)
+
+
+def test_the_server_reads_the_charts_models(tmp_path: Path) -> None:
+    values = merged(example("embedded"), {})
+    values["models"].append({"name": "b", "path": "/models/b", "system_prompt": "Be kind: always"})
+    catalogue = named(render(values), "ConfigMap", "pt")["data"]["models.yaml"]
+    file = tmp_path / "models.yaml"
+    file.write_text(catalogue)
+    models = read_models(file)
+    assert list(models) == ["qwen2.5-7b-instruct", "b"]
+    assert models["b"].system_prompt == "Be kind: always"
+
+
+def test_engines_load_only_what_they_pulled() -> None:
+    engine = named(render(example("scaled")), "StatefulSet", "pt-engine")
+    container = engine["spec"]["template"]["spec"]["containers"][0]
+    flag = next(a for a in container["args"] if a.startswith("--middleware="))
+    module, _, name = flag.removeprefix("--middleware=").rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert env["PTALIGN_STATE"] == "/adapters"
+    assert "/adapters" in {m["mountPath"] for m in container["volumeMounts"]}
 
 
 def test_engines_must_serve_a_model_of_the_catalogue() -> None:

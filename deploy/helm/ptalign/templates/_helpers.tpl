@@ -83,8 +83,7 @@ affinity:
 {{- end }}
 
 {{- define "ptalign.modelsYaml" -}}
-models:
-  {{- toYaml .Values.models | nindent 2 }}
+{{ toYaml .Values.models }}
 {{- end }}
 
 {{- /* The catalogue entry that the engines serve */}}
@@ -112,7 +111,7 @@ models:
 {{- if not .Values.modelVolume.existingClaim -}}
 {{- fail "modelVolume.existingClaim is empty. Make a claim that holds the weights; it is mounted read-only at /models." -}}
 {{- end -}}
-{{- if and .Values.engines.enabled (not .Values.engines.apiKey.existingSecret) -}}
-{{- fail "engines.apiKey.existingSecret is empty. Engines off loopback answer only callers that know this key." -}}
+{{- if and .Values.engines.enabled (not .Values.networkPolicy.enabled) -}}
+{{- fail "networkPolicy.enabled is false. Engines answer whoever reaches their port: with engines of their own the policy that admits servers alone must be on." -}}
 {{- end -}}
 {{- end }}

@@ -1,0 +1,167 @@
+"""ASGI middleware of a remote engine: it loads only adapters it pulled and checked itself.
+
+The pool asks an engine to load an adapter by name and by a path on the pool's own disk. In a pod
+of its own the engine has no such path: the middleware takes the name, brings the files from the
+object store, compares them with the digest in the name and puts its own path into the request.
+Whatever path the caller sent is ignored, so nobody on the network can point an engine at a file.
+
+    python -m vllm.entrypoints.openai.api_server --middleware ptalign_server.pull.PullAdapters ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from ptalign.errors import DataDamaged, NotReady, PtalignError, Unsupported
+from ptalign_server.pool.adapters import check_adapter, make_adapter
+from ptalign_server.pool.supervisor import CANARY, ZERO
+from ptalign_server.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOAD = "/v1/load_lora_adapter"
+NAME = re.compile(r"adapters-([0-9a-f]{8,40})-([0-9a-f]{12})")
+"""Served name of an adapter: its id in the library and the start of its digest."""
+PARTS = ("adapter_config.json", "adapter_model.safetensors")
+SCALES = {ZERO: 0.0, CANARY: 4.0}
+"""The two adapters that the pool proves an engine with; made here, the same bytes as there."""
+MAX_BODY = 64 * 1024
+MAX_RANK = 256
+
+
+class PullAdapters:
+    """Rewrites requests to load an adapter; everything else passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != LOAD:
+            await self._app(scope, receive, send)
+            return
+        try:
+            wanted = json.loads(await _body(receive))
+            folder = await run_in_threadpool(
+                self._shelf.folder, str(wanted["lora_name"]), _model(scope)
+            )
+        except (PtalignError, ValueError, KeyError, TypeError) as error:
+            await JSONResponse({"error": {"message": str(error)}}, 400)(scope, receive, send)
+            return
+        await self._app(*_replaced(scope, receive, wanted | {"lora_path": str(folder)}), send)
+
+    @cached_property
+    def _shelf(self) -> Shelf:
+        settings = Settings()
+        return Shelf(settings.artefacts, settings.state / "adapters")
+
+
+class Shelf:
+    """Pulled adapters on the engine's disk, each checked against its name.
+
+    Args:
+        url: Object store of the library's artefacts.
+        root: Where they are kept; may be emptied at any time.
+    """
+
+    def __init__(self, url: str, root: Path) -> None:
+        self._url = url
+        self._root = root
+
+    def folder(self, name: str, model: Path) -> Path:
+        """The folder of an adapter, pulled if it is not here.
+
+        Args:
+            name: Served name.
+            model: Folder of the engine's model.
+
+        Raises:
+            Unsupported: The name is not one the pool makes.
+            NotReady: The object store does not hold its files.
+            DataDamaged: The files are not those that the name's digest stands for.
+        """
+        target = self._root / name
+        if name in SCALES:
+            return make_adapter(model, target, scale=SCALES[name])
+        found = NAME.fullmatch(name)
+        if found is None:
+            raise Unsupported(f"adapter name {name[:80]!r} does not come from a ptalign pool")
+        if not target.exists():
+            self._pull(found[1], found[2], target)
+        return target
+
+    def _pull(self, adapter_id: str, digest: str, target: Path) -> None:
+        partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
+        partial.mkdir(parents=True)
+        try:
+            for part in PARTS:
+                self._fetch(f"adapters/{adapter_id}/{part}", partial / part)
+            if not check_adapter(partial, MAX_RANK).startswith(digest):
+                raise DataDamaged(
+                    f"adapter {adapter_id} in the object store is not what was asked for"
+                )
+            partial.rename(target)
+        except OSError:
+            if not target.exists():  # another request was quicker
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _fetch(self, key: str, path: Path) -> None:
+        import obstore
+        from obstore.store import from_url
+
+        try:
+            stream = obstore.get(from_url(self._url), key)
+            with path.open("wb") as file:
+                for chunk in stream:
+                    file.write(bytes(chunk))
+        except FileNotFoundError:
+            raise NotReady(f"the object store holds no {key}") from None
+
+
+def _model(scope: Scope) -> Path:
+    """Folder of the model that this vLLM server runs."""
+    return Path(scope["app"].state.openai_serving_models.base_model_paths[0].model_path)
+
+
+async def _body(receive: Receive) -> bytes:
+    """The request's body.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    data, more = b"", True
+    while more:
+        message = await receive()
+        data += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(data) > MAX_BODY:
+            raise ValueError(f"the request is larger than {MAX_BODY} bytes")
+    return data
+
+
+def _replaced(scope: Scope, receive: Receive, content: dict[str, Any]) -> tuple[Scope, Receive]:
+    """The same request with another JSON body."""
+    data = json.dumps(content).encode()
+    headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
+    headers.append((b"content-length", str(len(data)).encode()))
+    sent = False
+
+    async def replay() -> Any:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    return {**scope, "headers": headers}, replay
