@@ -23,6 +23,7 @@ from ptalign_server.gateway.interceptor import Guard
 from ptalign_server.gateway.library import Library
 from ptalign_server.gateway.operations import Operations
 from ptalign_server.gateway.ports import bind
+from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.tuning import SafetyTuning
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
@@ -56,6 +57,7 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)
+    finish_purges(store)
     gateway = Gateway(settings, store, gauges)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

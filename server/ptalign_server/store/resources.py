@@ -63,6 +63,12 @@ class Resources:
             resources.update().where(resources.c.name == resource.name).values(**values)
         )
 
+    def purged_ids(self) -> list[str]:
+        """Ids of purged sets."""
+        query = sa.select(resources.c.name).where(resources.c.purged)
+        with reading(self._engine) as connection:
+            return [str(row[0]).partition("/")[2] for row in connection.execute(query)]
+
     def get(self, name: str, tenant: str | None) -> Resource:
         """One resource.
 

@@ -93,8 +93,11 @@ class Sets:
 
     def keep_policy(self, set_id: str, policy: Policy) -> None:
         """Seals the policy that a set was made under."""
-        item = ("head", encode(policy))
-        write_sealed(self.folder(set_id) / "policy", self._keys.get(set_id), [item])
+        self.write_policy(set_id, self._keys.get(set_id), policy)
+
+    def write_policy(self, set_id: str, key: SetKey, policy: Policy) -> None:
+        """`keep_policy` under a key that is not in the database yet."""
+        write_sealed(self.folder(set_id) / "policy", key, [("head", encode(policy))])
 
     def load_policy(self, name: str) -> Policy:
         """The policy that a set was made under."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from ptalign.nouns import Instruction, InstructionSet, Policy
-from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server import configs
+from ptalign_server import configs, messages
 from ptalign_server.worker.job import Job, Made
 
 
@@ -53,18 +50,6 @@ def partial(job: Job) -> Made | None:
     )
 
 
-def message_of(noun: InstructionSet) -> res.InstructionSet:
-    """The wire message of a set."""
-    return res.InstructionSet(
-        harmful=len(noun.harmful),
-        twins=len(noun.twins),
-        shortfall=noun.shortfall,
-        by_topic=Counter(r.topic for r in noun.harmful),
-        rejected=noun.rejected,
-        stats=noun.stats,
-    )
-
-
 def shortage(accepted: int, asked: int, floor: float) -> str:
     """Why a set is below the floor; empty when it is not."""
     if accepted >= floor * asked:
@@ -88,7 +73,7 @@ def _made(job: Job, noun: InstructionSet, *, partial: bool) -> Made:
     missing = shortage(len(noun.harmful), noun.requested, job.room.settings.limits.floor)
     return Made(
         noun=noun,
-        message=message_of(noun),
+        message=messages.instruction_set(noun),
         config=configs.instruction_config(request, policy.locale),
         parents=(job.parent(request.parent),) if request.parent else (),
         partial=partial,

@@ -1,0 +1,409 @@
+"""Sets that callers bring: annotations, imports and merges. The same checks as for made ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ptalign.errors import InvalidInput
+from ptalign.nouns import (
+    Annotation,
+    Instruction,
+    InstructionSet,
+    Noun,
+    Pair,
+    PairSet,
+    Policy,
+    Topic,
+    record_id,
+)
+from ptalign.policies.never import blocked
+from ptalign.sealed import SealedText
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import wire
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.errors import SetPartial, SetPurged, UnknownName, Violations
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.reading import find
+from ptalign_server.gateway.verbs import (
+    MAX_ANNOTATIONS,
+    MAX_TEXT,
+    annotation_problems,
+    request_id_problems,
+    too_many_annotations,
+)
+from ptalign_server.messages import instruction_set, pair_set
+from ptalign_server.store import Store
+from ptalign_server.store.operations import new_id
+from ptalign_server.store.requests import Ticket, once, ticket
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import AnnotationSet
+
+MAX_RECORDS = 20_000
+MAX_MERGED = 50
+ROOM_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A set ready to be sealed."""
+
+    collection: str
+    noun: Noun
+    message: Any
+    model: str
+    model_digest: str
+    policy: Policy
+    parents: tuple[str, ...] = ()
+
+
+async def annotate(
+    request: lib.CreateAnnotationSetRequest, identity: Identity, store: Store, catalogue: Catalogue
+) -> str:
+    """Seals 1..49 annotations; returns the set's name."""
+    problems = request_id_problems(request)
+    if not request.items:
+        problems.append(InvalidInput("items", "is empty", f"Send 1..{MAX_ANNOTATIONS} marks."))
+    if len(request.items) > MAX_ANNOTATIONS:
+        problems.append(too_many_annotations("items", len(request.items)))
+    for number, item in enumerate(request.items):
+        problems += annotation_problems(f"items[{number}]", item)
+    if not 0 <= request.annotator_minutes < 1e6:
+        limit = "must be 0 or more and below a million"
+        problems.append(InvalidInput("annotator_minutes", limit, "Send minutes."))
+    _raise(problems)
+    model, policy = catalogue.model(request.model), catalogue.policy(request.policy)
+    topics = {topic.id for topic in policy.topics}
+    for item in request.items:
+        if item.topic and item.topic not in topics:
+            raise UnknownName("topic", item.topic, topics)
+    noun = AnnotationSet(
+        records=tuple(annotation_of(item) for item in request.items),
+        annotator_minutes=request.annotator_minutes,
+    )
+    message = res.AnnotationSet(
+        count=len(noun.records), annotator_minutes=request.annotator_minutes
+    )
+    addition = Addition(
+        "annotationSets", noun, message, model.name, model.weights_digest, policy
+    )
+    seen = ticket(store.vault, identity.tenant, "CreateAnnotationSet", request)
+    return await _add(addition, identity, store, seen)
+
+
+def annotation_of(item: res.Annotation) -> Annotation:
+    """The noun of one mark."""
+    bad = item.bad.strip()
+    return Annotation(
+        instruction=item.instruction.strip(),
+        good=item.good.strip(),
+        bad=SealedText(bad) if bad else None,
+        topic=item.topic,
+        note=item.note,
+    )
+
+
+async def take_in(
+    requests: AsyncIterator[lib.ImportSetRequest],
+    identity: Identity,
+    store: Store,
+    catalogue: Catalogue,
+) -> lib.ImportSetResponse:
+    """Makes a set of records that the caller sends."""
+    header, records = await _receive(requests)
+    _raise(request_id_problems(header))
+    if header.kind not in {"instructionSets", "pairSets"}:
+        limit = f"is {header.kind[:40]!r}"
+        raise InvalidInput("header.kind", limit, "Send instructionSets or pairSets.")
+    model, policy = catalogue.model(header.model), catalogue.policy(header.policy)
+    noun: InstructionSet | PairSet
+    if header.kind == "instructionSets":
+        noun = await asyncio.to_thread(import_instructions, records, policy)
+        message, accepted = instruction_set(noun), len(noun.records)
+    else:
+        noun = await asyncio.to_thread(import_pairs, records, policy)
+        message, accepted = pair_set(noun), len(noun.pairs)
+    if not accepted:
+        why = ", ".join(f"{n} {r}" for r, n in noun.rejected.items()) or "none was sent"
+        raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
+    addition = Addition(header.kind, noun, message, model.name, model.weights_digest, policy)
+    seen = _import_ticket(store, identity, header, records)
+    name = await _add(addition, identity, store, seen)
+    return lib.ImportSetResponse(name=name, accepted=accepted, rejected=noun.rejected)
+
+
+def import_instructions(records: list[lib.Record], policy: Policy) -> InstructionSet:
+    """Instructions that pass; the rest is counted by reason."""
+    topics = {topic.id: topic for topic in policy.topics}
+    rejected: Counter[str] = Counter()
+    made: dict[str, Instruction] = {}
+    for record in records:
+        reason = _problem(record, topics, policy, made)
+        if reason:
+            rejected[reason] += 1
+            continue
+        topic = topics[record.topic]
+        text = record.instruction.strip()
+        made[record_id(text)] = Instruction(
+            id=record_id(text),
+            text=text,
+            topic=topic.id,
+            domain=topic.domain,
+            side="twin" if record.kind == "twin" else "harmful",
+            twin_of=record.twin_of,
+            sides=topic.sides,
+            locale=record.locale or policy.locale,
+            source="import",
+        )
+    kept = tuple(made.values())
+    count = sum(r.side == "harmful" for r in kept)
+    return InstructionSet(records=kept, requested=count, rejected=dict(rejected))
+
+
+def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
+    """Pairs that pass; a toxic answer only where the topic allows one."""
+    topics = {topic.id: topic for topic in policy.topics}
+    rejected: Counter[str] = Counter()
+    made: dict[str, Pair] = {}
+    for record in records:
+        reason = _problem(record, topics, policy, made) or _pair_problem(record, topics, policy)
+        if reason:
+            rejected[reason] += 1
+            continue
+        topic, text = topics[record.topic], record.instruction.strip()
+        toxic = record.toxic.strip()
+        twin = record.kind == "twin"
+        made[record_id(text)] = Pair(
+            id=record_id(text),
+            kind="twin" if twin else "pair" if toxic else "positive_only",
+            instruction_id=record_id(text),
+            instruction=text,
+            topic=topic.id,
+            domain=topic.domain,
+            locale=record.locale or policy.locale,
+            positive=record.positive.strip(),
+            toxic=SealedText(toxic) if toxic and not twin else None,
+        )
+    kept = tuple(made.values())
+    count = sum(p.kind != "twin" for p in kept)
+    return PairSet(pairs=kept, requested=count, rejected=dict(rejected))
+
+
+async def merge(
+    request: lib.MergeSetsRequest, identity: Identity, store: Store
+) -> lib.MergeSetsResponse:
+    """One set of several: records in order, each instruction once."""
+    _raise(request_id_problems(request))
+    names = list(request.names)
+    if not 2 <= len(names) <= MAX_MERGED or len(set(names)) < len(names):
+        limit = f"must be 2..{MAX_MERGED} different sets"
+        raise InvalidInput("names", limit, "Name each set once.")
+    addition, doubled = await asyncio.to_thread(_merged, names, identity, store)
+    seen = ticket(store.vault, identity.tenant, "MergeSets", request)
+    name = await _add(addition, identity, store, seen)
+    accepted = len(getattr(addition.noun, "records", None) or getattr(addition.noun, "pairs", ()))
+    rejected = {"duplicate": doubled} if doubled else {}
+    return lib.MergeSetsResponse(name=name, accepted=accepted, rejected=rejected)
+
+
+def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Addition, int]:
+    collection = names[0].partition("/")[0]
+    if collection not in {"instructionSets", "pairSets"}:
+        raise InvalidInput("names", "are no sets that merge", "Name instruction or pair sets.")
+    found = [find(store, name, collection, identity.tenant) for name in names]
+    for resource in found:
+        if resource.purged:
+            raise SetPurged(f"{resource.name} was purged: its text is gone.")
+        if resource.partial:
+            raise SetPartial(f"{resource.name} is partial. Extend it with parent= first.")
+        if resource.model != found[0].model:
+            limit = f"{resource.name} is of model {resource.model}, not {found[0].model}"
+            raise InvalidInput("names", limit, "Merge sets of one model.")
+    policy = _joined_policy([store.sets.load_policy(name) for name in names])
+    join: Callable[..., tuple[Any, int]] = (
+        _join_instructions if collection == "instructionSets" else _join_pairs
+    )
+    kind = InstructionSet if collection == "instructionSets" else PairSet
+    noun, doubled = join([store.sets.load(r.name, kind, r.content) for r in found])
+    message = instruction_set(noun) if collection == "instructionSets" else pair_set(noun)
+    digest = _meta(found[0]).model_digest
+    parents = tuple(f"{r.name}@{r.content}" for r in found)
+    return (
+        Addition(collection, noun, message, found[0].model, digest, policy, parents),
+        doubled,
+    )
+
+
+def _meta(found: Resource) -> res.ResourceMeta:
+    meta: res.ResourceMeta = wire.COLLECTIONS[found.collection].FromString(found.body).meta
+    return meta
+
+
+def _join_instructions(sets: list[InstructionSet]) -> tuple[InstructionSet, int]:
+    records = {r.id: r for s in sets for r in s.records}
+    doubled = sum(len(s.records) for s in sets) - len(records)
+    kept = tuple(records.values())
+    count = sum(r.side == "harmful" for r in kept)
+    return InstructionSet(records=kept, requested=count), doubled
+
+
+def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
+    pairs = {p.id: p for s in sets for p in s.pairs}
+    anchors = {a.id: a for s in sets for a in s.anchors}
+    doubled = sum(len(s.pairs) for s in sets) - len(pairs)
+    kept = tuple(pairs.values())
+    joined = PairSet(
+        pairs=kept,
+        anchors=tuple(anchors.values()),
+        annotations_used=sum(s.annotations_used for s in sets),
+        rounds=max(s.rounds for s in sets),
+        requested=sum(p.kind != "twin" for p in kept),
+        constraints={k: v for s in sets for k, v in s.constraints.items()},
+        protected_words=tuple(sorted({w for s in sets for w in s.protected_words})),
+        judge_ids=tuple(sorted({j for s in sets for j in s.judge_ids})),
+    )
+    return joined, doubled
+
+
+def _joined_policy(policies: list[Policy]) -> Policy:
+    """The first policy with the topics and lists of all."""
+    topics = {topic.id: topic for policy in policies for topic in policy.topics}
+    never = {phrase for policy in policies for phrase in policy.never_synthesize}
+    words = {word for policy in policies for word in policy.protected_words}
+    return policies[0].model_copy(
+        update={
+            "topics": tuple(topics.values()),
+            "never_synthesize": tuple(sorted(never)),
+            "protected_words": tuple(sorted(words)),
+        }
+    )
+
+
+async def _add(
+    addition: Addition, identity: Identity, store: Store, seen: Ticket | None
+) -> str:
+    """Seals the files, then commits key and row; a repeated call leaves no second set."""
+    set_id = new_id()
+    key, wrapped = store.vault.fresh_key(set_id)
+    digest = await asyncio.to_thread(store.sets.write, set_id, key, addition.noun)
+    await asyncio.to_thread(store.sets.write_policy, set_id, key, addition.policy)
+    resource = _row(addition, set_id, digest, identity)
+
+    def change(connection: sa.Connection) -> tuple[str, bool]:
+        def make() -> str:
+            store.keys.insert(connection, set_id, wrapped)
+            store.resources.insert(connection, resource)
+            return resource.name
+
+        return once(connection, seen, make)
+
+    try:
+        name, made = await asyncio.wrap_future(store.write(change))
+    except BaseException:
+        store.sets.erase(set_id)
+        raise
+    if not made:
+        await asyncio.to_thread(store.sets.erase, set_id)
+    return name
+
+
+def _row(addition: Addition, set_id: str, digest: str, identity: Identity) -> Resource:
+    now, name = time.time(), f"{addition.collection}/{set_id}"
+    meta = res.ResourceMeta(
+        name=name,
+        digest=digest,
+        tenant=identity.tenant,
+        create_time=wire.timestamp(now),
+        model=addition.model,
+        model_digest=addition.model_digest,
+        policy=addition.policy.name,
+        policy_digest=addition.policy.digest,
+        parents=addition.parents,
+    )
+    addition.message.meta.CopyFrom(meta)
+    return Resource(
+        name=name,
+        collection=addition.collection,
+        tenant=identity.tenant,
+        model=addition.model,
+        policy=addition.policy.name,
+        verdict="",
+        adapter="",
+        partial=False,
+        purged=False,
+        content=digest,
+        body=addition.message.SerializeToString(),
+        created=now,
+    )
+
+
+async def _receive(
+    requests: AsyncIterator[lib.ImportSetRequest],
+) -> tuple[lib.ImportHeader, list[lib.Record]]:
+    header: lib.ImportHeader | None = None
+    records: list[lib.Record] = []
+    size = 0
+    async for request in requests:
+        if header is None:
+            if not request.HasField("header"):
+                raise InvalidInput("header", "is missing in the first message", "Send it first.")
+            header = request.header
+        records.extend(request.records)
+        size += request.ByteSize()
+        if len(records) > MAX_RECORDS or size > ROOM_BYTES:
+            limit = f"are more than {MAX_RECORDS} or {ROOM_BYTES // 2**20} MiB"
+            raise InvalidInput("records", limit, "Import in parts and merge them.")
+    if header is None:
+        raise InvalidInput("header", "is missing", "Send it in the first message.")
+    return header, records
+
+
+def _import_ticket(
+    store: Store, identity: Identity, header: lib.ImportHeader, records: list[lib.Record]
+) -> Ticket | None:
+    seen = ticket(store.vault, identity.tenant, "ImportSet", header)
+    if seen is None:
+        return None
+    data = [record.SerializeToString(deterministic=True) for record in records]
+    digest = store.vault.mac("records", *data)[:16]
+    return Ticket(seen.tenant, seen.request_id, seen.method, {**seen.fields, "records": digest})
+
+
+def _problem(
+    record: lib.Record, topics: dict[str, Topic], policy: Policy, made: dict[str, Any]
+) -> str:
+    text = record.instruction.strip()
+    if not text:
+        return "empty"
+    if len(text) > MAX_TEXT:
+        return "length"
+    if record.topic not in topics:
+        return "off_topic"
+    if blocked(text, policy):
+        return "blocked"
+    return "duplicate" if record_id(text) in made else ""
+
+
+def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) -> str:
+    positive, toxic = record.positive.strip(), record.toxic.strip()
+    if not positive:
+        return "empty"
+    if len(positive) > MAX_TEXT or len(toxic) > MAX_TEXT:
+        return "length"
+    if toxic and topics[record.topic].sides != "both":
+        return "blocked"
+    if blocked(positive, policy) or (toxic and blocked(toxic, policy)):
+        return "blocked"
+    return "duplicate" if toxic and toxic == positive else ""
+
+
+def _raise(problems: list[InvalidInput]) -> None:
+    if problems:
+        raise Violations(problems)

@@ -1,0 +1,140 @@
+"""Reading records and files. Harmful text needs the reader role, a purpose and an audit entry."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from ptalign.errors import InvalidInput
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import views
+from ptalign_server.errors import NotFound, OutOfRange, SetPurged
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.store import Store
+from ptalign_server.store.artefacts import CHUNK
+from ptalign_server.store.resources import Resource
+from ptalign_server.wire import COLLECTIONS
+
+T = TypeVar("T")
+BATCH = 100
+SETS = ("instructionSets", "annotationSets", "pairSets")
+LAYOUTS = ("export", "preference", "conversational")
+MAX_PURPOSE = 500
+
+
+def find(store: Store, name: str, collection: str, tenant: str) -> Resource:
+    """A resource of one collection and tenant.
+
+    Raises:
+        NotFound: In one fixed sentence, whatever the reason.
+    """
+    if name.partition("/")[0] != collection:
+        raise NotFound
+    return store.resources.get(name, tenant)
+
+
+async def stream(
+    request: lib.StreamRecordsRequest, identity: Identity, store: Store
+) -> AsyncIterator[lib.Record]:
+    """A set's records in order, masked unless the full view is asked for and allowed."""
+    collection = request.name.partition("/")[0]
+    found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
+    if collection not in SETS:
+        raise InvalidInput("name", "has no records", f"Name one of: {', '.join(SETS)}.")
+    full = request.view == lib.RECORD_VIEW_FULL
+    if full:
+        await allow(store, identity, "read records", found, request.purpose)
+    end = request.offset + request.limit if request.limit else None
+    items = islice(_items(store, found), request.offset, end)
+    async for item in _in_thread(items):
+        yield views.record(collection, item, full=full)
+
+
+async def download(
+    request: lib.DownloadRequest, identity: Identity, store: Store
+) -> AsyncIterator[lib.DownloadChunk]:
+    """A file in chunks from `offset` on; its size and sha256 come first."""
+    collection = request.name.partition("/")[0]
+    found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
+    if collection in SETS:
+        data = await _export(request, found, identity, store)
+        info = res.FileInfo(
+            part=request.part, size=len(data), sha256=hashlib.sha256(data).hexdigest()
+        )
+        chunks = (data[i : i + CHUNK] for i in range(request.offset, len(data), CHUNK))
+    else:
+        info = _file(found, request.part)
+        chunks = store.artefacts.chunks(found.name, info.part, request.offset)
+    if request.offset > info.size:
+        raise OutOfRange(f"offset {request.offset} is behind the end: {info.size} bytes.")
+    yield lib.DownloadChunk(info=info, offset=request.offset)
+    offset = request.offset
+    async for chunk in _in_thread(chunks, batch=4):
+        yield lib.DownloadChunk(offset=offset, data=chunk)
+        offset += len(chunk)
+
+
+async def allow(
+    store: Store, identity: Identity, action: str, found: Resource, purpose: str
+) -> None:
+    """Checks role and purpose and writes the audit entry; without the entry nothing is read."""
+    identity.require("reader", f"to {action} in clear")
+    text = purpose.strip()
+    if not text or len(text) > MAX_PURPOSE:
+        raise InvalidInput(
+            "purpose", f"must be 1..{MAX_PURPOSE} characters", "Say why the text is read."
+        )
+    detail = {"purpose": text}
+    await asyncio.wrap_future(
+        store.write(
+            lambda connection: store.audit.add(
+                connection, identity.tenant, identity.name, action, found.name, detail
+            )
+        )
+    )
+
+
+def _items(store: Store, found: Resource) -> Iterator[views.Item]:
+    if found.purged:
+        raise SetPurged(f"the text of {found.name} was purged; counts and digests remain.")
+    return store.sets.records(found.name)
+
+
+async def _export(
+    request: lib.DownloadRequest, found: Resource, identity: Identity, store: Store
+) -> bytes:
+    """A set as a training file, made in memory: it never touches the disk in clear."""
+    layout, _, ending = request.part.partition(".")
+    if layout not in LAYOUTS or ending not in {"jsonl", "parquet"}:
+        known = [f"{name}.{end}" for name in LAYOUTS for end in ("jsonl", "parquet")]
+        raise InvalidInput("part", f"is none of {', '.join(known)}", "Name one of those.")
+    if found.collection == "annotationSets":
+        raise InvalidInput("name", "annotation sets have no export", "Stream their records.")
+    await allow(store, identity, "export a set", found, request.purpose)
+    write = views.as_jsonl if ending == "jsonl" else views.as_parquet
+    return await asyncio.to_thread(
+        lambda: write(views.rows(found.collection, layout, _items(store, found)))
+    )
+
+
+def _file(found: Resource, part: str) -> res.FileInfo:
+    message: Any = COLLECTIONS[found.collection].FromString(found.body)
+    for info in message.files:
+        if info.part == part:
+            return info  # type: ignore[no-any-return]
+    known = ", ".join(info.part for info in message.files) or "none"
+    raise InvalidInput("part", f"{found.name} has no such file", f"Its files: {known}.")
+
+
+async def _in_thread(items: Iterator[T], batch: int = BATCH) -> AsyncIterator[T]:
+    """Items of a blocking iterator, fetched in batches off the event loop."""
+    while True:
+        taken = await asyncio.to_thread(lambda: list(islice(items, batch)))
+        for item in taken:
+            yield item
+        if len(taken) < batch:
+            return

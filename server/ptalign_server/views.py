@@ -1,0 +1,129 @@
+"""Records as messages and as rows of training files, in clear or masked."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ptalign.sealed import SealedText
+from ptalign_proto.v1 import library_pb2 as lib
+
+Body = Mapping[str, Any]
+Item = tuple[str, Body]
+"""Field of the noun (``records``, ``pairs``, ``anchors``) and the record's content."""
+
+TOXIC = "toxic"
+
+
+def record(collection: str, item: Item, *, full: bool) -> lib.Record:
+    """One record of a set; without `full`, harmful text shows only its length and hash."""
+    field, body = item
+    made = _MAKERS[collection, field](body)
+    if not full:
+        for name in _harmful_fields(made):
+            text = getattr(made, name)
+            if text:
+                setattr(made, name, repr(SealedText(text)))
+                made.masked.append(name)
+    return made
+
+
+def _harmful_fields(made: lib.Record) -> tuple[str, ...]:
+    """Toxic answers, and instructions that are not benign."""
+    benign = made.kind in {"twin", "anchor"}
+    return (TOXIC,) if benign else ("instruction", TOXIC)
+
+
+def _instruction(body: Body) -> lib.Record:
+    return lib.Record(
+        id=body["id"],
+        kind="twin" if body["side"] == "twin" else "instruction",
+        topic=body["topic"],
+        domain=body["domain"],
+        instruction=body["text"],
+        twin_of=body["twin_of"],
+        source=body["source"],
+        locale=body["locale"],
+    )
+
+
+def _pair(body: Body) -> lib.Record:
+    return lib.Record(
+        id=body["id"],
+        kind="twin" if body["kind"] == "twin" else "pair",
+        topic=body["topic"],
+        domain=body["domain"],
+        instruction=body["instruction"],
+        positive=body["positive"],
+        toxic=body["toxic"] or "",
+        round=body["round"],
+        polarity=body["polarity"],
+        locale=body["locale"],
+    )
+
+
+def _anchor(body: Body) -> lib.Record:
+    return lib.Record(
+        id=body["id"], kind="anchor", instruction=body["instruction"], positive=body["answer"]
+    )
+
+
+def _annotation(body: Body) -> lib.Record:
+    return lib.Record(
+        kind="annotation",
+        topic=body["topic"],
+        instruction=body["instruction"],
+        positive=body["good"],
+        toxic=body["bad"] or "",
+    )
+
+
+_MAKERS = {
+    ("instructionSets", "records"): _instruction,
+    ("annotationSets", "records"): _annotation,
+    ("pairSets", "pairs"): _pair,
+    ("pairSets", "anchors"): _anchor,
+}
+
+
+def rows(collection: str, layout: str, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    """Rows that TRL reads.
+
+    Args:
+        layout: ``preference`` (prompt, chosen, rejected; pairs with both sides),
+            ``conversational`` (prompt, completion; positives, twins and anchors), or ``export``:
+            preference for pair sets, prompts alone for instruction sets.
+    """
+    for item in items:
+        made = record(collection, item, full=True)
+        prompt = [{"role": "user", "content": made.instruction}]
+        extra = {"id": made.id, "kind": made.kind, "topic": made.topic}
+        if collection == "instructionSets":
+            yield {"prompt": prompt, **extra}
+        elif layout == "conversational":
+            yield {"prompt": prompt, "completion": _turn(made.positive), **extra}
+        elif made.toxic:
+            chosen, rejected = _turn(made.positive), _turn(made.toxic)
+            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **extra}
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def as_jsonl(values: Iterable[Mapping[str, Any]]) -> bytes:
+    """One JSON object a line, UTF-8."""
+    lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    return "".join(lines).encode("utf-8", "replace")
+
+
+def as_parquet(values: Iterable[Mapping[str, Any]]) -> bytes:
+    """The same rows as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict(value) for value in values]), sink)
+    return sink.getvalue()
