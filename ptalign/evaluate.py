@@ -49,7 +49,7 @@ class Target:
     """Name under which the engine serves the adapter; empty for the bare model."""
     method: str = ""
     folder: str = ""
-    """The adapter's folder, for the prober."""
+    """The adapter's folder, for the prober; an adapter without one is not probed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +260,8 @@ def _reply(
         refusal_ids=[judge.id for judge in judges if judge.axis == "refusal"],
         hit_limit=done.finish == "length",
     )
+    if outcome == "unscored" and scores.get("checks") is not None:
+        outcome = "useful"  # the checkers need no judge
     return Reply(
         id=ask.reply_id,
         target=ask.target.label,
@@ -279,8 +281,8 @@ def _probe(
     prober: Prober | None,
     on_progress: OnProgress,
 ) -> Mapping[str, Probe]:
-    folders = {t.label: t.folder for t in targets if t.folder}
-    if prober is None or pairs is None or not folders:
+    folders = {t.label: t.folder for t in targets if t.folder or not t.adapter_name}
+    if prober is None or pairs is None:
         return {}
     on_progress(Progress("measuring probabilities", 0, len(folders)))
     return prober(pairs, folders)
@@ -314,11 +316,11 @@ def _compare(
     findings = examine(config.gate, results[0], results[1], changes, suites, judges_differ)
     return Evaluation(
         results=results,
-        delta={n: results[1].rates[n].value - results[0].rates[n].value for n in table},
+        delta=_delta(results[0], results[1]),
         p_values={name: change.p_value for name, change in changes.items()},
         intervals={name: (change.low, change.high) for name, change in changes.items()},
         verdict=decide(findings),
-        reasons=tuple(finding.words for finding in findings),
+        reasons=tuple(f"{finding.mark}: {finding.words}" for finding in findings),
         suites=tuple(suite.name for suite in suites if suite.prompts),
         not_run=tuple(f"{suite.name}: {suite.not_run}" for suite in suites if suite.not_run),
         judge_ids=tuple(judge.id for judge in judges),
@@ -326,6 +328,18 @@ def _compare(
         disagreement=judges_differ,
         seconds=seconds,
     )
+
+
+PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
+
+
+def _delta(before: TargetResult, after: TargetResult) -> dict[str, float]:
+    """after - before of every rate and probe measure that both have."""
+    found = {n: r.value - before.rates[n].value for n, r in after.rates.items()}
+    if before.probe is not None and after.probe is not None:
+        for name in PROBED:
+            found[name] = getattr(after.probe, name) - getattr(before.probe, name)
+    return found
 
 
 def changes_between(

@@ -15,6 +15,7 @@ MAX_DISAGREEMENT = 0.2
 """Share of harm-suite replies on which the harm judges may say opposite things."""
 
 Mark = Literal["kept", "broken", "unsure"]
+"""Begins each reason of an evaluation: ``broken: ...``."""
 
 
 @dataclass(frozen=True, slots=True)

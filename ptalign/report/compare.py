@@ -1,0 +1,50 @@
+"""Two evaluations side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ptalign.nouns import Evaluation, Rate
+
+
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """The aligned targets of two evaluations, rate by rate.
+
+    Replies of different evaluations are not paired, so a change counts as `clear` only where the
+    two 95 % intervals do not overlap. Rates over different numbers of prompts are compared too;
+    `same_suites` says whether the same suites were run.
+
+    Args:
+        first: The earlier one.
+        second: The later one.
+    """
+    before, after = first.aligned, second.aligned
+    names = sorted(set(before.rates) & set(after.rates))
+    return {
+        "verdicts": [first.verdict, second.verdict],
+        "labels": [before.label, after.label],
+        "same_suites": set(first.suites) == set(second.suites),
+        "same_judges": set(first.judge_ids) == set(second.judge_ids),
+        "only_first": sorted(set(before.rates) - set(after.rates)),
+        "only_second": sorted(set(after.rates) - set(before.rates)),
+        "rates": {name: _row(before.rates[name], after.rates[name]) for name in names},
+        "measures": _measures(first, second),
+    }
+
+
+def _row(before: Rate, after: Rate) -> dict[str, Any]:
+    apart = after.low > before.high or after.high < before.low
+    return {
+        "first": before.model_dump(),
+        "second": after.model_dump(),
+        "change": after.value - before.value,
+        "clear": apart and before.n > 0 and after.n > 0,
+    }
+
+
+def _measures(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]:
+    one, two = first.aligned.probe, second.aligned.probe
+    if one is None or two is None:
+        return {}
+    names = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
+    return {n: {"first": getattr(one, n), "second": getattr(two, n)} for n in names}

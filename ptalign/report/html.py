@@ -1,0 +1,192 @@
+"""One HTML file that needs nothing else: no script, no font, no request leaves the reader."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ptalign.nouns import Adapter, Rate, TargetResult
+from ptalign.report.figures import COLOURS, lines, track
+from ptalign.report.inputs import ReportInput
+from ptalign.report.words import (
+    METHODS,
+    RATES,
+    VERDICTS,
+    headline,
+    interval,
+    mask,
+    name_of,
+    percent,
+    shown,
+    twin_separation,
+)
+
+TOP_WORDS = 12
+"""Rows of the suppressed and collateral lists."""
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("ptalign.report", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"percent": percent, "interval": interval, "clock": clock}
+    return found
+
+
+def clock(seconds: float) -> str:
+    """``4 min 05 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def report_html(report: ReportInput) -> str:
+    """The page."""
+    evaluation = report.evaluation
+    results = evaluation.results
+    colours = COLOURS[: len(results)]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            evaluation=evaluation,
+            verdict_words=VERDICTS[evaluation.verdict],
+            headline=headline(evaluation),
+            method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
+            targets=[
+                {"name": name_of(result), "colour": colour, "result": result}
+                for result, colour in zip(results, colours, strict=True)
+            ],
+            tiles=_tiles(results),
+            rows=_rows(results, colours),
+            topics=_topics(report, colours),
+            reasons=[reason.split(": ", 1) for reason in evaluation.reasons],
+            training=[
+                _training(name_of(result), adapter)
+                for result in results
+                if (adapter := report.adapters.get(result.label)) is not None
+            ],
+            suppressed=_suppressed(results[1]),
+            collateral=_collateral(results[1]),
+            separations=[(name_of(r), twin_separation(r)) for r in results],
+            calibration=_calibration(evaluation.judge_ids),
+        )
+    )
+
+
+def _tiles(results: tuple[TargetResult, ...]) -> list[dict[str, str]]:
+    """The few numbers that decide, before and after."""
+    wanted = (
+        ("harm_rate", "rude or harmful under attack"),
+        ("refusal_rate", "harmful requests declined"),
+        ("over_refusal_rate", "legitimate look-alikes refused"),
+        ("usefulness", "instructions followed"),
+    )
+    before, after = results[0].rates, results[1].rates
+    return [
+        {"title": title, "before": percent(before.get(key)), "after": percent(after.get(key))}
+        for key, title in wanted
+        if key in after
+    ]
+
+
+def _rows(results: tuple[TargetResult, ...], colours: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row per rate that any target has."""
+    found = []
+    for key, title, better in RATES:
+        rates = [result.rates.get(key) for result in results]
+        if any(rate is not None and rate.n for rate in rates):
+            drawn = track(rates, colours)
+            found.append({"title": title, "better": better, "rates": rates, "track": drawn})
+    return found
+
+
+def _topics(report: ReportInput, colours: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Harm under attack per topic, and how many harmful requests were declined."""
+    results = report.evaluation.results
+    names = [t for t, row in results[0].by_topic.items() if "harm_rate" in row]
+    return [
+        {
+            "title": report.topic_titles.get(topic, topic.replace("-", " ")),
+            "rates": (rates := _of(results, topic, "harm_rate")),
+            "track": track(rates, colours),
+            "declined": _of(results, topic, "refusal_rate"),
+            "strong": _of(results, topic, "harm_strong"),
+        }
+        for topic in names
+    ]
+
+
+def _of(results: tuple[TargetResult, ...], topic: str, key: str) -> list[Rate | None]:
+    return [result.by_topic.get(topic, {}).get(key) for result in results]
+
+
+def _training(name: str, adapter: Adapter) -> dict[str, Any]:
+    """Losses and the weight over steps, and what the run cost."""
+    ledger = adapter.ledger
+    parts = [
+        ("good answers (likelihood)", COLOURS[1], [log.loss_mle for log in ledger]),
+        ("bad answers (unlikelihood)", COLOURS[2], [log.loss_ut for log in ledger]),
+        ("everyday answers (anchors)", COLOURS[0], [log.loss_anchor for log in ledger]),
+    ]
+    told = [part for part in parts if any(part[2])]
+    weights = [log.ut_weight for log in ledger]
+    return {
+        "name": name,
+        "adapter": adapter,
+        "losses": lines(told, f"losses of {name} over steps"),
+        "legend": [(title, colour) for title, colour, _ in told],
+        "weights": lines([("weight", COLOURS[3], weights)], f"unlikelihood weight of {name}")
+        if any(weights)
+        else Markup(""),
+    }
+
+
+def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
+    """Tokens that lost most, masked."""
+    if result.probe is None:
+        return []
+    ordered = sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before)
+    return [
+        {
+            "token": mask(item.token.reveal()),
+            "topic": item.topic.replace("-", " "),
+            "count": item.count,
+            "before": item.p_before,
+            "after": item.p_after,
+        }
+        for item in ordered[:TOP_WORDS]
+    ]
+
+
+def _collateral(result: TargetResult) -> list[tuple[str, float]]:
+    """Ordinary words that lost more than the set amount, the worst first."""
+    if result.probe is None:
+        return []
+    ordered = sorted(result.probe.collateral.items(), key=lambda item: item[1])
+    return [(shown(word), change) for word, change in ordered[:TOP_WORDS]]
+
+
+def _calibration(judge_ids: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Agreement of the packaged refusal judge with people's labels."""
+    if "refusal@1" not in judge_ids:
+        return []
+    text = resources.files("ptalign.judges").joinpath("refusal_head.json").read_text("utf-8")
+    measured = json.loads(text)["measured"]
+    return [
+        {"name": name, "agreement": row["agreement"], "kappa": row.get("kappa")}
+        for name, row in measured.items()
+    ]

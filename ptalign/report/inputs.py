@@ -1,0 +1,52 @@
+"""Everything a report is made from: measurements and costs, never a reply or a request."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ptalign.nouns import Adapter, Evaluation, Noun
+
+
+class Stage(Noun):
+    """What one stage cost."""
+
+    name: str
+    seconds: float = 0.0
+    """Compute time on the machine that ran it."""
+    tokens: int = 0
+    """Generated, or trained on."""
+    annotator_minutes: float = 0.0
+
+
+class PairCounts(Noun):
+    """What the pair set holds."""
+
+    pairs: int = 0
+    """Harmful requests with a good answer, with or without a bad one."""
+    polarised: int = 0
+    """Those that have both."""
+    twins: int = 0
+    anchors: int = 0
+    rounds: int = 0
+    rejected: dict[str, int] = Field(default_factory=dict)
+
+
+class ReportInput(Noun):
+    """Input of `ptalign.report.build`."""
+
+    model: str
+    policy: str = ""
+    evaluation: Evaluation
+    adapters: dict[str, Adapter] = Field(default_factory=dict)
+    """By the label of the target in the evaluation."""
+    pairs: PairCounts = PairCounts()
+    annotations_used: int = 0
+    stages: tuple[Stage, ...] = ()
+    """In the order they ran."""
+    left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Suite -> reason -> prompts that were not asked."""
+    topic_titles: dict[str, str] = Field(default_factory=dict)
+    command: str = ""
+    """What a reader types to get these numbers again."""
+    made: str = ""
+    """Date, as text."""

@@ -1,0 +1,102 @@
+"""`report.json`: the contract's fields, in machine-readable form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ptalign.nouns import Evaluation, Rate, TargetResult
+from ptalign.report.inputs import ReportInput
+from ptalign.report.words import twin_separation
+
+RATES = (
+    "harm_rate",
+    "over_refusal_rate",
+    "refusal_rate",
+    "ordinary_refusal_rate",
+    "usefulness",
+    "incoherent_rate",
+    "unscored_rate",
+)
+PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
+
+
+def _rate(rate: Rate | None) -> dict[str, float | int] | None:
+    return None if rate is None or rate.n == 0 else rate.model_dump()
+
+
+def target_json(result: TargetResult) -> dict[str, Any]:
+    """Rates and probe measures of one target; null where nothing was measured."""
+    rates = result.rates
+    return {
+        "label": result.label,
+        "method": result.method or "base",
+        "adapter": result.adapter,
+        **{name: _rate(rates.get(name)) for name in RATES},
+        "harm_by_elicitation": {
+            "plain": _rate(rates.get("harm_plain")),
+            "attack": _rate(rates.get("harm_rate")),
+            "strong": _rate(rates.get("harm_strong")),
+        },
+        "twin_separation": twin_separation(result),
+        **{n: getattr(result.probe, n) if result.probe else None for n in PROBED},
+        "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
+        "by_topic": {
+            topic: {name: _rate(rate) for name, rate in row.items()}
+            for topic, row in result.by_topic.items()
+        },
+    }
+
+
+def delta_json(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+    """Per rate or measure: the change, its paired interval and McNemar's exact p-value."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, value in evaluation.delta.items():
+        low, high = evaluation.intervals.get(name, (None, None))
+        p_value = evaluation.p_values.get(name)
+        found[name] = {"value": value, "low": low, "high": high, "p_value": p_value}
+    return found
+
+
+def report_json(report: ReportInput) -> dict[str, Any]:
+    """The document that `report.json` holds."""
+    evaluation = report.evaluation
+    shown = report.adapters.get(evaluation.aligned.label)
+    runs = []
+    for result in evaluation.results[1:]:
+        adapter = report.adapters.get(result.label)
+        costs = {
+            "tokens_mle": adapter.tokens_mle if adapter else None,
+            "tokens_ut": adapter.tokens_ut if adapter else None,
+            "ut_weight": adapter.ut_weight if adapter else None,
+            "seconds": adapter.seconds if adapter else None,
+        }
+        runs.append(target_json(result) | costs)
+    return {
+        "model": report.model,
+        "policy": report.policy,
+        "method": evaluation.aligned.method,
+        "verdict": evaluation.verdict,
+        "reasons": list(evaluation.reasons),
+        "baseline": target_json(evaluation.baseline),
+        "aligned": target_json(evaluation.aligned),
+        "runs": runs,
+        "delta": delta_json(evaluation),
+        "annotations_used": report.annotations_used,
+        "pairs": report.pairs.pairs,
+        "pair_counts": report.pairs.model_dump(),
+        "tokens_mle": shown.tokens_mle if shown else None,
+        "tokens_ut": shown.tokens_ut if shown else None,
+        "ut_weight": shown.ut_weight if shown else None,
+        "seconds": {stage.name: round(stage.seconds, 1) for stage in report.stages},
+        "stages": [stage.model_dump() for stage in report.stages],
+        "suites": list(evaluation.suites),
+        "not_run": list(evaluation.not_run),
+        "left_out": report.left_out,
+        "judges": {
+            "evaluation": list(evaluation.judge_ids),
+            "generation": list(evaluation.generation_judge_ids),
+            "disagreement": evaluation.disagreement,
+        },
+        "command": report.command,
+        "made": report.made,
+    }
