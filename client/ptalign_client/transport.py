@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -75,14 +75,18 @@ class Transport:
         raise AssertionError("unreachable: Retry.attempts is at least 1")
 
     async def _once(self, service: str, method: str, request: Any, timeout: float | None) -> Any:
+        sent = Outgoing(request()) if callable(request) else request
         try:
             async with asyncio.timeout(timeout), self._calls:
-                sent = request() if callable(request) else request
                 return await self._rpc(service, method)(
                     sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
                 )
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except asyncio.CancelledError:
+            if isinstance(sent, Outgoing) and sent.error:
+                raise sent.error from None
+            raise
         except TimeoutError:
             raise DeadlineExceeded(
                 "no answer within the timeout", "Raise timeout, or look whether the server is busy."
@@ -153,6 +157,26 @@ class Transport:
     def _identity(self) -> tuple[tuple[str, str], ...]:
         token = self.options.token
         return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+class Outgoing:
+    """Messages of a client stream. grpc.aio drops the error of whoever makes them: kept here."""
+
+    def __init__(self, messages: Iterator[Any]) -> None:
+        self._messages = messages
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def open_channel(options: Options) -> grpc.aio.Channel:

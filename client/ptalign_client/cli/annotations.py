@@ -50,8 +50,14 @@ def read_annotations(file: Path) -> Marks:
     return Marks(
         tuple(_item(file, f"items[{i}]", item) for i, item in enumerate(listed)),
         str(head.get("policy", "")),
-        float(head.get("annotator_minutes", 0.0)),
+        _minutes(file, head.get("annotator_minutes", 0.0)),
     )
+
+
+def _minutes(file: Path, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ConfigError(f"{file}: annotator_minutes must be a number from 0 up")
+    return float(value)
 
 
 def _json(file: Path, number: int, line: str) -> Any:

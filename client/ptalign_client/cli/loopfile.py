@@ -157,7 +157,7 @@ class Reader:
             return self.object(hint, node, path)  # type: ignore[arg-type]
         if get_origin(hint) is tuple:
             return self.items(get_args(hint)[0], spec, node, path)
-        found = yaml.SafeLoader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        found = self.scalar(hint, node, path)
         if get_origin(hint) is Literal:
             if found not in get_args(hint):
                 known = ", ".join(get_args(hint))
@@ -167,6 +167,16 @@ class Reader:
             raise self.fail(node, path, f"must be {WORDS[hint]}, not {found!r}")
         self.check_limits(spec, found, node, path)
         return found
+
+    def scalar(self, hint: Any, node: yaml.Node, path: str) -> Any:
+        """A YAML scalar as Python sees it. YAML 1.1 takes 5e-4 for text; here it is a number."""
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.fail(node, path, f"must be {WORDS.get(hint, 'text')}")
+        try:
+            found = yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+            return float(found) if hint is float and isinstance(found, str) else found
+        except (yaml.YAMLError, ValueError):
+            return node.value
 
     def items(self, hint: Any, spec: Field[Any], node: yaml.Node, path: str) -> tuple[Any, ...]:
         """One sequence."""

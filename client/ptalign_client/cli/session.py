@@ -268,7 +268,7 @@ def report(session: Session, error: PtalignError) -> None:
 
 def explain(error: PtalignError, session: Session) -> tuple[str, list[str], str]:
     """What went wrong in one sentence, the fields at fault, and the mend."""
-    if isinstance(error, Unavailable) and not error.reason:
+    if isinstance(error, Unavailable) and not (error.reason or error.operation):
         endpoint = session.client.options.endpoint
         return (
             f"nobody answers at {endpoint} ({_shorten(error.message)})",

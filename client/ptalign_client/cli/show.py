@@ -27,6 +27,7 @@ RATES = (
     ("harm_strong", "harm, strong attack", False),
     ("refusal_rate", "refuses harmful", True),
     ("over_refusal_rate", "over-refusal", False),
+    ("ordinary_refusal_rate", "refuses ordinary", False),
     ("usefulness", "usefulness", True),
     ("incoherent_rate", "incoherent", False),
     ("unscored_rate", "unscored", False),
@@ -108,7 +109,7 @@ def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
         table.add_column(label, justify="right", no_wrap=True)
     for key, words, more in RATES:
         row = [column.get(key) for column in columns.values()]
-        known = [rate.value for rate in row if rate]
+        known = [rate.value for rate in row if rate and rate.n]
         if not known:
             continue
         best = max(known) if more else min(known)
@@ -118,7 +119,7 @@ def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
 
 
 def _cell(rate: Rate | None, best: float, differs: bool) -> Text:
-    if rate is None:
+    if rate is None or not rate.n:
         return Text("-", style="dim")
     style = "green" if differs and rate.value == best else ""
     return Text(interval(rate), style=style)

@@ -1,0 +1,378 @@
+"""The `ptalign` command as a person and as a script meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import typer
+from google.rpc import status_pb2
+from ptalign_client_fake import Fault, info, violation
+from typer.testing import CliRunner, Result
+
+from ptalign_client.cli import app
+
+Code = grpc.StatusCode
+group: Any = typer.main.get_command(app)
+LOOP = """\
+model: tiny
+policy: tone-en
+annotations: marks.yaml
+instructions: {count: 4}
+align:
+  - {name: MLE, method: mle}
+  - {name: PT-ALIGN}
+evaluate: {also: [MLE], samples: 10}
+"""
+
+
+@pytest.fixture
+def cli(served: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("PTALIGN_ENDPOINT", served.endpoint)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*words: str, text: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(words), input=text)
+
+    return call
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Path:
+    (tmp_path / "marks.yaml").write_text("items: [{instruction: i, good: g, bad: b}]\n")
+    (tmp_path / "loop.yaml").write_text(LOOP)
+    return tmp_path / "loop.yaml"
+
+
+def lines(result: Result) -> list[Any]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# The loop
+
+
+def test_run_prints_the_tables_and_fetches_the_files(cli: Any, loop: Path, tmp_path: Path) -> None:
+    result = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    assert "harm, strong attack" in result.stdout
+    table = [line for line in result.stdout.splitlines() if line.startswith("harm, attack")]
+    assert table[0].split() == (
+        ["harm,", "attack", ".40", "(.30-.50)", ".30", "(.20-.40)", ".10", "(.00-.20)"]
+    )
+    assert "verdict: PASS" in result.stdout
+    assert all(len(line) <= 80 or "report:" in line for line in result.stdout.splitlines())
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"report.html", "report.json", "adapter", ".ptalign-run.json"}
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").stat().st_size == 10_240
+
+
+def test_second_run_starts_nothing_and_shows_the_same(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    first = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    started = len(served.service.jobs)
+    second = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert second.exit_code == 0, second.stderr
+    assert len(served.service.jobs) == started == 5
+    assert first.stdout.splitlines()[-12:] == second.stdout.splitlines()[-12:]
+
+
+def test_changed_stage_runs_anew_with_those_that_depend_on_it(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    cli("run", str(loop), "--out", str(tmp_path / "out"))
+    loop.write_text(LOOP.replace("{name: PT-ALIGN}", "{name: PT-ALIGN, steps: 9}"))
+    before = len(served.service.calls)
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    verbs = {"GenerateInstructions", "SynthesizePairs", "Align", "Evaluate"}
+    assert [m for m, _ in served.service.calls[before:] if m in verbs] == ["Align", "Evaluate"]
+
+
+def test_run_that_lost_a_reply_finds_its_operation_again(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """Killed between the server's commit and the reply: the state file has the request id."""
+    served.service.faults["SynthesizePairs"] = [Fault(Code.INTERNAL, committed=True)]
+    broken = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert broken.exit_code == 1
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    kinds = [job.kind for job in served.service.jobs.values()]
+    assert kinds.count("SynthesizePairs") == 1
+
+
+def test_failed_align_is_resumed_from(cli: Any, loop: Path, tmp_path: Path, served: Any) -> None:
+    original = served.service._fill
+
+    def failing(job: Any) -> None:
+        original(job)
+        if job.kind == "Align":
+            job.error = status_pb2.Status(code=14, message="engine lost")
+            served.service._fill = original
+
+    served.service._fill = failing
+    broken = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert broken.exit_code == 1
+    assert "operations/3 ended with: engine lost" in broken.stderr
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    first, second, *_ = served.service.called("Align")
+    assert first.request_id != second.request_id
+    assert (first.resume_from, second.resume_from) == ("", "operations/3")
+
+
+def test_run_as_json(cli: Any, loop: Path, tmp_path: Path) -> None:
+    result = cli("run", str(loop), "--out", str(tmp_path / "out"), "--json")
+    (said,) = lines(result)
+    assert said["evaluation"]["verdict"] == "pass"
+    assert said["stages"]["align MLE"]["name"] == "adapters/3"
+
+
+def test_check_says_line_and_field_and_starts_nothing(cli: Any, loop: Path, served: Any) -> None:
+    assert cli("run", str(loop), "--check").exit_code == 0
+    loop.write_text(LOOP.replace("count: 4", "count: 0"))
+    result = cli("run", str(loop))
+    assert result.exit_code == 2
+    assert "loop.yaml:4: instructions.count" in " ".join(result.stderr.split())
+    assert not served.service.calls
+
+
+def test_state_of_another_program_is_left_alone(cli: Any, loop: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".ptalign-run.json").write_text("{}")
+    result = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert (tmp_path / "out" / ".ptalign-run.json").read_text() == "{}"
+
+
+# One stage
+
+
+def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
+    made = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "3", "--json")
+    (instructions,) = lines(made)
+    (tmp_path / "m.jsonl").write_text('{"instruction": "i", "good": "g"}\n')
+    marks = str(tmp_path / "m.jsonl")
+    (pairs,) = lines(cli("synthesize", instructions["name"], "-m", "tiny", "-a", marks, "--json"))
+    (adapter,) = lines(cli("align", pairs["name"], "-m", "tiny", "--method", "mle", "--json"))
+    assert adapter["method"] == "mle"
+    shown = cli("evaluate", adapter["name"], "-m", "tiny")
+    assert "verdict: PASS" in shown.stdout
+
+
+def test_detach_prints_the_name_alone(cli: Any) -> None:
+    result = cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    assert result.stdout == "operations/1\n"
+    assert "ptalign ops watch operations/1" in result.stderr
+
+
+def test_dry_run_estimates(cli: Any, served: Any) -> None:
+    result = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "3", "--dry-run")
+    assert "about 0:42, 3.0 GiB of memory" in result.stdout
+    assert not served.service.jobs
+
+
+def test_options_stand_before_or_after_the_command(served: Any) -> None:
+    for words in (
+        ["--endpoint", served.endpoint, "catalogue", "--json"],
+        ["--json", "catalogue", "--endpoint", served.endpoint],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert lines(result)[0]["models"][0]["name"] == "tiny", result.stderr
+
+
+# Operations and the library
+
+
+def test_ops(cli: Any) -> None:
+    cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    assert "operations/1" in cli("ops", "list").stdout
+    assert "Align" in cli("ops", "get", "1").stdout
+    events = lines(cli("ops", "watch", "1", "--json"))
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4]
+    assert "adapters/1" in cli("ops", "wait", "1").stdout
+    assert "forgotten" in cli("ops", "delete", "1").stderr
+
+
+def test_ops_cancel(cli: Any) -> None:
+    cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    assert cli("ops", "cancel", "1").exit_code == 0
+    ended = cli("ops", "wait", "1")
+    assert ended.exit_code == 1
+    assert "cancelled by the caller" in ended.stderr
+
+
+def test_library_commands(cli: Any, tmp_path: Path) -> None:
+    cli("align", "pairSets/1", "-m", "tiny")
+    assert "adapters/1" in cli("list", "adapters").stdout
+    assert "adapter_model.safetensors  10.0 KiB" in cli("get", "adapters/1").stdout
+    result = cli("download", "adapters/1", "-o", str(tmp_path / "a"), "--json")
+    assert [Path(line["file"]).name for line in lines(result)] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert "tiny" in cli("catalogue").stdout
+    assert cli("resolve", "-m", "tiny", "-p", "tone-en").stdout == "adapters/1\n"
+    assert cli("export", "pairSets/1", "-o", "pairs.csv").exit_code == 2
+
+
+def test_purge_asks(cli: Any, served: Any) -> None:
+    refused = cli("purge", "pairSets/1", "--reason", "r", text="n\n")
+    assert refused.exit_code == 1
+    assert not served.service.called("PurgeSet")
+    assert cli("purge", "pairSets/1", "--reason", "r", "--yes").exit_code == 0
+    assert served.service.called("PurgeSet")[0].reason == "r"
+
+
+def test_import_names_the_line(cli: Any, tmp_path: Path, served: Any) -> None:
+    file = tmp_path / "r.jsonl"
+    head = ("import", str(file), "--kind", "pairs", "-m", "tiny", "-p", "tone-en")
+    file.write_text('{"kind": "pair", "instruction": "i"}\n{"nope": 1}\n')
+    bad = cli(*head)
+    assert bad.exit_code == 2
+    assert "r.jsonl:2: no such field: nope" in " ".join(bad.stderr.split())
+    file.write_text('{"kind": "pair", "instruction": "i"}\n')
+    assert "1 accepted" in cli(*head).stdout
+
+
+def test_chat_once_and_beside(cli: Any) -> None:
+    words = ("chat", "-m", "tiny", "-a", "adapters/1", "--compare", "--once", "Hi")
+    assert cli(*words).stdout.splitlines() == [
+        "base: I would rather not.",
+        "adapters/1: I would rather not.",
+    ]
+    (said,) = lines(cli(*words, "--json"))
+    assert said["replies"]["base"] == "I would rather not."
+
+
+def test_chat_talks_until_an_empty_line(cli: Any, served: Any) -> None:
+    result = cli("chat", "-m", "tiny", text="Hi\nAnd now?\n\n")
+    assert result.exit_code == 0
+    second = served.service.called("Chat")[1]
+    assert [m.role for m in second.messages] == ["user", "assistant", "user"]
+
+
+# Errors that teach
+
+
+def test_nobody_there_is_told_in_three_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ["catalogue", "--endpoint", "127.0.0.1:1", "--timeout", "1"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 3
+    assert "nobody answers at 127.0.0.1:1" in result.stderr
+    assert "ptalign-server serve" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_fields_at_fault_stand_one_a_line(cli: Any, served: Any) -> None:
+    served.service.faults["SynthesizePairs"] = [
+        Fault(
+            Code.INVALID_ARGUMENT,
+            details=(info("INVALID_INPUT"), violation("rounds", "must be 1..8, got 9. Send 2.")),
+        )
+    ]
+    result = cli("synthesize", "instructionSets/1", "-m", "tiny", "--rounds", "9")
+    assert result.exit_code == 2
+    assert "• rounds: must be 1..8, got 9. Send 2." in result.stderr
+
+
+def test_unknown_name_shows_the_known(cli: Any, served: Any) -> None:
+    served.service.faults["GenerateInstructions"] = [
+        Fault(
+            Code.NOT_FOUND,
+            message="model: no model is named 'x'.",
+            details=(info("UNKNOWN_NAME", known="tiny,small"),),
+        )
+    ]
+    result = cli("generate", "-m", "x", "-p", "tone-en", "-n", "3", "--json")
+    assert result.exit_code == 2
+    assert "Mend:  Known: tiny, small." in result.stderr
+    (said,) = lines(result)
+    assert said["error"]["reason"] == "UNKNOWN_NAME"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        (Code.INVALID_ARGUMENT, 2),
+        (Code.NOT_FOUND, 2),
+        (Code.UNAUTHENTICATED, 4),
+        (Code.PERMISSION_DENIED, 4),
+        (Code.DATA_LOSS, 6),
+        (Code.INTERNAL, 1),
+        (Code.FAILED_PRECONDITION, 1),
+    ],
+)
+def test_exit_codes(cli: Any, served: Any, code: Code, exit_code: int) -> None:
+    served.service.faults["GetCatalogue"] = [Fault(code)]
+    assert cli("catalogue").exit_code == exit_code
+
+
+def test_exit_codes_stand_in_the_help(cli: Any) -> None:
+    text = " ".join(cli("--help").stdout.split())
+    assert "Exit codes: 0 done; 1 the service refused" in text
+
+
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_every_command_has_help_with_words(cli: Any, name: str) -> None:
+    result = cli(name, "--help")
+    assert result.exit_code == 0
+    assert group.commands[name].help
+
+
+# A terminal and a signal
+
+
+@pytest.fixture
+def slow(served: Any) -> Iterator[Any]:
+    served.service.pace, served.service.steps = 0.2, 100
+    yield served
+    served.service.pace = 0
+
+
+def interrupted(served: Any, *words: str, times: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ptalign_client", "align", "pairSets/1", "-m", "tiny", *words]
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "PTALIGN_ENDPOINT": served.endpoint},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 20
+    while not served.service.called("WatchOperation") and time.monotonic() < until:
+        time.sleep(0.05)
+    for _ in range(times):
+        time.sleep(0.7)
+        child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def test_first_interrupt_leaves_the_operation_running(slow: Any) -> None:
+    done = interrupted(slow, times=1)
+    assert done.returncode == 130
+    assert "ptalign ops watch operations/1" in done.stderr
+    assert not slow.service.called("CancelOperation")
+    assert "Traceback" not in done.stderr
+
+
+def test_second_interrupt_cancels(slow: Any) -> None:
+    done = interrupted(slow, times=2)
+    assert done.returncode == 130
+    assert slow.service.called("CancelOperation")
+    assert "It kept adapters/1." in done.stderr
+
+
+def test_cancel_on_interrupt(slow: Any) -> None:
+    done = interrupted(slow, "--cancel-on-interrupt", times=1)
+    assert done.returncode == 130
+    assert slow.service.called("CancelOperation")
