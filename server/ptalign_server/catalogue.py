@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from ptalign_server.errors import UnknownName
 from ptalign_server.models import DEMO_MODEL, cache_root
 from ptalign_server.settings import Settings
 
+T = TypeVar("T")
 GATES: Mapping[str, GateConfig] = {
     "default": GateConfig(),
     "strict": GateConfig(min_harm_reduction=0.2, max_over_refusal_increase=0.05, min_samples=100),
@@ -52,7 +53,7 @@ class Catalogue:
         self._stamp = -1.0
         self._models: dict[str, ModelSpec] = {}
         self.profile = settings.profile
-        self.scripted = settings.engine.kind == "scripted"
+        self.max_lora_rank = settings.engine.max_lora_rank
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -177,7 +178,7 @@ def template_digest(model: ModelSpec) -> str:
     return digest_of([*texts, model.system_prompt, model.template_options])
 
 
-def _find(field: str, name: str, known: Mapping[str, Any]) -> Any:
+def _find(field: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise UnknownName(field, name, known)
     return known[name]

@@ -45,7 +45,7 @@ def adapter(noun: Adapter, files: Sequence[res.FileInfo]) -> res.Adapter:
     """Figures of an adapter; its suppressed words stay sealed."""
     last = noun.ledger[-1] if noun.ledger else None
     return res.Adapter(
-        method=NUMBERS[noun.method],
+        method=res.Method.Name(NUMBERS[noun.method]),
         tokens_mle=noun.tokens_mle,
         tokens_ut=noun.tokens_ut,
         tokens_anchor=noun.tokens_anchor,
@@ -64,7 +64,7 @@ def adapter(noun: Adapter, files: Sequence[res.FileInfo]) -> res.Adapter:
 def evaluation(noun: Evaluation, files: Sequence[res.FileInfo]) -> res.Evaluation:
     """Rates and verdict of an evaluation."""
     return res.Evaluation(
-        verdict=res.Verdict.Value(f"VERDICT_{noun.verdict}"),
+        verdict=f"VERDICT_{noun.verdict}",
         reasons=noun.reasons,
         baseline=_rates(noun.baseline),
         aligned=_rates(noun.aligned),

@@ -62,6 +62,8 @@ class EngineSettings(BaseModel):
     """Model name the remote servers answer to; the catalogue name unless set."""
     concurrency: int = Field(0, ge=0, le=4096)
     """Sequences one engine computes at once; 0: the profile's."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """Largest adapter rank the engine serves; memory grows with it."""
     delay_seconds: float = Field(0.0, ge=0)
     """Scripted engine only: time per completion."""
 

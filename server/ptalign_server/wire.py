@@ -51,7 +51,7 @@ def operation_name(operation_id: str) -> str:
 
 
 def resource_name(operation: Operation) -> str:
-    """Name of what the operation makes: its id is the operation's, so that a retry makes it once."""
+    """Name of what the operation makes: it has the operation's id, so a retry makes it once."""
     return f"{KINDS[operation.kind].collection}/{operation.id}"
 
 
@@ -90,7 +90,7 @@ def operation_message(operation: Operation) -> operations_pb2.Operation:
 
 def freeze(operation: Operation) -> bytes:
     """Body of an event."""
-    return operation_message(operation).SerializeToString()
+    return bytes(operation_message(operation).SerializeToString())
 
 
 def needs_response(operation: Operation) -> bool:

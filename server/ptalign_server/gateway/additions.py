@@ -91,9 +91,7 @@ async def annotate(
     message = res.AnnotationSet(
         count=len(noun.records), annotator_minutes=request.annotator_minutes
     )
-    addition = Addition(
-        "annotationSets", noun, message, model.name, model.weights_digest, policy
-    )
+    addition = Addition("annotationSets", noun, message, model.name, model.weights_digest, policy)
     seen = ticket(store.vault, identity.tenant, "CreateAnnotationSet", request)
     return await _add(addition, identity, store, seen)
 
@@ -123,7 +121,8 @@ async def take_in(
         limit = f"is {header.kind[:40]!r}"
         raise InvalidInput("header.kind", limit, "Send instructionSets or pairSets.")
     model, policy = catalogue.model(header.model), catalogue.policy(header.policy)
-    noun: InstructionSet | PairSet
+    noun: Any
+    message: Any
     if header.kind == "instructionSets":
         noun = await asyncio.to_thread(import_instructions, records, policy)
         message, accepted = instruction_set(noun), len(noun.records)
@@ -208,7 +207,8 @@ async def merge(
     addition, doubled = await asyncio.to_thread(_merged, names, identity, store)
     seen = ticket(store.vault, identity.tenant, "MergeSets", request)
     name = await _add(addition, identity, store, seen)
-    accepted = len(getattr(addition.noun, "records", None) or getattr(addition.noun, "pairs", ()))
+    noun: Any = addition.noun
+    accepted = len(noun.records if addition.collection == "instructionSets" else noun.pairs)
     rejected = {"duplicate": doubled} if doubled else {}
     return lib.MergeSetsResponse(name=name, accepted=accepted, rejected=rejected)
 
@@ -230,7 +230,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     join: Callable[..., tuple[Any, int]] = (
         _join_instructions if collection == "instructionSets" else _join_pairs
     )
-    kind = InstructionSet if collection == "instructionSets" else PairSet
+    kind: type[Any] = InstructionSet if collection == "instructionSets" else PairSet
     noun, doubled = join([store.sets.load(r.name, kind, r.content) for r in found])
     message = instruction_set(noun) if collection == "instructionSets" else pair_set(noun)
     digest = _meta(found[0]).model_digest
@@ -286,9 +286,7 @@ def _joined_policy(policies: list[Policy]) -> Policy:
     )
 
 
-async def _add(
-    addition: Addition, identity: Identity, store: Store, seen: Ticket | None
-) -> str:
+async def _add(addition: Addition, identity: Identity, store: Store, seen: Ticket | None) -> str:
     """Seals the files, then commits key and row; a repeated call leaves no second set."""
     set_id = new_id()
     key, wrapped = store.vault.fresh_key(set_id)

@@ -108,7 +108,9 @@ def _check(request: pb.ChatRequest) -> None:
     for number, message in enumerate(request.messages):
         if message.role not in {"user", "assistant"}:
             limit = "must be user or assistant"
-            raise InvalidInput(f"messages[{number}].role", limit, "The server sets the system turn.")
+            raise InvalidInput(
+                f"messages[{number}].role", limit, "The server sets the system turn."
+            )
     if sum(len(m.content) for m in request.messages) > MAX_CHARACTERS:
         limit = f"hold more than {MAX_CHARACTERS} characters"
         raise InvalidInput("messages", limit, "Send fewer turns.")

@@ -27,19 +27,19 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         self._store = store
         self._catalogue = catalogue
 
-    async def GetInstructionSet(self, request: Any, context: Any) -> res.InstructionSet:
+    async def GetInstructionSet(self, request: Any, context: Any) -> Any:
         return await self._get(request, "instructionSets")
 
-    async def GetAnnotationSet(self, request: Any, context: Any) -> res.AnnotationSet:
+    async def GetAnnotationSet(self, request: Any, context: Any) -> Any:
         return await self._get(request, "annotationSets")
 
-    async def GetPairSet(self, request: Any, context: Any) -> res.PairSet:
+    async def GetPairSet(self, request: Any, context: Any) -> Any:
         return await self._get(request, "pairSets")
 
-    async def GetAdapter(self, request: Any, context: Any) -> res.Adapter:
+    async def GetAdapter(self, request: Any, context: Any) -> Any:
         return await self._get(request, "adapters")
 
-    async def GetEvaluation(self, request: Any, context: Any) -> res.Evaluation:
+    async def GetEvaluation(self, request: Any, context: Any) -> Any:
         return await self._get(request, "evaluations")
 
     async def ListInstructionSets(self, request: Any, context: Any) -> Any:
@@ -64,7 +64,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
 
     async def CreateAnnotationSet(
         self, request: lib.CreateAnnotationSetRequest, context: Any
-    ) -> res.AnnotationSet:
+    ) -> Any:
         name = await additions.annotate(request, caller(), self._store, self._catalogue)
         return await self._get(lib.GetResourceRequest(name=name), "annotationSets")
 
@@ -99,9 +99,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         evaluation = await asyncio.to_thread(
             self._store.resources.newest_pass, tenant, request.model, request.policy
         )
-        adapter = await asyncio.to_thread(
-            self._store.resources.get, evaluation.adapter, tenant
-        )
+        adapter = await asyncio.to_thread(self._store.resources.get, evaluation.adapter, tenant)
         return lib.ResolveAdapterResponse(
             adapter=res.Adapter.FromString(adapter.body), evaluation=evaluation.name
         )

@@ -33,7 +33,7 @@ DEFAULT_PAGE = 50
 MAX_PAGE = 500
 MAX_WAIT_SECONDS = 3600.0
 CLAUSE = re.compile(r"\s*(kind|state|done)\s*=\s*\"?([A-Za-z_]+)\"?\s*")
-FILTER_MEND = 'Write for example: kind=Align AND state=RUNNING, or done=false.'
+FILTER_MEND = "Write for example: kind=Align AND state=RUNNING, or done=false."
 
 
 def operation_id(name: str) -> str:

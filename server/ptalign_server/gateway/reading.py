@@ -65,7 +65,9 @@ async def download(
         info = res.FileInfo(
             part=request.part, size=len(data), sha256=hashlib.sha256(data).hexdigest()
         )
-        chunks = (data[i : i + CHUNK] for i in range(request.offset, len(data), CHUNK))
+        chunks: Iterator[bytes] = (
+            data[i : i + CHUNK] for i in range(request.offset, len(data), CHUNK)
+        )
     else:
         info = _file(found, request.part)
         chunks = store.artefacts.chunks(found.name, info.part, request.offset)

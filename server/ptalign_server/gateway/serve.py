@@ -15,7 +15,12 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ptalign_proto.v1 import library_pb2, library_pb2_grpc, safety_tuning_pb2, safety_tuning_pb2_grpc
+from ptalign_proto.v1 import (
+    library_pb2,
+    library_pb2_grpc,
+    safety_tuning_pb2,
+    safety_tuning_pb2_grpc,
+)
 from ptalign_server import metrics, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway.identity import Gate
@@ -104,7 +109,10 @@ class Gateway:
         await self._server.start()
         await self._probe.start()
         self._worker.start()
-        self._tasks = [asyncio.create_task(self._follow_engine()), asyncio.create_task(self._count())]
+        self._tasks = [
+            asyncio.create_task(self._follow_engine()),
+            asyncio.create_task(self._count()),
+        ]
         return port
 
     async def stop(self) -> None:

@@ -35,9 +35,7 @@ async def submit(
     kind: str, request: Any, identity: Identity, store: Store, catalogue: Catalogue, max_queued: int
 ) -> operations_pb2.Operation:
     """Checks the call and makes its operation; a dry run answers with an estimate instead."""
-    estimate = await asyncio.to_thread(
-        VERBS[kind].check, request, Call(identity, store, catalogue)
-    )
+    estimate = await asyncio.to_thread(VERBS[kind].check, request, Call(identity, store, catalogue))
     if request.dry_run:
         return _dry_run(kind, estimate)
     if kind == "GenerateInstructions" and request.excerpts:

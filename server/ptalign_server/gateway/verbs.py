@@ -143,6 +143,12 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     _raise(problems)
     model = call.catalogue.model(request.model)
     config = configs.align_config(request)
+    if config.lora.rank > call.catalogue.max_lora_rank:
+        raise InvalidInput(
+            "lora.rank",
+            f"must be at most {call.catalogue.max_lora_rank}, the largest the engine serves",
+            "Lower it, or ask the operator to raise PTALIGN_ENGINE__MAX_LORA_RANK.",
+        )
     if not request.pair_set:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
     call.readable(request.pair_set, "pairSets", model.name, whole=True)
@@ -208,7 +214,9 @@ def annotation_problems(field: str, item: res.Annotation) -> list[InvalidInput]:
     problems = []
     for name in ("instruction", "good"):
         if not getattr(item, name).strip():
-            problems.append(InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item."))
+            problems.append(
+                InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item.")
+            )
     for name in ("instruction", "good", "bad"):
         if len(getattr(item, name)) > MAX_TEXT:
             limit = f"is longer than {MAX_TEXT} characters"
@@ -236,7 +244,9 @@ def _raise(problems: Sequence[InvalidInput]) -> None:
         raise Violations(problems)
 
 
-def _texts(field: str, texts: Sequence[str], most: int, longest: int = MAX_TEXT) -> list[InvalidInput]:
+def _texts(
+    field: str, texts: Sequence[str], most: int, longest: int = MAX_TEXT
+) -> list[InvalidInput]:
     if len(texts) > most:
         return [InvalidInput(field, f"holds more than {most} entries", "Send fewer.")]
     for number, text in enumerate(texts):

@@ -87,9 +87,7 @@ class Feeds:
         """Asks for new sequence numbers while anyone watches."""
         while self._feeds:
             try:
-                known = await asyncio.to_thread(
-                    self._store.operations.sequences, list(self._feeds)
-                )
+                known = await asyncio.to_thread(self._store.operations.sequences, list(self._feeds))
                 for operation_id, sequence in known.items():
                     await self._refresh(operation_id, sequence)
             except Exception:

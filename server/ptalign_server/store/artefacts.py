@@ -10,8 +10,8 @@ from pathlib import Path
 import obstore
 from obstore.store import LocalStore, from_url
 
-from ptalign_server.errors import NotFound
 from ptalign_proto.v1 import resources_pb2
+from ptalign_server.errors import NotFound
 
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHUNK = 256 * 1024

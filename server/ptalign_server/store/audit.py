@@ -31,7 +31,9 @@ class Audit:
         detail: Mapping[str, Any],
     ) -> None:
         """Appends one entry; `detail` holds counts and purposes, never text of records."""
-        newest = sa.select(audit.c.sequence, audit.c.hash).order_by(audit.c.sequence.desc()).limit(1)
+        newest = (
+            sa.select(audit.c.sequence, audit.c.hash).order_by(audit.c.sequence.desc()).limit(1)
+        )
         last = connection.execute(newest.with_for_update()).first()
         values = {
             "sequence": 1 if last is None else int(last.sequence) + 1,
@@ -64,7 +66,9 @@ class Audit:
     def count(self) -> int:
         """Entries in the trail."""
         with reading(self._engine) as connection:
-            return int(connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one())
+            return int(
+                connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one()
+            )
 
     def _hash(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("audit", *(values[name] for name in sorted(values)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from ptalign_server.errors import SetPurged
@@ -77,7 +79,7 @@ class Keys:
 
     def _wrapped(self, set_id: str) -> bytes | None:
         with reading(self._engine) as connection:
-            found = connection.execute(self._query(set_id)).scalar()
+            found: Any = connection.execute(self._query(set_id)).scalar()
         return None if found is None else bytes(found)
 
     def _query(self, set_id: str) -> sa.Select[tuple[bytes]]:

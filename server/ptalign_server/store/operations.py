@@ -101,9 +101,7 @@ class Operations:
         with self._engine.begin() as connection:
             return self.advance_in(connection, operation_id, change)
 
-    def advance_in(
-        self, connection: sa.Connection, operation_id: str, change: Change
-    ) -> Operation:
+    def advance_in(self, connection: sa.Connection, operation_id: str, change: Change) -> Operation:
         """`advance` inside a transaction of the caller."""
         query = sa.select(operations).where(operations.c.id == operation_id).with_for_update()
         before = self._checked(connection.execute(query).mappings().first())
@@ -197,7 +195,7 @@ class Operations:
         with reading(self._engine) as connection:
             return [self._event(row) for row in connection.execute(query).mappings()]
 
-    def _event(self, row: Mapping[str, Any]) -> Event:
+    def _event(self, row: Mapping[Any, Any]) -> Event:
         mac = self._vault.mac("event", row["operation"], row["sequence"], row["body"])
         if mac != row["mac"]:
             raise DataDamaged(f"event {row['sequence']} of operation {row['operation']} changed")

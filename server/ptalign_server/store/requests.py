@@ -95,7 +95,9 @@ def _known(connection: sa.Connection, ticket: Ticket) -> str | None:
     if row.method != ticket.method:
         raise RequestIdReused(["method"])
     before = json.loads(row.fields)
-    differing = [k for k in sorted({*before, *ticket.fields}) if before.get(k) != ticket.fields.get(k)]
+    differing = [
+        k for k in sorted({*before, *ticket.fields}) if before.get(k) != ticket.fields.get(k)
+    ]
     if differing:
         raise RequestIdReused(differing)
     return str(row.answer)

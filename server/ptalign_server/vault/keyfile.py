@@ -49,7 +49,9 @@ class KeyFile:
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & 0o077:
             raise NotReady(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
-        self.keys = dict(_parse(line, self.path) for line in self.path.read_text().split("\n") if line)
+        self.keys = dict(
+            _parse(line, self.path) for line in self.path.read_text().split("\n") if line
+        )
         if not self.keys:
             raise DataDamaged(f"key file {self.path} holds no key. Restore it from its backup.")
 

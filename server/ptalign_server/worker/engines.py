@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ptalign.errors import NotReady
@@ -12,6 +12,7 @@ from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.metrics import Metrics
 from ptalign_server.pool import Pool, PoolSettings, State
+from ptalign_server.pool.pool import OnWait
 from ptalign_server.profiles import profile
 from ptalign_server.settings import Settings
 
@@ -60,6 +61,15 @@ class Pools:
         finally:
             with self._lock:
                 self._users[model.name] -= 1
+
+    @contextmanager
+    def lease(self, should_stop: Callable[[], bool], on_wait: OnWait) -> Iterator[None]:
+        """Lends the device to an executor job; engines elsewhere go on."""
+        with ExitStack() as held:
+            if self._local:
+                for pool in list(self._pools.values()):
+                    held.enter_context(pool.paused(should_stop, on_wait))
+            yield
 
     def status(self) -> dict[str, Any]:
         """Whether any engine takes requests, and what each is doing."""
@@ -112,6 +122,7 @@ class Pools:
             "served_name": engine.served_name,
             "delay_seconds": engine.delay_seconds,
         }
+        values["max_lora_rank"] = engine.max_lora_rank
         if engine.concurrency:
             values["max_sequences"] = engine.concurrency
         return PoolSettings.of(profile(settings.profile), **values)

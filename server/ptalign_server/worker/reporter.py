@@ -73,9 +73,7 @@ class Reporter:
         self._store.operations.advance(self._operation.id, change)
 
 
-def fill(
-    message: Any, progress: Progress, values: Mapping[str, float], eta: float | None
-) -> None:
+def fill(message: Any, progress: Progress, values: Mapping[str, float], eta: float | None) -> None:
     """Writes progress into a verb's typed metadata."""
     common = message.progress
     common.phase, common.done, common.total = progress.phase, progress.done, progress.total
@@ -86,7 +84,8 @@ def fill(
     else:
         common.eta_seconds = eta
     fields = message.DESCRIPTOR.fields_by_name
-    for name, value in values.items():
+    # Counts are running totals and win over the last step's values of the same name.
+    for name, value in {**values, **progress.counts}.items():
         if name in fields and name != "progress":
             whole = fields[name].cpp_type != fields[name].CPPTYPE_DOUBLE
             setattr(message, name, int(value) if whole else float(value))

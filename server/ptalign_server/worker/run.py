@@ -166,7 +166,9 @@ class Worker:
             status = status_of(error).SerializeToString()
             store.operations.advance(
                 operation.id,
-                lambda o: None if o.done else replace(o, state=FAILED, error=status, ended=time.time()),
+                lambda o: (
+                    None if o.done else replace(o, state=FAILED, error=status, ended=time.time())
+                ),
             )
             return
         self._enqueue(operation, operation.id)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ptalign_server.worker.job import Job, Made
-from ptalign_server.worker.jobs import generate
+from ptalign_server.worker.jobs import align, evaluate, generate, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,14 @@ class Row:
     validate: Callable[[Job], None]
     """Checks what needs reading; its errors are the operation's."""
     make: Callable[[Job], Made]
-    partial: Callable[[Job], Made | None] | None
+    partial: Callable[[Job], Made | None] | None = None
     """What a stopped run leaves; None where that is nothing."""
     queue: str = "generation"
 
 
 JOBS: Mapping[str, Row] = {
     "GenerateInstructions": Row(generate.validate, generate.make, generate.partial),
+    "SynthesizePairs": Row(pairs.validate, pairs.make, pairs.partial),
+    "Align": Row(align.validate, align.make, queue="training"),
+    "Evaluate": Row(evaluate.validate, evaluate.make),
 }

@@ -45,9 +45,7 @@ def partial(job: Job) -> Made | None:
     if not records:
         return None
     _policy(job)
-    return _made(
-        job, InstructionSet(records=records, requested=job.request.count), partial=True
-    )
+    return _made(job, InstructionSet(records=records, requested=job.request.count), partial=True)
 
 
 def shortage(accepted: int, asked: int, floor: float) -> str:
@@ -55,8 +53,8 @@ def shortage(accepted: int, asked: int, floor: float) -> str:
     if accepted >= floor * asked:
         return ""
     return (
-        f"accepted {accepted} of {asked}, below the operator's floor of {floor:.0%}. The set so far "
-        "is kept as partial. Widen the policy's topics, lower the count, or extend the set."
+        f"accepted {accepted} of {asked}, below the operator's floor of {floor:.0%}. The set so "
+        "far is kept as partial. Widen the policy's topics, lower the count, or extend the set."
     )
 
 

@@ -1,0 +1,98 @@
+"""Align -> Adapter: trained by an executor subprocess, under the device's lease."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ptalign.config import AlignConfig
+from ptalign.nouns import Adapter, ModelSpec, PairSet
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import configs, messages
+from ptalign_server.executor import run_job
+from ptalign_server.profiles import profile
+from ptalign_server.worker.adapters import adapter_folder
+from ptalign_server.worker.job import Job, Made
+
+REVEAL = {"reveal": True}
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What a PEFT folder consists of, and all that leaves it."""
+
+
+def validate(job: Job) -> None:
+    """Reads the pair set, whose digest must hold and which must be whole."""
+    job.load(job.request.pair_set, PairSet, whole=True)
+
+
+def make(job: Job) -> Made:
+    """Trains, then stores the adapter's files."""
+    request = job.request
+    policy = job.policy_of(request.pair_set)
+    model = job.model(request.model)
+    budget = profile(job.room.settings.profile).trainer
+    config = configs.align_config(request).model_copy(
+        update={"device": budget.device, "threads": budget.threads}
+    )
+    out = _run_folder(job)
+    parent = request.parent_adapter
+    payload = {
+        "pairs": job.load(request.pair_set, PairSet, whole=True).model_dump(
+            mode="json", context=REVEAL
+        ),
+        "model": model.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "policy": policy.model_dump(mode="json"),
+        "parent": str(adapter_folder(job.room.store, parent)) if parent else "",
+        "out": str(out.absolute()),
+    }
+    result = run(job, model, "align", payload)
+    adapter = Adapter.model_validate(result)
+    files = [_store(job, Path(adapter.path) / part) for part in FILES]
+    made = _made(job, adapter.model_copy(update={"path": job.name}), config, files)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return made
+
+
+def run(job: Job, model: ModelSpec, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Runs an executor job while it has the device."""
+    settings = job.room.settings
+    with job.room.pools.lease(job.should_stop, job.reporter.waiting):
+        return run_job(
+            kind,
+            payload,
+            workdir=settings.state / "engines" / "children",
+            on_progress=job.reporter,
+            should_stop=job.should_stop,
+            budget=profile(settings.profile).trainer,
+        )
+
+
+def _run_folder(job: Job) -> Path:
+    """The run's folder; a resumed run begins with a copy of the earlier one's checkpoints."""
+    out = job.folder / "run"
+    earlier = job.request.resume_from.removeprefix("operations/")
+    source = job.folder.parent / earlier / "run"
+    if earlier and source.exists() and not out.exists():
+        partial = out.with_name("run.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(out)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return out
+
+
+def _store(job: Job, file: Path) -> res.FileInfo:
+    return job.room.store.artefacts.put(job.name, file.name, file)
+
+
+def _made(job: Job, noun: Adapter, config: AlignConfig, files: list[res.FileInfo]) -> Made:
+    request = job.request
+    names = (request.pair_set, request.parent_adapter)
+    return Made(
+        noun=noun,
+        message=messages.adapter(noun, files),
+        config=config,
+        parents=tuple(job.parent(name) for name in names if name),
+        model=request.model,
+    )

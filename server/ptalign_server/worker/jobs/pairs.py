@@ -1,0 +1,85 @@
+"""SynthesizePairs -> PairSet."""
+
+from __future__ import annotations
+
+from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
+from ptalign_server import configs, messages
+from ptalign_server.gateway.additions import annotation_of
+from ptalign_server.store.sets import AnnotationSet
+from ptalign_server.worker.job import Job, Made
+from ptalign_server.worker.jobs.generate import shortage
+from ptalign_server.worker.judges import generation_judges
+
+LOGGED = (Pair, Anchor)
+
+
+def validate(job: Job) -> None:
+    """Reads the inputs, whose digests must hold."""
+    job.load(job.request.instruction_set, InstructionSet)
+    if job.request.parent:
+        job.load(job.request.parent, PairSet)
+    _annotations(job)
+
+
+def make(job: Job) -> Made:
+    """Runs the stage."""
+    from ptalign.pairs import synthesize_pairs
+
+    request = job.request
+    policy = job.policy_of(request.instruction_set)
+    model = job.model(request.model)
+    with job.engine(model) as engine:
+        made = synthesize_pairs(
+            job.load(request.instruction_set, InstructionSet),
+            _annotations(job),
+            policy=policy,
+            engine=engine,
+            model=model,
+            judges=generation_judges(),
+            config=configs.pair_config(request),
+            parent=job.load(request.parent, PairSet) if request.parent else None,
+            on_progress=job.reporter,
+            log=job.log(*LOGGED),
+        )
+    return _made(job, made)
+
+
+def partial(job: Job) -> Made | None:
+    """What was accepted before the stop."""
+    records = list(job.log(*LOGGED).read())
+    if not records:
+        return None
+    job.policy_of(job.request.instruction_set)
+    wanted = job.load(job.request.instruction_set, InstructionSet)
+    noun = PairSet(
+        pairs=tuple(r for r in records if isinstance(r, Pair)),
+        anchors=tuple(r for r in records if isinstance(r, Anchor)),
+        requested=len(wanted.harmful),
+        partial=True,
+        judge_ids=tuple(judge.id for judge in generation_judges()),
+    )
+    return _made(job, noun)
+
+
+def _annotations(job: Job) -> tuple[Annotation, ...]:
+    request = job.request
+    if request.annotation_set:
+        return job.load(request.annotation_set, AnnotationSet).records
+    return tuple(annotation_of(item) for item in request.annotations.items)
+
+
+def _made(job: Job, noun: PairSet) -> Made:
+    request = job.request
+    names = (request.instruction_set, request.annotation_set, request.parent)
+    accepted = sum(p.kind != "twin" for p in noun.pairs)
+    missing = shortage(accepted, noun.requested, job.room.settings.limits.floor)
+    return Made(
+        noun=noun,
+        message=messages.pair_set(noun),
+        config=configs.pair_config(request),
+        parents=tuple(job.parent(name) for name in names if name),
+        judges=noun.judge_ids,
+        partial=noun.partial,
+        model=request.model,
+        shortage="" if noun.partial else missing,
+    )

@@ -1,0 +1,143 @@
+"""What a report is made from: the evaluation, its adapters, and what each stage cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.errors import NotFound
+from ptalign_server.store.resources import Resource
+from ptalign_server.wire import COLLECTIONS
+from ptalign_server.worker.job import Job
+
+if TYPE_CHECKING:
+    from ptalign.evaluate import Target
+    from ptalign.report import PairCounts, Stage
+    from ptalign.suites import Suite
+
+STAGES = {
+    "instructionSets": "GenerateInstructions",
+    "pairSets": "SynthesizePairs",
+    "adapters": "Align",
+}
+
+
+def build_report(
+    job: Job,
+    evaluation: Evaluation,
+    targets: Sequence[Target],
+    suites: Sequence[Suite],
+    pairs: PairSet | None,
+    policy: Policy | None,
+) -> tuple[str, dict[str, Any]]:
+    """``report.html`` as text and ``report.json`` as a document."""
+    from ptalign.report import PairCounts, ReportInput, build
+
+    asked = (job.request.baseline, job.request.target, *job.request.also)
+    adapters = {
+        target.label: job.load(one.adapter, Adapter)
+        for target, one in zip(targets, asked, strict=True)
+        if one.adapter
+    }
+    report = ReportInput(
+        model=job.request.target.model,
+        policy=policy.name if policy else "",
+        evaluation=evaluation,
+        adapters=adapters,
+        pairs=_counts(pairs) if pairs else PairCounts(),
+        annotations_used=pairs.annotations_used if pairs else 0,
+        stages=tuple(_stages(job, evaluation)),
+        left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
+        topic_titles={t.id: t.title for t in policy.topics} if policy else {},
+        command=_command(job),
+        made=time.strftime("%Y-%m-%d"),
+    )
+    return build(report)
+
+
+def _counts(pairs: PairSet) -> PairCounts:
+    from ptalign.report import PairCounts
+
+    return PairCounts(
+        pairs=sum(p.kind != "twin" for p in pairs.pairs),
+        polarised=len(pairs.polarised),
+        twins=len(pairs.twins),
+        anchors=len(pairs.anchors),
+        rounds=pairs.rounds,
+        rejected=pairs.rejected,
+    )
+
+
+def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
+    """Costs of the stages that led to the target, oldest first, then of this one."""
+    from ptalign.report import Stage
+
+    line = list(_lineage(job, job.request.target.adapter))
+    minutes = sum(
+        res.AnnotationSet.FromString(r.body).annotator_minutes
+        for r in line
+        if r.collection == "annotationSets"
+    )
+    for resource in reversed(line):
+        if resource.collection in STAGES:
+            spent = minutes if resource.collection == "pairSets" else 0.0
+            yield _stage(job, resource, spent)
+    yield Stage(name="Evaluate", seconds=sum(evaluation.seconds.values()))
+
+
+def _stage(job: Job, resource: Resource, minutes: float) -> Stage:
+    from ptalign.report import Stage
+
+    message: Any = COLLECTIONS[resource.collection].FromString(resource.body)
+    tokens = (
+        message.tokens_mle + message.tokens_ut + message.tokens_anchor
+        if resource.collection == "adapters"
+        else int(message.stats["tokens_generated"])
+    )
+    return Stage(
+        name=STAGES[resource.collection],
+        seconds=_seconds(job, message.meta.operation),
+        tokens=tokens,
+        annotator_minutes=minutes,
+    )
+
+
+def _seconds(job: Job, operation: str) -> float:
+    """How long the operation ran; 0 for imports and deleted operations."""
+    try:
+        found = job.room.store.operations.get(operation.removeprefix("operations/"))
+    except NotFound:
+        return 0.0
+    return max(0.0, found.ended - found.started)
+
+
+def _lineage(job: Job, name: str) -> Iterator[Resource]:
+    """A resource and all it was made from, nearest first, each once."""
+    waiting, seen = [name] if name else [], set()
+    while waiting:
+        current = waiting.pop(0)
+        if current in seen:
+            continue
+        seen.add(current)
+        try:
+            resource = job.resource(current)
+        except NotFound:
+            continue
+        yield resource
+        meta = COLLECTIONS[resource.collection].FromString(resource.body).meta
+        waiting += [parent.partition("@")[0] for parent in meta.parents]
+
+
+def _command(job: Job) -> str:
+    request = job.request
+    words = ["ptalign", "evaluate", request.target.adapter or "''", "-m", request.target.model]
+    for target in request.also:
+        words += ["--also", target.adapter]
+    if request.samples:
+        words += ["--samples", str(request.samples)]
+    if request.seed:
+        words += ["--seed", str(request.seed)]
+    return " ".join(words)
