@@ -22,7 +22,9 @@ from ptalign.report.words import (
     mask,
     name_of,
     percent,
+    prompts,
     shown,
+    signed,
     twin_separation,
 )
 
@@ -39,7 +41,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": percent, "interval": interval, "clock": clock}
+    found.filters |= {"percent": percent, "interval": interval, "prompts": prompts}
+    found.filters |= {"clock": clock, "signed": signed}
     return found
 
 
@@ -138,9 +141,9 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
     """Losses and the weight over steps, and what the run cost."""
     ledger = adapter.ledger
     parts = [
-        ("good answers (likelihood)", COLOURS[1], [log.loss_mle for log in ledger]),
-        ("bad answers (unlikelihood)", COLOURS[2], [log.loss_ut for log in ledger]),
-        ("everyday answers (anchors)", COLOURS[0], [log.loss_anchor for log in ledger]),
+        ("good answers", COLOURS[1], [log.loss_mle for log in ledger]),
+        ("bad answers", COLOURS[2], [log.loss_ut for log in ledger]),
+        ("everyday answers", COLOURS[0], [log.loss_anchor for log in ledger]),
     ]
     told = [part for part in parts if any(part[2])]
     weights = [log.ut_weight for log in ledger]

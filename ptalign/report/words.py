@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -10,7 +11,7 @@ from ptalign.nouns import Evaluation, Rate, TargetResult
 
 METHODS = {
     "": "original model",
-    "mle": "likelihood only (MLE)",
+    "mle": "likelihood only",
     "pt_align": "PT-ALIGN",
     "ut_uniform": "unlikelihood, all tokens alike",
     "dpo": "DPO",
@@ -63,10 +64,23 @@ def percent(rate: Rate | None) -> str:
 
 
 def interval(rate: Rate | None) -> str:
-    """``4–19 %, 60 prompts``."""
+    """``4–19 %``."""
     if rate is None or rate.n == 0:
         return "not run"
-    return f"{100 * rate.low:.0f}–{100 * rate.high:.0f} %, {rate.n} prompts"
+    return f"{100 * rate.low:.0f}–{100 * rate.high:.0f} %"
+
+
+def prompts(rates: Sequence[Rate | None]) -> str:
+    """``60 prompts``; a range where targets have different numbers of scored replies."""
+    counts = sorted({rate.n for rate in rates if rate is not None and rate.n})
+    if not counts:
+        return "no prompts"
+    return f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]}–{counts[-1]} prompts"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, and a minus that is as wide as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _of_hundred(rate: Rate) -> str:
