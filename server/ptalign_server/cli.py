@@ -9,22 +9,33 @@ from typing import Annotated
 import typer
 
 from ptalign.errors import PtalignError
+from ptalign_server.admin import audit, keys, models, suites, tokens
+from ptalign_server.admin.doctor import doctor
 
 app = typer.Typer(
     help="The ptalign service: topics in, a safer LoRA adapter and the evidence out.\n\n"
-    "Start it with `ptalign-server serve`, check the machine with `ptalign-server doctor`. "
-    "Settings are environment variables with the prefix PTALIGN_ (nested by __).",
+    "Check the machine with [bold]ptalign-server doctor[/], start with [bold]ptalign-server "
+    "serve[/]. Settings are environment variables with the prefix PTALIGN_, nested by __: "
+    "PTALIGN_STATE=/var/lib/ptalign, PTALIGN_ENGINE__KIND=remote.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
+app.command()(doctor)
+app.add_typer(models.app, name="models")
+app.add_typer(suites.app, name="suites")
+app.add_typer(keys.app, name="keys")
+app.add_typer(tokens.app, name="tokens")
+app.add_typer(audit.app, name="audit")
 
 
 @app.command()
 def serve() -> None:
-    """Serve on loopback (gRPC 50051, /metrics 9464) until stopped.
+    """Serve until stopped: gRPC on 50051, /metrics on 9464, the page on 8080, all on loopback.
 
     State goes to ./.ptalign unless PTALIGN_STATE names another folder. Off loopback
-    (PTALIGN_HOST) TLS and tokens are required.
+    (PTALIGN_HOST) TLS and tokens are required: the server says what to set. The control services
+    answer in seconds; the engine follows (health name ptalign.engine).
     """
     from ptalign_server import logs
     from ptalign_server.gateway.serve import quiet_environment

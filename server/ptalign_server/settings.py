@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(9464, ge=0, le=65535)
+    page: bool = True
+    """Whether the annotation page is served."""
+    page_host: str = "127.0.0.1"
+    page_port: int = Field(8080, ge=0, le=65535)
     profile: Literal["cpu", "gpu"] = "cpu"
     executor_id: str = "local"
     """Stable name of this replica: a pod's name in a StatefulSet."""

@@ -45,7 +45,8 @@ def require_loopback(settings: Settings) -> None:
 def credentials(settings: Settings) -> Any:
     """TLS credentials that read the certificate again when its file changes."""
     auth = settings.auth
-    assert auth.tls_cert is not None and auth.tls_key is not None
+    assert auth.tls_cert is not None
+    assert auth.tls_key is not None
     files = [auth.tls_cert, auth.tls_key, *([auth.client_ca] if auth.client_ca else [])]
     seen = _stamps(files)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -90,6 +90,7 @@ class Gateway:
         self._probe = grpc.aio.server()
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._stop_page: Callable[[], Awaitable[None]] | None = None
 
     async def start(self) -> int:
         """Binds every port, then starts the worker.
@@ -104,6 +105,8 @@ class Gateway:
         self._probe.add_insecure_port(f"unix:{socket}")
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probe)
         self._stop_metrics = self._serve_metrics()
+        if self._settings.page:
+            self._stop_page = await self._serve_page()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING, *SERVICES, "")
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, ENGINE)
         await self._server.start()
@@ -121,6 +124,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(self._server.stop(GRACE_SECONDS), self._worker.stop())
+        if self._stop_page is not None:
+            await self._stop_page()
         await self._probe.stop(0)
         self._stop_metrics()
         self._settings.health_socket.unlink(missing_ok=True)
@@ -147,6 +152,16 @@ class Gateway:
             settings.metrics_port, settings.metrics_host, registry=metrics.registry()
         )
         return server.shutdown
+
+    async def _serve_page(self) -> Callable[[], Awaitable[None]]:
+        from ptalign_server.page import create_app
+        from ptalign_server.page.listen import listen
+        from ptalign_server.page.shelf import Shelf
+
+        settings = self._settings
+        app = create_app(Shelf(settings, self._store))
+        _, stop = await listen(app, settings.page_host, settings.page_port, settings.auth)
+        return stop
 
     async def _follow_engine(self) -> None:
         """`ptalign.engine` serves while the worker says that an engine takes requests."""

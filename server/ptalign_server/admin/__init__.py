@@ -1,0 +1,1 @@
+"""The operator's commands behind `ptalign-server`."""

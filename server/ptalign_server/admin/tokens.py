@@ -1,0 +1,49 @@
+"""`ptalign-server tokens`: who may call."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ptalign.errors import InvalidInput
+from ptalign_server.gateway.identity import Tokens
+from ptalign_server.settings import ROLES, Settings
+
+app = typer.Typer(help="Bearer tokens: stored as hashes, shown once.", no_args_is_help=True)
+
+
+def _tokens() -> Tokens:
+    settings = Settings()
+    settings.make_folders()
+    return Tokens(settings.state / "tokens.json")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Who uses it; an older token of the name goes.")],
+    role: Annotated[list[str], typer.Option(help=f"One of {', '.join(ROLES)}; repeat for more.")],
+    tenant: Annotated[str, typer.Option(help="Whose resources it sees.")] = "default",
+) -> None:
+    """Make a token and print it. Running servers take it up at once."""
+    for one in role:
+        if one not in ROLES:
+            raise InvalidInput("--role", f"must be one of {', '.join(ROLES)}", "Choose one.")
+    typer.echo(_tokens().add(name, tenant, role))
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Remove a token: its next call is refused."""
+    if not _tokens().remove(name):
+        raise InvalidInput("name", f"no token is named {name!r}", "See: ptalign-server tokens list")
+    typer.echo(f"removed {name}")
+
+
+@app.command("list")
+def show() -> None:
+    """List names, tenants and roles; never the tokens."""
+    for entry in _tokens().entries():
+        roles = entry["roles"]
+        joined = ",".join(map(str, roles)) if isinstance(roles, list) else ""
+        typer.echo(f"{entry['name']}\t{entry['tenant']}\t{joined}")
