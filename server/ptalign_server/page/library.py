@@ -1,0 +1,126 @@
+"""What the page needs from whoever keeps the pair sets and the marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ptalign.sealed import SealedText
+
+LIMIT = 49
+"""Marks per model and policy: the method promises fewer than 50."""
+
+Verdict = Literal["good", "bad", "edit", "withdrawn"]
+"""good: both answers are what they should be. bad: they are not, and nobody rewrote them.
+edit: rewritten by the annotator. withdrawn: an earlier mark taken back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who looks at the page."""
+
+    name: str
+    tenant: str
+    roles: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One pair set that can be annotated."""
+
+    pair_set: str
+    model: str
+    policy: str
+    created: float
+    """Seconds since the epoch."""
+    pairs: int
+    marked: int
+    """Items marked for this model and policy, over all of its pair sets."""
+    minutes: float
+    """Annotators' time on them."""
+    agreement: float | None
+    """Share of items with the same verdict among those that several people marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A pair to look at. Its texts are harmful in part: shown only when asked for."""
+
+    id: str
+    topic: str
+    instruction: SealedText
+    good: SealedText
+    bad: SealedText
+    polarity: tuple[float, ...] = ()
+    """Per judge: judge(toxic) - judge(positive), in -1..1."""
+    opinions: int = 0
+    """People who marked it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Where one visitor stands in one queue."""
+
+    queue: Queue
+    items: Sequence[Item]
+    """What is left for this visitor, most informative first."""
+    last: str = ""
+    """Id of the item this visitor marked last; empty when there is nothing to take back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a visitor decided about one item."""
+
+    item: str
+    verdict: Verdict
+    good: str = field(default="", repr=False)
+    """Edits only: the rewritten good answer."""
+    bad: SealedText | None = None
+    """Edits only: the rewritten bad answer."""
+    seconds: float = 0.0
+
+
+class Full(Exception):
+    """The limit of marks is reached, or another visitor took the last one."""
+
+
+class AnnotationLibrary(Protocol):
+    """The page's only way to data. Every method is called from a thread."""
+
+    def secret(self) -> bytes:
+        """Key that signs session cookies; the same in every replica."""
+
+    def local(self) -> Visitor | None:
+        """The visitor without login, on loopback; None where a token is needed."""
+
+    def visitor(self, fingerprint: str) -> Visitor | None:
+        """Whoever holds the token with this SHA-256 now; None once it is removed."""
+
+    def queues(self, visitor: Visitor) -> Sequence[Queue]:
+        """Pair sets of the visitor's tenant, newest first."""
+
+    def annotation_items(self, visitor: Visitor, pair_set: str) -> Board:
+        """The visitor's board.
+
+        Raises:
+            NotFound: No such pair set in the visitor's tenant.
+        """
+
+    def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
+        """Leaves the audit record of a look at harmful text; no text is shown when it fails."""
+
+    def add_annotation(self, visitor: Visitor, pair_set: str, mark: Mark) -> None:
+        """Keeps a mark, durably.
+
+        Raises:
+            Full: The limit is reached.
+        """
+
+    def hand_over(self, visitor: Visitor, pair_set: str) -> str:
+        """Seals the marks made so far into an annotation set and returns its name.
+
+        Raises:
+            InvalidInput: There is nothing usable yet.
+        """

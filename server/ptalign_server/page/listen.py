@@ -1,0 +1,99 @@
+"""Serves the page inside the gateway's event loop: in clear on loopback, by TLS elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ptalign.errors import InvalidInput, NotReady
+from ptalign_server.settings import AuthSettings, is_loopback
+
+RELOAD_SECONDS = 30.0
+
+
+async def listen(
+    app: Starlette, host: str, port: int, auth: AuthSettings
+) -> tuple[int, Callable[[], Awaitable[None]]]:
+    """Starts the page.
+
+    Returns:
+        The port in use, and a function that stops it.
+
+    Raises:
+        InvalidInput: The address is not loopback and TLS is not set up.
+        NotReady: The port is taken, or the certificate cannot be read.
+    """
+    secure = auth.tls_cert is not None and auth.tls_key is not None
+    if not secure and not is_loopback(host):
+        raise InvalidInput(
+            "page_host",
+            f"{host} can be reached by other machines and TLS is not set up",
+            "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or serve the page on 127.0.0.1.",
+        )
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+        ssl_certfile=auth.tls_cert if secure else None,
+        ssl_keyfile=auth.tls_key if secure else None,
+    )
+    server = _Quiet(config)
+    serving = asyncio.create_task(_serve(server, port))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if serving.done():
+        serving.result()
+    renewing = asyncio.create_task(_renew(config, auth)) if secure else None
+
+    async def stop() -> None:
+        if renewing is not None:
+            renewing.cancel()
+        server.should_exit = True
+        await serving
+
+    return int(server.servers[0].sockets[0].getsockname()[1]), stop
+
+
+class _Quiet(uvicorn.Server):
+    """uvicorn that leaves the process's signal handlers alone: they are the gateway's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(server: uvicorn.Server, port: int) -> None:
+    try:
+        await server.serve()
+    except OSError as error:
+        raise NotReady(f"the page cannot be served on port {port}: {error.strerror}") from None
+    except SystemExit:  # uvicorn's answer to a port that is taken
+        raise NotReady(f"port {port} is taken: stop what listens there or set another") from None
+
+
+async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:
+    """Reads the certificate again when its file changes; open connections go on."""
+    assert auth.tls_cert is not None
+    assert auth.tls_key is not None
+    seen = _stamp(auth.tls_cert)
+    while True:
+        await asyncio.sleep(RELOAD_SECONDS)
+        now = _stamp(auth.tls_cert)
+        if now != seen and config.ssl is not None:
+            config.ssl.load_cert_chain(auth.tls_cert, auth.tls_key)
+            seen = now
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0

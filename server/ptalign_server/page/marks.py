@@ -1,0 +1,94 @@
+"""Marks as they are kept, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptalign.nouns import Annotation, Noun, Pair, record_id
+from ptalign.sealed import SealedText
+from ptalign_server.page.library import Item, Mark, Verdict, Visitor
+
+
+class Kept(Noun):
+    """One mark in a draft. A later one of the same annotator on the same item replaces it.
+
+    It holds text only where the annotator wrote it: the pair's own stays in its set, so that
+    purging the set leaves none of it here.
+    """
+
+    id: str
+    pair_set: str
+    item: str
+    annotator: str
+    verdict: Verdict
+    topic: str
+    seconds: float
+    good: str = ""
+    bad: SealedText | None = None
+
+
+def keep(visitor: Visitor, pair_set: str, mark: Mark, topic: str, ordinal: int) -> Kept:
+    """A visitor's mark as the draft keeps it; `ordinal` is its place there."""
+    return Kept(
+        id=record_id(visitor.name, mark.item, str(ordinal)),
+        pair_set=pair_set,
+        item=mark.item,
+        annotator=visitor.name,
+        verdict=mark.verdict,
+        topic=topic,
+        seconds=mark.seconds,
+        good=mark.good,
+        bad=mark.bad,
+    )
+
+
+def current(history: Sequence[Kept]) -> list[Kept]:
+    """The last word of each annotator on each item, in the order it was spoken."""
+    latest: dict[tuple[str, str], Kept] = {}
+    for mark in history:
+        latest.pop((mark.annotator, mark.item), None)
+        latest[mark.annotator, mark.item] = mark
+    return [m for m in latest.values() if m.verdict != "withdrawn"]
+
+
+def minutes(kept: Sequence[Kept]) -> float:
+    """Annotators' time."""
+    return sum(m.seconds for m in kept) / 60
+
+
+def agreement(kept: Sequence[Kept]) -> float | None:
+    """Share of items with one opinion among those that several people marked.
+
+    An edit is an opinion of its own: who rewrites an answer does not find it right.
+    """
+    verdicts: dict[str, list[str]] = {}
+    for mark in kept:
+        verdicts.setdefault(mark.item, []).append(mark.verdict)
+    shared = [v for v in verdicts.values() if len(v) > 1]
+    return sum(len(set(v)) == 1 for v in shared) / len(shared) if shared else None
+
+
+def item_of(pair: Pair, opinions: int) -> Item:
+    """A pair with both sides, to be looked at."""
+    assert pair.toxic is not None
+    return Item(
+        id=pair.id,
+        topic=pair.topic,
+        instruction=SealedText(pair.instruction),
+        good=SealedText(pair.positive),
+        bad=pair.toxic,
+        polarity=tuple(pair.polarity.values()),
+        opinions=opinions,
+    )
+
+
+def annotation(mark: Kept, pair: Pair) -> Annotation:
+    """What a confirmed or edited pair teaches."""
+    edited = mark.verdict == "edit"
+    return Annotation(
+        instruction=pair.instruction,
+        good=mark.good if edited else pair.positive,
+        bad=mark.bad if edited else pair.toxic,
+        topic=pair.topic,
+        note="edited" if edited else "confirmed",
+    )

@@ -1,0 +1,239 @@
+"""The page's library over the server's store.
+
+Marks are appended to a sealed draft, one per tenant, model and policy, as they are made. Handing
+over seals what is there into an annotation set of its own; the draft goes on, so that a later set
+holds the earlier marks too and the limit counts them all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+import sqlalchemy as sa
+
+from ptalign.errors import InvalidInput
+from ptalign.nouns import Annotation, Pair, PairSet
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server import wire
+from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.gateway.identity import Tokens
+from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
+from ptalign_server.page.marks import Kept, agreement, annotation, current, item_of, keep, minutes
+from ptalign_server.page.ordering import most_informative
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import new_id
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import AnnotationSet
+
+SETS = 50
+"""Pair sets shown, newest first."""
+
+
+class Shelf:
+    """An `AnnotationLibrary` (see `page.library`).
+
+    Args:
+        settings: Where tokens lie, and whether loopback needs one.
+        store: Pair sets, drafts and annotation sets.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._store = store
+        self._tokens = Tokens(settings.state / "tokens.json")
+        auth = settings.auth
+        free = settings.loopback and not auth.tokens_on_loopback
+        self._local = Visitor("local", "default", frozenset(auth.loopback_roles)) if free else None
+
+    def secret(self) -> bytes:
+        """Key of the session cookies, from the database's MAC key."""
+        return bytes.fromhex(self._store.vault.mac("page", "sessions"))
+
+    def local(self) -> Visitor | None:
+        """The person at this machine, where the server trusts loopback."""
+        return self._local
+
+    def visitor(self, token_hash: str) -> Visitor | None:
+        """Whoever holds the token now."""
+        for entry in self._tokens.entries():
+            if entry["sha256"] == token_hash:
+                roles: Sequence[str] = entry["roles"]  # type: ignore[assignment]
+                return Visitor(str(entry["name"]), str(entry["tenant"]), frozenset(roles))
+        return None
+
+    def queues(self, visitor: Visitor) -> Sequence[Queue]:
+        """Pair sets of the tenant that still hold text."""
+        page = self._store.resources.page(
+            visitor.tenant, "pairSets", SETS, before="", model="", policy=""
+        )
+        return [self._queue(row, self._kept(row)) for row in page if not row.purged]
+
+    def annotation_items(self, visitor: Visitor, pair_set: str) -> Board:
+        """What is left for this visitor in one pair set."""
+        row = self._row(visitor, pair_set)
+        kept = self._kept(row)
+        mine = {m.item for m in kept if m.annotator == visitor.name}
+        people = Counter(m.item for m in kept)
+        items = [item_of(pair, people[pair.id]) for pair in self._pairs(row) if pair.id not in mine]
+        topics = Counter(topic for topic in {m.item: m.topic for m in kept}.values())
+        last = next((m.item for m in reversed(kept) if m.annotator == visitor.name), "")
+        return Board(self._queue(row, kept), most_informative(items, topics), last)
+
+    def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
+        """An audit entry for one look."""
+        detail = {"purpose": "annotation", "item": item}
+
+        def change(connection: sa.Connection) -> None:
+            self._store.audit.add(
+                connection, visitor.tenant, visitor.name, "page.reveal", pair_set, detail
+            )
+
+        self._store.write(change).result()
+
+    def add_annotation(self, visitor: Visitor, pair_set: str, mark: Mark) -> None:
+        """Appends a mark to the draft."""
+        row = self._row(visitor, pair_set)
+        pair = next((p for p in self._pairs(row) if p.id == mark.item), None)
+        if pair is None:
+            raise NotFound
+        with self._locked(row) as draft:
+            log = self._store.sets.log(draft, Kept)
+            try:
+                history = list(log.read())
+                marked = {m.item for m in current(history)}
+                if mark.verdict != "withdrawn" and mark.item not in marked and len(marked) >= LIMIT:
+                    raise Full
+                log.append(keep(visitor, pair_set, mark, pair.topic, len(history)))
+            finally:
+                log.close()
+
+    def hand_over(self, visitor: Visitor, pair_set: str) -> str:
+        """Seals usable marks as an annotation set, with its audit entry."""
+        row = self._row(visitor, pair_set)
+        kept = self._kept(row)
+        records = tuple(self._annotations(visitor, kept))
+        if not records:
+            raise InvalidInput(
+                "marks", "No pair is marked as right or edited yet", "Mark at least one first."
+            )
+        noun = AnnotationSet(records=records, annotator_minutes=minutes(kept))
+        set_id = new_id()
+        key, wrapped = self._store.vault.fresh_key(set_id)
+        digest = self._store.sets.write(set_id, key, noun)
+        made = _resource(row, set_id, digest, noun)
+
+        def change(connection: sa.Connection) -> None:
+            store = self._store
+            store.keys.insert(connection, set_id, wrapped)
+            store.resources.insert(connection, made)
+            detail = {"count": len(records), "pair_set": row.name}
+            store.audit.add(
+                connection, visitor.tenant, visitor.name, "page.hand_over", made.name, detail
+            )
+
+        self._store.write(change).result()
+        return made.name
+
+    def _annotations(self, visitor: Visitor, kept: Sequence[Kept]) -> Iterator[Annotation]:
+        """One annotation per usable item, the last opinion on it; purged pairs are left out."""
+        usable = {m.item: m for m in kept if m.verdict in ("good", "edit")}
+        for name in sorted({m.pair_set for m in usable.values()}):
+            row = self._row(visitor, name)
+            pairs = {} if row.purged else {p.id: p for p in self._pairs(row)}
+            for mark in usable.values():
+                if mark.pair_set == name and mark.item in pairs:
+                    yield annotation(mark, pairs[mark.item])
+
+    def _row(self, visitor: Visitor, pair_set: str) -> Resource:
+        if not pair_set.startswith("pairSets/"):
+            raise NotFound
+        return self._store.resources.get(pair_set, visitor.tenant)
+
+    def _pairs(self, row: Resource) -> Iterator[Pair]:
+        """Pairs that have both sides: the ones a person can judge."""
+        noun = self._store.sets.load(row.name, PairSet, row.content)
+        yield from noun.polarised
+
+    def _queue(self, row: Resource, kept: Sequence[Kept]) -> Queue:
+        message = res.PairSet.FromString(row.body)
+        return Queue(
+            pair_set=row.name,
+            model=row.model,
+            policy=row.policy,
+            created=row.created,
+            pairs=message.pairs,
+            marked=len({m.item for m in kept}),
+            minutes=minutes(kept),
+            agreement=agreement(kept),
+        )
+
+    def _draft(self, row: Resource) -> str:
+        """Set id of the marks on a tenant's model and policy."""
+        tag = self._store.vault.mac("page", "draft", row.tenant, row.model, row.policy)
+        return f"draft-{tag[:24]}"
+
+    def _kept(self, row: Resource) -> list[Kept]:
+        draft = self._draft(row)
+        if not (self._store.sets.folder(draft) / "log").exists():
+            return []
+        with self._locked(row):
+            log = self._store.sets.log(draft, Kept)
+            try:
+                return current(list(log.read()))
+            finally:
+                log.close()
+
+    @contextmanager
+    def _locked(self, row: Resource) -> Iterator[str]:
+        """The draft's id, held against other processes; its key is made at first use."""
+        draft = self._draft(row)
+        folder = self._store.sets.folder(draft)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            _hold(lock)
+            self._make_key(draft)
+            yield draft
+
+    def _make_key(self, draft: str) -> None:
+        try:
+            self._store.keys.get(draft)
+        except SetPurged:  # none yet
+            _, wrapped = self._store.vault.fresh_key(draft)
+            self._store.write(lambda c: self._store.keys.insert(c, draft, wrapped)).result()
+
+
+def _hold(lock: IO[str]) -> None:
+    """Waits for the lock; closing the file gives it back."""
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet) -> Resource:
+    """The row of a new annotation set beside the pair set it was made from."""
+    parent = res.PairSet.FromString(row.body).meta
+    name, now = f"annotationSets/{set_id}", time.time()
+    message = res.AnnotationSet(count=len(noun.records), annotator_minutes=noun.annotator_minutes)
+    meta = message.meta
+    meta.name, meta.digest, meta.tenant = name, digest, row.tenant
+    meta.create_time.CopyFrom(wire.timestamp(now))
+    meta.model, meta.model_digest = row.model, parent.model_digest
+    meta.policy, meta.policy_digest = row.policy, parent.policy_digest
+    meta.parents.append(f"{row.name}@{row.content}")
+    return Resource(
+        name=name,
+        collection="annotationSets",
+        tenant=row.tenant,
+        model=row.model,
+        policy=row.policy,
+        verdict="",
+        adapter="",
+        partial=False,
+        purged=False,
+        content=digest,
+        body=message.SerializeToString(),
+        created=now,
+    )

@@ -1,0 +1,246 @@
+"""Marks in the real store: durable, sealed, counted once, handed over as an annotation set."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ptalign.errors import InvalidInput
+from ptalign.sealed import SealedText
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.errors import NotFound
+from ptalign_server.gateway.identity import Tokens
+from ptalign_server.page.library import LIMIT, Full, Mark, Visitor
+from ptalign_server.page.sessions import fingerprint
+from ptalign_server.page.shelf import Shelf
+from ptalign_server.store.sets import AnnotationSet
+
+ANN = Visitor("ann", "default", frozenset({"annotator"}))
+BOB = Visitor("bob", "default", frozenset({"annotator"}))
+EVE = Visitor("eve", "elsewhere", frozenset({"annotator"}))
+
+
+def load(name: str) -> ModuleType:
+    """A module beside this file; the tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+world = load("page_world")
+
+
+class Place:
+    """An open store with one pair set of 60 pairs."""
+
+    def __init__(self, folder: Path, pairs: int = 60) -> None:
+        self.folder = folder
+        self.settings, self.store = world.open_store(folder)
+        self.shelf = Shelf(self.settings, self.store)
+        self.pairs = world.add_pair_set(self.store, world.pairs(pairs))
+
+    def items(self, visitor: Visitor = ANN) -> list[str]:
+        return [i.id for i in self.shelf.annotation_items(visitor, self.pairs).items]
+
+    def mark(self, item: str, verdict: str = "good", visitor: Visitor = ANN) -> None:
+        self.shelf.add_annotation(visitor, self.pairs, Mark(item, verdict, seconds=30))  # type: ignore[arg-type]
+
+    def reopen(self) -> None:
+        self.store.close()
+        self.settings, self.store = world.open_store(self.folder)
+        self.shelf = Shelf(self.settings, self.store)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.store.close()
+
+
+def noun(place: Place, name: str) -> AnnotationSet:
+    row = place.store.resources.get(name, "default")
+    return place.store.sets.load(name, AnnotationSet, row.content)
+
+
+def test_the_queue_holds_pairs_with_both_sides_only(place: Place) -> None:
+    assert len(place.items()) == 60
+    (queue,) = place.shelf.queues(ANN)
+    assert (queue.pairs, queue.marked, queue.agreement) == (60, 0, None)
+
+
+def test_marks_survive_a_restart_and_are_not_offered_again(place: Place) -> None:
+    first, second = place.items()[:2]
+    place.mark(first)
+    place.mark(second, "bad")
+    place.reopen()
+    assert first not in place.items()
+    (queue,) = place.shelf.queues(ANN)
+    assert queue.marked == 2
+    assert queue.minutes == pytest.approx(1.0)
+
+
+def test_what_is_handed_over_is_an_annotation_set_with_its_parent(place: Place) -> None:
+    confirmed, wrong, edited = place.items()[:3]
+    place.mark(confirmed)
+    place.mark(wrong, "bad")
+    rewrite = Mark(edited, "edit", "A kinder answer.", SealedText("A colder answer."), 60.0)
+    place.shelf.add_annotation(ANN, place.pairs, rewrite)
+    name = place.shelf.hand_over(ANN, place.pairs)
+    made = noun(place, name)
+    assert sorted(r.note for r in made.records) == ["confirmed", "edited"]
+    by_note = {r.note: r for r in made.records}
+    assert by_note["edited"].good == "A kinder answer."
+    assert by_note["confirmed"].bad is not None
+    assert by_note["confirmed"].bad.reveal().startswith(world.BAD)
+    row = place.store.resources.get(name, "default")
+    message = res.AnnotationSet.FromString(row.body)
+    assert message.count == 2
+    assert message.annotator_minutes == pytest.approx(2.0)
+    assert message.meta.parents[0].startswith(f"{place.pairs}@sha256:")
+    assert (row.model, row.policy) == ("m", "tone")
+
+
+def test_a_later_set_holds_the_earlier_marks_too(place: Place) -> None:
+    first, second = place.items()[:2]
+    place.mark(first)
+    one = place.shelf.hand_over(ANN, place.pairs)
+    place.mark(second)
+    two = place.shelf.hand_over(BOB, place.pairs)
+    assert len(noun(place, one).records) == 1
+    assert len(noun(place, two).records) == 2
+
+
+def test_nothing_to_hand_over_is_said(place: Place) -> None:
+    place.mark(place.items()[0], "bad")
+    with pytest.raises(InvalidInput, match="Mark at least one"):
+        place.shelf.hand_over(ANN, place.pairs)
+
+
+def test_marks_stop_at_49_and_count_over_pair_sets_of_the_policy(place: Place) -> None:
+    items = place.items()
+    for item in items[: LIMIT - 1]:
+        place.mark(item)
+    other = world.add_pair_set(place.store, world.pairs(3, "b"))
+    extra = place.shelf.annotation_items(ANN, other).items
+    place.shelf.add_annotation(ANN, other, Mark(extra[0].id, "good"))
+    assert {q.marked for q in place.shelf.queues(ANN)} == {LIMIT}
+    with pytest.raises(Full):
+        place.mark(items[LIMIT])
+    with pytest.raises(Full):
+        place.shelf.add_annotation(BOB, other, Mark(extra[1].id, "good"))
+    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == LIMIT
+
+
+def test_the_limit_holds_when_many_mark_at_once(place: Place) -> None:
+    people = [Visitor(f"p{n}", "default", ANN.roles) for n in range(6)]
+    items = place.items()
+
+    def work(job: tuple[int, str]) -> bool:
+        try:
+            place.mark(job[1], "good", people[job[0] % 6])
+        except Full:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as threads:
+        kept = sum(threads.map(work, enumerate(items)))
+    assert kept == LIMIT
+    assert place.shelf.queues(ANN)[0].marked == LIMIT
+
+
+def test_a_second_opinion_costs_no_mark_and_gives_agreement(place: Place) -> None:
+    first, second = place.items()[:2]
+    place.mark(first)
+    place.mark(second)
+    place.mark(first, "good", BOB)
+    place.mark(second, "bad", BOB)
+    (queue,) = place.shelf.queues(ANN)
+    assert (queue.marked, queue.agreement) == (2, 0.5)
+    offered = place.shelf.annotation_items(BOB, place.pairs).items
+    assert {first, second}.isdisjoint(i.id for i in offered)
+
+
+def test_a_mark_can_be_taken_back(place: Place) -> None:
+    first = place.items()[0]
+    place.mark(first)
+    assert place.shelf.annotation_items(ANN, place.pairs).last == first
+    place.mark(first, "withdrawn")
+    board = place.shelf.annotation_items(ANN, place.pairs)
+    assert first in [i.id for i in board.items]
+    assert (board.queue.marked, board.last) == (0, "")
+
+
+def test_other_tenants_see_and_change_nothing(place: Place) -> None:
+    assert place.shelf.queues(EVE) == []
+    with pytest.raises(NotFound):
+        place.shelf.annotation_items(EVE, place.pairs)
+    with pytest.raises(NotFound):
+        place.shelf.add_annotation(EVE, place.pairs, Mark(place.items()[0], "good"))
+    with pytest.raises(NotFound):
+        place.shelf.annotation_items(ANN, "operations/x")
+
+
+def test_unknown_items_are_not_kept(place: Place) -> None:
+    with pytest.raises(NotFound):
+        place.mark("ffffffffffffffff")
+
+
+def test_a_look_is_in_the_audit_trail(place: Place) -> None:
+    before = place.store.audit.count()
+    place.shelf.record_reveal(ANN, place.pairs, place.items()[0])
+    assert place.store.audit.count() == before + 1
+    assert place.store.audit.first_bad() == 0
+
+
+def test_no_text_lies_in_clear_in_any_file(place: Place) -> None:
+    item = place.items()[0]
+    place.shelf.add_annotation(
+        ANN, place.pairs, Mark(item, "edit", "CANARY-GOOD", SealedText("CANARY-BAD"))
+    )
+    place.shelf.hand_over(ANN, place.pairs)
+    place.store.close()
+    for file in place.folder.rglob("*"):
+        if file.is_file():
+            data = file.read_bytes()
+            assert b"CANARY" not in data, file
+            assert world.BAD.encode() not in data, file
+
+
+def test_marks_on_a_purged_set_hold_none_of_its_text(place: Place) -> None:
+    kept, purged = place.items()[0], world.add_pair_set(place.store, world.pairs(2, "z"))
+    place.mark(kept)
+    gone = place.shelf.annotation_items(ANN, purged).items[0].id
+    place.shelf.add_annotation(ANN, purged, Mark(gone, "good"))
+    row = place.store.resources.get(purged, "default")
+    change = place.store.resources.mark_purged
+    place.store.write(lambda c: change(c, row, row.body)).result()
+    place.store.write(lambda c: place.store.keys.destroy(c, row.id)).result()
+    place.store.sets.erase(row.id)
+    made = noun(place, place.shelf.hand_over(ANN, place.pairs))
+    assert len(made.records) == 1
+    assert [q.pair_set for q in place.shelf.queues(ANN)] == [place.pairs]
+
+
+def test_visitors_come_from_the_servers_tokens(place: Place) -> None:
+    tokens = Tokens(place.settings.state / "tokens.json")
+    token = tokens.add("ann", "default", ["annotator"])
+    assert place.shelf.visitor(fingerprint(token)) == ANN
+    tokens.remove("ann")
+    assert place.shelf.visitor(fingerprint(token)) is None
+    assert place.shelf.local() is not None
+
+
+def test_replicas_share_the_cookie_key(place: Place) -> None:
+    assert Shelf(place.settings, place.store).secret() == place.shelf.secret()
+    assert len(place.shelf.secret()) == 32
