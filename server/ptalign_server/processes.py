@@ -41,7 +41,13 @@ class Child:
     """A running command. Made by `spawn`."""
 
     def __init__(
-        self, name: str, process: subprocess.Popen[bytes], pid: int, record: Path, log: LogTail
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        pid: int,
+        record: Path,
+        output: IO[bytes],
+        log: LogTail,
     ) -> None:
         self.name = name
         self.pid = pid
@@ -49,6 +55,7 @@ class Child:
         self.log = log
         self._process = process
         self._record = record
+        self._output = output
         self._drain = threading.Thread(target=self._read_log, name=f"log-{name}", daemon=True)
         self._drain.start()
 
@@ -109,11 +116,9 @@ class Child:
             self._process.send_signal(number)
 
     def _read_log(self) -> None:
-        stream = self._process.stderr
-        assert stream is not None
-        with contextlib.suppress(ValueError, OSError):
+        with self._output as stream, contextlib.suppress(ValueError, OSError):
             for line in iter(lambda: stream.readline(16_384), b""):
-                self.log.add(line.decode("utf-8", "replace").rstrip("\n"))
+                self.log.add(line.decode("utf-8", "replace").strip("\r\n"))
 
 
 def spawn(
@@ -128,7 +133,7 @@ def spawn(
     """Starts `command` under a shepherd, in a private 0700 folder that goes when it ends.
 
     The folder is the command's working directory and its TMPDIR; a ``{folder}`` in a value of
-    `env` becomes its path. Standard error (and standard output without `pipes`) goes to `log`.
+    `env` becomes its path. Standard error, and without `pipes` standard output, goes to `log`.
 
     Args:
         command: Program and arguments. Other users can read them: no text, no secrets.
@@ -145,37 +150,37 @@ def spawn(
     record = records / f"{name}.{os.getpid()}.{secrets.token_hex(4)}.json"
     folder = tempfile.mkdtemp(prefix="ptalign-")  # short: socket paths end at 107 characters
     report_r, report_w = os.pipe()
+    output_r, output_w = os.pipe()
     guard = [sys.executable, "-I", "-S", shepherd.__file__, str(os.getpid()), str(report_w)]
     filled = {k: v.replace("{folder}", folder) for k, v in env.items()} | {"TMPDIR": folder}
     try:
         process = subprocess.Popen(
             [*guard, str(record.absolute()), "--", *command],
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if pipes else None,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if pipes else output_w,
+            stderr=output_w,
             env=filled,
             cwd=folder,
             pass_fds=(report_w,),
             start_new_session=True,
         )
     except OSError:
-        os.close(report_w)
-        os.close(report_r)
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(report_r)
+        os.close(output_r)
         raise
-    os.close(report_w)
+    finally:
+        os.close(report_w)
+        os.close(output_w)
     with os.fdopen(report_r) as report:
         pid = report.readline().strip()
+    output = os.fdopen(output_r, "rb")
     if not pid:
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-        raise OSError(f"{name} did not start: {_tail(process)}")
-    return Child(name, process, int(pid), record, log)
-
-
-def _tail(process: subprocess.Popen[bytes]) -> str:
-    assert process.stderr is not None
-    return process.stderr.read()[-400:].decode("utf-8", "replace")
+        with output:
+            raise OSError(f"{name} did not start: {output.read()[-400:].decode(errors='replace')}")
+    return Child(name, process, int(pid), record, output, log)
 
 
 def reap(records: Path) -> int:

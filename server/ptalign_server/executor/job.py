@@ -43,7 +43,7 @@ def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
 
 
 def run_probe(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.probe.probe`; keys: pairs, adapters (label to folder), model, config, policy, device."""
+    """`ptalign.probe.probe`; keys: pairs, adapters, model, config, policy, device."""
     from ptalign.probe import probe
 
     policy = payload.get("policy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from ptalign_server.pool.wire import Wire
 from ptalign_server.processes import Child, spawn
 from ptalign_server.redact import LogTail
 
-ZERO, CANARY = "ptalign-zero", "ptalign-canary"
+ZERO = "ptalign-zero"
 MISSES = 3
 """Failed health checks in a row that count as a death."""
 TICK_S = 0.1
@@ -63,6 +64,7 @@ class Supervisor:
         self._failed_starts = 0
         self._restarts = 0
         self._start_seconds = 0.0
+        self._canary = f"ptalign-canary-{secrets.token_hex(4)}"  # others may probe it too
         self._adapter_lock = threading.Lock()
         self._suspended = threading.Event()
         self._stopping = threading.Event()
@@ -115,7 +117,7 @@ class Supervisor:
             pid=child.pid if child is not None and child.running else 0,
             restarts=self._restarts,
             outstanding=self.slot.outstanding,
-            adapters=tuple(sorted(self._loaded - {ZERO, CANARY})),
+            adapters=tuple(sorted(self._loaded)),
             start_seconds=self._start_seconds,
             log=((self.reason,) if self.reason else ()) + self.log.last(20),
         )
@@ -138,7 +140,7 @@ class Supervisor:
             if not wire.load(name, desired[name]):
                 raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
             self._loaded.add(name)
-        for name in self._loaded - desired.keys() - {ZERO, CANARY}:
+        for name in self._loaded - desired.keys():
             wire.unload(name)
             self._loaded.discard(name)
 
@@ -207,21 +209,30 @@ class Supervisor:
     def _prove(self, wire: Wire) -> None:
         """Warm-up, zero adapter, mixed-batch canary, desired adapters."""
         name = self._settings.served_name or self._model.name
-        base = name
+        if name not in (served := wire.models()):
+            raise EngineFailed(f"it serves {', '.join(served[:4])}, not {name}: set served_name")
+        self.slot.base_name = name
         if self._settings.kind != "scripted":
-            folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
-            model = Path(self._model.path)
-            zero = make_adapter(model, folder / ZERO, scale=0.0)
-            if wire.load(ZERO, zero):
-                wire.load(CANARY, make_adapter(model, folder / CANARY, scale=4.0))
-                dtype = self._settings.dtype
-                canary.check(wire, bare=name, base=ZERO, canary=CANARY, dtype=dtype)
-                wire.unload(CANARY)
-                base = ZERO
-        self.slot.base_name = base
+            self._prove_adapters(wire, name)
         self._loaded = set()
         self._load_desired(wire)
         self.log.strict = True  # from here on it holds record text
+
+    def _prove_adapters(self, wire: Wire, name: str) -> None:
+        folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
+        model, dtype = Path(self._model.path), self._settings.dtype
+        if not wire.load(ZERO, make_adapter(model, folder / "zero", scale=0.0)):
+            log.warning(
+                "engine %s cannot load adapters at run time, or not from %s: it serves the bare "
+                "model only",
+                self.slot.name,
+                folder,
+            )
+            return
+        wire.load(self._canary, make_adapter(model, folder / "canary", scale=4.0))
+        canary.check(wire, bare=name, base=ZERO, canary=self._canary, dtype=dtype)
+        wire.unload(self._canary)
+        self.slot.base_name = ZERO
 
     def _tag(self) -> str:
         return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name

@@ -42,31 +42,43 @@ class PoolTransport(httpx.AsyncBaseTransport):
         """
         body = json.loads(await request.aread())
         key, prefix = _fingerprint(body)
-        tries = 0
+        for tries in range(TRIES):
+            answer = await self._once(request, body, key, prefix)
+            if answer is not None:
+                return answer
+            await asyncio.sleep(min(2.0, 0.1 * 2**tries))
+        raise httpx.NetworkError(f"{TRIES} sends failed with the engine alive")
+
+    async def _once(
+        self, request: httpx.Request, body: dict[str, Any], key: str, prefix: str
+    ) -> httpx.Response | None:
+        """Sends until an engine that lives has answered; None where the network failed."""
         while True:
             suspect = bool(strikes := self._router.strikes(key))
             if strikes >= 2:
                 raise SetAside
             slot = await self._router.take(prefix, suspect=suspect)
-            generation = slot.generation
             try:
-                answer = await self._send(slot, request, body)
-            except httpx.TransportError:
-                tries += 1
-                answer = None
-                if tries >= TRIES:
-                    raise
-            finally:
+                generation = slot.generation
+                answer, aboard = await self._try(slot, request, body)
+                if answer is not None and answer.status_code < 500:
+                    self._router.acquit(key)
+                    return answer
+                if not await self._died(slot, generation):
+                    return answer
+                if aboard:
+                    self._router.strike(key)
+            finally:  # only after the verdict: the next suspect must not board a dead engine
                 self._router.give(slot, suspect=suspect)
-            if answer is not None and answer.status_code < 500:
-                self._router.acquit(key)
-                return answer
-            if await self._died(slot, generation):
-                self._router.strike(key)
-            elif answer is not None:
-                return answer
-            else:
-                await asyncio.sleep(min(2.0, 0.1 * 2**tries))
+
+    async def _try(
+        self, slot: Slot, request: httpx.Request, body: dict[str, Any]
+    ) -> tuple[httpx.Response | None, bool]:
+        """The answer, None where the network failed; and whether the engine had the request."""
+        try:
+            return await self._send(slot, request, body), True
+        except httpx.TransportError as error:
+            return None, not isinstance(error, httpx.ConnectError)
 
     async def aclose(self) -> None:
         """Closes this loop's connections."""

