@@ -84,3 +84,7 @@ def main() -> None:
     except PtalignError as error:
         typer.secho(str(error), fg="red", err=True)
         raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

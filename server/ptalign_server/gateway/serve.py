@@ -11,16 +11,11 @@ from typing import Any
 
 import grpc
 import httpx
-from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ptalign_proto.v1 import (
-    library_pb2,
-    library_pb2_grpc,
-    safety_tuning_pb2,
-    safety_tuning_pb2_grpc,
-)
+from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
 from ptalign_server import metrics, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway.identity import Gate
@@ -75,6 +70,22 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     store.close()
 
 
+def make_server(
+    settings: Settings, store: Store, gauges: metrics.Metrics, healths: Any
+) -> grpc.aio.Server:
+    """A gRPC server with every service behind the interceptor; no port yet."""
+    server = grpc.aio.server(interceptors=[Guard(Gate(settings), gauges)], options=OPTIONS)
+    catalogue, feeds = Catalogue(settings), Feeds(store)
+    tuning = SafetyTuning(settings, store, catalogue, feeds)
+    safety_tuning_pb2_grpc.add_SafetyTuningServicer_to_server(tuning, server)
+    library_pb2_grpc.add_LibraryServicer_to_server(Library(store, catalogue), server)
+    operations_pb2_grpc.add_OperationsServicer_to_server(Operations(store, feeds), server)
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return server
+
+
 class Gateway:
     """The servers and loops of the gateway process."""
 
@@ -84,9 +95,7 @@ class Gateway:
         self._metrics = gauges
         self._health = health.aio.HealthServicer()
         self._worker = WorkerProcess(settings, gauges)
-        self._server = grpc.aio.server(
-            interceptors=[Guard(Gate(settings), gauges)], options=OPTIONS
-        )
+        self._server = make_server(settings, store, gauges, self._health)
         self._probe = grpc.aio.server()
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_metrics: Callable[[], None] = lambda: None
@@ -98,7 +107,6 @@ class Gateway:
         Returns:
             The gRPC port in use.
         """
-        self._register(Catalogue(self._settings))
         port = bind(self._server, self._settings)
         socket = self._settings.health_socket
         socket.unlink(missing_ok=True)
@@ -129,20 +137,6 @@ class Gateway:
         await self._probe.stop(0)
         self._stop_metrics()
         self._settings.health_socket.unlink(missing_ok=True)
-
-    def _register(self, catalogue: Catalogue) -> None:
-        settings, store, server = self._settings, self._store, self._server
-        feeds = Feeds(store)
-        tuning = SafetyTuning(settings, store, catalogue, feeds)
-        safety_tuning_pb2_grpc.add_SafetyTuningServicer_to_server(tuning, server)
-        library_pb2_grpc.add_LibraryServicer_to_server(Library(store, catalogue), server)
-        operations_pb2_grpc.add_OperationsServicer_to_server(Operations(store, feeds), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        for module in (safety_tuning_pb2, library_pb2, operations_pb2):
-            assert module.DESCRIPTOR.services_by_name
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
 
     def _serve_metrics(self) -> Callable[[], None]:
         from prometheus_client import start_http_server

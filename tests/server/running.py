@@ -1,0 +1,142 @@
+"""A real `ptalign-server serve` process for tests, and the calls they make on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.longrunning import operations_pb2 as lro
+from google.longrunning import operations_pb2_grpc
+
+from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+
+START_SECONDS = 60.0
+
+
+class Running:
+    """One server process on a state folder; may be killed and started again."""
+
+    def __init__(self, state: Path, **environment: str) -> None:
+        self.state = state
+        self._environment = {
+            **os.environ,
+            "PTALIGN_STATE": str(state),
+            "PTALIGN_PORT": "0",
+            "PTALIGN_METRICS_PORT": "0",
+            "PTALIGN_PAGE": "false",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        self.process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    def start(self) -> Running:
+        """Starts it and waits until it serves."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ptalign_server.cli", "serve"],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=(self.state / "gateway.log").open("a"),
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = re.match(r"serving on [\d.]+:(\d+)", line)
+        assert match, f"did not serve: {line!r}\n{(self.state / 'gateway.log').read_text()[-2000:]}"
+        self.port = int(match[1])
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.tuning: Any = safety_tuning_pb2_grpc.SafetyTuningStub(self.channel)
+        self.library: Any = library_pb2_grpc.LibraryStub(self.channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)
+        return self
+
+    def kill_tree(self) -> None:
+        """SIGKILL to the gateway; worker, engines and executor must die with it."""
+        assert self.process is not None
+        tree = [self.process.pid, *descendants(self.process.pid)]
+        self.channel.close()
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        end = time.monotonic() + 15
+        while any(map(alive, tree)):
+            assert time.monotonic() < end, "children outlived the gateway"
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit status."""
+        assert self.process is not None
+        self.channel.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(45)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def wait(self, name: str, seconds: float = 90.0) -> lro.Operation:
+        """The operation once it is done."""
+        request = lro.WaitOperationRequest(name=name)
+        request.timeout.FromMilliseconds(int(seconds * 1000))
+        found = self.operations.WaitOperation(request, timeout=seconds + 5)
+        assert found.done, f"{name} is not done: {progress(found)}\n{self.worker_log()}"
+        return found
+
+    def worker_log(self) -> str:
+        """The end of the worker's log."""
+        path = self.state / "logs" / "worker.log"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+
+def progress(operation: lro.Operation) -> pb.OperationProgress:
+    """The common part of an operation's metadata."""
+    name = operation.metadata.TypeName().rpartition(".")[2]
+    message = getattr(pb, name)()
+    operation.metadata.Unpack(message)
+    return message.progress
+
+
+def state_of(operation: lro.Operation) -> str:
+    """Name of the state, without its prefix."""
+    return pb.OperationState.Name(progress(operation).state).removeprefix("OPERATION_STATE_")
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def running(state: Path, **environment: str) -> Iterator[Running]:
+    """A server for the length of the block."""
+    server = Running(state, **environment).start()
+    try:
+        yield server
+    finally:
+        server.stop()

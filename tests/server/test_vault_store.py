@@ -1,0 +1,287 @@
+"""Keys, sealed files and rows: what is written comes back, what was changed does not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from ptalign.errors import DataDamaged, NotReady, Unsupported
+from ptalign.nouns import Instruction, InstructionSet
+from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store import db
+from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
+from ptalign_server.store.schema import audit, events, operations
+from ptalign_server.vault import KeyFile, Vault
+
+
+def frozen(operation: Operation) -> bytes:
+    return operation.state.encode()
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    opened = Store(Settings(state=tmp_path / "state"), frozen)
+    yield opened
+    opened.close()
+
+
+def record(number: int) -> Instruction:
+    return Instruction(id=f"{number:016x}", text=f"canary text {number}", topic="t", domain="d")
+
+
+def operation() -> Operation:
+    return Operation(
+        id=new_id(), tenant="default", identity="me", kind="Align", state=VALIDATING, sequence=1,
+        attempt=0, request=b"sealed", metadata=b"", error=b"", resource="", created=1.5,
+        started=0.0, updated=1.5, ended=0.0,
+    )  # fmt: skip
+
+
+def new_set(store: Store) -> str:
+    set_id = new_id()
+    _, wrapped = store.vault.fresh_key(set_id)
+    store.write(lambda c: store.keys.insert(c, set_id, wrapped)).result()
+    return set_id
+
+
+def test_log_keeps_order_and_ignores_doubles(store: Store) -> None:
+    set_id = new_set(store)
+    log = store.sets.log(set_id, Instruction)
+    for number in (1, 2, 1, 3, 2):
+        log.append(record(number))
+    again = store.sets.log(set_id, Instruction)
+    again.append(record(3))
+    assert list(again.read()) == [record(1), record(2), record(3)]
+
+
+def test_torn_tail_is_cut_and_the_log_goes_on(store: Store) -> None:
+    set_id = new_set(store)
+    log = store.sets.log(set_id, Instruction)
+    log.append(record(1))
+    log.append(record(2))
+    size = log.path.stat().st_size
+    os.truncate(log.path, size - 7)
+    again = store.sets.log(set_id, Instruction)
+    again.append(record(3))
+    assert list(again.read()) == [record(1), record(3)]
+
+
+def test_every_flipped_byte_of_a_log_is_noticed(store: Store) -> None:
+    set_id = new_set(store)
+    log = store.sets.log(set_id, Instruction)
+    for number in range(3):
+        log.append(record(number))
+    whole = log.path.read_bytes()
+    accepted = 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        log.path.write_bytes(damaged)
+        try:
+            list(store.sets.log(set_id, Instruction).read())
+            accepted += 1
+        except DataDamaged:
+            pass
+    assert accepted == 0
+
+
+def test_a_record_moved_to_another_place_is_noticed(store: Store) -> None:
+    set_id = new_set(store)
+    log = store.sets.log(set_id, Instruction)
+    log.append(record(1))
+    first = log.path.read_bytes()
+    log.append(record(2))
+    second = log.path.read_bytes()[len(first) :]
+    log.path.write_bytes(second + first)
+    with pytest.raises(DataDamaged):
+        list(store.sets.log(set_id, Instruction).read())
+
+
+def test_disk_full_leaves_the_log_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = store.sets.log(new_set(store), Instruction)
+    log.append(record(1))
+    monkeypatch.setattr(os, "fdatasync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError):
+        log.append(record(2))
+    monkeypatch.undo()
+    log.append(record(3))
+    assert list(log.read()) == [record(1), record(3)]
+
+
+def test_sealed_set_comes_back_and_names_itself_when_changed(store: Store) -> None:
+    set_id = new_set(store)
+    noun = InstructionSet(records=(record(1), record(2)), requested=2, stats={"entropy": 0.5})
+    digest = store.sets.seal(set_id, noun)
+    name = f"instructionSets/{set_id}"
+    assert store.sets.load(name, InstructionSet, digest) == noun
+    path = store.sets.folder(set_id) / "noun"
+    assert b"canary" not in path.read_bytes()
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataDamaged, match=name):
+        store.sets.load(name, InstructionSet, digest)
+
+
+def test_a_set_cut_at_a_record_is_noticed_by_its_digest(store: Store) -> None:
+    set_id = new_set(store)
+    noun = InstructionSet(records=(record(1), record(2)), requested=2)
+    digest = store.sets.seal(set_id, noun)
+    shorter = InstructionSet(records=(record(1),), requested=2)
+    store.sets.seal(set_id, shorter)
+    with pytest.raises(DataDamaged, match="does not match the digest"):
+        store.sets.load(f"instructionSets/{set_id}", InstructionSet, digest)
+
+
+def test_destroyed_key_means_purged(store: Store) -> None:
+    set_id = new_set(store)
+    store.sets.seal(set_id, InstructionSet(records=(record(1),), requested=1))
+    store.write(lambda c: store.keys.destroy(c, set_id)).result()
+    with pytest.raises(SetPurged):
+        store.sets.load(f"instructionSets/{set_id}", InstructionSet, "")
+
+
+def test_rotation_rewraps_and_old_keys_go(store: Store, tmp_path: Path) -> None:
+    set_id = new_set(store)
+    digest = store.sets.seal(set_id, InstructionSet(records=(record(1),), requested=1))
+    other = Store(Settings(state=tmp_path / "state"), frozen)  # a server that runs meanwhile
+    old = store.vault.keyfile.current[0]
+    store.vault.keyfile.add()
+    assert store.keys.rotate() == 2  # the set's key and the MAC key
+    store.vault.keyfile.keep_current()
+    assert old not in KeyFile(store.vault.keyfile.path).keys
+    name = f"instructionSets/{set_id}"
+    for opened in (store, other):
+        assert opened.sets.load(name, InstructionSet, digest).requested == 1
+    other.close()
+
+
+def test_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "operator.key"
+    KeyFile.create(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        KeyFile.create(path)
+    path.chmod(0o644)
+    with pytest.raises(NotReady, match="chmod 600"):
+        KeyFile(path)
+    path.unlink()
+    with pytest.raises(NotReady, match="backup"):
+        KeyFile(path)
+
+
+def test_another_operators_key_opens_nothing(tmp_path: Path) -> None:
+    first = Vault(KeyFile.create(tmp_path / "a"))
+    second = Vault(KeyFile.create(tmp_path / "b"))
+    _, wrapped = first.fresh_key("set")
+    with pytest.raises(DataDamaged, match="backup"):
+        second.unwrap("set", wrapped)
+    with pytest.raises(DataDamaged):
+        first.unwrap("other", wrapped)
+
+
+def test_operation_advances_with_gapless_events(store: Store) -> None:
+    made = operation()
+    store.write(lambda c: store.operations.insert(c, made)).result()
+    store.operations.advance(made.id, lambda o: replace(o, state=QUEUED))
+    assert store.operations.advance(made.id, lambda o: None).sequence == 2
+    found = store.operations.events(made.id, 0)
+    assert [(e.sequence, e.body) for e in found] == [(1, b"VALIDATING"), (2, b"QUEUED")]
+    with pytest.raises(NotFound):
+        store.operations.get(made.id, "another tenant")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        (operations, "state", "SUCCEEDED"),
+        (operations, "tenant", "other"),
+        (operations, "request", b"x"),
+        (events, "body", b"x"),
+    ],
+)
+def test_a_changed_row_is_refused(store: Store, table: sa.Table, column: str, value: object) -> None:
+    made = operation()
+    store.write(lambda c: store.operations.insert(c, made)).result()
+    with store.engine.begin() as connection:
+        connection.execute(table.update().values({column: value}))
+    with pytest.raises(DataDamaged):
+        store.operations.get(made.id)
+        store.operations.events(made.id, 0)
+
+
+def test_group_commit_undoes_only_what_failed(store: Store) -> None:
+    def fail(connection: sa.Connection) -> None:
+        store.operations.insert(connection, operation())
+        raise ValueError("no")
+
+    made = [operation() for _ in range(20)]
+    futures = [store.write(lambda c, o=o: store.operations.insert(c, o)) for o in made[:10]]
+    broken = store.write(fail)
+    futures += [store.write(lambda c, o=o: store.operations.insert(c, o)) for o in made[10:]]
+    for future in futures:
+        future.result()
+    with pytest.raises(ValueError):
+        broken.result()
+    assert len(store.operations.page("default", 100)) == 20
+
+
+def test_audit_chain_names_the_first_bad_entry(store: Store) -> None:
+    for number in range(5):
+        store.write(
+            lambda c, n=number: store.audit.add(c, "default", "me", "read", f"x/{n}", {"n": n})
+        ).result()
+    assert store.audit.first_bad() == 0
+    with store.engine.begin() as connection:
+        connection.execute(audit.update().where(audit.c.sequence == 3).values(detail="{}"))
+    assert store.audit.first_bad() == 3
+    with store.engine.begin() as connection:
+        connection.execute(audit.delete().where(audit.c.sequence == 2))
+    assert store.audit.first_bad() == 2
+
+
+def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
+    settings = Settings(state=tmp_path / "state")
+    Store(settings, frozen).close()
+    engine = db.connect(settings.database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+    engine.dispose()
+    before = (tmp_path / "state" / "ptalign.db").read_bytes()
+    with pytest.raises(Unsupported, match="newer"):
+        Store(settings, frozen)
+    assert (tmp_path / "state" / "ptalign.db").read_bytes() == before
+
+
+def test_alembic_makes_the_same_schema_as_a_first_start(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    made = db.connect(f"sqlite:///{tmp_path}/a.db")
+    db.migrate(made)
+    config = Config()
+    config.set_main_option("script_location", str(Path(db.__file__).parent / "migrations"))
+    grown = db.connect(f"sqlite:///{tmp_path}/b.db")
+    with grown.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    query = sa.text("select name, sql from sqlite_master where sql is not null order by name")
+    tables = []
+    for engine in (made, grown):
+        with db.reading(engine) as connection:
+            tables.append([r for r in connection.execute(query).all() if "alembic" not in r[0]])
+        assert db.current_revision(engine) == db.HEAD
+    assert tables[0] == tables[1]
+
+
+def test_state_files_are_private(store: Store, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert state.stat().st_mode & 0o777 == 0o700
+    for name in ("ptalign.db", "operator.key"):
+        assert (state / name).stat().st_mode & 0o077 == 0, name
