@@ -206,7 +206,9 @@ def test_operation_advances_with_gapless_events(store: Store) -> None:
         (events, "body", b"x"),
     ],
 )
-def test_a_changed_row_is_refused(store: Store, table: sa.Table, column: str, value: object) -> None:
+def test_a_changed_row_is_refused(
+    store: Store, table: sa.Table, column: str, value: object
+) -> None:
     made = operation()
     store.write(lambda c: store.operations.insert(c, made)).result()
     with store.engine.begin() as connection:

@@ -1,0 +1,557 @@
+"""The gateway without a worker: what callers read, who may call, and what is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2 as lro
+from google.longrunning import operations_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from ptalign.nouns import InstructionSet, ModelSpec, PairSet
+from ptalign.policies import load_policy
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.catalogue import write_models
+from ptalign_server.errors import status_of
+from ptalign_server.gateway.identity import RULES, Identity, Tokens
+from ptalign_server.gateway.serve import make_server
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import ROLES, AuthSettings, Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import new_id
+from ptalign_server.store.resources import Resource
+
+MODEL = "tiny"
+POLICY = "tone-en"
+OTHER = "other"
+
+
+class Calls:
+    """Stubs on one server, and the store behind it."""
+
+    def __init__(self, channel: Any, store: Store) -> None:
+        self.channel = channel
+        self.store = store
+        self.tuning: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
+        self.library: Any = library_pb2_grpc.LibraryStub(channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(channel)
+
+
+@asynccontextmanager
+async def serving(state: Path, **settings: Any) -> AsyncIterator[Calls]:
+    configured = Settings(state=state, **settings)
+    configured.make_folders()
+    models = {n: ModelSpec(name=n, path=str(state)) for n in (MODEL, OTHER)}
+    write_models(configured.models_path, models)
+    store = Store(configured, wire.freeze)
+    server = make_server(configured, store, Metrics(), health.aio.HealthServicer())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    try:
+        yield Calls(channel, store)
+    finally:
+        await channel.close()
+        await server.stop(0)
+        store.close()
+
+
+@pytest.fixture
+async def calls(tmp_path: Path) -> AsyncIterator[Calls]:
+    async with serving(tmp_path / "state") as opened:
+        yield opened
+
+
+def generate(**changes: Any) -> pb.GenerateInstructionsRequest:
+    values = {"model": MODEL, "policy": POLICY, "count": 5} | changes
+    if "policy_spec" in changes:
+        del values["policy"]
+    return pb.GenerateInstructionsRequest(**values)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, dict[str, str]]:
+    """Code, text, reason and violations of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        for message in (info, bad):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    assert info.domain == "ptalign"
+    violations = {v.field: v.description for v in bad.field_violations}
+    return caught.value.code(), caught.value.details(), info.reason, violations
+
+
+def put_set(
+    store: Store, collection: str, *, tenant: str = "default", model: str = MODEL, **flags: Any
+) -> str:
+    """A sealed set in the library, as a worker would have made it."""
+    set_id = new_id()
+    name = f"{collection}/{set_id}"
+    key, wrapped = store.vault.fresh_key(set_id)
+    noun: Any = InstructionSet(records=(), requested=3)
+    message: Any = res.InstructionSet(harmful=3)
+    if collection == "pairSets":
+        noun, message = PairSet(pairs=()), res.PairSet(pairs=3)
+    message.meta.name = name
+    digest = store.sets.write(set_id, key, noun)
+    store.sets.write_policy(set_id, key, load_policy(POLICY))
+    row = Resource(
+        name=name, collection=collection, tenant=tenant, model=model, policy=POLICY, verdict="",
+        adapter="", partial=flags.get("partial", False), purged=flags.get("purged", False),
+        content=digest, body=message.SerializeToString(), created=1.0,
+    )  # fmt: skip
+
+    def change(connection: Any) -> None:
+        store.keys.insert(connection, set_id, wrapped)
+        store.resources.insert(connection, row)
+
+    store.write(change).result()
+    return name
+
+
+async def test_unknown_names_come_with_the_known_ones(calls: Calls) -> None:
+    code, text, reason, _ = await refused(calls.tuning.GenerateInstructions(generate(model="x")))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME")
+    assert text == "model: no model is named 'x'. Known: other, tiny."
+    _, text, _, _ = await refused(calls.tuning.GenerateInstructions(generate(policy="nope")))
+    assert "tone-en" in text
+    _, text, _, _ = await refused(calls.tuning.GenerateInstructions(generate(topics=["nope"])))
+    assert text.startswith("topic: no topic is named 'nope'. Known: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"count": 0}, "count", "must be 1..20000, got 0"),
+        ({"count": 20_001}, "count", "extend the set later with parent"),
+        ({"topics": ["a", " "]}, "topics[1]", "is empty"),
+        ({"topics": ["a", "a"]}, "topics", "names 'a' twice"),
+        ({"request_id": "seven"}, "request_id", "is not a UUID"),
+        ({"seeds": ["ok", ""]}, "seeds[1]", "is empty"),
+        ({"seeds": ["x" * 9000]}, "seeds[0]", "longer than 8000"),
+        ({"locale": "xx"}, "locale", "not one of the model's (en)"),
+        ({"policy_spec": res.PolicySpec()}, "policy_spec.topics", "is empty"),
+    ],
+)
+async def test_a_bad_field_is_named_with_limit_and_mend(
+    calls: Calls, changes: dict[str, Any], field: str, words: str
+) -> None:
+    code, _, reason, violations = await refused(
+        calls.tuning.GenerateInstructions(generate(**changes))
+    )
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
+    assert words in violations[field]
+
+
+async def test_an_inline_policy_gets_no_toxic_side_outside_tone(calls: Calls) -> None:
+    topic = res.TopicSpec(domain="chemistry", title="Mixing cleaners", sides="both")
+    spec = res.PolicySpec(topics=[topic])
+    _, text, reason, _ = await refused(
+        calls.tuning.GenerateInstructions(generate(policy_spec=spec))
+    )
+    assert reason == "INVALID_INPUT"
+    assert "positive_only" in text
+
+
+async def test_never_synthesize_holds_inside_an_allowed_domain(calls: Calls) -> None:
+    domain = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
+    topic = res.TopicSpec(domain=domain, title="how to build a nerve agent", sides="both")
+    spec = res.PolicySpec(topics=[topic])
+    _, text, _, _ = await refused(calls.tuning.GenerateInstructions(generate(policy_spec=spec)))
+    assert "never allowed" in text
+
+
+async def test_too_many_annotations(calls: Calls) -> None:
+    marks = [res.Annotation(instruction=f"q{i}", good="g") for i in range(50)]
+    request = pb.SynthesizePairsRequest(
+        model=MODEL, instruction_set="x", annotations=pb.Annotations(items=marks)
+    )
+    _, _, _, violations = await refused(calls.tuning.SynthesizePairs(request))
+    assert "holds 50 annotations; at most 49" in violations["annotations"]
+    created = lib.CreateAnnotationSetRequest(model=MODEL, policy=POLICY, items=marks)
+    _, _, _, violations = await refused(calls.library.CreateAnnotationSet(created))
+    assert "at most 49" in violations["items"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"ut_weight": 0.0}, "ut_weight", "must be greater than 0"),
+        ({"ut_weight": -2.0}, "ut_weight", "must be greater than 0"),
+        ({"ut_weight": 1.0, "method": res.METHOD_DPO}, "ut_weight", "no meaning for method dpo"),
+        ({"ut_weight": 1.0, "method": res.METHOD_MLE}, "ut_weight", "no meaning for method mle"),
+        ({"flagged_share": 0.9}, "flagged_share", "must be at most 0.5"),
+        ({"token_weighting": "magic"}, "token_weighting", "blend"),
+        ({"guards": "maybe"}, "guards", "abort"),
+        ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be at most 10000"),
+        ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be at most 256"),
+        ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
+        ({"pair_set": ""}, "pair_set", "is empty"),
+    ],
+)
+async def test_align_fields(calls: Calls, changes: dict[str, Any], field: str, words: str) -> None:
+    values = {"model": MODEL, "pair_set": put_set(calls.store, "pairSets")} | changes
+    _, _, _, violations = await refused(calls.tuning.Align(pb.AlignRequest(**values)))
+    assert words in violations[field], violations
+
+
+async def test_foreign_and_missing_resources_read_alike(calls: Calls) -> None:
+    strange = [
+        put_set(calls.store, "pairSets", tenant="another"),
+        put_set(calls.store, "pairSets", model=OTHER),
+        put_set(calls.store, "instructionSets"),
+        "pairSets/000000000000",
+        "pairSets/../../etc/passwd",
+    ]
+    answers = set()
+    for name in strange:
+        code, text, reason, _ = await refused(
+            calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=name))
+        )
+        answers.add((code, text, reason))
+    assert answers == {
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "No such resource, or it is not yours to see.",
+            "RESOURCE_NOT_FOUND",
+        )
+    }
+
+
+async def test_align_refuses_partial_and_purged_sets(calls: Calls) -> None:
+    partial = put_set(calls.store, "pairSets", partial=True)
+    _, text, reason, _ = await refused(
+        calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=partial))
+    )
+    assert reason == "SET_PARTIAL"
+    assert f"parent={partial}" in text
+    purged = put_set(calls.store, "pairSets", purged=True)
+    _, _, reason, _ = await refused(
+        calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=purged))
+    )
+    assert reason == "SET_PURGED"
+
+
+async def test_request_id_gives_the_same_operation(calls: Calls) -> None:
+    request_id = str(uuid.uuid4())
+    sent = [calls.tuning.GenerateInstructions(generate(request_id=request_id)) for _ in range(5)]
+    assert len({operation.name for operation in await asyncio.gather(*sent)}) == 1
+    code, text, reason, _ = await refused(
+        calls.tuning.GenerateInstructions(generate(request_id=request_id, count=6, seed=3))
+    )
+    assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    assert "differs in: count, seed" in text
+    listed = await calls.operations.ListOperations(lro.ListOperationsRequest())
+    assert len(listed.operations) == 1
+
+
+async def test_request_id_of_another_method_is_named(calls: Calls) -> None:
+    request_id = str(uuid.uuid4())
+    await calls.tuning.GenerateInstructions(generate(request_id=request_id))
+    pair_set = put_set(calls.store, "pairSets")
+    request = pb.AlignRequest(request_id=request_id, model=MODEL, pair_set=pair_set)
+    _, text, _, _ = await refused(calls.tuning.Align(request))
+    assert "differs in: method" in text
+
+
+async def test_dry_run_estimates_and_makes_nothing(calls: Calls) -> None:
+    answer = await calls.tuning.GenerateInstructions(generate(dry_run=True))
+    metadata = pb.GenerateInstructionsMetadata()
+    answer.metadata.Unpack(metadata)
+    estimate = metadata.progress.estimate
+    assert answer.done
+    assert estimate.seconds > 0 and estimate.memory_bytes > 0 and estimate.basis
+    listed = await calls.operations.ListOperations(lro.ListOperationsRequest())
+    assert not listed.operations
+    await refused(calls.tuning.GenerateInstructions(generate(dry_run=True, count=0)))
+
+
+async def test_the_call_is_sealed_at_rest(calls: Calls, tmp_path: Path) -> None:
+    canary = "canary-seed-7f3a"
+    await calls.tuning.GenerateInstructions(generate(seeds=[canary]))
+    for file in (tmp_path / "state").rglob("*"):
+        if file.is_file():
+            assert canary.encode() not in file.read_bytes(), file
+
+
+async def test_excerpts_are_redacted_before_they_are_stored(calls: Calls) -> None:
+    made = await calls.tuning.GenerateInstructions(
+        generate(excerpts=["write to jane.roe@example.org please"])
+    )
+    row = calls.store.operations.get(made.name.removeprefix("operations/"))
+    key = calls.store.keys.get(row.id)
+    kept = pb.GenerateInstructionsRequest.FromString(key.open("request", row.request))
+    assert "jane" not in kept.excerpts[0]
+
+
+async def test_operations_pages_filters_cancel_delete(calls: Calls) -> None:
+    names = [(await calls.tuning.GenerateInstructions(generate())).name for _ in range(5)]
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await calls.operations.ListOperations(
+            lro.ListOperationsRequest(page_size=2, page_token=token)
+        )
+        seen += [o.name for o in page.operations]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == names[::-1]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await calls.operations.DeleteOperation(lro.DeleteOperationRequest(name=names[0]))
+    await calls.operations.CancelOperation(lro.CancelOperationRequest(name=names[0]))
+    found = await calls.operations.GetOperation(lro.GetOperationRequest(name=names[0]))
+    assert found.done and found.error.code == grpc.StatusCode.CANCELLED.value[0]
+    done = await calls.operations.ListOperations(lro.ListOperationsRequest(filter="done=true"))
+    assert [o.name for o in done.operations] == [names[0]]
+    none = await calls.operations.ListOperations(
+        lro.ListOperationsRequest(filter="kind=Align AND done=false")
+    )
+    assert not none.operations
+    await calls.operations.DeleteOperation(lro.DeleteOperationRequest(name=names[0]))
+    _, _, reason, _ = await refused(
+        calls.operations.GetOperation(lro.GetOperationRequest(name=names[0]))
+    )
+    assert reason == "RESOURCE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("text", ["kind=Nope", "state=DONE", "size>3", "AND", "done=perhaps"])
+async def test_a_filter_that_cannot_be_read_is_explained(calls: Calls, text: str) -> None:
+    _, _, _, violations = await refused(
+        calls.operations.ListOperations(lro.ListOperationsRequest(filter=text))
+    )
+    assert "kind=Align AND state=RUNNING" in violations["filter"]
+
+
+async def test_wait_ends_with_its_timeout_and_with_the_operation(calls: Calls) -> None:
+    made = await calls.tuning.GenerateInstructions(generate())
+    request = lro.WaitOperationRequest(name=made.name)
+    request.timeout.FromMilliseconds(300)
+    assert not (await calls.operations.WaitOperation(request)).done
+    request.timeout.FromSeconds(20)
+    waiting = asyncio.ensure_future(calls.operations.WaitOperation(request))
+    await asyncio.sleep(0.2)
+    await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+    assert (await asyncio.wait_for(waiting, 5)).done
+
+
+async def test_watch_resumes_by_sequence(calls: Calls) -> None:
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id = made.name.removeprefix("operations/")
+    for _ in range(3):
+        calls.store.operations.advance(operation_id, lambda o: o)
+    await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+
+    async def sequences(after: int) -> list[int]:
+        request = pb.WatchOperationRequest(name=made.name, after_sequence=after)
+        return [event.sequence async for event in calls.tuning.WatchOperation(request)]
+
+    assert await sequences(0) == [1, 2, 3, 4, 5]
+    assert await sequences(3) == [4, 5]
+
+
+async def test_many_watchers_see_every_event(calls: Calls) -> None:
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id = made.name.removeprefix("operations/")
+
+    async def watch() -> list[int]:
+        request = pb.WatchOperationRequest(name=made.name)
+        return [event.sequence async for event in calls.tuning.WatchOperation(request)]
+
+    watchers = [asyncio.ensure_future(watch()) for _ in range(50)]
+    for _ in range(10):
+        await asyncio.to_thread(calls.store.operations.advance, operation_id, lambda o: o)
+        await asyncio.sleep(0.03)
+    await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+    for seen in await asyncio.wait_for(asyncio.gather(*watchers), 20):
+        assert seen == list(range(1, 13))
+
+
+async def test_unexpected_text_never_reaches_the_caller(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("secret-path /etc/shadow")
+
+    monkeypatch.setattr(calls.store.operations, "page", broken)
+    code, text, reason, _ = await refused(
+        calls.operations.ListOperations(lro.ListOperationsRequest())
+    )
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "shadow" not in text and text.startswith("internal error ")
+    assert "internal error " + text.split()[2].rstrip(".") in caplog.text
+
+
+async def test_a_full_disk_is_said_and_passes(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlalchemy as sa
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise sa.exc.OperationalError("insert", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(calls.store.keys, "insert", full)
+    code, text, reason, _ = await refused(calls.tuning.GenerateInstructions(generate()))
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
+    assert "Free space there" in text
+    monkeypatch.undo()
+    await calls.tuning.GenerateInstructions(generate())
+
+
+async def test_overload_is_refused_with_a_hint(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", limits={"max_queued": 2}) as calls:
+        for _ in range(2):
+            await calls.tuning.GenerateInstructions(generate())
+        code, text, _, _ = await refused(calls.tuning.GenerateInstructions(generate()))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "PTALIGN_LIMITS__MAX_QUEUED" in text
+
+
+def methods() -> list[str]:
+    """Every method of the services on the wire."""
+    from google.longrunning import operations_pb2
+
+    from ptalign_proto.v1 import library_pb2, safety_tuning_pb2
+
+    return [
+        f"/{service.full_name}/{method.name}"
+        for module in (safety_tuning_pb2, library_pb2, operations_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+
+
+def test_every_method_has_a_rule() -> None:
+    assert set(methods()) <= set(RULES)
+    assert all(rule <= set(ROLES) and rule for name, rule in RULES.items() if name in methods())
+
+
+async def test_reflection_lists_the_services(calls: Calls) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(calls.channel)
+
+    async def ask() -> AsyncIterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    async for answer in stub.ServerReflectionInfo(ask()):
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"ptalign.v1.SafetyTuning", "ptalign.v1.Library"} <= names
+        break
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_roles_open_what_their_rules_say_and_nothing_else(tmp_path: Path, role: str) -> None:
+    auth = AuthSettings(tokens_on_loopback=True)
+    async with serving(tmp_path / "state", auth=auth) as calls:
+        token = Tokens(tmp_path / "state" / "tokens.json").add("who", "default", [role])
+        metadata = (("authorization", f"Bearer {token}"),)
+        for method in methods():
+            call = calls.channel.unary_unary(method)
+            if method.endswith("/ImportSet"):
+                call = calls.channel.stream_unary(method)
+            streams = method.endswith(("WatchOperation", "Chat", "StreamRecords", "Download"))
+            if streams:
+                call = calls.channel.unary_stream(method)
+            sent = call(iter([]) if method.endswith("/ImportSet") else b"", metadata=metadata)
+            code = grpc.StatusCode.OK
+            try:
+                if streams:
+                    async for _ in sent:
+                        break
+                else:
+                    await asyncio.wait_for(sent, 5)
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+            allowed = role in RULES[method]
+            assert (code == grpc.StatusCode.PERMISSION_DENIED) is not allowed, (method, code)
+
+
+async def test_no_token_or_a_wrong_one_is_unauthenticated(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", auth=AuthSettings(tokens_on_loopback=True)) as calls:
+        request = lib.GetCatalogueRequest()
+        code, text, _, _ = await refused(calls.library.GetCatalogue(request))
+        assert code == grpc.StatusCode.UNAUTHENTICATED
+        assert "tokens add" in text
+        wrong = (("authorization", "Bearer pta_wrong"),)
+        code, _, _, _ = await refused(calls.library.GetCatalogue(request, metadata=wrong))
+        assert code == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_the_tenant_comes_from_the_token(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", auth=AuthSettings(tokens_on_loopback=True)) as calls:
+        tokens = Tokens(tmp_path / "state" / "tokens.json")
+        header = {
+            tenant: (("authorization", f"Bearer {tokens.add(tenant, tenant, ['engineer'])}"),)
+            for tenant in ("red", "blue")
+        }
+        made = await calls.tuning.GenerateInstructions(generate(), metadata=header["red"])
+        mine = await calls.operations.GetOperation(
+            lro.GetOperationRequest(name=made.name), metadata=header["red"]
+        )
+        assert mine.name == made.name
+        _, _, reason, _ = await refused(
+            calls.operations.GetOperation(
+                lro.GetOperationRequest(name=made.name), metadata=header["blue"]
+            )
+        )
+        assert reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_catalogue_names_everything(calls: Calls) -> None:
+    found = await calls.library.GetCatalogue(lib.GetCatalogueRequest())
+    assert [m.name for m in found.models] == [MODEL, OTHER]
+    assert POLICY in [p.name for p in found.policies]
+    for entries in (found.suites, found.judges, found.gates, found.profiles):
+        assert entries
+
+
+async def test_resolve_adapter_says_not_found_until_one_passed(calls: Calls) -> None:
+    request = lib.ResolveAdapterRequest(model=MODEL, policy=POLICY)
+    _, _, reason, _ = await refused(calls.library.ResolveAdapter(request))
+    assert reason == "RESOURCE_NOT_FOUND"
+    names = []
+    for verdict in ("PASS", "PASS", "FAIL"):
+        adapter, evaluation = f"adapters/{new_id()}", f"evaluations/{new_id()}"
+        for name, message, collection, judged in (
+            (adapter, res.Adapter(), "adapters", ""),
+            (evaluation, res.Evaluation(), "evaluations", verdict),
+        ):
+            message.meta.name = name
+            row = Resource(
+                name=name, collection=collection, tenant="default", model=MODEL, policy=POLICY,
+                verdict=judged, adapter=adapter if judged else "", partial=False, purged=False,
+                content="", body=message.SerializeToString(), created=1.0,
+            )  # fmt: skip
+            calls.store.write(lambda c, r=row: calls.store.resources.insert(c, r)).result()
+        names.append((adapter, evaluation))
+        await asyncio.sleep(0.002)
+    found = await calls.library.ResolveAdapter(request)
+    assert (found.adapter.meta.name, found.evaluation) == names[1]
+
+
+def test_an_internal_error_has_an_opaque_id() -> None:
+    status = status_of(ValueError("text of a record"))
+    assert "record" not in status.message
+    assert status.code == grpc.StatusCode.INTERNAL.value[0]
+
+
+def test_identity_requires_roles() -> None:
+    who = Identity("a", "default", frozenset({"engineer"}))
+    with pytest.raises(Exception, match="needs the role reader"):
+        who.require("reader", "to look")
