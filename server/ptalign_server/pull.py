@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 
 from ptalign.errors import DataDamaged, NotReady, PtalignError, Unsupported
 from ptalign_server.pool.adapters import check_adapter, make_adapter
-from ptalign_server.pool.supervisor import CANARY, ZERO
+from ptalign_server.pool.supervisor import ZERO
 from ptalign_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ LOAD = "/v1/load_lora_adapter"
 NAME = re.compile(r"adapters-([0-9a-f]{8,40})-([0-9a-f]{12})")
 """Served name of an adapter: its id in the library and the start of its digest."""
 PARTS = ("adapter_config.json", "adapter_model.safetensors")
-SCALES = {ZERO: 0.0, CANARY: 4.0}
-"""The two adapters that the pool proves an engine with; made here, the same bytes as there."""
+CANARY = re.compile(r"ptalign-canary-[0-9a-f]{8}")
+"""Each pool has a canary of its own name; all are the same bytes."""
 MAX_BODY = 64 * 1024
 MAX_RANK = 256
 
@@ -89,12 +89,15 @@ class Shelf:
             NotReady: The object store does not hold its files.
             DataDamaged: The files are not those that the name's digest stands for.
         """
-        target = self._root / name
-        if name in SCALES:
-            return make_adapter(model, target, scale=SCALES[name])
+        # What a pool proves an engine with is made here: the same bytes as there.
+        if name == ZERO:
+            return make_adapter(model, self._root / "zero", scale=0.0)
+        if CANARY.fullmatch(name):
+            return make_adapter(model, self._root / "canary", scale=4.0)
         found = NAME.fullmatch(name)
         if found is None:
             raise Unsupported(f"adapter name {name[:80]!r} does not come from a ptalign pool")
+        target = self._root / name
         if not target.exists():
             self._pull(found[1], found[2], target)
         return target

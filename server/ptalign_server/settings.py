@@ -11,9 +11,9 @@ import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROLES = ("engineer", "annotator", "reader", "operator", "auditor", "backend")
@@ -62,7 +62,7 @@ class EngineSettings(BaseModel):
     """Model name the remote servers answer to; the catalogue name unless set."""
     concurrency: int = Field(0, ge=0, le=4096)
     """Sequences one engine computes at once; 0: the profile's."""
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    max_lora_rank: Annotated[Literal[8, 16, 32, 64, 128, 256], BeforeValidator(int)] = 16
     """Largest adapter rank the engine serves; memory grows with it."""
     delay_seconds: float = Field(0.0, ge=0)
     """Scripted engine only: time per completion."""

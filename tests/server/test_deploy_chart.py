@@ -238,6 +238,7 @@ def test_the_servers_settings_parse_what_the_chart_sets(
     settings = Settings()
     assert settings.host == "0.0.0.0"
     assert not settings.loopback
+    assert (settings.page, settings.page_host, settings.page_port) == (True, "0.0.0.0", 8080)
     assert settings.auth.tls_cert == Path("/etc/ptalign/tls/tls.crt")
     if settings.engine.kind == "remote":
         assert len(settings.engine.urls) == 3

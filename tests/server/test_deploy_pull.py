@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from ptalign.nouns import ModelSpec
+from ptalign_server.pool import Pool, PoolSettings
 from ptalign_server.pool.adapters import check_adapter
-from ptalign_server.pull import LOAD, PullAdapters
+from ptalign_server.pull import CANARY, LOAD, ZERO, PullAdapters
 from ptalign_server.store.artefacts import Artefacts
 
 ADAPTER = "0123456789abcdef01234567"
@@ -61,8 +63,16 @@ def engine(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> http
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine")
 
 
+def pool() -> Pool:
+    """A pool of remote engines, never started: what it calls things is what counts here."""
+    settings = PoolSettings(kind="remote", urls=("http://127.0.0.1:9",))
+    return Pool(settings, ModelSpec(name="m", path="/models/m"))
+
+
 def served(store: Path) -> str:
-    return f"adapters-{ADAPTER}-{check_adapter(store / 'adapters' / ADAPTER, 256)[:12]}"
+    """The name that the pool gives an adapter of the library."""
+    name = f"adapters/{ADAPTER}"
+    return pool().serve_adapter(name.replace("/", "-"), store / name)
 
 
 async def load(engine: httpx.AsyncClient, name: str, path: str = "/etc") -> httpx.Response:
@@ -96,7 +106,8 @@ async def test_other_bytes_than_the_digest_are_refused_and_not_kept(
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc", "adapters-../x-0123456789ab", "latest", "", "adapters-0123456789ab"]
+    "name",
+    ["../../etc", "adapters-../x-0123456789ab", "latest", "", "zero", "ptalign-canary-/../etc"],
 )
 async def test_names_that_no_pool_makes_are_refused(engine: httpx.AsyncClient, name: str) -> None:
     answer = await load(engine, name)
@@ -110,12 +121,17 @@ async def test_an_adapter_that_is_not_in_the_store_is_named(engine: httpx.AsyncC
     assert "holds no adapters/ffffffffffff/adapter_config.json" in answer.text
 
 
-@pytest.mark.parametrize("name", ["ptalign-zero", "ptalign-canary"])
+@pytest.mark.parametrize("name", ["ptalign-zero", "ptalign-canary-0123abcd"])
 async def test_the_proving_adapters_are_made_on_the_spot(
     engine: httpx.AsyncClient, name: str
 ) -> None:
     folder = Path((await load(engine, name)).json()["lora_path"])
     assert check_adapter(folder, 8)
+
+
+def test_the_pools_canaries_are_known_here() -> None:
+    assert CANARY.fullmatch(pool()._engines[0]._canary)
+    assert ZERO == "ptalign-zero"
 
 
 @pytest.mark.parametrize("body", [b"no json", b"[]", b"{}", b'{"lora_name": "' + b"x" * 70_000])

@@ -41,6 +41,8 @@ class Queue:
     """Annotators' time on them."""
     agreement: float | None
     """Share of items with the same verdict among those that several people marked."""
+    source: str = ""
+    """The instruction set it was made from; empty when it was imported."""
 
 
 @dataclass(frozen=True, slots=True)

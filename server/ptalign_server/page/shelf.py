@@ -161,6 +161,7 @@ class Shelf:
 
     def _queue(self, row: Resource, kept: Sequence[Kept]) -> Queue:
         message = res.PairSet.FromString(row.body)
+        parents = [parent.partition("@")[0] for parent in message.meta.parents]
         return Queue(
             pair_set=row.name,
             model=row.model,
@@ -170,6 +171,7 @@ class Shelf:
             marked=len({m.item for m in kept}),
             minutes=minutes(kept),
             agreement=agreement(kept),
+            source=next((p for p in parents if p.startswith("instructionSets/")), ""),
         )
 
     def _draft(self, row: Resource) -> str:

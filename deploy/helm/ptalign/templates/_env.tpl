@@ -7,6 +7,11 @@
 - {name: PTALIGN_PORT, value: "50051"}
 - {name: PTALIGN_METRICS_HOST, value: "0.0.0.0"}
 - {name: PTALIGN_METRICS_PORT, value: "9464"}
+- {name: PTALIGN_PAGE, value: {{ .Values.page.enabled | quote }}}
+{{- if .Values.page.enabled }}
+- {name: PTALIGN_PAGE_HOST, value: "0.0.0.0"}
+- {name: PTALIGN_PAGE_PORT, value: "8080"}
+{{- end }}
 - {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
 - {name: PTALIGN_KEY_FILE, value: /etc/ptalign/key/operator.key}
 - {name: PTALIGN_AUTH__TLS_CERT, value: /etc/ptalign/tls/tls.crt}
@@ -16,6 +21,7 @@
 {{- end }}
 - name: PTALIGN_EXECUTOR_ID
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- {name: PTALIGN_ENGINE__MAX_LORA_RANK, value: {{ .Values.engines.maxLoraRank | quote }}}
 - {name: PTALIGN_APPLICATION_VERSION, value: {{ .Chart.AppVersion | quote }}}
 {{- with .Values.database.existingSecret }}
 - name: PTALIGN_DATABASE
