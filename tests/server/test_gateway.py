@@ -277,7 +277,9 @@ async def test_dry_run_estimates_and_makes_nothing(calls: Calls) -> None:
     answer.metadata.Unpack(metadata)
     estimate = metadata.progress.estimate
     assert answer.done
-    assert estimate.seconds > 0 and estimate.memory_bytes > 0 and estimate.basis
+    assert estimate.seconds > 0
+    assert estimate.memory_bytes > 0
+    assert estimate.basis
     listed = await calls.operations.ListOperations(lro.ListOperationsRequest())
     assert not listed.operations
     await refused(calls.tuning.GenerateInstructions(generate(dry_run=True, count=0)))
@@ -318,7 +320,8 @@ async def test_operations_pages_filters_cancel_delete(calls: Calls) -> None:
         await calls.operations.DeleteOperation(lro.DeleteOperationRequest(name=names[0]))
     await calls.operations.CancelOperation(lro.CancelOperationRequest(name=names[0]))
     found = await calls.operations.GetOperation(lro.GetOperationRequest(name=names[0]))
-    assert found.done and found.error.code == grpc.StatusCode.CANCELLED.value[0]
+    assert found.done
+    assert found.error.code == grpc.StatusCode.CANCELLED.value[0]
     done = await calls.operations.ListOperations(lro.ListOperationsRequest(filter="done=true"))
     assert [o.name for o in done.operations] == [names[0]]
     none = await calls.operations.ListOperations(
@@ -395,7 +398,8 @@ async def test_unexpected_text_never_reaches_the_caller(
         calls.operations.ListOperations(lro.ListOperationsRequest())
     )
     assert (code, reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert "shadow" not in text and text.startswith("internal error ")
+    assert "shadow" not in text
+    assert text.startswith("internal error ")
     assert "internal error " + text.split()[2].rstrip(".") in caplog.text
 
 

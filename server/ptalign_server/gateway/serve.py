@@ -161,10 +161,12 @@ class Gateway:
         """`ptalign.engine` serves while the worker says that an engine takes requests."""
         serving = health_pb2.HealthCheckResponse.SERVING
         not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        while True:
-            up = await engine_up(self._settings)
-            await self._set_health(serving if up else not_serving, ENGINE)
-            await asyncio.sleep(1.0)
+        transport = httpx.AsyncHTTPTransport(uds=str(self._settings.worker_socket), verify=False)
+        async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
+            while True:
+                up = await engine_up(client)
+                await self._set_health(serving if up else not_serving, ENGINE)
+                await asyncio.sleep(1.0)
 
     async def _count(self) -> None:
         """Operations by kind and state, and how many wait."""
@@ -193,13 +195,11 @@ def publish_counts(gauges: metrics.Metrics, found: dict[tuple[str, str], int]) -
         gauges.queue_depth.labels(kind).set(waiting)
 
 
-async def engine_up(settings: Settings) -> bool:
+async def engine_up(client: httpx.AsyncClient) -> bool:
     """Whether the worker answers and its pool takes requests."""
-    transport = httpx.AsyncHTTPTransport(uds=str(settings.worker_socket))
     try:
-        async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
-            answer = await client.get("http://worker/status")
-            return bool(answer.json()["ready"])
+        answer = await client.get("http://worker/status")
+        return bool(answer.json()["ready"])
     except (httpx.HTTPError, KeyError, ValueError):
         return False
 
