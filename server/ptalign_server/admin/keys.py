@@ -42,3 +42,19 @@ def rotate() -> None:
     store.vault.keyfile.keep_current()
     store.close()
     typer.echo(f"key {key_id} wraps {count} set keys now. Back up {settings.key_path}.")
+
+
+@app.command()
+def rewrap() -> None:
+    """Wrap every set's key under the first key of the file, which is not changed.
+
+    For key files that are mounted secrets: put the new key first, restart, rewrap, then drop the
+    old one.
+    """
+    from ptalign_server.store import Store
+    from ptalign_server.wire import freeze
+
+    store = Store(Settings(), freeze)
+    count, key_id = store.keys.rotate(), store.vault.keyfile.current[0]
+    store.close()
+    typer.echo(f"key {key_id} wraps {count} more set keys now; older keys may go.")
