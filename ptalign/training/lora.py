@@ -84,7 +84,11 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
         target_modules=sorted(lora.target_modules) or names,
         task_type="CAUSAL_LM",
     )
-    peft = get_peft_model(causal_lm, settings)
+    try:
+        peft = get_peft_model(causal_lm, settings)
+    except ValueError as error:
+        kind = type(causal_lm).__name__
+        raise Unsupported(f"{kind}: PEFT has no LoRA for its layers ({error})") from error
     peft.eval()
     if lora.dropout:
         for name, module in peft.named_modules():
@@ -95,12 +99,14 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
 
 def linear_names(causal_lm: Any) -> list[str]:
     """Last name parts of all linear layers but the output head, sorted."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
     head = causal_lm.get_output_embeddings()
     return sorted(
         {
             name.rpartition(".")[2]
             for name, module in causal_lm.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
         }
     )
 
