@@ -163,7 +163,9 @@ class NotFound(ServiceError):
 
     @property
     def hint(self) -> str:  # type: ignore[override]
-        return f"Known: {', '.join(self.known)}." if self.known else ""
+        if not self.known or "Known:" in self.message:
+            return ""
+        return f"Known: {', '.join(self.known)}."
 
 
 class AlreadyExists(ServiceError):

@@ -38,9 +38,9 @@ evaluate: {also: [MLE], samples: 10}
 @pytest.fixture
 def cli(served: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PTALIGN_ENDPOINT", served.endpoint)
-    monkeypatch.setenv("COLUMNS", "80")
 
-    def call(*words: str, text: str | None = None) -> Result:
+    def call(*words: str, text: str | None = None, columns: int = 80) -> Result:
+        monkeypatch.setenv("COLUMNS", str(columns))
         return CliRunner().invoke(app, list(words), input=text)
 
     return call
@@ -138,9 +138,9 @@ def test_run_as_json(cli: Any, loop: Path, tmp_path: Path) -> None:
 def test_check_says_line_and_field_and_starts_nothing(cli: Any, loop: Path, served: Any) -> None:
     assert cli("run", str(loop), "--check").exit_code == 0
     loop.write_text(LOOP.replace("count: 4", "count: 0"))
-    result = cli("run", str(loop))
+    result = cli("run", str(loop), columns=200)
     assert result.exit_code == 2
-    assert "loop.yaml:4: instructions.count" in " ".join(result.stderr.split())
+    assert "loop.yaml:4: instructions.count" in result.stderr
     assert not served.service.calls
 
 
@@ -206,6 +206,7 @@ def test_ops_cancel(cli: Any) -> None:
     assert cli("ops", "cancel", "1").exit_code == 0
     ended = cli("ops", "wait", "1")
     assert ended.exit_code == 1
+    assert "cancelled by the caller" in cli("ops", "get", "1").stdout
     assert "cancelled by the caller" in ended.stderr
 
 
@@ -235,9 +236,9 @@ def test_import_names_the_line(cli: Any, tmp_path: Path, served: Any) -> None:
     file = tmp_path / "r.jsonl"
     head = ("import", str(file), "--kind", "pairs", "-m", "tiny", "-p", "tone-en")
     file.write_text('{"kind": "pair", "instruction": "i"}\n{"nope": 1}\n')
-    bad = cli(*head)
+    bad = cli(*head, columns=200)
     assert bad.exit_code == 2
-    assert "r.jsonl:2: no such field: nope" in " ".join(bad.stderr.split())
+    assert "r.jsonl:2: no such field: nope" in bad.stderr
     file.write_text('{"kind": "pair", "instruction": "i"}\n')
     assert "1 accepted" in cli(*head).stdout
 

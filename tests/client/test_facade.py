@@ -102,7 +102,7 @@ def test_two_loops_in_one_process_make_no_noise(served: Any) -> None:
         async def main():
             with pt.Client({served.endpoint!r}) as blocking:
                 async with pt.AsyncClient({served.endpoint!r}) as client:
-                    for _ in range(20):
+                    for _ in range(8):
                         await asyncio.gather(
                             *(client.catalogue() for _ in range(20)),
                             *(asyncio.to_thread(blocking.catalogue) for _ in range(20)))

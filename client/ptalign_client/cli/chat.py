@@ -24,7 +24,7 @@ def chat(
         bool, typer.Option("--compare", "-c", help="The bare model beside the adapter.")
     ] = False,
     once: Annotated[str, typer.Option(help="Say this, print the reply and stop.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="256 unless set.", min=0, max=8192)] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="256 unless set.")] = None,
 ) -> None:
     """Talk to a model, with an adapter or beside it. Nothing is stored.
 
@@ -42,7 +42,7 @@ def chat(
     turns: list[ChatMessage] = []
     while line := once or _ask(session):
         turns.append(ChatMessage(role="user", content=line))
-        replies = _reply(session, turns, model, adapter, compare, max_tokens)
+        replies = _reply(session, turns, model, adapter, compare, max_tokens or 0)
         if once:
             return
         turns.append(ChatMessage(role="assistant", content=replies.get(adapter or "base", "")))

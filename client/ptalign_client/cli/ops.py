@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -12,16 +13,22 @@ from ptalign_client.cli import show
 from ptalign_client.cli.follow import clock, counts, follow, losses
 from ptalign_client.cli.session import Session, command
 from ptalign_client.cli.verbs import CancelOnInterrupt, show_made
+from ptalign_client.errors import ServiceError
 from ptalign_client.nouns import Progress, State
 
 Name = Annotated[str, typer.Argument(help="operations/ID, or the ID alone.")]
+StateName = Literal[
+    "validating", "queued", "running", "cancelling", "succeeded", "failed", "cancelled"
+]
 STYLES = {State.SUCCEEDED: "green", State.FAILED: "red", State.CANCELLED: "yellow"}
 
 
 def listing(
     session: Session,
     kind: Annotated[str, typer.Option(help="Only this verb, e.g. Align.")] = "",
-    state: Annotated[State | None, typer.Option(help="Only this state.")] = None,
+    state: Annotated[
+        StateName | None, typer.Option(metavar="STATE", help="Only this one, e.g. running.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many.", min=1)] = 20,
 ) -> None:
     """List operations, newest first.
@@ -51,8 +58,17 @@ def listing(
 
 def get(session: Session, name: Name) -> None:
     """Show where one operation stands."""
-    progress = session.client.operation(name).progress()
-    session.emit(progress) if session.as_json else session.out.print(_details(progress))
+    operation = session.client.operation(name)
+    progress, why = operation.progress(), ""
+    if progress.state in (State.FAILED, State.CANCELLED):
+        try:
+            operation.result()
+        except ServiceError as error:
+            why = str(error)
+    if session.as_json:
+        session.emit(asdict(progress) | {"error": why})
+    else:
+        session.out.print(_details(progress, why))
 
 
 def watch(session: Session, name: Name, cancel_on_interrupt: CancelOnInterrupt = False) -> None:
@@ -109,19 +125,20 @@ def delete(session: Session, name: Name) -> None:
 
 def _table(found: list[Progress]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("OPERATION", "STATE", "MADE"):
-        table.add_column(head, no_wrap=True)
+    table.add_column("OPERATION", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("AGE", no_wrap=True, justify="right")
     table.add_column("DONE", justify="right", no_wrap=True)
     table.add_column("PHASE", overflow="fold")
     for p in found:
         state = Text(str(p.state) or "-", style=STYLES.get(p.state, "cyan"))
         share = f"{p.done}/{p.total}" if p.total else ""
         name = Text(f"{p.operation}\n").append(f"  {p.kind}", style="dim")
-        table.add_row(name, state, show.when(p.create_time), share, Text(p.phase))
+        table.add_row(name, state, show.age(p.create_time), share, Text(p.phase))
     return table
 
 
-def _details(p: Progress) -> Table:
+def _details(p: Progress, why: str) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -136,6 +153,7 @@ def _details(p: Progress) -> Table:
         "counts": counts(p),
         "training": losses(p),
         "suite": p.suite,
+        "why": why,
         "made": p.resource,
         "created": show.when(p.create_time),
         "ended": show.when(p.end_time) if p.end_time else "",

@@ -24,7 +24,7 @@ def run(
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
     ] = False,
     cancel_on_interrupt: Annotated[
-        bool, typer.Option(help="Ctrl-C cancels the running operation at once.")
+        bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the running operation.")
     ] = False,
 ) -> None:
     """Run the whole loop: instructions, pairs, adapters, evaluation, report.

@@ -14,6 +14,8 @@ import grpc
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from ptalign_client.errors import (
     ConfigError,
@@ -28,12 +30,14 @@ from ptalign_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from ptalign_client.options import DEFAULT_ENDPOINT, TLS, Options
+from ptalign_client.options import DEFAULT_ENDPOINT, TLS, Options, Retry
 from ptalign_client.sync import Client
 from ptalign_proto import __version__
 
 P = ParamSpec("P")
 PANEL = "Connection and output"
+RETRY = Retry(attempts=5)
+"""A person waits: about 3 s of silence at most before the command says that nobody answers."""
 
 EXIT_CODES = {
     0: "done",
@@ -151,9 +155,7 @@ def shared(
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option(
-            help="Seconds one call may take, retries included.", rich_help_panel=PANEL, min=0.1
-        ),
+        typer.Option(help="Seconds one call may take, retries included.", rich_help_panel=PANEL),
     ] = 30.0,
     as_json: Annotated[
         bool,
@@ -167,7 +169,7 @@ def shared(
     """The session of the options that every command has."""
     tls = TLS(root=tls_root, cert=tls_cert, key=tls_key)
     given = tls if tls != TLS() else None
-    options = Options(endpoint=endpoint, token=token, tls=given, timeout=timeout)
+    options = Options(endpoint=endpoint, token=token, tls=given, timeout=timeout, retry=RETRY)
     return Session(options, as_json=as_json)
 
 
@@ -184,13 +186,26 @@ def command(
             common = {key: values.pop(key) for key in SHARED}
             _guarded(_session(before, common), body, values)
 
-        settings.setdefault("help", inspect.getdoc(body))
+        settings.setdefault("help", teach(inspect.getdoc(body) or ""))
         app.command(name or body.__name__, **settings)(
             with_parameters(call, [*_parameters(body)[1:], *_parameters(shared)])
         )
         return body
 
     return register
+
+
+def teach(text: str) -> str:
+    """A docstring as help: paragraphs flow, indented lines are commands to copy."""
+    flowing = []
+    for paragraph in text.split("\n\n"):
+        indented = paragraph.startswith("  ")
+        flowing.append(
+            f"[dim]  $[/] [cyan]{escape(paragraph.strip())}[/]"
+            if indented
+            else " ".join(paragraph.split("\n"))
+        )
+    return "\n\n".join(flowing)
 
 
 def root(app: typer.Typer, epilog: str) -> None:
@@ -257,11 +272,13 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
 def report(session: Session, error: PtalignError) -> None:
     """Says what went wrong, why and how to mend it; as JSON too when asked."""
     what, fields, mend = explain(error, session)
-    session.note(f"[bold red]Error:[/] {escape(what)}")
+    table = Table.grid(padding=(0, 1))
+    table.add_row(Text("Error:", style="bold red"), Text(what, overflow="fold"))
     for line in fields:
-        session.note(f"  [red]•[/] {escape(line)}")
+        table.add_row(Text("•", style="red", justify="right"), Text(line, overflow="fold"))
     if mend:
-        session.note(f"[bold]Mend:[/]  {escape(mend)}")
+        table.add_row(Text("Mend:", style="bold"), Text(mend, overflow="fold"))
+    session.err.print(table)
     if session.as_json:
         session.emit({"error": _facts(error)})
 

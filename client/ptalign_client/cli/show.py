@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
@@ -64,13 +64,13 @@ def summary(resource: Resource) -> str:
 def listing(resources: Sequence[Resource]) -> Table:
     """A table of resources."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("NAME", no_wrap=True, style="cyan")
-    table.add_column("MADE", no_wrap=True)
-    table.add_column("MODEL", overflow="ellipsis", no_wrap=True, max_width=18)
+    table.add_column("NAME", no_wrap=True)
+    table.add_column("AGE", no_wrap=True, justify="right")
     table.add_column("HOLDS", overflow="fold")
     for item in resources:
         state = " [purged]" if item.purged else " [partial]" if item.partial else ""
-        table.add_row(item.name, when(item.create_time), item.model, Text(summary(item) + state))
+        name = Text(item.name, style="cyan").append(f"\n  {item.model}", style="dim not cyan")
+        table.add_row(name, age(item.create_time), Text(summary(item) + state))
     return table
 
 
@@ -146,6 +146,17 @@ def verdict(evaluation: Evaluation) -> Text:
 def when(time: datetime | None) -> str:
     """A time on this machine's clock."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M") if time else "-"
+
+
+def age(time: datetime | None) -> str:
+    """How long ago, in the largest unit that says something."""
+    if time is None:
+        return "-"
+    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def size(count: float) -> str:

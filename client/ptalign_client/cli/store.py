@@ -18,7 +18,7 @@ from rich.text import Text
 from ptalign_client.cli import show
 from ptalign_client.cli.annotations import read_annotations
 from ptalign_client.cli.session import Session, command
-from ptalign_client.errors import ConfigError
+from ptalign_client.errors import ConfigError, NotFound
 from ptalign_client.nouns import Adapter, Evaluation, Imported, Record, View
 
 PANEL = "What runs and what is there"
@@ -225,7 +225,12 @@ def resolve(
 
       ptalign resolve -m smollm2-135m-instruct -p tone-en
     """
-    found = session.client.resolve_adapter(model=model, policy=policy)
+    try:
+        found = session.client.resolve_adapter(model=model, policy=policy)
+    except NotFound as error:
+        if error.reason == "RESOURCE_NOT_FOUND":
+            session.note(f"No adapter for {model} and {policy} has passed an evaluation yet.")
+        raise
     if session.as_json:
         session.emit(found)
     else:

@@ -20,7 +20,7 @@ from ptalign_client.sync import Operation
 WAIT = "Waiting"
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")]
-Seed = Annotated[int, typer.Option(help="Seed of the stage.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of the stage.")]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Validate and estimate; start nothing.", rich_help_panel=WAIT),
@@ -137,22 +137,30 @@ def align(
     session: Session,
     pair_set: Annotated[str, typer.Argument(help="pairSets/ID")],
     model: Model,
-    method: Annotated[Method, typer.Option(help="What to train with.")] = "pt_align",
-    steps: Annotated[int, typer.Option(help="Training steps; 24 unless set.", min=0)] = 0,
-    pairs_per_step: Annotated[int, typer.Option(help="8 unless set.", min=0)] = 0,
+    method: Annotated[
+        Method, typer.Option(metavar="METHOD", help="One of: pt_align, ut_uniform, mle, dpo, npo.")
+    ] = "pt_align",
+    steps: Annotated[int | None, typer.Option(help="Training steps; 24 unless set.")] = None,
+    pairs_per_step: Annotated[int | None, typer.Option(help="8 unless set.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="5e-4 unless set.")] = None,
     max_benign_kl: Annotated[
         float | None, typer.Option(help="Nats per token; 0.25 unless set.")
     ] = None,
     ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,
-    weighting: Annotated[Scorer, typer.Option(help="Which toxic tokens count.")] = "blend",
+    weighting: Annotated[
+        Scorer,
+        typer.Option(
+            metavar="SCORER",
+            help="Which toxic tokens count: blend, contrast, log_odds, judge, uniform.",
+        ),
+    ] = "blend",
     flagged_share: Annotated[
         float | None, typer.Option(help="Share of toxic tokens; 0.2 unless set.")
     ] = None,
     protect: Annotated[
         list[str] | None, typer.Option(help="A word that is never suppressed; repeat.")
     ] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank; 16 unless set.", min=0)] = 0,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank; 16 unless set.")] = None,
     parent: Annotated[str, typer.Option(help="Train on from this adapter.")] = "",
     guards: Annotated[
         Literal["abort", "record"], typer.Option(help="What an exceeded budget does.")
@@ -185,8 +193,8 @@ def align(
         protected_words=protect or (),
         lora=Lora(rank=rank) if rank else None,
         budget=Budget(
-            steps=steps,
-            pairs_per_step=pairs_per_step,
+            steps=steps or 0,
+            pairs_per_step=pairs_per_step or 0,
             learning_rate=learning_rate,
             max_benign_kl=max_benign_kl,
         ),
@@ -209,7 +217,7 @@ def evaluate(
     suite: Annotated[list[str] | None, typer.Option(help="Only this suite; repeat.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help="Only this judge; repeat.")] = None,
     gate: Annotated[str, typer.Option(help="Catalogue name of the gate.")] = "",
-    samples: Annotated[int, typer.Option(help="Prompts per suite at most.", min=0)] = 0,
+    samples: Annotated[int | None, typer.Option(help="Prompts per suite at most.")] = None,
     pair_set: Annotated[str, typer.Option(help="Set whose twins are used; the adapter's.")] = "",
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
@@ -234,7 +242,7 @@ def evaluate(
         suites=suite or (),
         judges=judge or (),
         gate=gate or None,
-        samples=samples,
+        samples=samples or 0,
         pair_set=pair_set,
         seed=seed,
         dry_run=dry_run,
