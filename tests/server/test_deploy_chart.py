@@ -205,6 +205,11 @@ def test_scaled_servers_share_the_database_the_store_and_the_engines() -> None:
     assert hosts == expected
 
 
+def test_jobs_outlive_an_upgrade(manifests: list[Manifest]) -> None:
+    """dbos leaves the jobs of another application version alone: a chart must not change it."""
+    assert "PTALIGN_APPLICATION_VERSION" not in env_of(manifests, "pt")
+
+
 def test_executor_id_is_the_pods_stable_name(manifests: list[Manifest]) -> None:
     env = env_of(manifests, "pt")
     assert env["PTALIGN_EXECUTOR_ID"] == {"fieldRef": {"fieldPath": "metadata.name"}}

@@ -22,7 +22,6 @@
 - name: PTALIGN_EXECUTOR_ID
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - {name: PTALIGN_ENGINE__MAX_LORA_RANK, value: {{ .Values.engines.maxLoraRank | quote }}}
-- {name: PTALIGN_APPLICATION_VERSION, value: {{ .Chart.AppVersion | quote }}}
 {{- with .Values.database.existingSecret }}
 - name: PTALIGN_DATABASE
   valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.database.key }}}}

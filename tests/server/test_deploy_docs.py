@@ -1,0 +1,172 @@
+"""What docs/operations.md tells an operator to do, done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from ptalign.errors import PtalignError
+from ptalign.nouns import PairSet
+from ptalign_server.cli import app
+from ptalign_server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ("docs/operations.md", "docs/security.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TEXT = (ROOT / DOCS[0]).read_text()
+
+_spec = importlib.util.spec_from_file_location(
+    "page_world", Path(__file__).with_name("page_world.py")
+)
+assert _spec
+assert _spec.loader
+world = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(world)
+
+
+def block(first_line: str) -> str:
+    """The fenced block of the document that starts with this line."""
+    found = re.search(rf"```bash\n({re.escape(first_line)}\n.*?)```", TEXT, re.DOTALL)
+    assert found, f"{DOCS[0]} has no block {first_line!r}"
+    return found[1]
+
+
+def admin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ptalign_server.cli", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[tuple[Path, str, Any]]:
+    """A running store with a pair set: its folder, the set's name, the store."""
+    _, store = world.open_store(tmp_path)
+    yield tmp_path / "state", world.add_pair_set(store, world.pairs(5)), store
+    store.close()
+
+
+def read(state: Path, name: str, **settings: Any) -> PairSet:
+    _, store = world.open_store(state.parent, **settings)
+    try:
+        row = store.resources.get(name, "default")
+        return store.sets.load(name, PairSet, row.content)
+    finally:
+        store.close()
+
+
+def backup(state: Path, target: Path) -> None:
+    script = block("# backup STATE TARGET")
+    subprocess.run(["sh", "-c", script, "backup", str(state), str(target)], check=True)
+
+
+def test_a_copy_made_while_the_server_runs_restores(
+    kept: tuple[Path, str, Any], tmp_path: Path
+) -> None:
+    state, name, _ = kept
+    copy = tmp_path / "elsewhere" / "state"
+    backup(state, copy)
+    assert not (copy / "operator.key").exists(), "the key must not lie beside the data"
+    (copy / "operator.key").write_bytes((state / "operator.key").read_bytes())
+    (copy / "operator.key").chmod(0o600)
+    assert len(read(copy, name).polarised) == 5
+    assert admin("audit", "verify", PTALIGN_STATE=str(copy)).returncode == 0
+
+
+def test_a_copy_without_its_key_tells_nothing(kept: tuple[Path, str, Any], tmp_path: Path) -> None:
+    state, name, _ = kept
+    copy = tmp_path / "elsewhere" / "state"
+    backup(state, copy)
+    for file in copy.rglob("*"):
+        if file.is_file():
+            assert world.BAD.encode() not in file.read_bytes(), file
+    with pytest.raises(PtalignError, match="operator key"):
+        read(copy, name)  # the embedded server made a fresh key, which does not fit
+
+
+def test_the_rotation_of_a_mounted_key_never_leaves_a_server_without_one(
+    kept: tuple[Path, str, Any], tmp_path: Path
+) -> None:
+    """The three steps of the document, with files for the secret."""
+    state, name, store = kept
+    old, new, secret = state / "operator.key", tmp_path / "new.key", tmp_path / "secret.key"
+    assert admin("keys", "create", PTALIGN_KEY_FILE=str(new)).returncode == 0
+    secret.write_bytes(new.read_bytes() + old.read_bytes())
+    secret.chmod(0o600)
+    assert len(read(state, name, key_file=secret).polarised) == 5
+    fresh = world.add_pair_set(store, world.pairs(2, "c"))  # a server that still has the old key
+    where = {"PTALIGN_STATE": str(state), "PTALIGN_KEY_FILE": str(secret)}
+    done = admin("keys", "rewrap", **where)
+    assert done.returncode == 0, done.stderr
+    new.chmod(0o600)
+    assert len(read(state, name, key_file=new).polarised) == 5
+    assert len(read(state, fresh, key_file=new).polarised) == 2
+    with pytest.raises(PtalignError):
+        read(state, name, key_file=old)
+
+
+def test_rotation_on_one_machine_keeps_everything_readable(kept: tuple[Path, str, Any]) -> None:
+    state, name, _ = kept
+    before = (state / "operator.key").read_text()
+    assert admin("keys", "rotate", PTALIGN_STATE=str(state)).returncode == 0
+    assert (state / "operator.key").read_text() != before
+    assert len(read(state, name).polarised) == 5
+
+
+def test_the_server_refuses_to_listen_off_loopback_without_tls(tmp_path: Path) -> None:
+    where = {"PTALIGN_STATE": str(tmp_path), "PTALIGN_HOST": "0.0.0.0", "PTALIGN_PORT": "0"}
+    done = admin("serve", **where)
+    assert done.returncode != 0
+    assert "PTALIGN_AUTH__TLS_CERT" in done.stderr
+
+
+@pytest.mark.parametrize("document", DOCS)
+def test_variables_and_files_that_documents_name_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for name in set(re.findall(r"PTALIGN_[A-Z_]+[A-Z]", text)) - {"PTALIGN_REQUIRE_ALL"}:
+        model: Any = Settings
+        for part in name.removeprefix("PTALIGN_").lower().split("__"):
+            assert part in model.model_fields, f"{document} names {name}"
+            model = model.model_fields[part].annotation
+    places = r"(?<![\w/.])((?:deploy|docs|tests|server|client|ptalign|protos|gateway)/[\w./-]*\w)"
+    for path in set(re.findall(places, text)):
+        found = [ROOT / path, ROOT / "server" / "ptalign_server" / path]
+        assert any(p.exists() for p in found), f"{document} names {path}"
+
+
+def test_commands_that_documents_name_exist() -> None:
+    group = typer.main.get_command(app)
+    for document in DOCS:
+        text = (ROOT / document).read_text()
+        for words in set(re.findall(r"ptalign-server ([a-z]+(?: [a-z]+)?)", text)):
+            first, _, second = words.partition(" ")
+            command = group.commands.get(first)  # type: ignore[attr-defined]
+            assert command is not None, f"{document} names ptalign-server {words}"
+            if hasattr(command, "commands") and second:
+                assert second in command.commands, f"{document} names ptalign-server {words}"
+
+
+def test_roles_of_the_document_are_the_servers() -> None:
+    from ptalign_server.settings import ROLES
+
+    text = (ROOT / "docs" / "security.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(ROLES)
+
+
+def test_targets_that_documents_name_exist() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCS:
+        for words in re.findall(
+            r"(?m)(?:^|`)make ([a-z]+(?:-[a-z]+)*)", (ROOT / document).read_text()
+        ):
+            assert words in known, f"{document} names make {words}"
