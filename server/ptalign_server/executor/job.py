@@ -19,15 +19,18 @@ from ptalign.config import AlignConfig, EvalConfig
 from ptalign.errors import Cancelled, Unsupported
 from ptalign.nouns import ModelSpec, PairSet, Policy
 from ptalign.progress import OnProgress, Progress
+from ptalign_server import failpoints
 from ptalign_server.executor.events import error_event, line, progress_event
 
 REVEAL = {"reveal": True}
 
 
 def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.align.align`; keys: pairs, model, out, config, policy, parent, resume."""
+    """`ptalign.align.align`; keys: pairs, model, out, config, policy, parent, resume, judge (an id)."""
     from ptalign.align import align
+    from ptalign.judges import judge
 
+    failpoints.watch_checkpoints()
     policy = payload.get("policy")
     adapter = align(
         PairSet.model_validate(payload["pairs"]),
@@ -37,6 +40,7 @@ def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
         policy=Policy.model_validate(policy) if policy else None,
         parent=Path(payload["parent"]) if payload.get("parent") else None,
         resume=payload.get("resume", True),
+        judge=judge(payload["judge"]) if payload.get("judge") else None,
         on_progress=on_progress,
     )
     return adapter.model_dump(mode="json", context=REVEAL)

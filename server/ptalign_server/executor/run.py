@@ -14,6 +14,7 @@ from typing import Any
 from ptalign.engines.openai import never
 from ptalign.errors import Cancelled, TrainingFailed, Unsupported
 from ptalign.progress import OnProgress, ignore
+from ptalign_server import failpoints
 from ptalign_server.executor.events import error_of, line, progress_of
 from ptalign_server.processes import Child, clean_environment, spawn
 from ptalign_server.profiles import TrainerBudget
@@ -80,7 +81,7 @@ def _environment(budget: TrainerBudget) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PTALIGN_JOB_NICENESS": str(budget.niceness),
     }
-    return clean_environment(values)
+    return clean_environment(values | failpoints.environment())
 
 
 class _Run:

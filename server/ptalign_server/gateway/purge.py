@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import InvalidInput
 from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_server import failpoints
 from ptalign_server.errors import Violations
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, find
@@ -48,7 +49,9 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
 
         once(connection, seen, act)
 
+    failpoints.hit("purge.before")
     await asyncio.wrap_future(store.write(change))
+    failpoints.hit("purge.after")
     await asyncio.to_thread(erase, store, found.id)
 
 
@@ -63,5 +66,6 @@ def finish_purges(store: Store) -> int:
     left = [name for name in store.resources.purged_ids() if store.sets.folder(name).exists()]
     for set_id in left:
         log.info("finishing the purge of set %s", set_id)
-        erase(store, set_id)
+        store.sets.erase(set_id)
+    store.keys.truncate_wal()
     return len(left)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from google.longrunning import operations_pb2
 
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
-from ptalign_server import wire
+from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import Overloaded
 from ptalign_server.gateway.identity import Identity
@@ -42,7 +42,9 @@ async def submit(
         request = await asyncio.to_thread(redacted, request)
     made = Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
     change = _Insert(store, made, max_queued)
+    failpoints.hit("enqueue.before")
     operation_id = await asyncio.wrap_future(store.write(change))
+    failpoints.hit("enqueue.after")
     if change.made is not None:
         return wire.operation_message(change.made)
     operation = await asyncio.to_thread(store.operations.get, operation_id, identity.tenant)

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ptalign_server import failpoints
 from ptalign_server.store.db import reading
 from ptalign_server.store.schema import audit
 from ptalign_server.vault import Vault
@@ -45,7 +46,9 @@ class Audit:
             "detail": json.dumps(detail, sort_keys=True),
             "previous": "" if last is None else str(last.hash),
         }
+        failpoints.hit("audit_write.before")
         connection.execute(audit.insert().values(**values, hash=self._hash(values)))
+        failpoints.hit("audit_write.after")
 
     def first_bad(self) -> int:
         """Sequence number of the first entry that was edited, dropped or moved; 0: none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ptalign_server.store.db import reading
 from ptalign_server.store.schema import events, operations
 from ptalign_server.vault import Vault
 
+log = logging.getLogger("ptalign.server")
 VALIDATING = "VALIDATING"
 QUEUED = "QUEUED"
 RUNNING = "RUNNING"
@@ -149,9 +151,14 @@ class Operations:
         return self._read(query.order_by(operations.c.id.desc()).limit(size))
 
     def in_states(self, states: Iterable[str], limit: int = 1000) -> list[Operation]:
-        """Operations of all tenants in these states, oldest first."""
+        """Operations of all tenants in these states, oldest first.
+
+        A row that was changed on disk is left out: it must not hold up the others.
+        """
         query = sa.select(operations).where(operations.c.state.in_(tuple(states)))
-        return self._read(query.order_by(operations.c.id).limit(limit))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(operations.c.id).limit(limit)).mappings().all()
+        return [found for row in rows if (found := self._intact(row)) is not None]
 
     def ids_in(self, states: Iterable[str]) -> list[str]:
         """Ids alone, for polling."""
@@ -224,6 +231,13 @@ class Operations:
 
     def _mac(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("operation", *(values[f] for f in Operation.__slots__))
+
+    def _intact(self, row: Mapping[Any, Any]) -> Operation | None:
+        try:
+            return self._checked(row)
+        except DataDamaged as error:
+            log.error("%s", error)
+            return None
 
     def _checked(self, row: Mapping[Any, Any] | None) -> Operation:
         if row is None:

@@ -18,10 +18,13 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun
+from ptalign_server import failpoints
 from ptalign_server.vault import SetKey
 
 T = TypeVar("T", bound=Noun)
 HEAD = struct.Struct(">IIB")
+END = "end"
+"""Id of the last frame of a whole file: without it, records are missing."""
 Kinds = Mapping[str, type[Noun]]
 
 
@@ -80,7 +83,10 @@ class SealedLog(Generic[T]):
             if record_id in self._ids:
                 return
             place = f"{self.path.name}/{len(self._ids)}/{record_id}"
+            failpoints.hit("filter.after")
+            failpoints.hit("write_item.before")
             self._write(frame(record_id, self._key.seal(place, encode(record))))
+            failpoints.hit("write_item.after")
             self._ids.add(record_id)
 
     def close(self) -> None:
@@ -146,27 +152,43 @@ def write_sealed(path: Path, key: SetKey, items: Iterable[tuple[str, bytes]]) ->
     """Writes a whole sealed file at once: it is there complete, or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    try:
+        _write_frames(partial, path.name, key, items)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    _sync_folder(path.parent)
+
+
+def _write_frames(
+    partial: Path, name: str, key: SetKey, items: Iterable[tuple[str, bytes]]
+) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        for ordinal, (record_id, data) in enumerate(items):
-            place = f"{path.name}/{ordinal}/{record_id}"
-            stream.write(frame(record_id, key.seal(place, data)))
+        ordinal = 0
+        for record_id, data in items:
+            stream.write(frame(record_id, key.seal(f"{name}/{ordinal}/{record_id}", data)))
+            ordinal += 1
+        stream.write(frame(END, key.seal(f"{name}/{ordinal}/{END}", b"")))
         stream.flush()
         os.fsync(stream.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
 
 
 def read_sealed(path: Path, key: SetKey) -> Iterator[tuple[str, bytes]]:
     """Record id and content of each frame.
 
     Raises:
-        DataDamaged: The file is missing or was changed.
+        DataDamaged: The file is missing, was changed or was cut short.
     """
     if not path.exists():
         raise DataDamaged(f"{path.parent.name}/{path.name} is missing. Restore it from a backup.")
     with path.open("rb") as stream:
         for place, blob in frames(stream, path):
-            yield place.rpartition("/")[2], key.open(place, blob)
+            record_id, data = place.rpartition("/")[2], key.open(place, blob)
+            if record_id == END:
+                return
+            yield record_id, data
+    raise DataDamaged(f"{path.parent.name}/{path.name} was cut short. Restore it from a backup.")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -65,9 +65,11 @@ class Resources:
 
     def purged_ids(self) -> list[str]:
         """Ids of purged sets."""
-        query = sa.select(resources.c.name).where(resources.c.purged)
+        query = sa.select(resources).where(resources.c.purged)
         with reading(self._engine) as connection:
-            return [str(row[0]).partition("/")[2] for row in connection.execute(query)]
+            rows = connection.execute(query).mappings().all()
+        # A flipped bit in `purged` alone must not destroy a set.
+        return [str(r["name"]).partition("/")[2] for r in rows if self._mac(dict(r)) == r["mac"]]
 
     def get(self, name: str, tenant: str | None) -> Resource:
         """One resource.

@@ -47,16 +47,17 @@ class Sets:
         """The log that a stage appends to while it makes the set."""
         return SealedLog(self.folder(set_id) / "log", self._keys.get(set_id), *kinds)
 
-    def seal(self, set_id: str, noun: Noun, *, keep_log: bool = False) -> str:
-        """Writes the finished noun and drops the log.
+    def seal(self, set_id: str, noun: Noun) -> str:
+        """Writes the finished noun. The log stays until `drop_log`, once the row is committed.
 
         Returns:
             The noun's digest, to be kept in the resource's row.
         """
-        write_sealed(self.folder(set_id) / "noun", self._keys.get(set_id), _split(noun))
-        if not keep_log:
-            (self.folder(set_id) / "log").unlink(missing_ok=True)
-        return noun.digest
+        return self.write(set_id, self._keys.get(set_id), noun)
+
+    def drop_log(self, set_id: str) -> None:
+        """Removes a log whose records stand in the noun of a committed resource."""
+        (self.folder(set_id) / "log").unlink(missing_ok=True)
 
     def write(self, set_id: str, key: SetKey, noun: Noun) -> str:
         """`seal` under a key that is not in the database yet."""
@@ -102,7 +103,7 @@ class Sets:
     def load_policy(self, name: str) -> Policy:
         """The policy that a set was made under."""
         set_id = name.partition("/")[2]
-        _, data = next(read_sealed(self.folder(set_id) / "policy", self._keys.get(set_id)))
+        [(_, data)] = read_sealed(self.folder(set_id) / "policy", self._keys.get(set_id))
         return Policy.model_validate(json.loads(data)["body"])
 
     def erase(self, set_id: str) -> None:

@@ -12,7 +12,7 @@ from ptalign.engines.base import Engine
 from ptalign.errors import Cancelled
 from ptalign.nouns import ModelSpec, Noun, Policy, digest_of
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server import wire
+from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue, template_digest
 from ptalign_server.errors import SetPartial
 from ptalign_server.metrics import Metrics
@@ -81,7 +81,7 @@ class Job:
     def engine(self, model: ModelSpec) -> Iterator[Engine]:
         """An engine of the model, for as long as the block lasts."""
         with self.room.pools.use(model) as pool:
-            yield pool.engine(self.should_stop, self.reporter.waiting)
+            yield failpoints.watch_engine(pool.engine(self.should_stop, self.reporter.waiting))
 
     def check(self) -> None:
         """Raises `Cancelled` when the operation was told to stop."""

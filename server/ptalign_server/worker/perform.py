@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
-from ptalign_server import wire
+from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, status_of
 from ptalign_server.store.operations import (
     CANCELLED,
@@ -49,7 +49,9 @@ def perform(
     Raises:
         ShuttingDown: The worker ends before the operation does.
     """
+    failpoints.hit("lease.before")
     operation = room.store.operations.advance(operation_id, _begin)
+    failpoints.hit("lease.after")
     if operation.done:
         return operation.state
 
@@ -149,12 +151,17 @@ def _end_with(job: Job, state: str, error: BaseException | None, made: Made | No
             store.resources.insert(connection, resource)
         return store.operations.advance_in(connection, job.operation.id, end)
 
-    return store.write(change).result().state
+    failpoints.hit("state_commit.before")
+    ended = store.write(change).result()
+    failpoints.hit("state_commit.after")
+    if made is not None and not made.keep_log:
+        store.sets.drop_log(job.operation.id)
+    return ended.state
 
 
 def _seal(job: Job, made: Made) -> Resource:
     store, operation = job.room.store, job.operation
-    digest = store.sets.seal(operation.id, made.noun, keep_log=made.keep_log)
+    digest = store.sets.seal(operation.id, made.noun)
     if job.policies:
         store.sets.keep_policy(operation.id, job.policies[-1])
     meta = job.meta(made, digest)

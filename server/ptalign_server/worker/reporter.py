@@ -9,7 +9,7 @@ from typing import Any
 
 from ptalign.errors import Cancelled
 from ptalign.progress import Progress
-from ptalign_server import wire
+from ptalign_server import failpoints, wire
 from ptalign_server.metrics import Metrics, rejections
 from ptalign_server.store import Store
 from ptalign_server.store.operations import Operation
@@ -70,7 +70,9 @@ class Reporter:
             fill(message, progress, self._values, eta)
             return replace(operation, metadata=message.SerializeToString())
 
+        failpoints.hit("acknowledge.before")
         self._store.operations.advance(self._operation.id, change)
+        failpoints.hit("acknowledge.after")
 
 
 def fill(message: Any, progress: Progress, values: Mapping[str, float], eta: float | None) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
 
+from ptalign.errors import DataDamaged, PtalignError
 from ptalign_server import wire
 from ptalign_server.catalogue import Catalogue
-from ptalign_server.errors import status_of
+from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -36,6 +37,7 @@ from ptalign_server.worker.reporter import Reporter
 
 log = logging.getLogger("ptalign.worker")
 POLL_SECONDS = 0.15
+RETRY_SECONDS = 2.0
 DRAIN_SECONDS = 15.0
 STOP_SECONDS = 5.0
 """Engines that do not end in this time are killed with this process's session."""
@@ -66,6 +68,7 @@ class Worker:
         self.ending = threading.Event()
         self._told: set[str] = set()
         self._running: set[str] = set()
+        self._claims = threading.Lock()
 
     def run(self) -> None:
         """Runs until SIGTERM; operations in flight stop at their next record or step."""
@@ -87,12 +90,13 @@ class Worker:
         self._drain()
 
     def work(self, operation_id: str) -> str:
-        """The durable step."""
-        self._running.add(operation_id)
+        """The durable step. It ends when the operation does, or when another run has it."""
+        with self._claims:
+            if operation_id in self._running:
+                return "elsewhere"  # enqueued twice by a recovery: one run is enough
+            self._running.add(operation_id)
         try:
-            return perform(
-                operation_id, self.room, lambda: operation_id in self._told, self.ending.is_set
-            )
+            return self._persist(operation_id)
         except ShuttingDown:
             self._running.discard(operation_id)
             # Neither a result nor an error: the workflow stays pending and goes on after a start.
@@ -100,6 +104,24 @@ class Worker:
             raise
         finally:
             self._running.discard(operation_id)
+
+    def _persist(self, operation_id: str) -> str:
+        """Runs an operation until its end is on disk: a full or locked disk is waited out."""
+        while True:
+            try:
+                return perform(
+                    operation_id, self.room, lambda: operation_id in self._told, self.ending.is_set
+                )
+            except ShuttingDown:
+                raise
+            except PtalignError as error:  # its row or its key is gone or damaged
+                return self._fail(operation_id, error)
+            except Exception as error:
+                log.error(
+                    "operation %s: its end could not be written", operation_id, exc_info=error
+                )
+            if self.ending.wait(RETRY_SECONDS):
+                raise ShuttingDown
 
     def _launch(self) -> None:
         settings = self.settings
@@ -163,18 +185,27 @@ class Worker:
                 Job(operation, request, self.room, reporter, lambda: False)
             )
         except Exception as error:
-            status = status_of(error).SerializeToString()
-            store.operations.advance(
-                operation.id,
-                lambda o: (
-                    None if o.done else replace(o, state=FAILED, error=status, ended=time.time())
-                ),
-            )
+            self._fail(operation.id, error)
             return
         self._enqueue(operation, operation.id)
         store.operations.advance(
             operation.id, lambda o: replace(o, state=QUEUED) if o.state == VALIDATING else None
         )
+
+    def _fail(self, operation_id: str, error: Exception) -> str:
+        """Ends an operation that cannot run; one whose own row is damaged says so when read."""
+        status = status_of(error).SerializeToString()
+
+        def end(operation: Operation) -> Operation | None:
+            if operation.done:
+                return None
+            return replace(operation, state=FAILED, error=status, ended=time.time())
+
+        try:
+            return self.room.store.operations.advance(operation_id, end).state
+        except (NotFound, DataDamaged) as damage:
+            log.error("operation %s cannot be ended: %s", operation_id, damage)
+            return FAILED
 
     def _enqueue(self, operation: Operation, workflow_id: str) -> None:
         with SetWorkflowID(workflow_id):

@@ -9,7 +9,7 @@ from typing import Any
 from ptalign.config import AlignConfig
 from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server import configs, messages
+from ptalign_server import configs, failpoints, messages
 from ptalign_server.executor import run_job
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder
@@ -48,7 +48,9 @@ def make(job: Job) -> Made:
     }
     result = run(job, model, "align", payload)
     adapter = Adapter.model_validate(result)
+    failpoints.hit("adapter_publish.before")
     files = [_store(job, Path(adapter.path) / part) for part in FILES]
+    failpoints.hit("adapter_publish.after")
     made = _made(job, adapter.model_copy(update={"path": job.name}), config, files)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return made
