@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -164,13 +165,24 @@ def test_a_prompt_that_kills_twice_is_set_aside_and_others_are_answered(open_poo
     found = answers(pool, ask(*texts))
     assert {k: c.error for k, c in found.items() if c.error} == {"12": "SetAside"}
     assert pool.status()[0].restarts == 2
-    again = answers(pool, ask("please kill-me"))
+    again = answers(pool, ask("please kill-me", "please kill-me"))
     assert again["0"].error == "SetAside"
     assert pool.status()[0].restarts == 2
 
 
+def test_copies_of_a_prompt_are_struck_once_a_death(open_pool: Open) -> None:
+    pool = open_pool()
+    found: dict[str, Completion] = {}
+    worker = threading.Thread(target=lambda: found.update(answers(pool, ask(*["slow"] * 4))))
+    worker.start()
+    until(lambda: pool.status()[0].outstanding == 4)
+    os.kill(pool.status()[0].pid, signal.SIGKILL)
+    worker.join(60)
+    assert [c.error for c in found.values()] == [""] * 4
+
+
 def test_circuit_opens_after_too_many_deaths_and_closes_later(open_pool: Open) -> None:
-    pool = open_pool(max_deaths=3, death_window_s=4.0)
+    pool = open_pool(max_deaths=3, death_window_s=12.0)
     for death in range(3):
         ready(pool)
         os.kill(pool.status()[0].pid, signal.SIGKILL)
@@ -291,6 +303,39 @@ def test_remote_engines_are_watched_not_owned(open_pool: Open) -> None:
     remote.stop()
     assert remote.status()[0].state is State.DOWN
     assert owner.status()[0].state is State.READY
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from ptalign.nouns import ModelSpec
+from ptalign_server.pool import Pool, PoolSettings, supervisor
+from ptalign_server.pool.command import Launch, free_port
+from ptalign_server.processes import clean_environment
+state, model, standin = sys.argv[1:]
+def launch(*_):
+    port = free_port()
+    return Launch(port, (sys.executable, standin, str(port)), clean_environment())
+supervisor.launch = launch
+pool = Pool(PoolSettings(state=Path(state), engines=2), ModelSpec(name="base", path=model))
+pool.start()
+while not all(s.state == "READY" for s in pool.status()):
+    time.sleep(0.05)
+print(*(s.pid for s in pool.status()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_kill_9_of_the_owner_leaves_no_engine(tmp_path: Path, model: ModelSpec) -> None:
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", OWNER, str(state), model.path, str(STANDIN)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pids = owner.stdout.readline().split()
+        owner.kill()
+    assert len(pids) == 2
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 3)
+    until(lambda: list((state / "children").iterdir()) == [], 3)
 
 
 def test_stop_leaves_no_process_and_no_file(open_pool: Open, tmp_path: Path) -> None:

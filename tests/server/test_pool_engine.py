@@ -64,14 +64,19 @@ def test_the_canary_catches_what_it_is_for(
     assert wire.load("loud", folder)
     try:
         worst = canary.check(
-            wire, bare="smollm2", base="ptalign-zero", canary="loud", dtype="float32"
+            wire, base="ptalign-zero", canary="loud", dtype="float32", bare="smollm2"
         )
         assert worst < 1e-3
         with pytest.raises(EngineFailed, match="mixes adapters up"):
-            for _ in range(3):  # it takes one batch that holds both
-                canary.check(wire, bare="smollm2", base="smollm2", canary="loud", dtype="float32")
+            check_direct(wire)
     finally:
         wire.unload("loud")
+
+
+def check_direct(wire: Wire) -> None:
+    """It takes one batch that holds both."""
+    for _ in range(3):
+        canary.check(wire, base="smollm2", canary="loud", dtype="float32")
 
 
 def test_adapters_answer_beside_the_bare_model(

@@ -26,7 +26,7 @@ REVEAL = {"reveal": True}
 
 
 def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.align.align`; keys: pairs, model, out, config, policy, parent, resume, judge (an id)."""
+    """`ptalign.align.align`; keys: pairs, model, out, config, policy, parent, resume, judge."""
     from ptalign.align import align
     from ptalign.judges import judge
 

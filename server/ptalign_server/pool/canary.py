@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ptalign.errors import EngineFailed
 from ptalign_server.pool.wire import Sample, Wire
 
@@ -13,40 +15,46 @@ POWER = 5.0
 """The canary adapter must differ from the base by this many tolerances, or it proves nothing."""
 
 
-def check(wire: Wire, *, bare: str, base: str, canary: str, dtype: str) -> float:
+def check(wire: Wire, *, base: str, canary: str, dtype: str, bare: str = "") -> float:
     """Compares each request alone with the same request in a mixed batch. Also the warm-up.
 
     Args:
         wire: The engine.
-        bare: Name of the bare model, right when it is alone.
-        base: Name that base requests use: the zero adapter's, or `bare`.
-        canary: Name of the adapter that is not zero.
+        base: Name that base requests use.
+        canary: Name of an adapter that is not zero.
         dtype: Precision, which sets the tolerance.
+        bare: Name of the bare model, to check that `base` stands for it. Only where nobody else
+            uses the engine: the bare model is right when it is alone.
 
     Returns:
         The largest difference found, nats.
 
     Raises:
-        EngineFailed: Mixed and solo differ, the zero adapter is not zero, or the canary adapter
-            does nothing.
+        EngineFailed: Mixed and solo differ, `base` is not `bare`, or the canary does nothing.
     """
     tolerance = TOLERANCE[dtype]
-    alone = [wire.sample(bare, prompt, TOKENS) for prompt in PROMPTS]
+    alone = [wire.sample(base, prompt, TOKENS) for prompt in PROMPTS]
     changed = [wire.sample(canary, prompt, TOKENS) for prompt in PROMPTS]
-    power = max(difference(a, c) for a, c in zip(alone, changed, strict=True))
+    power = _apart(alone, changed)
     if power < POWER * tolerance:
         raise EngineFailed(
             f"the canary adapter changed nothing ({power:.4f} nats): no adapters here"
         )
+    if bare and (off := _apart(alone, [wire.sample(bare, p, TOKENS) for p in PROMPTS])) > tolerance:
+        raise EngineFailed(f"the adapter for base requests changes them by {off:.3f} nats")
     names = [base] * len(PROMPTS) + [canary] * len(PROMPTS)
     mixed = wire.together([(n, p, TOKENS) for n, p in zip(names, PROMPTS * 2, strict=True)])
-    worst = max(difference(a, m) for a, m in zip(alone + changed, mixed, strict=True))
+    worst = _apart(alone + changed, mixed)
     if worst > tolerance:
         raise EngineFailed(
             f"a mixed batch of base and adapter requests differs from solo by {worst:.3f} nats "
             f"(limit {tolerance}): this engine mixes adapters up and is not used"
         )
     return worst
+
+
+def _apart(some: Sequence[Sample], others: Sequence[Sample]) -> float:
+    return max(difference(a, b) for a, b in zip(some, others, strict=True))
 
 
 def difference(one: Sample, other: Sample) -> float:

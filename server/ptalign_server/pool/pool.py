@@ -210,6 +210,7 @@ class PoolEngine:
             concurrency=sum(slot.limit for slot in router.slots),
             should_stop=self._look,
             template_options=pool.model.template_options,
+            attempts=2,  # the transport has its own, which know of deaths and restarts
             transport=PoolTransport(router),
         )
 

@@ -42,7 +42,7 @@ class Router:
         """False while a lease holds the device: nothing is sent, what is in flight finishes."""
         self._changed = Condition()
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
-        self._strikes: OrderedDict[str, int] = OrderedDict()
+        self._strikes: OrderedDict[str, frozenset[tuple[str, int]]] = OrderedDict()
 
     async def take(self, prefix: str, *, suspect: bool) -> Slot:
         """Waits for an engine with room.
@@ -84,17 +84,17 @@ class Router:
     def outstanding(self) -> int:
         return sum(slot.outstanding for slot in self.slots)
 
-    def strike(self, key: str) -> int:
-        """Counts one engine death against a request; returns its total."""
+    def strike(self, key: str, slot: Slot, generation: int) -> None:
+        """Books one engine death against a request; copies of it aboard count once."""
         with self._changed:
-            total = self._strikes.pop(key, 0) + 1
-            self._strikes[key] = total
+            deaths = self._strikes.pop(key, frozenset())
+            self._strikes[key] = deaths | {(slot.name, generation)}
             while len(self._strikes) > 4096:
                 self._strikes.popitem(last=False)
-            return total
 
     def strikes(self, key: str) -> int:
-        return self._strikes.get(key, 0)
+        """Engine deaths with this request aboard."""
+        return len(self._strikes.get(key, ()))
 
     def acquit(self, key: str) -> None:
         """Forgets the deaths held against a request: it has been answered."""

@@ -78,6 +78,7 @@ class Supervisor:
     def stop(self) -> None:
         """Ends the engine and the thread."""
         self._stopping.set()
+        self._hurry()
         if self._thread.is_alive():
             self._thread.join(self._settings.stop_grace_s + 20)
 
@@ -88,6 +89,7 @@ class Supervisor:
             EngineFailed: It does not end.
         """
         self._suspended.set()
+        self._hurry()
         with self._moved:
             ended = self._moved.wait_for(
                 lambda: self.state in (State.PAUSED, State.DOWN), self._settings.stop_grace_s + 20
@@ -144,6 +146,12 @@ class Supervisor:
             wire.unload(name)
             self._loaded.discard(name)
 
+    def _hurry(self) -> None:
+        """Ends a process that is still being proved: its thread waits for answers."""
+        child = self._child
+        if child is not None:
+            child.terminate()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
@@ -153,7 +161,8 @@ class Supervisor:
                     continue
                 self._live()
             except PtalignError as error:
-                self._died(str(error))
+                if not self._leave():
+                    self._died(str(error))
             except Exception as error:  # the watch itself must not die
                 log.exception("engine %s: supervisor error", self.slot.name)
                 self._died(f"supervisor error: {type(error).__name__}")
@@ -230,7 +239,8 @@ class Supervisor:
             )
             return
         wire.load(self._canary, make_adapter(model, folder / "canary", scale=4.0))
-        canary.check(wire, bare=name, base=ZERO, canary=self._canary, dtype=dtype)
+        bare = "" if self._remote else name  # another client's batch would blur the bare model
+        canary.check(wire, base=ZERO, canary=self._canary, dtype=dtype, bare=bare)
         wire.unload(self._canary)
         self.slot.base_name = ZERO
 

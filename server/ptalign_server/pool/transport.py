@@ -67,7 +67,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 if not await self._died(slot, generation):
                     return answer
                 if aboard:
-                    self._router.strike(key)
+                    self._router.strike(key, slot, generation)
             finally:  # only after the verdict: the next suspect must not board a dead engine
                 self._router.give(slot, suspect=suspect)
 

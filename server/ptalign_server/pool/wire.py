@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 import httpx
 
 from ptalign.errors import EngineFailed
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # or each health check is a line
 
 
 @dataclass(frozen=True)
