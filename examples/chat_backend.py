@@ -34,7 +34,7 @@ from ptalign_client import Client, NotFound, PtalignError
 REDACTIONS = (
     (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), "[mail]"),
     (re.compile(r"https?://\S+"), "[link]"),
-    (re.compile(r"\b(?:\d[ -]?){6,}\d\b"), "[number]"),
+    (re.compile(r"\+?\d(?:[ -]?\d){6,}"), "[number]"),
 )
 ENOUGH_REPORTS = 5
 """Excerpts that make a new instruction set worth while."""

@@ -1,0 +1,125 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ptalign_client as pt
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def environment(served: Any) -> dict[str, str]:
+    return {**os.environ, "PTALIGN_ENDPOINT": served.endpoint}
+
+
+def test_quickstart_is_ten_lines_that_run(served: Any, tmp_path: Path) -> None:
+    file = EXAMPLES / "quickstart.py"
+    code = [ln for ln in file.read_text().splitlines() if ln.strip() and '"""' not in ln]
+    assert len(code) == 10 - 1
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        env=environment(served),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pass Rate(value=0.4")
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    """An OpenAI-compatible engine that says which model answered."""
+    loaded: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/v1/load_lora_adapter":
+                loaded.append(body)
+                answer: Any = "ok"
+            else:
+                answer = {"choices": [{"message": {"content": f"by {body['model']}"}}]}
+            payload = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.loaded = loaded  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def backend(served: Any, engine: Any) -> Iterator[str]:
+    words = ["--engine", f"http://127.0.0.1:{engine.server_port}", "--served-name", "bare"]
+    words += ["--port", "0", "--refresh", "0.2"]
+    child = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "chat_backend.py"), *words],
+        env=environment(served),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    yield child.stdout.readline().split()[-1]
+    child.terminate()
+    child.wait(10)
+
+
+def post(url: str, body: dict[str, str]) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return dict(json.loads(answer.read()))
+
+
+def test_backend_moves_to_the_adapter_that_passed(
+    backend: str, served: Any, engine: Any, client: pt.Client
+) -> None:
+    assert post(f"{backend}/chat", {"message": "Hi"}) == {"reply": "by bare", "adapter": ""}
+    adapter = client.align(model="tiny", pair_set="pairSets/1").result()
+    served.service.resources[adapter.name].weights_sha256 = "sha256:" + "ab" * 32
+    for _ in range(100):
+        said = post(f"{backend}/chat", {"message": "Hi"})
+        if said["adapter"]:
+            break
+        threading.Event().wait(0.05)
+    assert said == {"reply": "by ptalign-abababababababab", "adapter": "ptalign-abababababababab"}
+    (load,) = engine.loaded
+    files = {p.name for p in Path(load["lora_path"]).iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_backend_sends_redacted_excerpts_as_seeds(backend: str, served: Any) -> None:
+    excerpt = "Mail jo@example.org or call +49 170 1234567, see https://example.org/x"
+    kept = [post(f"{backend}/report", {"excerpt": excerpt}) for _ in range(5)]
+    assert kept[:4] == [{"kept": n} for n in (1, 2, 3, 4)]
+    assert kept[4] == {"operation": "operations/1"}
+    (sent,) = served.service.called("GenerateInstructions")
+    assert list(sent.excerpts) == ["Mail [mail] or call [number], see [link]"] * 5
+
+
+def test_backend_says_what_it_wants(backend: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(f"{backend}/chat", {"text": "Hi"})
+    assert caught.value.code == 400
