@@ -12,10 +12,11 @@ from ptalign.nouns import Annotation
 GENERATION_JUDGES = ("tone-head@1", "tone-valence@1")
 """They filter pairs, so they never decide released rates."""
 
-EVALUATION_JUDGES = ("tone-lexical@1",)
-"""Harm judges of an evaluation; disjoint from the above."""
+EVALUATION_JUDGES = ("tone-lexical@1", "refusal@1")
+"""Judges of an evaluation, one of harm and one of refusal; disjoint from the above."""
 
 _MADE_BY = {
+    "refusal@1": "ptalign.judges.refusal:RefusalJudge",
     "tone-lexical@1": "ptalign.judges.tone:ToneLexical",
     "tone-head@1": "ptalign.judges.tone:ToneHead",
     "tone-valence@1": "ptalign.judges.tone:ToneValence",
@@ -55,3 +56,15 @@ def judge(name: str, annotations: Sequence[Annotation] = ()) -> Judge:
 def generation_judges(annotations: Sequence[Annotation] = ()) -> tuple[Judge, ...]:
     """The default judges of `synthesize_pairs`."""
     return tuple(judge(name, annotations) for name in GENERATION_JUDGES)
+
+
+def evaluation_judges(names: Sequence[str] = ()) -> tuple[Judge, ...]:
+    """The named judges of `evaluate`, and the default one of an axis that none of them is for.
+
+    Args:
+        names: As in `judge`; the defaults when empty.
+    """
+    named = tuple(judge(name) for name in names)
+    axes = {made.axis for made in named}
+    defaults = (judge(name) for name in EVALUATION_JUDGES)
+    return named + tuple(made for made in defaults if made.axis not in axes)

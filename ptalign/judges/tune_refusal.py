@@ -103,7 +103,9 @@ def write(
     """Writes the packaged head with the figures it was measured at."""
     intercept, coefficients = unscaled(search)
     pooled = sum(share for share, _ in results.values()) / len(results)
-    measured = {n: {"agreement": round(a, 4), "kappa": round(k, 4)} for n, (a, k) in results.items()}
+    measured = {
+        n: {"agreement": round(a, 4), "kappa": round(k, 4)} for n, (a, k) in results.items()
+    }
     stored = {
         "tuned_on": f"xstest_replies_{TUNED_ON}.csv and refusal_examples.yaml",
         "strength": search.best_params_["logisticregression__C"],
