@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,12 @@ class Running:
             **os.environ,
             "PTALIGN_STATE": str(state),
             "PTALIGN_PORT": "0",
-            "PTALIGN_METRICS_PORT": "0",
+            "PTALIGN_METRICS_PORT": str(free_port()),
             "PTALIGN_PAGE": "false",
             "OMP_NUM_THREADS": "1",
             **environment,
         }
+        self.metrics_port = int(self._environment["PTALIGN_METRICS_PORT"])
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
 
@@ -96,10 +99,22 @@ class Running:
         assert found.done, f"{name} is not done: {progress(found)}\n{self.worker_log()}"
         return found
 
+    def metrics(self) -> str:
+        """What Prometheus would scrape."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as reply:
+            return str(reply.read().decode())
+
     def worker_log(self) -> str:
         """The end of the worker's log."""
         path = self.state / "logs" / "worker.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def progress(operation: lro.Operation) -> pb.OperationProgress:

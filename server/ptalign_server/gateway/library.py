@@ -12,7 +12,7 @@ from ptalign.nouns import digest_of
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc as rpc
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server.catalogue import GATES, JUDGES, PROFILES, Catalogue
+from ptalign_server.catalogue import GATES, PROFILES, Catalogue
 from ptalign_server.gateway import additions, purge, reading
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.operations import page_size
@@ -147,7 +147,7 @@ def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
         suites=[
             entry(name=n, digest=s.digest, title=s.measure) for n, s in catalogue.suites.items()
         ],
-        judges=[entry(name=n, title=t) for n, t in JUDGES.items()],
+        judges=[entry(name=name) for name in sorted(set(catalogue.judges.values()))],
         gates=[
             entry(name=n, digest=digest_of(g.model_dump(mode="json"))) for n, g in GATES.items()
         ],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ptalign.judges import GENERATION_JUDGES
 from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
 from ptalign_server import configs, messages
 from ptalign_server.gateway.additions import annotation_of
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
-from ptalign_server.worker.judges import generation_judges
+from ptalign_server.worker.judges import pair_judges
 
 LOGGED = (Pair, Anchor)
 
@@ -28,14 +29,15 @@ def make(job: Job) -> Made:
     request = job.request
     policy = job.policy_of(request.instruction_set)
     model = job.model(request.model)
+    annotations = _annotations(job)
     with job.engine(model) as engine:
         made = synthesize_pairs(
             job.load(request.instruction_set, InstructionSet),
-            _annotations(job),
+            annotations,
             policy=policy,
             engine=engine,
             model=model,
-            judges=generation_judges(),
+            judges=pair_judges(annotations),
             config=configs.pair_config(request),
             parent=job.load(request.parent, PairSet) if request.parent else None,
             on_progress=job.reporter,
@@ -56,7 +58,7 @@ def partial(job: Job) -> Made | None:
         anchors=tuple(r for r in records if isinstance(r, Anchor)),
         requested=len(wanted.harmful),
         partial=True,
-        judge_ids=tuple(judge.id for judge in generation_judges()),
+        judge_ids=GENERATION_JUDGES,
     )
     return _made(job, noun)
 
