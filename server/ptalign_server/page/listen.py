@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from ptalign.errors import InvalidInput, NotReady
 from ptalign_server.settings import AuthSettings, is_loopback
 
 RELOAD_SECONDS = 30.0
+
+log = logging.getLogger("ptalign.server")
 
 
 async def listen(
@@ -48,6 +51,10 @@ async def listen(
         ssl_certfile=auth.tls_cert if secure else None,
         ssl_keyfile=auth.tls_key if secure else None,
     )
+    try:
+        config.load()
+    except OSError as error:
+        raise NotReady(f"the page's certificate cannot be read: {error.strerror}") from None
     server = _Quiet(config)
     serving = asyncio.create_task(_serve(server, port))
     while not server.started and not serving.done():
@@ -90,9 +97,13 @@ async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
         now = _stamp(auth.tls_cert)
-        if now != seen and config.ssl is not None:
+        if now == seen or config.ssl is None:
+            continue
+        try:
             config.ssl.load_cert_chain(auth.tls_cert, auth.tls_key)
             seen = now
+        except OSError as error:  # half written: the old one goes on until both files fit
+            log.warning("the page's new certificate cannot be used yet: %s", error.strerror)
 
 
 def _stamp(path: Path) -> int:

@@ -1,0 +1,118 @@
+"""The page's listener: TLS off loopback, certificates renewed in place, taken ports named."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from ptalign.errors import InvalidInput, NotReady
+from ptalign_server.page import listen as module
+from ptalign_server.page.listen import listen
+from ptalign_server.settings import AuthSettings
+
+
+async def scheme(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(request.url.scheme)
+
+
+APP = Starlette(routes=[Route("/", scheme)])
+
+
+def make_certificate(folder: Path, serial: int) -> AuthSettings:
+    """A self-signed certificate for 127.0.0.1 in the place that the settings name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "tls.key").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (folder / "tls.crt").write_bytes(certificate.public_bytes(pem))
+    return AuthSettings(tls_cert=folder / "tls.crt", tls_key=folder / "tls.key")
+
+
+async def serial_at(port: int) -> int:
+    """Serial number of the certificate that the port shows."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with httpx.AsyncClient(verify=context) as client:
+        async with client.stream("GET", f"https://127.0.0.1:{port}/") as answer:
+            shown = answer.extensions["network_stream"].get_extra_info("ssl_object")
+            der = shown.getpeercert(binary_form=True)
+            assert (await answer.aread()) == b"https"
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+async def test_loopback_may_be_in_clear() -> None:
+    port, stop = await listen(APP, "127.0.0.1", 0, AuthSettings())
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/")).text == "http"
+    await stop()
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "page.example"])
+async def test_other_addresses_need_tls(host: str) -> None:
+    with pytest.raises(InvalidInput, match="PTALIGN_AUTH__TLS_CERT"):
+        await listen(APP, host, 0, AuthSettings())
+
+
+async def test_a_new_certificate_is_shown_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RELOAD_SECONDS", 0.05)
+    auth = make_certificate(tmp_path, 1001)
+    port, stop = await listen(APP, "127.0.0.1", 0, auth)
+    try:
+        assert await serial_at(port) == 1001
+        (tmp_path / "tls.crt").write_text("half")
+        await asyncio.sleep(0.2)
+        assert await serial_at(port) == 1001
+        make_certificate(tmp_path, 1002)
+        for _ in range(100):
+            if await serial_at(port) == 1002:
+                break
+        assert await serial_at(port) == 1002
+    finally:
+        await stop()
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    port, stop = await listen(APP, "127.0.0.1", 0, AuthSettings())
+    try:
+        with pytest.raises(NotReady, match=str(port)):
+            await listen(APP, "127.0.0.1", port, AuthSettings())
+    finally:
+        await stop()
+
+
+async def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
+    auth = AuthSettings(tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key")
+    with pytest.raises(NotReady, match="certificate"):
+        await listen(APP, "127.0.0.1", 0, auth)
