@@ -105,6 +105,8 @@ class Job:
             counts={"accepted": 10 * sequence, "rejected.duplicate": sequence},
         )
         progress.create_time.GetCurrentTime()
+        if self.kind == "Align" and not done:
+            progress.phase = "training"
         if done:
             progress.resource = self.result.meta.name
         operation = lro.Operation(name=self.name, done=done)

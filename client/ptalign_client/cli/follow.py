@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -29,8 +29,16 @@ def follow(
     label: str,
     *,
     cancel_on_interrupt: bool = False,
+    more: str = "",
 ) -> R:
     """Shows progress until the end and returns what the operation made.
+
+    Args:
+        session: Where to show it.
+        operation: What to wait for.
+        label: Its short name on the screen.
+        cancel_on_interrupt: Ctrl-C cancels at once, instead of leaving it to run.
+        more: A line to say on Ctrl-C, with its line break.
 
     Raises:
         ServiceError: The operation failed or was cancelled.
@@ -41,7 +49,7 @@ def follow(
         watch(session, operation, label)
         return operation.result()
     except KeyboardInterrupt:
-        _interrupted(session, operation, cancel_on_interrupt)
+        _interrupted(session, operation, cancel_on_interrupt, more)
 
 
 def _watch_live(session: Session, operation: Operation[Any], label: str) -> None:
@@ -76,7 +84,7 @@ class Live(Bars):
         super().__init__(
             TextColumn("[bold cyan]{task.description:<12}"),
             BarColumn(bar_width=18),
-            MofNCompleteColumn(),
+            Count(),
             Clock(),
             TextColumn("[dim]{task.fields[phase]}"),
             console=session.err,
@@ -99,6 +107,15 @@ class Live(Bars):
         yield self.make_tasks_table(self.tasks)
         if self._detail:
             yield Text(" " * 13) + self._detail
+
+
+class Count(ProgressColumn):
+    """Units done and expected; nothing while there are none to count."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total:
+            return Text("")
+        return Text(f"{task.completed:.0f}/{task.total:.0f}", style="magenta")
 
 
 class Clock(ProgressColumn):
@@ -144,12 +161,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _interrupted(session: Session, operation: Operation[Any], cancel: bool) -> NoReturn:
+def _interrupted(session: Session, operation: Operation[Any], cancel: bool, more: str) -> NoReturn:
     if not cancel:
         session.note(
-            f"\n[yellow]{operation.name} goes on without you.[/] "
-            f"Attach again: [bold]ptalign ops watch {operation.name}[/]\n"
-            f"Press Ctrl-C again within {SECOND_CHANCE:g} s to cancel it."
+            f"\n[yellow]{operation.name} goes on without you.[/] Attach again:\n"
+            f"  [bold]ptalign ops watch {operation.name}[/]\n"
+            f"{more}Press Ctrl-C again within {SECOND_CHANCE:g} s to cancel it."
         )
         try:
             time.sleep(SECOND_CHANCE)

@@ -25,6 +25,7 @@ from ptalign_client.nouns import Rate, Resource
 from ptalign_client.sync import Operation
 
 R = TypeVar("R", bound=Resource)
+AGAIN = "The same `ptalign run` continues the loop from here.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,9 @@ class Runner:
             self.state.save()
         began = time.monotonic()
         try:
-            made: R = follow(self.session, running, label, cancel_on_interrupt=self.cancel)
+            made: R = follow(
+                self.session, running, label, cancel_on_interrupt=self.cancel, more=AGAIN
+            )
         except ServiceError as error:
             stage.partial = error.resource if error.operation else stage.partial
             self.state.save()
