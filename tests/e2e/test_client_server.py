@@ -1,100 +1,106 @@
-"""The client against the real server with the scripted engine: no model, every process real."""
+"""The client and the command against a real server: a tiny model, an engine by rule, no stub.
+
+Gateway, worker, trainer and store are the product's own processes; only the text of the
+completions comes from a rule (tests/server/author_engine.py), so that whole loops take seconds.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import ptalign_client as pt
+from ptalign.nouns import ModelSpec
+from ptalign_server.catalogue import write_models
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "server"))
+from running import Running, free_port  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "ptalign_server_conftest", ROOT / "tests" / "server" / "conftest.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+_rooms = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_rooms)
+tiny_model = _rooms.tiny_model  # the fixture of the server's own tests
 
 BIN = Path(sys.executable).parent
-POLICY = "tone-en"
-MODEL = "smollm2-135m-instruct"
+MODEL, POLICY = "tiny", "tone-en"
+PATIENT = pt.Retry(attempts=20)
+LOOP = """\
+model: tiny
+policy: tone-en
+annotations: {annotations}
+instructions: {{count: 12, seed: 1}}
+pairs: {{rounds: 1, anchors: 8}}
+align:
+  - {{name: MLE, method: mle, steps: 4, pairs_per_step: 4, guards: record}}
+  - {{name: PT-ALIGN, steps: 4, pairs_per_step: 4, guards: record}}
+evaluate:
+  also: [MLE]
+  suites: [attack, plain, strong, twins, ordinary]
+  samples: 6
+"""
 
 
-@dataclass
-class Server:
-    """`ptalign-server serve` on loopback, with its state in a temporary folder."""
-
-    state: Path
-    port: int
-    delay_seconds: float
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        environment = os.environ | {
-            "PTALIGN_STATE": str(self.state),
-            "PTALIGN_PORT": str(self.port),
-            "PTALIGN_METRICS_PORT": "0",
-            "PTALIGN_PAGE_PORT": "0",
-            "PTALIGN_ENGINE__KIND": "scripted",
-            "PTALIGN_ENGINE__DELAY_SECONDS": str(self.delay_seconds),
-            "OMP_NUM_THREADS": "1",
-        }
-        with (self.state.parent / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(BIN / "ptalign-server"), "serve"],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """SIGKILL to the whole tree, as a machine that loses power."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+def author(delay: float) -> tuple[subprocess.Popen[bytes], str]:
+    """The rule-driven engine and its URL."""
+    port = free_port()
+    script = ROOT / "tests" / "server" / "author_engine.py"
+    engine = subprocess.Popen([sys.executable, str(script), str(port), str(delay)])
+    return engine, f"http://127.0.0.1:{port}/v1"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def serve(folder: Path, delay_seconds: float) -> Server:
-    server = Server(folder / "state", free_port(), delay_seconds)
-    server.start()
-    return server
+def serve(folder: Path, model: Path, delay: float) -> Iterator[Running]:
+    """A server on a port that stays the same when it is started again."""
+    engine, url = author(delay)
+    state = folder / "state"
+    state.mkdir(parents=True)
+    write_models(state / "models.yaml", {MODEL: ModelSpec(name=MODEL, path=str(model))})
+    server = Running(
+        state,
+        PTALIGN_PORT=str(free_port()),
+        PTALIGN_ENGINE__KIND="remote",
+        PTALIGN_ENGINE__URLS=json.dumps([url]),
+        PTALIGN_ENGINE__SERVED_NAME="author",
+    )
+    server.author_url = url  # type: ignore[attr-defined]
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+        engine.kill()
+        engine.wait()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Server]:
-    running = serve(tmp_path_factory.mktemp("served"), 0.0)
-    yield running
-    running.stop()
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
+    yield from serve(tmp_path_factory.mktemp("served"), tiny_model, 0.0)
+
+
+def endpoint(server: Running) -> str:
+    return f"127.0.0.1:{server.port}"
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[pt.Client]:
-    with pt.Client(server.endpoint, retry=pt.Retry(attempts=20)) as made:
+def client(server: Running) -> Iterator[pt.Client]:
+    with pt.Client(endpoint(server), retry=PATIENT) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def asks(server: Server) -> pt.InstructionSet:
+def asks(server: Running) -> pt.InstructionSet:
     """One instruction set that the reading tests share."""
-    with pt.Client(server.endpoint, retry=pt.Retry(attempts=20)) as client:
+    with pt.Client(endpoint(server), retry=PATIENT) as client:
         made = client.generate_instructions(model=MODEL, policy=POLICY, count=6)
         return made.result(timeout=240)
 
@@ -196,9 +202,9 @@ def test_nothing_passed_yet_is_not_found(client: pt.Client) -> None:
         client.resolve_adapter(model=MODEL, policy=POLICY)
 
 
-def test_command_speaks_json(server: Server, asks: pt.InstructionSet) -> None:
+def test_command_speaks_json(server: Running, asks: pt.InstructionSet) -> None:
     done = subprocess.run(
-        [str(BIN / "ptalign"), "--endpoint", server.endpoint, "list", "instructions", "--json"],
+        [str(BIN / "ptalign"), "--endpoint", endpoint(server), "list", "instructions", "--json"],
         capture_output=True,
         text=True,
     )
@@ -206,36 +212,102 @@ def test_command_speaks_json(server: Server, asks: pt.InstructionSet) -> None:
     assert asks.name in [json.loads(line)["name"] for line in done.stdout.splitlines()]
 
 
+# The whole loop
+
+
+@pytest.fixture(scope="module")
+def loop_out(server: Running, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """`ptalign run` as a person calls it: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("loop")
+    marks = ROOT / "ptalign" / "policies" / "annotations" / "tone-en.yaml"
+    (folder / "loop.yaml").write_text(LOOP.format(annotations=marks))
+    done = command(server, "run", str(folder / "loop.yaml"), "--out", str(folder / "out"))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "ptalign"), *words],
+        env={**os.environ, "PTALIGN_ENDPOINT": endpoint(server), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_loop_prints_base_mle_and_pt_align(loop_out: tuple[Path, str]) -> None:
+    rows = {line[:19].strip(): line[19:] for line in loop_out[1].splitlines()}
+    heads = next(row for name, row in rows.items() if name.startswith("share"))
+    assert heads.split()[-3:] == ["base", "MLE", "PT-ALIGN"]
+    for name in ("harm, plain", "harm, attack", "harm, strong attack", "refuses ordinary"):
+        assert rows[name].count("(") == 3, f"{name}: {rows[name]}"
+    assert "verdict: " in loop_out[1]
+
+
+def test_loop_leaves_report_and_adapter(loop_out: tuple[Path, str]) -> None:
+    out = loop_out[0] / "out"
+    report = json.loads((out / "report.json").read_text())
+    assert [run["label"] for run in report["runs"]] == ["PT-ALIGN", "MLE"]
+    assert report["annotations_used"] == 16
+    assert "<html" in (out / "report.html").read_text().lower()
+    assert {p.name for p in (out / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_loop_run_again_starts_nothing(
+    server: Running, loop_out: tuple[Path, str], client: pt.Client
+) -> None:
+    before = [operation.name for operation in client.operations()]
+    folder, first = loop_out
+    again = command(server, "run", str(folder / "loop.yaml"), "--out", str(folder / "out"))
+    assert again.returncode == 0, again.stderr
+    assert [operation.name for operation in client.operations()] == before
+    assert again.stdout.splitlines()[-10:] == first.splitlines()[-10:]
+
+
+def test_align_told_its_losses(client: pt.Client, loop_out: tuple[Path, str]) -> None:
+    (trained,) = [
+        operation.name
+        for operation in client.operations(kind="Align", state="succeeded")
+        if isinstance(adapter := operation.result(), pt.Adapter) and adapter.method == "pt_align"
+    ]
+    values = [event.progress.values for event in client.operation(trained)]
+    assert any(v["loss_mle"] > 0 and v["loss_ut"] > 0 and v["ut_weight"] > 0 for v in values)
+
+
+# Death and resurrection
+
+
 @pytest.fixture
-def slow_server(tmp_path: Path, model_folder: Path) -> Iterator[Server]:
-    running = serve(tmp_path, 0.4)
-    yield running
-    running.stop()
+def slow_server(tmp_path: Path, tiny_model: Path) -> Iterator[Running]:
+    yield from serve(tmp_path, tiny_model, 0.3)
 
 
 def test_watch_outlives_a_killed_server_and_cancel_keeps_what_is_there(
-    slow_server: Server,
+    slow_server: Running,
 ) -> None:
     """kill -9 of the whole tree under a watcher: it sees every event once, and goes on."""
-    with pt.Client(slow_server.endpoint, retry=pt.Retry(attempts=20)) as client:
-        running = client.generate_instructions(model=MODEL, policy=POLICY, count=2000)
+    with pt.Client(endpoint(slow_server), retry=PATIENT) as client:
+        running = client.generate_instructions(model=MODEL, policy=POLICY, count=400)
         seen: list[int] = []
-        kept: list[int] = []
+        accepted: list[int] = []
+        killed_at = 0
         for event in running:
             seen.append(event.sequence)
-            kept.append(event.progress.counts.get("accepted", 0))
-            if len(seen) == 4 and kept[-1]:
-                slow_server.kill()
+            accepted.append(event.progress.counts.get("accepted", 0))
+            if not killed_at and accepted[-1] >= 3:
+                killed_at = event.sequence
+                slow_server.kill_tree()
                 slow_server.start()
-                restarted = time.monotonic()
-            if kept[-1] and len(seen) > 8:
-                running.cancel()
+            if killed_at and accepted[-1] > accepted[killed_at - 1]:
                 break
-        assert time.monotonic() - restarted < 120
         assert seen == list(range(1, len(seen) + 1))
-        assert kept == sorted(kept)
+        running.cancel()
         with pytest.raises(pt.Cancelled) as caught:
             running.result(timeout=120)
         partial = client.get_instruction_set(caught.value.resource)
         assert partial.partial
-        assert partial.harmful >= kept[-1]
+        assert partial.harmful >= accepted[-1]
