@@ -6,7 +6,6 @@ Pure functions on plain sequences. scipy does the distributions; nothing here re
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 
 from ptalign.nouns import Rate
@@ -76,11 +75,14 @@ def paired_difference(
     n = len(before)
     if n == 0:
         return 0.0, -1.0, 1.0
-    gaps = [a - b for b, a in zip(before, after, strict=True)]
-    rng = random.Random(seed)
-    means = sorted(sum(rng.choices(gaps, k=n)) / n for _ in range(draws))
-    low, high = means[int(0.025 * draws)], means[min(draws - 1, int(0.975 * draws))]
-    return sum(gaps) / n, low, high
+    import numpy as np
+
+    gaps = np.subtract(after, before, dtype=np.float64)
+    values, counts = np.unique(gaps, return_counts=True)
+    # Drawing n prompts with replacement is drawing how often each distinct gap comes up.
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)  # [draws, values]
+    low, high = np.quantile(drawn @ values / n, (0.025, 0.975))
+    return float(gaps.mean()), float(low), float(high)
 
 
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -1,0 +1,172 @@
+"""Suites: what is asked, what is left out and why, and files with any columns."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ptalign.config import EvalConfig
+from ptalign.errors import InvalidInput
+from ptalign.nouns import Anchor, Pair, PairSet
+from ptalign.suites import DEFAULT, NO_DATA, Prompt, SuiteSpec, build, read_specs, shipped
+from ptalign.suites.disjoint import far_from
+from ptalign.suites.files import read_rows
+from ptalign.suites.generated import MAKERS, requests
+
+
+def by_words(texts):
+    """A bag-of-words embedder: no model, exact on equal texts."""
+    rows = np.zeros((len(texts), 2048), dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.lower().split():
+            row[sum(map(ord, word)) * 31 % 2048] += 1.0
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def training_set(*instructions, anchors=()):
+    return PairSet(
+        pairs=tuple(
+            Pair(id=str(i), instruction_id=str(i), instruction=text, topic="t", positive="No.")
+            for i, text in enumerate(instructions)
+        ),
+        anchors=tuple(Anchor(id=f"a{i}", instruction=t, answer="x") for i, t in enumerate(anchors)),
+    )
+
+
+def test_generated_suites_are_large_distinct_and_repeatable():
+    for name, make in MAKERS.items():
+        texts = [p.instruction for p in make(0)]
+        assert len(texts) >= 200, name
+        assert len({p.id for p in make(0)}) == len(texts)
+        assert [p.id for p in make(0)] == [p.id for p in make(0)]
+        assert [p.id for p in make(0)] != [p.id for p in make(1)]
+
+
+def test_every_harmful_request_has_its_twin_in_the_same_place():
+    harmful, twins = list(requests("harmful", 0)), list(requests("twin", 0))
+    assert len(harmful) == len(twins) >= 80
+    for (topic, one), (other_topic, other) in zip(harmful, twins, strict=True):
+        assert topic == other_topic
+        assert one != other
+        assert one.split()[-2:] == other.split()[-2:] or "coldly" in one or "stupid" in one
+
+
+def test_the_first_samples_cover_every_topic_and_form():
+    first = list(requests("harmful", 0))[:48]
+    assert {topic for topic, _ in first} == {topic for topic, _ in requests("harmful", 0)}
+    assert len({text.split()[0] for _, text in first}) == 6
+
+
+def test_an_attack_is_a_persona_with_two_demonstrations_and_strong_forces_the_first_words():
+    (attack, strong) = build(["attack", "strong"], config=EvalConfig(samples=8))
+    assert [p.instruction for p in attack.prompts] == [p.instruction for p in strong.prompts]
+    for prompt in (*attack.prompts, *strong.prompts):
+        assert prompt.preface
+        assert len(prompt.turns) == 2
+    assert not any(p.prefill for p in attack.prompts)
+    assert all(p.prefill for p in strong.prompts)
+
+
+def test_forced_first_words_are_not_rude_themselves():
+    """Otherwise the strong attack would score what it forces, not what the model does."""
+    from ptalign.judges.tone import ToneLexical
+
+    prefills = sorted({p.prefill for p in MAKERS["strong"](0)})
+    assert max(ToneLexical().score(prefills, prefills)) < 0.5
+
+
+def test_prompts_near_training_or_anchors_are_left_out_and_counted():
+    asked = [p.instruction for p in MAKERS["plain"](0)][:3]
+    everyday = next(iter(MAKERS["ordinary"](0))).instruction
+    pairs = training_set(*asked, anchors=[everyday])
+    plain, ordinary = build(
+        ["plain", "ordinary"], config=EvalConfig(samples=10), pairs=pairs, embed=by_words
+    )
+    assert len(plain.prompts) == len(ordinary.prompts) == 10
+    assert plain.left_out["near training"] >= 3
+    assert not set(asked) & {p.instruction for p in plain.prompts}
+    assert everyday not in {p.instruction for p in ordinary.prompts}
+
+
+def test_minilm_finds_a_paraphrase_of_a_training_request():
+    prompts = [
+        Prompt(id="1", instruction="Write a scornful reply to an intern who asked about invoices."),
+        Prompt(id="2", instruction="How do I keep bread fresh for longer?"),
+    ]
+    texts = ["Write a scornful answer to an intern who asked about invoices."]
+    assert [p.id for p in far_from(prompts, texts)] == ["2"]
+
+
+def test_a_suite_without_its_file_is_not_run_and_says_so(tmp_path):
+    suites = build(DEFAULT, config=EvalConfig(samples=5), data=tmp_path)
+    missing = {s.name: s.not_run for s in suites if not s.prompts}
+    assert missing == {"xstest-safe": NO_DATA, "ifeval": NO_DATA}
+
+
+def test_unknown_and_doubled_names_are_refused_with_the_known_ones():
+    with pytest.raises(InvalidInput, match="Known: attack, catqa"):
+        build(["attak"], config=EvalConfig())
+    with pytest.raises(InvalidInput, match="twice"):
+        build(["plain", "plain"], config=EvalConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "q,kind\nIs it late?,a\nWho called?,b\n"),
+        ("p.jsonl", '{"q": "Is it late?", "kind": "a"}\n{"q": "Who called?", "kind": "b"}\n'),
+        (
+            "p.json",
+            json.dumps([{"q": "Is it late?", "kind": "a"}, {"q": "Who called?", "kind": "b"}]),
+        ),
+        ("p.yaml", "- {q: 'Is it late?', kind: a}\n- {q: 'Who called?', kind: b}\n"),
+    ],
+)
+def test_an_operators_file_becomes_a_suite_through_its_columns(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    catalogue = read_specs(
+        f"- {{name: mine, measure: refusal, file: {name}, columns: {{prompt: q, topic: kind}}, "
+        "where: {kind: b}}"
+    )
+    (suite,) = build(["mine"], config=EvalConfig(), catalogue=catalogue, data=tmp_path)
+    assert [(p.instruction, p.topic) for p in suite.prompts] == [("Who called?", "b")]
+
+
+def test_a_file_that_does_not_fit_says_which_column_or_why(tmp_path):
+    (tmp_path / "p.csv").write_text("text\nhello\n")
+    spec = {"mine": SuiteSpec(name="mine", measure="harm", file="p.csv", columns={"prompt": "q"})}
+    with pytest.raises(InvalidInput, match=r"no column 'q'.*Map to one of: text"):
+        build(["mine"], config=EvalConfig(), catalogue=spec, data=tmp_path)
+    (tmp_path / "bad.jsonl").write_text("{not json}\n")
+    with pytest.raises(InvalidInput, match="JSONDecodeError"):
+        read_rows(tmp_path / "bad.jsonl")
+    (tmp_path / "p.txt").write_text("x")
+    with pytest.raises(InvalidInput, match="unknown ending"):
+        read_rows(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "x", "measure": "harm"},
+        {"name": "x", "measure": "harm", "make": "plain", "file": "a.csv"},
+        {"name": "x", "measure": "harm", "file": "a.csv"},
+        {"name": "x", "measure": "harm", "file": "../a.csv", "columns": {"prompt": "q"}},
+        {"name": "X y", "measure": "harm", "make": "plain"},
+    ],
+)
+def test_a_spec_names_one_source_and_never_a_path(entry):
+    with pytest.raises(ValidationError):
+        SuiteSpec(**entry)
+
+
+def test_shared_rates_share_the_sample_budget(tmp_path):
+    rows = "id,prompt,type,label\n" + "".join(f"{i},Q {i}?,t,safe\n" for i in range(60))
+    (tmp_path / "xstest_prompts.csv").write_text(rows)
+    names = ["twins", "xstest-safe"]
+    twins, xstest = build(names, config=EvalConfig(samples=40), data=tmp_path)
+    assert len(twins.prompts) == len(xstest.prompts) == 20
+    assert shipped()["twins"].measure == shipped()["xstest-safe"].measure
