@@ -53,6 +53,17 @@ async def fetch(
     raise DownloadDamaged(f"{part} of {name}: the bytes do not have the sha256 the server named")
 
 
+def inside(folder: Path, part: str) -> Path:
+    """Where a part goes in a folder.
+
+    Raises:
+        DownloadDamaged: The server names a part that would land outside of it.
+    """
+    if Path(part).is_absolute() or ".." in Path(part).parts or not Path(part).name:
+        raise DownloadDamaged(f"the server names a file outside the folder: {part!r}")
+    return folder / part
+
+
 async def _is_there(client: Base, name: str, part: str, target: Path, purpose: str) -> bool:
     """Whether `target` already has the bytes; asks for the first message alone."""
     request = library_pb2.DownloadRequest(name=name, part=part, purpose=purpose)
@@ -67,6 +78,8 @@ async def _pull(
 ) -> FileInfo | None:
     """Appends what is missing; None when the partial file cannot be of this version."""
     info: FileInfo | None = None
+    if part.startswith("export."):
+        partial.touch(mode=0o600)  # may hold harmful text: for its owner alone
     with partial.open("ab") as file:
 
         def rest() -> library_pb2.DownloadRequest:

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from ptalign_client import wire
 from ptalign_client.base import Base, as_path, name_of, new_request_id
-from ptalign_client.download import OnBytes, fetch
+from ptalign_client.download import OnBytes, fetch, inside
 from ptalign_client.errors import invalid
 from ptalign_client.nouns import (
     Adapter,
@@ -174,7 +174,9 @@ class Library(Base):
         """Fetches every file of an adapter or evaluation into a folder."""
         folder = as_path(to)
         folder.mkdir(parents=True, exist_ok=True)
-        fetched = [await self.download(resource, f.part, folder / f.part) for f in resource.files]
+        fetched = [
+            await self.download(resource, f.part, inside(folder, f.part)) for f in resource.files
+        ]
         return tuple(fetched)
 
     async def export(

@@ -317,6 +317,13 @@ def test_exit_codes(cli: Any, served: Any, code: Code, exit_code: int) -> None:
     assert cli("catalogue").exit_code == exit_code
 
 
+def test_terminal_does_not_obey_what_the_server_says(cli: Any, served: Any) -> None:
+    served.service.faults["GetCatalogue"] = [Fault(Code.NOT_FOUND, message="\x1b[2Jgone [bold]x")]
+    result = cli("catalogue")
+    assert "\x1b[2J" not in result.stderr
+    assert "gone [bold]x" in result.stderr
+
+
 def test_exit_codes_stand_in_the_help(cli: Any) -> None:
     text = " ".join(cli("--help").stdout.split())
     assert "Exit codes: 0 done; 1 the service refused" in text
@@ -348,9 +355,10 @@ def interrupted(served: Any, *words: str, times: int) -> subprocess.CompletedPro
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while not served.service.called("WatchOperation") and time.monotonic() < until:
         time.sleep(0.05)
+    assert served.service.called("WatchOperation"), "it never started to watch"
     for _ in range(times):
         time.sleep(0.7)
         child.send_signal(signal.SIGINT)

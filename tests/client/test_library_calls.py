@@ -118,6 +118,19 @@ def test_all_files_of_an_adapter(client: pt.Client, tmp_path: Path) -> None:
     assert all(f.is_file() for f in files)
 
 
+def test_part_outside_the_folder_is_refused(client: pt.Client, tmp_path: Path) -> None:
+    hostile = pt.Adapter(name="adapters/a", files=(pt.FileInfo("../../x", 1, "00"),))
+    with pytest.raises(pt.DownloadDamaged, match="outside the folder"):
+        client.download_all(hostile, tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").iterdir())
+
+
+def test_export_is_for_its_owner_alone(client: pt.Client, served: Any, tmp_path: Path) -> None:
+    served.service.files["pairSets/1", "export.jsonl"] = b"{}\n"
+    file = client.export("pairSets/1", tmp_path / "pairs.jsonl", purpose="test")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_records_resume_and_stop_at_the_limit(client: pt.Client, served: Any) -> None:
     stored = [library_pb2.Record(id=str(i), masked=["toxic"]) for i in range(10)]
     served.service.records["pairSets/1"] = stored

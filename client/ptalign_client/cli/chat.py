@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ptalign_client.cli.session import Session, command
+from ptalign_client.cli.session import Session, command, plain
 from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import ChatMessage
 
@@ -79,7 +79,7 @@ def _reply(
         session.emit({"replies": replies})
     elif not live:
         for label, text in replies.items():
-            session.out.print(f"{label}: {text}", markup=False, soft_wrap=True)
+            session.out.print(plain(f"{label}: {text}"), markup=False, soft_wrap=True)
     return replies
 
 
@@ -105,7 +105,7 @@ def side_by_side(replies: dict[str, str]) -> RenderableType:
     table.add_row(
         *(
             Panel(
-                Text(text.strip() or "..."),
+                Text(plain(text.strip()) or "..."),
                 title=label,
                 title_align="left",
                 border_style=styles.get(label, "green"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ptalign_client.cli import show
 from ptalign_client.cli.loop import Runner, stage_table
@@ -41,7 +42,7 @@ def run(
     """
     loop = read_loop(file)
     if check:
-        session.note(f"[green]{file} is well-formed.[/]")
+        session.note(f"[green]{escape(str(file))} is well-formed.[/]")
         return
     folder = out or Path(loop.out)
     runner = Runner(session, loop, file.parent, folder, cancel_on_interrupt=cancel_on_interrupt)
@@ -59,7 +60,7 @@ def run(
         session.out.print(show.rates(runner.columns(evaluation)))
         session.out.print()
         session.out.print("verdict:", show.verdict(evaluation))
-        session.out.print(f"report:  {folder / 'report.html'}", soft_wrap=True)
+        session.out.print(f"report:  {folder / 'report.html'}", soft_wrap=True, markup=False)
     if require_pass and evaluation.verdict != "pass":
         raise typer.Exit(5)
 

@@ -99,6 +99,11 @@ class Session:
             self._client.close()
 
 
+def plain(text: str) -> str:
+    """Text from elsewhere without what a terminal would obey: ESC and other control characters."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+
+
 def jsonable(value: Any) -> Any:
     """Nouns as plain JSON values; times in ISO 8601."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -273,11 +278,11 @@ def report(session: Session, error: PtalignError) -> None:
     """Says what went wrong, why and how to mend it; as JSON too when asked."""
     what, fields, mend = explain(error, session)
     table = Table.grid(padding=(0, 1))
-    table.add_row(Text("Error:", style="bold red"), Text(what, overflow="fold"))
+    table.add_row(Text("Error:", style="bold red"), Text(plain(what), overflow="fold"))
     for line in fields:
-        table.add_row(Text("•", style="red", justify="right"), Text(line, overflow="fold"))
+        table.add_row(Text("•", style="red", justify="right"), Text(plain(line), overflow="fold"))
     if mend:
-        table.add_row(Text("Mend:", style="bold"), Text(mend, overflow="fold"))
+        table.add_row(Text("Mend:", style="bold"), Text(plain(mend), overflow="fold"))
     session.err.print(table)
     if session.as_json:
         session.emit({"error": _facts(error)})

@@ -18,6 +18,7 @@ from rich.text import Text
 from ptalign_client.cli import show
 from ptalign_client.cli.annotations import read_annotations
 from ptalign_client.cli.session import Session, command
+from ptalign_client.download import inside
 from ptalign_client.errors import ConfigError, NotFound
 from ptalign_client.nouns import Adapter, Evaluation, Imported, Record, View
 
@@ -114,7 +115,7 @@ def download(
         raise ConfigError(f"{name} is a set", f"Use: ptalign export {name} --out FILE.jsonl")
     out.mkdir(parents=True, exist_ok=True)
     for file in found.files:
-        _fetch(session, name, file.part, out / file.part, purpose)
+        _fetch(session, name, file.part, inside(out, file.part), purpose)
 
 
 def export(
@@ -211,7 +212,7 @@ def purge(
     if not yes:
         typer.confirm(f"Destroy the text of {name}? It cannot be brought back.", abort=True)
     session.client.purge(name, reason=reason)
-    session.note(f"[green]{name} is purged.[/]")
+    session.note(f"[green]{escape(name)} is purged.[/]")
 
 
 def resolve(
@@ -229,7 +230,9 @@ def resolve(
         found = session.client.resolve_adapter(model=model, policy=policy)
     except NotFound as error:
         if error.reason == "RESOURCE_NOT_FOUND":
-            session.note(f"No adapter for {model} and {policy} has passed an evaluation yet.")
+            session.note(
+                f"No adapter for {escape(model)} and {escape(policy)} has passed an evaluation yet."
+            )
         raise
     if session.as_json:
         session.emit(found)
@@ -271,7 +274,9 @@ def _fetch(session: Session, name: str, part: str, out: Path, purpose: str) -> N
     if session.as_json:
         session.emit({"file": file, "bytes": file.stat().st_size})
     else:
-        session.out.print(f"{file}  [dim]{show.size(file.stat().st_size)}, sha256 verified[/]")
+        session.out.print(
+            f"{escape(str(file))}  [dim]{show.size(file.stat().st_size)}, sha256 verified[/]"
+        )
 
 
 def _records(file: Path) -> Iterator[Record]:
