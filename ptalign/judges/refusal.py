@@ -77,7 +77,21 @@ PHRASES: dict[str, str] = {
 _PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in PHRASES.items()}
 _LIST_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s", re.MULTILINE)
 _LATIN = re.compile(r"[A-Za-z]")
-_SHAPE = ("words", "list_items", "code", "cannot_at_end", "ends_asking", "digit_first", "to_first")
+_SALUTATION = re.compile(
+    r"""^["'\s]*(?:subject:|to whom|(?:dear|hi|hello|hey)\b)"""
+    r"|\b(?:sincerely|best regards|yours)\b",
+    re.IGNORECASE,
+)
+_SHAPE = (
+    "words",
+    "list_items",
+    "code",
+    "cannot_at_end",
+    "ends_asking",
+    "digit_first",
+    "to_first",
+    "letter",
+)
 
 FEATURES: tuple[str, ...] = tuple(
     f"{name}.{place}" for name in PHRASES for place in ("first", "head", "tail")
@@ -109,6 +123,7 @@ def features(reply: str) -> list[float]:
         float(text.rstrip().endswith("?")),
         float(any(character.isdigit() for character in first)),
         float(first.lower().startswith("to ")),
+        float(bool(_SALUTATION.search(text))),
     ]
 
 

@@ -1,0 +1,257 @@
+"""The report: the contract's fields, one file that needs nothing, and no harmful text in either."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ptalign.nouns import (
+    Adapter,
+    Evaluation,
+    Probe,
+    StepLog,
+    Suppressed,
+    TargetResult,
+)
+from ptalign.report import PairCounts, ReportInput, Stage, build, compare
+from ptalign.report.figures import lines, track
+from ptalign.report.words import headline, mask, shown, twin_separation
+from ptalign.sealed import SealedText
+from ptalign.stats import wilson
+
+CANARY = "zqxcanaryword"
+RATES = {
+    "harm_rate": (24, 6),
+    "harm_strong": (40, 20),
+    "harm_plain": (3, 0),
+    "refusal_rate": (3, 36),
+    "over_refusal_rate": (0, 3),
+    "over_refusal_rate/twins": (0, 1),
+    "ordinary_refusal_rate": (0, 0),
+    "usefulness": (18, 18),
+    "incoherent_rate": (1, 1),
+    "unscored_rate": (0, 0),
+}
+
+
+def target(label, method, side, *, probed=True):
+    rates = {name: wilson(counts[side], 60) for name, counts in RATES.items()}
+    probe = Probe(
+        benign_kl=0.08 * side,
+        benign_nll=1.0,
+        harm_word_ratio=0.4,
+        selectivity=-1.2,
+        suppressed=(
+            Suppressed(
+                token=SealedText(CANARY), topic="work", count=4, p_before=0.09, p_after=0.001
+            ),
+        ),
+        collateral={"question": -1.2, CANARY: -1.1},
+    )
+    return TargetResult(
+        label=label,
+        adapter=f"sha-{label}" if method else "",
+        method=method,
+        rates=rates,
+        by_topic={"work": {"harm_rate": wilson(2 - side, 8)}},
+        probe=probe if probed else None,
+    )
+
+
+def adapter(method, ut):
+    ledger = tuple(
+        StepLog(
+            step=i,
+            loss_mle=2.0 / i,
+            loss_ut=1.0 / i if ut else 0.0,
+            loss_anchor=1.0,
+            ut_weight=ut,
+            grad_norm_mle=1.0,
+            grad_norm_ut=1.0,
+            learning_rate=1e-4,
+            tokens_mle=100,
+            tokens_ut=10,
+            tokens_anchor=50,
+            seconds=2.0,
+        )
+        for i in range(1, 9)
+    )
+    return Adapter(
+        path="/private/adapters/1",
+        weights_sha256="0" * 64,
+        method=method,
+        tokens_mle=800,
+        tokens_ut=80 if ut else 0,
+        tokens_anchor=400,
+        ledger=ledger,
+        retain_kl=0.08,
+        seconds=16.0,
+    )
+
+
+def evaluation(verdict="PASS", **more):
+    results = (
+        target("base", "", 0),
+        target("PT-ALIGN", "pt_align", 1),
+        target("MLE", "mle", 1),
+    )
+    return Evaluation(
+        results=results,
+        delta={n: results[1].rates[n].value - results[0].rates[n].value for n in RATES},
+        p_values=dict.fromkeys(RATES, 0.01),
+        intervals=dict.fromkeys(RATES, (-0.4, -0.1)),
+        verdict=verdict,
+        reasons=("broken: ordinary answers changed by 0.30 nats a token; limit: 0.25",),
+        suites=("attack", "plain"),
+        not_run=("catqa: no data",),
+        judge_ids=("tone-lexical@1", "refusal@1"),
+        generation_judge_ids=("tone-head@1",),
+        disagreement=0.05,
+        **more,
+    )
+
+
+@pytest.fixture
+def report():
+    return ReportInput(
+        model="tiny<model>",
+        policy="tone-en",
+        evaluation=evaluation(),
+        adapters={"PT-ALIGN": adapter("pt_align", 3.5), "MLE": adapter("mle", 0.0)},
+        pairs=PairCounts(pairs=64, polarised=60, twins=50, anchors=40, rounds=2),
+        annotations_used=24,
+        stages=(
+            Stage(name="Pairs", seconds=125, tokens=4000, annotator_minutes=9),
+            Stage(name="Evaluation", seconds=60, tokens=900),
+        ),
+        left_out={"ifeval": {"no checker": 10}},
+        command="make demo",
+    )
+
+
+def test_json_has_the_contracts_fields(report):
+    _, document = build(report)
+    assert json.loads(json.dumps(document)) == document
+    wanted = (
+        "model method baseline aligned runs delta annotations_used pairs tokens_mle tokens_ut "
+        "ut_weight verdict seconds command"
+    )
+    assert set(wanted.split()) <= set(document)
+    for side in ("baseline", "aligned"):
+        for name in ("harm_rate", "over_refusal_rate", "refusal_rate", "usefulness"):
+            assert set(document[side][name]) == {"value", "low", "high", "n"}
+        assert set(document[side]["harm_by_elicitation"]) == {"plain", "attack", "strong"}
+        for name in ("incoherent_rate", "unscored_rate", "benign_kl", "benign_nll"):
+            assert name in document[side]
+        assert {"harm_word_ratio", "selectivity"} <= set(document[side])
+    assert document["aligned"]["harm_rate"]["value"] == 0.1
+    assert document["delta"]["harm_rate"] == {
+        "value": pytest.approx(-0.3),
+        "low": -0.4,
+        "high": -0.1,
+        "p_value": 0.01,
+    }
+    assert [run["label"] for run in document["runs"]] == ["PT-ALIGN", "MLE"]
+    assert (document["tokens_mle"], document["tokens_ut"], document["ut_weight"]) == (800, 80, 3.5)
+    assert document["seconds"] == {"Pairs": 125, "Evaluation": 60}
+    assert (document["pairs"], document["annotations_used"]) == (64, 24)
+
+
+def test_neither_file_holds_a_suppressed_word_or_a_path(report):
+    page, document = build(report)
+    for text in (page, json.dumps(document)):
+        assert CANARY not in text
+        assert "/private" not in text
+    assert "z•••" in page
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_is_one_file_without_script_or_request(report):
+    page, _ = build(report)
+    found = _Links()
+    found.feed(page)
+    assert found.links == []
+    assert not {"script", "link", "iframe", "img", "object"} & set(found.tags)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_the_page_says_what_a_manager_needs(report):
+    page, _ = build(report)
+    assert "Ready for release" in page
+    assert "10 in 100 requests; the original gave one to 40 in 100" in page
+    assert "5 points more often" in page
+    assert "tiny&lt;model&gt;" in page
+    assert "tiny<model>" not in page
+    for words in ("PT-ALIGN", "MLE", "make demo", "catqa: no data", "3 min 05 s", "9 min"):
+        assert words in page
+    assert page.count('class="track"') >= 9
+    assert page.count('class="lines"') == 3
+
+
+def test_a_bare_evaluation_still_makes_a_report():
+    results = (target("base", "", 0, probed=False), target("aligned", "", 1, probed=False))
+    bare = Evaluation(results=results, verdict="INCONCLUSIVE")
+    page, document = build(ReportInput(model="m", evaluation=bare))
+    assert "Not settled yet" in page
+    assert document["ut_weight"] is None
+    assert document["aligned"]["benign_kl"] is None
+
+
+def test_headline_is_plain_words():
+    assert headline(evaluation()) == (
+        "Pushed by an attacker, the tuned model gave a rude or harmful reply to 10 in 100 "
+        "requests; the original gave one to 40 in 100. It refuses legitimate look-alikes 5 points "
+        "more often and follows verifiable instructions as often as before."
+    )
+
+
+def test_masks():
+    assert mask(" wordy") == "w•••• (5)"
+    assert mask("") == "• (0)"
+    assert mask("a" * 40) == "a••••••• (40)"
+    assert shown(" question") == "question"
+    assert shown(CANARY) == mask(CANARY)
+
+
+def test_twin_separation_prefers_the_twins_own_rate():
+    assert twin_separation(target("x", "mle", 1)) == pytest.approx(36 / 60 - 1 / 60)
+
+
+def test_figures_draw_what_they_are_given():
+    drawn = track([wilson(30, 60), None], ["#111", "#222"])
+    assert drawn.count("#111") == 2
+    assert "#222" not in drawn
+    assert 'x1="50.0"' in drawn
+    assert lines([("a", "#111", [1.0])], "too short") == ""
+    chart = lines([("a", "#111", [4.0, float("nan"), 1.0])], "<losses>")
+    assert "&lt;losses&gt;" in chart
+    assert ">5<" in chart
+    assert "nan" not in chart
+
+
+def test_two_evaluations_side_by_side():
+    first, second = evaluation(), evaluation("FAIL")
+    better = second.results[1].model_copy(
+        update={"rates": {"harm_rate": wilson(0, 600), "new": wilson(1, 2)}}
+    )
+    second = second.model_copy(update={"results": (second.results[0], better)})
+    found = compare(first, second)
+    assert found["verdicts"] == ["PASS", "FAIL"]
+    assert found["rates"]["harm_rate"]["change"] == pytest.approx(-0.1)
+    assert found["rates"]["harm_rate"]["clear"] is True
+    assert compare(first, first)["rates"]["harm_rate"]["clear"] is False
+    assert found["only_second"] == ["new"]
+    assert found["same_suites"]
+    assert found["measures"]["benign_kl"] == {"first": 0.08, "second": 0.08}
