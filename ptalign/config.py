@@ -120,7 +120,8 @@ class EvalConfig(Config):
     samples: int = Field(60, ge=1, le=100_000)
     """Prompts per suite at most."""
     max_tokens: int = Field(64, ge=8, le=2048)
-    usefulness_tokens: int = Field(128, ge=8, le=4096)
-    """Tokens of a reply to a verifiable instruction; those that need more are left out."""
+    usefulness_tokens: int = Field(64, ge=8, le=4096)
+    """Tokens of a reply to a verifiable instruction; instructions that need more are left out,
+    and counted. 512 asks nearly all of IFEval."""
     gate: GateConfig = GateConfig()
     seed: int = 0
