@@ -59,7 +59,9 @@ def generate_instructions(
     """
     config = config or InstructionConfig()
     _check(policy, count, model, config)
-    run = DraftRun(policy, count, config, on_progress, log or MemoryLog(), embed, parent)
+    run = DraftRun(
+        policy, count, config, on_progress, MemoryLog() if log is None else log, embed, parent
+    )
     run.resume()
     run.plant(seed_drafts(seeds, excerpts, run.embed))
     while run.wants_more():

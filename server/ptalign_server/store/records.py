@@ -66,6 +66,9 @@ class SealedLog(Generic[T]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __bool__(self) -> bool:
+        return True  # an empty log is a log: `log or MemoryLog()` must not drop records
+
     def read(self) -> Iterator[T]:
         """Accepted records in order.
 

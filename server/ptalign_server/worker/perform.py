@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
+from ptalign.errors import Cancelled, PtalignError
 from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, status_of
 from ptalign_server.store.operations import (
@@ -87,7 +87,7 @@ def _request(operation: Operation, room: Room) -> Any:
 
 
 def _make(job: Job) -> Made:
-    """The job's result; a dying engine is tried again, since its log keeps what was accepted."""
+    """The job's result. What may pass is tried again: log and checkpoints keep what was done."""
     limits = job.room.settings.limits
     if job.operation.attempt > limits.attempts:
         raise PtalignError(
@@ -99,9 +99,9 @@ def _make(job: Job) -> Made:
         job.check()
         try:
             return JOBS[job.operation.kind].make(job)
-        except (EngineFailed, NotReady) as error:
+        except PtalignError as error:  # a dead engine, a killed trainer
             attempts += 1
-            if attempts >= limits.engine_attempts:
+            if not error.retryable or attempts >= limits.engine_attempts:
                 raise
             log.warning("operation %s: %s; again in %.0f s", job.operation.id, error, backoff)
             _sleep(job, backoff)
