@@ -9,6 +9,9 @@ from ptalign.config import AlignConfig
 
 MEASURED_AT = 2
 """Step at which gradient norms are matched; at the very start LoRA's B is 0 and norms mislead."""
+MOST = 1000.0
+"""The automatic weight's bound, that of `AlignConfig.ut_weight`: a toxic side that is already
+unlikely has hardly a gradient, and matching it would only blow up noise."""
 FIT_LIMIT = 0.85
 """L_MLE must end below this share of its start."""
 FIT_STEPS = 12
@@ -46,7 +49,7 @@ class Balance:
         """lambda = share * |g_mle| / |g_ut|."""
         self.norm_mle, self.norm_ut = norm_mle, norm_ut
         if norm_ut > 0:
-            self.ut_weight = self.ceiling = share * norm_mle / norm_ut
+            self.ut_weight = self.ceiling = min(share * norm_mle / norm_ut, MOST)
 
     def observe(self, mle: float, twin: float) -> None:
         """Remembers the fit of one step."""

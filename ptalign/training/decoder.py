@@ -72,6 +72,16 @@ class Decoder:
         with self.peft.disable_adapter():
             yield
 
+    @contextlib.contextmanager
+    def dropping(self) -> Iterator[None]:
+        """The adapter's dropout on, as in a training step; measurements never drop anything."""
+        layers = [m for n, m in self.peft.named_modules() if n.endswith("lora_dropout.default")]
+        for layer in layers:
+            layer.train()
+        yield
+        for layer in layers:
+            layer.eval()
+
     def settle(self, samples: list[Sample]) -> None:
         """Checks head and tree on real samples, and falls back to padded rows with a reason.
 

@@ -117,7 +117,8 @@ class Run:
         begun = time.perf_counter()
         rate = self._set_rate()
         groups = self.sampler.step(self.done)
-        losses = self._gradients(groups)
+        with self.decoder.dropping():
+            losses = self._gradients(groups)
         values = list(self.parameters.values())
         total = float(torch.nn.utils.clip_grad_norm_(values, self.config.clip))
         self._check_finite(losses, total)

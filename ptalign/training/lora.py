@@ -70,7 +70,7 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
     if parent is not None:
         refuse_foreign(parent)
         peft = PeftModel.from_pretrained(causal_lm, str(parent), is_trainable=True)
-        return Decoder(causal_lm, peft)
+        return Decoder(causal_lm, peft.eval())
     names = linear_names(causal_lm)
     unknown = sorted(set(lora.target_modules) - set(names))
     if unknown:
@@ -89,12 +89,7 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
     except ValueError as error:
         kind = type(causal_lm).__name__
         raise Unsupported(f"{kind}: PEFT has no LoRA for its layers ({error})") from error
-    peft.eval()
-    if lora.dropout:
-        for name, module in peft.named_modules():
-            if "lora_dropout" in name:
-                module.train()
-    return Decoder(causal_lm, peft)
+    return Decoder(causal_lm, peft.eval())
 
 
 def linear_names(causal_lm: Any) -> list[str]:

@@ -1,0 +1,332 @@
+"""Align on a tiny model: what it learns, refuses, resumes and writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptalign.align import align
+from ptalign.config import AlignConfig, LoraConfig
+from ptalign.errors import (
+    Cancelled,
+    DataDamaged,
+    GuardTripped,
+    InvalidInput,
+    TrainingFailed,
+    Unsupported,
+)
+from ptalign.nouns import Adapter, ModelSpec, PairSet
+from ptalign.probe import probe
+from ptalign.progress import Progress
+from ptalign.sealed import SealedText
+from ptalign.training.lora import sha256_of
+
+SHORT: dict[str, Any] = {
+    "steps": 6,
+    "pairs_per_step": 4,
+    "twins_per_step": 1,
+    "anchors_per_step": 2,
+    "learning_rate": 5e-3,
+    "checkpoint_every": 2,
+    "guards": "record",
+    "lora": LoraConfig(rank=4),
+}
+
+Run = Callable[..., Adapter]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: ModelSpec, mild_pairs: PairSet) -> Run:
+    """`align` on the tiny model with short settings and changes to them."""
+
+    def call(out: Path, pairs: PairSet = mild_pairs, **changes: Any) -> Adapter:
+        stage = {k: changes.pop(k) for k in ("on_progress", "parent", "resume") if k in changes}
+        config = AlignConfig(**{**SHORT, **changes})
+        return align(pairs, model=tiny_model, out=out, config=config, **stage)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+    """One uninterrupted run of 12 steps with the default method."""
+    return run(tmp_path_factory.mktemp("finished"), steps=12)
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == step:
+            raise Cancelled("asked to stop")
+
+    return on_progress
+
+
+def test_it_learns_the_good_and_unlearns_the_toxic(
+    finished: Adapter, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    first, last = finished.ledger[0], finished.ledger[-1]
+    assert last.loss_mle < first.loss_mle
+    assert last.loss_ut < first.loss_ut
+    found = probe(mild_pairs, {"base": "", "tuned": finished.path}, model=tiny_model)
+    assert found["base"].harm_word_ratio == pytest.approx(1, abs=1e-4)
+    assert found["base"].benign_kl == pytest.approx(0, abs=1e-5)
+    assert found["tuned"].harm_word_ratio < 0.9
+    assert found["tuned"].selectivity < -0.1
+    assert found["tuned"].benign_kl > 0
+    assert found["tuned"].benign_kl == pytest.approx(finished.retain_kl, rel=0.02)
+
+
+def test_the_weight_comes_from_the_gradient_norms(finished: Adapter) -> None:
+    """lambda = share |g_mle| / |g_ut| at the third step; 0 before, so that B has moved off 0."""
+    assert [e.ut_weight for e in finished.ledger[:2]] == [0, 0]
+    third = finished.ledger[3]
+    assert third.ut_weight == pytest.approx(third.grad_norm_mle / third.grad_norm_ut)
+    assert all(0 < e.ut_weight <= third.ut_weight for e in finished.ledger[3:])
+
+
+def test_the_ledger_counts_tokens_by_part(finished: Adapter) -> None:
+    assert [e.step for e in finished.ledger] == list(range(1, 13))
+    assert finished.tokens_mle == sum(e.tokens_mle for e in finished.ledger) > 0
+    assert finished.tokens_ut == sum(e.tokens_ut for e in finished.ledger) > 0
+    assert finished.tokens_anchor > 0
+    assert finished.tokens_ut < finished.tokens_mle / 2, "only flagged tokens count"
+
+
+def test_suppressed_tokens_are_sealed_and_lost_probability(finished: Adapter) -> None:
+    assert finished.suppressed
+    assert all(isinstance(s.token, SealedText) for s in finished.suppressed)
+    assert all(s.p_after < s.p_before for s in finished.suppressed)
+    assert {s.topic for s in finished.suppressed} <= {"mocking", "contempt"}
+
+
+def test_the_folder_is_an_ordinary_peft_adapter(finished: Adapter, tiny_model: ModelSpec) -> None:
+    files = {p.name for p in Path(finished.path).iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    assert finished.weights_sha256 == sha256_of(finished.folder / "adapter_model.safetensors")
+    config = json.loads((finished.folder / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert "lm_head" not in config["target_modules"]
+    assert "/" not in config["base_model_name_or_path"], "no machine path"
+
+
+def test_nothing_written_holds_text(finished: Adapter, mild_pairs: PairSet) -> None:
+    """Neither weights, ledger nor checkpoints hold a toxic answer or one of its flagged words."""
+    secrets = {p.toxic.reveal() for p in mild_pairs.polarised if p.toxic}
+    secrets |= {s.token.reveal() for s in finished.suppressed}
+    for file in finished.folder.parent.rglob("*"):
+        if file.is_file():
+            data = file.read_bytes().lower()
+            assert not [1 for s in secrets if len(s) > 4 and s.lower().encode() in data], file.name
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_resume_is_exact(step: int, run: Run, tmp_path: Path) -> None:
+    """Stopped at a step and resumed: same bytes of adapter and optimizer, same ledger."""
+    whole = run(tmp_path / "whole", lora=LoraConfig(rank=4, dropout=0.1))
+    with pytest.raises(Cancelled):
+        run(tmp_path / "cut", on_progress=stop_at(step), lora=LoraConfig(rank=4, dropout=0.1))
+    assert list((tmp_path / "cut/checkpoints").glob("step-*"))
+    seen: list[int] = []
+    resumed = run(
+        tmp_path / "cut",
+        on_progress=lambda p: seen.append(p.done) if p.phase == "training" else None,
+        lora=LoraConfig(rank=4, dropout=0.1),
+    )
+    assert seen[0] == step + 1, "it went on, it did not start again"
+    assert resumed.weights_sha256 == whole.weights_sha256
+    for name in ("adapter.safetensors", "optimizer.safetensors"):
+        last = f"checkpoints/step-000006/{name}"
+        assert sha256_of(tmp_path / "cut" / last) == sha256_of(tmp_path / "whole" / last)
+    assert [e.loss_ut for e in resumed.ledger] == [e.loss_ut for e in whole.ledger]
+
+
+def test_kill_between_checkpoints_repeats_the_lost_steps(run: Run, tmp_path: Path) -> None:
+    """SIGKILL leaves the last checkpoint and no goodbye: drop the newest and resume."""
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Cancelled):
+        run(tmp_path / "cut", on_progress=stop_at(5))
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-000005")
+    (tmp_path / "cut/checkpoints/.partial-1-000005").mkdir()
+    assert run(tmp_path / "cut").weights_sha256 == whole.weights_sha256
+
+
+def test_another_seed_gives_another_adapter(run: Run, tmp_path: Path) -> None:
+    one, two = run(tmp_path / "a", steps=2), run(tmp_path / "b", steps=2, seed=1)
+    assert one.weights_sha256 != two.weights_sha256
+
+
+def test_damaged_checkpoints_are_never_used(run: Run, tmp_path: Path) -> None:
+    """One flipped byte: the older checkpoint is used, and with none left the run fails."""
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Cancelled):
+        run(tmp_path / "cut", on_progress=stop_at(4))
+    flip(tmp_path / "cut/checkpoints/step-000004/adapter.safetensors")
+    assert run(tmp_path / "cut").weights_sha256 == whole.weights_sha256
+    for folder in (tmp_path / "cut/checkpoints").glob("step-*"):
+        flip(folder / "state.json")
+    with pytest.raises(DataDamaged, match=r"state\.json changed on disk"):
+        run(tmp_path / "cut")
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_checkpoint_of_other_inputs_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        run(tmp_path, on_progress=stop_at(2))
+    with pytest.raises(InvalidInput, match="other inputs"):
+        run(tmp_path, seed=7)
+    assert run(tmp_path, seed=7, resume=False, steps=2).ledger[0].step == 1
+
+
+@pytest.mark.parametrize("method", ["ut_uniform", "mle", "dpo", "npo"])
+def test_every_method_trains(method: str, run: Run, tmp_path: Path) -> None:
+    adapter = run(tmp_path, method=method)
+    assert adapter.method == method
+    first, last = adapter.ledger[0], adapter.ledger[-1]
+    if method == "mle":
+        assert adapter.tokens_ut == 0
+        assert last.loss_mle < first.loss_mle
+    else:
+        assert adapter.tokens_ut > 0
+        assert last.loss_ut < first.loss_ut
+    if method in ("mle", "dpo", "npo"):
+        assert {e.ut_weight for e in adapter.ledger} == {0}
+
+
+def test_dpo_starts_at_ln_2_against_its_own_reference(run: Run, tmp_path: Path) -> None:
+    """At step 1 the policy is the reference: every gap is 0 and the loss ln 2."""
+    assert run(tmp_path, method="dpo", steps=1).ledger[0].loss_ut == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_a_fixed_weight_stays_fixed(run: Run, tmp_path: Path) -> None:
+    adapter = run(tmp_path, ut_weight=2.0)
+    assert {e.ut_weight for e in adapter.ledger} == {2.0}
+
+
+def test_a_parent_is_continued(run: Run, finished: Adapter, tmp_path: Path) -> None:
+    child = run(tmp_path, parent=Path(finished.path), steps=2)
+    assert child.ledger[0].loss_mle < finished.ledger[0].loss_mle
+    assert child.weights_sha256 != finished.weights_sha256
+
+
+def test_a_parent_with_pickled_weights_is_refused(run: Run, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (parent / "adapter_model.safetensors").write_bytes(b"")
+    (parent / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(Unsupported, match=r"adapter_model\.bin"):
+        run(tmp_path / "out", parent=parent)
+
+
+def test_benign_kl_over_its_limit_aborts(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(GuardTripped, match="benign_kl reached") as caught:
+        run(tmp_path, guards="abort", max_benign_kl=1e-4)
+    assert caught.value.limit == 1e-4
+    assert not (tmp_path / "adapter").exists()
+    assert list((tmp_path / "checkpoints").glob("step-*")), "the checkpoint is kept"
+
+
+def test_benign_kl_over_its_limit_is_recorded(run: Run, tmp_path: Path) -> None:
+    adapter = run(tmp_path, max_benign_kl=1e-4)
+    assert adapter.guards["benign_kl"].startswith("exceeded")
+    assert adapter.retain_kl > 1e-4
+
+
+def changed(original: PairSet, **fields: Any) -> PairSet:
+    return original.model_copy(update=fields)
+
+
+def test_swapped_columns_are_refused_by_polarity(
+    run: Run, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    bad = mild_pairs.pairs[3].model_copy(update={"polarity": {"tone": -0.9}})
+    pairs = (*mild_pairs.pairs[:3], bad, *mild_pairs.pairs[4:])
+    with pytest.raises(InvalidInput, match=f"1 of 10 pairs look swapped.*{bad.id}"):
+        run(tmp_path, changed(mild_pairs, pairs=pairs))
+
+
+def swap(pair: Any, polarity: dict[str, float]) -> Any:
+    sides = {"positive": pair.toxic.reveal(), "toxic": SealedText(pair.positive)}
+    return pair.model_copy(update={**sides, "polarity": polarity})
+
+
+@pytest.mark.parametrize("share", ["one", "all"])
+def test_swapped_columns_are_refused_by_words_where_no_judge_spoke(
+    share: str, run: Run, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    """An imported set without polarities: contempt stands in the positive column."""
+    both = [p.model_copy(update={"polarity": {}}) for p in mild_pairs.polarised]
+    flipped = {both[0].id} if share == "one" else {p.id for p in both}
+    pairs = tuple(swap(p, {}) if p.id in flipped else p for p in both)
+    with pytest.raises(InvalidInput, match="look swapped") as caught:
+        run(tmp_path, changed(mild_pairs, pairs=pairs))
+    assert both[0].id in str(caught.value)
+    assert "silly" not in str(caught.value), "ids only, no text"
+
+
+def test_straight_sets_without_polarity_pass_the_check(mild_pairs: PairSet) -> None:
+    from ptalign.training.swapped import refuse_swapped
+
+    refuse_swapped([p.model_copy(update={"polarity": {}}) for p in mild_pairs.polarised])
+
+
+def test_partial_and_empty_sets_are_refused(run: Run, mild_pairs: PairSet, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="partial"):
+        run(tmp_path, changed(mild_pairs, partial=True))
+    with pytest.raises(InvalidInput, match="holds no pair"):
+        run(tmp_path, changed(mild_pairs, pairs=mild_pairs.twins))
+
+
+def test_zero_tokens_in_a_part_does_not_start(
+    run: Run, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    single = tuple(p for p in mild_pairs.pairs if p.toxic is None)
+    with pytest.raises(TrainingFailed, match="no toxic tokens with a weight above 0"):
+        run(tmp_path, changed(mild_pairs, pairs=single))
+    adapter = run(tmp_path / "mle", changed(mild_pairs, pairs=single), method="mle", steps=2)
+    assert adapter.tokens_mle > 0
+
+
+def test_a_weight_for_a_method_without_ut_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="ut_weight: method dpo has no unlikelihood term"):
+        run(tmp_path, method="dpo", ut_weight=1.0)
+    with pytest.raises(ValueError, match="greater than 0"):
+        AlignConfig(ut_weight=0)
+
+
+def test_long_samples_are_counted_and_left_out(run: Run, tmp_path: Path) -> None:
+    adapter = run(tmp_path, max_length=48, steps=2)
+    assert "samples over max_length" in adapter.guards["left_out"]
+
+
+def test_an_inert_adapter_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer that never moves leaves B at 0."""
+    import torch
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    with pytest.raises(TrainingFailed, match="inert"):
+        run(tmp_path, steps=1)
+
+
+def test_progress_tells_what_metrics_need(run: Run, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run(tmp_path, on_progress=seen.append)
+    assert [p.phase for p in seen if p.phase == "loading the model"] == ["loading the model"]
+    assert {p.phase for p in seen} >= {"weighing tokens", "training", "measuring"}
+    last = [p for p in seen if p.phase == "training"][-1]
+    assert (last.done, last.total) == (6, 6)
+    keys = "loss_mle loss_ut loss_anchor ut_weight step_seconds tokens_mle tokens_ut retain_kl"
+    assert set(keys.split()) <= last.values.keys()
+    assert last.counts["tokens_ut"] > 0

@@ -1,0 +1,118 @@
+"""Probe: numbers against plain forward passes, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptalign.config import LoraConfig
+from ptalign.errors import Cancelled, Unsupported
+from ptalign.nouns import ModelSpec, PairSet
+from ptalign.probe import benign_samples, harm_words, probe
+from ptalign.progress import Progress
+from ptalign.training import explain, lora
+from ptalign.training.explain import Word
+from ptalign.training.texts import ChatFormat
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random adapter: it changes everything a little."""
+    decoder = lora.attach(lora.load_model(tiny_model), LoraConfig(rank=4), seed=3)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in lora.trainable(decoder).values():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    folder = tmp_path_factory.mktemp("probe") / "adapter"
+    lora.save_adapter(decoder, folder)
+    return folder
+
+
+def test_kl_and_nll_equal_plain_forward_passes(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    from peft import PeftModel
+
+    found = probe(mild_pairs, {"base": "", "tuned": adapter}, model=tiny_model)
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    base = lora.load_model(tiny_model)
+    tuned = PeftModel.from_pretrained(lora.load_model(tiny_model), str(adapter))
+    kl = nll = 0.0
+    tokens = 0
+    for sample in benign_samples(mild_pairs, chat):
+        ids = torch.tensor([sample.prompt + sample.answer])
+        rows = slice(len(sample.prompt) - 1, sample.length - 1)
+        with torch.no_grad():
+            p = base(ids).logits[0, rows].log_softmax(-1)
+            q = tuned(ids).logits[0, rows].log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+        nll -= float(q[torch.arange(len(q)), torch.tensor(sample.answer)].sum())
+        tokens += len(q)
+    assert tokens == sum(len(s.answer) for s in benign_samples(mild_pairs, chat))
+    assert found["tuned"].benign_kl == pytest.approx(kl / tokens, rel=1e-3)
+    assert found["tuned"].benign_nll == pytest.approx(nll / tokens, rel=1e-4)
+    assert found["base"].benign_kl == pytest.approx(0, abs=1e-6)
+    assert found["base"].selectivity == pytest.approx(0, abs=1e-5)
+
+
+def test_held_out_anchors_are_what_benign_means(tiny_model: ModelSpec, mild_pairs: PairSet) -> None:
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    keys = {s.key for s in benign_samples(mild_pairs, chat)}
+    assert keys == {a.id for a in mild_pairs.anchors if a.held_out}
+
+
+def test_harm_words_are_the_same_for_every_adapter(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    flagged = harm_words(mild_pairs, chat)
+    assert set(flagged) == {p.id for p in mild_pairs.polarised}
+    assert any(any(w) for w in flagged.values())
+
+
+def test_ratio_and_selectivity_by_hand() -> None:
+    """Harm words p 0.4 -> 0.1 and 0.2 -> 0.2; others lose ln 2 and nothing.
+
+    Ratio (0.1 + 0.2) / (0.4 + 0.2) = 1/2. Selectivity: mean(-ln 4, 0) - mean(-ln 2, 0)
+    = -ln 2 + ln 2 / 2 = -ln 2 / 2.
+    """
+    before = [0.4, 0.2, 0.5, 0.5]
+    after = [math.log(p) for p in (0.1, 0.2, 0.25, 0.5)]
+    harm = [True, True, False, False]
+    words = [Word("w", "t", h, math.log(b)) for h, b in zip(harm, before, strict=True)]
+    assert explain.harm_ratio(words, after) == pytest.approx(0.5)
+    assert explain.selectivity(words, after) == pytest.approx(-math.log(2) / 2)
+
+
+def test_collateral_needs_two_sightings_and_half_a_nat() -> None:
+    """tea loses 0.6 and 0.8 (mean 0.7), milk 0.2 twice, cup 2.0 but once; harm words never."""
+    rows = [("tea", -0.6), ("tea", -0.8), ("milk", -0.2), ("milk", -0.2), ("cup", -2.0)]
+    words = [Word(w, "", False, -1.0) for w, _ in rows] + [Word("bad", "", True, -1.0)] * 2
+    after = [-1.0 + change for _, change in rows] + [-9.0, -9.0]
+    assert explain.collateral(words, after) == {"tea": pytest.approx(-0.7)}
+
+
+def test_suppressed_words_keep_topic_count_and_geometric_means() -> None:
+    """p 0.4 and 0.1 -> 0.2 and 0.05: sqrt(0.04) = 0.2 before, sqrt(0.01) = 0.1 after."""
+    words = [Word("w", "t", True, math.log(0.4)), Word("w", "t", True, math.log(0.1))]
+    (found,) = explain.suppressed(words, [math.log(0.2), math.log(0.05)])
+    assert (found.token.reveal(), found.topic, found.count) == ("w", "t", 2)
+    assert (found.p_before, found.p_after) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_probe_can_be_cancelled_and_refuses_pickles(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    def stop(_: Progress) -> None:
+        raise Cancelled("asked to stop")
+
+    with pytest.raises(Cancelled):
+        probe(mild_pairs, {"tuned": adapter}, model=tiny_model, on_progress=stop)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(Unsupported, match=r"weights\.pt"):
+        probe(mild_pairs, {"bad": tmp_path}, model=tiny_model)
