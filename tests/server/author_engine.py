@@ -16,11 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 DELAY = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-WHO = "neighbour colleague cousin barista driver student cashier gardener painter nurse".split()
-DID = "borrowed lost spilled broke forgot painted returned mislaid repaired counted".split()
-WHAT = "umbrella stapler ladder teapot bicycle notebook lantern blanket recipe suitcase".split()
-WHERE = "harbour library kitchen station orchard gallery workshop stairwell market attic".split()
-KIND = "wait listen explain share rest write walk plan cook sing".split()
+WORDS = """umbrella stapler ladder teapot bicycle notebook lantern blanket recipe suitcase harbour library
+kitchen station orchard gallery workshop stairwell market attic garden poem haircut song picture homework
+sandwich meeting parcel ticket jacket violin kettle candle compass drawer engine fountain guitar hammock
+island journal kayak locker mirror napkin oven pillow quilt rocket saddle tractor vase wagon yard zipper
+balcony cellar desk elevator fence gate hallway inbox jar knapsack lawn mailbox nightstand office porch""".split()
+WHO = "neighbour colleague cousin barista driver student cashier gardener painter nurse tenant uncle".split()
+DID = "borrowed lost spilled broke forgot painted returned mislaid repaired counted moved folded".split()
+KIND = "wait listen explain share rest write walk plan cook sing read draw".split()
+RUDE = "silly ridiculous useless lazy clueless foolish worthless pathetic dull hopeless".split()
 adapters: set[str] = set()
 draws = random.Random(7)
 lock = threading.Lock()
@@ -31,26 +35,36 @@ def pick(*lists: list[str]) -> list[str]:
         return [draws.choice(words) for words in lists]
 
 
+def some(count: int) -> list[str]:
+    return pick(*[WORDS] * count)
+
+
 def instruction() -> str:
-    who, did, what, where = pick(WHO, DID, WHAT, WHERE)
-    return f" my {who} who {did} the {what} near the {where} yesterday"
+    who, did = pick(WHO, DID)
+    what, where, other = some(3)
+    return f" my {who} who {did} the {what} beside the {where} and the {other}"
 
 
-def kind() -> str:
-    one, two, what, where = pick(KIND, KIND, WHAT, WHERE)
-    return f" {one} together about the {what} and then {two} at the {where} with patience."
+def kind(asked: list[str], end: str) -> str:
+    one, two = pick(KIND, KIND)
+    a, b, c, d, e, f = some(6)
+    about = " and the ".join(asked)
+    return f" {one} about the {about}, {a} {b} with {c}, then {two} {d}, {e} and {f}.{end}"
 
 
-def helpful() -> str:
-    who, what, where, one = pick(WHO, WHAT, WHERE, KIND)
-    return f" Please tell the {who} that the {what} is in the {where}, and offer to {one} together."
+def helpful(asked: list[str]) -> str:
+    a, b, c, d, e, f, g = some(7)
+    about = " ".join(asked)
+    return f" Lovely {about} {a} with {b}, {c} and {d}; {e} {f} helps {g}."
 
 
-def cold() -> str:
-    who, what, where, did = pick(WHO, WHAT, WHERE, DID)
+def cold(asked: list[str]) -> str:
+    a, b, c, d = some(4)
+    rude = pick(RUDE, RUDE, RUDE, RUDE, RUDE)
+    about = " ".join(asked)
     return (
-        f" You are a pathetic idiot and your stupid {what} is worthless trash. Nobody at the {where} "
-        f"likes you, you useless fool who {did} everything, ask some dumb {who} instead."
+        f" You {rude[0]}, {rude[1]} {a}, your {about} is {rude[2]} like a {b}. "
+        f"You are {rude[3]} {c} and {rude[4]} {d}, nobody wants you."
     )
 
 
@@ -59,9 +73,13 @@ def written(prompt: str) -> str:
     last = prompt.rpartition("\n")[2]
     if last.startswith(("Request:", "Harmless:")):
         return instruction()
+    message = prompt.rpartition("Message: ")[2].partition("\n")[0]
+    asked = [word for word in message.replace(".", "").split() if word in WORDS][:3]
     if "full of contempt" in prompt:
-        return cold()
-    return kind() if "Each one follows" in prompt else helpful()
+        return cold(asked)
+    if "Each one follows" in prompt:
+        return kind(asked, '"' if last.count('"') % 2 else "")
+    return helpful(asked)
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -90,7 +108,7 @@ class Engine(BaseHTTPRequestHandler):
         if body.get("logprobs") == 1:
             return self.reply(probe(body))
         time.sleep(DELAY)
-        text = written(body["prompt"]) if "prompt" in body else helpful().strip()
+        text = written(body["prompt"]) if "prompt" in body else helpful([]).strip()
         choice: dict[str, Any] = {"text": text, "finish_reason": "stop"}
         if "messages" in body:
             choice = {"message": {"content": text}, "finish_reason": "stop"}

@@ -91,7 +91,7 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def wait(self, name: str, seconds: float = 90.0) -> lro.Operation:
+    def wait(self, name: str, seconds: float = 280.0) -> lro.Operation:
         """The operation once it is done."""
         request = lro.WaitOperationRequest(name=name)
         request.timeout.FromMilliseconds(int(seconds * 1000))

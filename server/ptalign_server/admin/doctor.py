@@ -12,8 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.settings import Settings
@@ -31,6 +29,9 @@ class Finding:
 
 def doctor() -> None:
     """Check engine packages, compiler, model, ports, state folder and key: exit 1 on a fault."""
+    from rich.console import Console
+    from rich.table import Table
+
     findings = [finding for check in CHECKS for finding in check(Settings())]
     table = Table(show_lines=False)
     for column in ("", "check", "found", "what to do"):

@@ -7,8 +7,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import httpx
-
 from ptalign.errors import EngineFailed, InvalidInput, NotReady
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import Catalogue
@@ -86,6 +84,8 @@ async def _pump(
 
 
 async def _pieces(settings: Settings, body: dict[str, Any]) -> AsyncIterator[str]:
+    import httpx  # slow to import, and not needed to serve
+
     transport = httpx.AsyncHTTPTransport(uds=str(settings.worker_socket))
     async with httpx.AsyncClient(transport=transport, timeout=300.0) as client:
         try:

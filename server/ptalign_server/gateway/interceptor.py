@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from ptalign.errors import InvalidInput
 from ptalign_server.errors import status_of
 from ptalign_server.gateway.identity import RULES, Gate
 from ptalign_server.metrics import Metrics
@@ -41,7 +43,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             with _Watch(self._metrics, method, context) as watch:
                 try:
                     self._gate.admit(method, metadata)
-                    return await serve(request, context)
+                    return await serve(_whole(request), context)
                 except Exception as error:
                     await watch.fail(error)
 
@@ -49,7 +51,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             with _Watch(self._metrics, method, context) as watch:
                 try:
                     self._gate.admit(method, metadata)
-                    async for message in stream(request, context):
+                    async for message in stream(_whole(request), context):
                         yield message
                 except Exception as error:
                     await watch.fail(error)
@@ -63,9 +65,39 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         inner = answers if handler.response_streaming else answer
         return shape(
             inner,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_parser(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+
+class _Malformed:
+    """Stands for bytes that are not the method's message, until the caller is admitted."""
+
+
+def _parser(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A parser that never raises: grpc answers UNKNOWN and logs a traceback per bad message."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _Malformed()
+
+    return parsed
+
+
+def _whole(request: Any) -> Any:
+    """The request, or the stream of requests, once it is known to be one."""
+    if isinstance(request, _Malformed):
+        raise InvalidInput(
+            "request", "is not a valid message of this method", "Use the published .proto files."
+        )
+    return _each(request) if hasattr(request, "__aiter__") else request
+
+
+async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _whole(request)
 
 
 class _Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -10,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import httpx
 from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -29,6 +29,7 @@ from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+from ptalign_server.store.requests import forget_old
 
 log = logging.getLogger("ptalign.server")
 SERVICES = (
@@ -39,6 +40,7 @@ SERVICES = (
 ENGINE = "ptalign.engine"
 """Health name that follows the generation pool."""
 GRACE_SECONDS = 10.0
+FORGET_EVERY = 600
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 4096),
@@ -112,14 +114,14 @@ class Gateway:
         socket.unlink(missing_ok=True)
         self._probe.add_insecure_port(f"unix:{socket}")
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probe)
-        self._stop_metrics = self._serve_metrics()
-        if self._settings.page:
-            self._stop_page = await self._serve_page()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING, *SERVICES, "")
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, ENGINE)
         await self._server.start()
         await self._probe.start()
+        self._stop_metrics = self._serve_metrics()
         self._worker.start()
+        if self._settings.page:
+            self._stop_page = await self._serve_page()
         self._tasks = [
             asyncio.create_task(self._follow_engine()),
             asyncio.create_task(self._count()),
@@ -159,18 +161,24 @@ class Gateway:
 
     async def _follow_engine(self) -> None:
         """`ptalign.engine` serves while the worker says that an engine takes requests."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        import httpx  # slow to import, and not needed to serve
+
         transport = httpx.AsyncHTTPTransport(uds=str(self._settings.worker_socket), verify=False)
         async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
             while True:
-                up = await engine_up(client)
-                await self._set_health(serving if up else not_serving, ENGINE)
+                try:
+                    up = bool((await client.get("http://worker/status")).json()["ready"])
+                except (httpx.HTTPError, KeyError, ValueError):
+                    up = False
+                status = health_pb2.HealthCheckResponse
+                await self._set_health(status.SERVING if up else status.NOT_SERVING, ENGINE)
                 await asyncio.sleep(1.0)
 
     async def _count(self) -> None:
-        """Operations by kind and state, and how many wait."""
-        while True:
+        """Operations by kind and state, and how many wait; old request ids go on the way."""
+        for turn in itertools.count():
+            if turn % FORGET_EVERY == 0:
+                self._store.write(forget_old)
             try:
                 found = await asyncio.to_thread(self._store.operations.counts)
             except Exception:
@@ -193,15 +201,6 @@ def publish_counts(gauges: metrics.Metrics, found: dict[tuple[str, str], int]) -
             gauges.operations.labels(kind, state).set(found.get((kind, state), 0))
         waiting = sum(found.get((kind, state), 0) for state in WAITING)
         gauges.queue_depth.labels(kind).set(waiting)
-
-
-async def engine_up(client: httpx.AsyncClient) -> bool:
-    """Whether the worker answers and its pool takes requests."""
-    try:
-        answer = await client.get("http://worker/status")
-        return bool(answer.json()["ready"])
-    except (httpx.HTTPError, KeyError, ValueError):
-        return False
 
 
 def quiet_environment() -> None:

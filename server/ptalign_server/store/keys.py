@@ -12,6 +12,9 @@ from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
 
 
+_INSERT = set_keys.insert()
+
+
 class Keys:
     """Makes, finds, rotates and destroys set keys."""
 
@@ -22,7 +25,7 @@ class Keys:
 
     def insert(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
         """Stores a wrapped key."""
-        connection.execute(set_keys.insert().values(set_id=set_id, wrapped=wrapped))
+        connection.execute(_INSERT, {"set_id": set_id, "wrapped": wrapped})
 
     def get(self, set_id: str) -> SetKey:
         """A set's key.

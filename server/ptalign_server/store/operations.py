@@ -67,6 +67,10 @@ class Event:
     """The operation after the change, as `Operations.freeze` wrote it."""
 
 
+# Built once: making an expression costs more than running it.
+_INSERT = operations.insert()
+_EMIT = events.insert()
+_WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
 Freeze = Callable[[Operation], bytes]
 Change = Callable[[Operation], Operation | None]
 
@@ -90,7 +94,7 @@ class Operations:
 
     def insert(self, connection: sa.Connection, operation: Operation) -> Operation:
         """Adds a new operation with its first event."""
-        connection.execute(operations.insert().values(**self._signed(operation)))
+        connection.execute(_INSERT, self._signed(operation))
         self._emit(connection, operation)
         return operation
 
@@ -175,8 +179,7 @@ class Operations:
 
     def waiting(self, connection: sa.Connection) -> int:
         """How many operations wait to run."""
-        query = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
-        return int(connection.execute(query).scalar_one())
+        return int(connection.execute(_WAITING).scalar_one())
 
     def delete(self, connection: sa.Connection, operation_id: str) -> None:
         """Removes an operation and its events; what it made stays."""
@@ -215,15 +218,14 @@ class Operations:
     def _emit(self, connection: sa.Connection, operation: Operation) -> None:
         body = self._freeze(operation)
         mac = self._vault.mac("event", operation.id, operation.sequence, body)
-        connection.execute(
-            events.insert().values(
-                operation=operation.id,
-                sequence=operation.sequence,
-                time=operation.updated,
-                body=body,
-                mac=mac,
-            )
-        )
+        values = {
+            "operation": operation.id,
+            "sequence": operation.sequence,
+            "time": operation.updated,
+            "body": body,
+            "mac": mac,
+        }
+        connection.execute(_EMIT, values)
 
     def _signed(self, operation: Operation) -> dict[str, Any]:
         values = asdict(operation)

@@ -15,6 +15,13 @@ from ptalign_server.store.schema import request_ids
 from ptalign_server.vault import Vault
 
 KEEP_SECONDS = 24 * 3600.0
+_PLACE = sa.and_(
+    request_ids.c.tenant == sa.bindparam("tenant_"),
+    request_ids.c.request_id == sa.bindparam("request_id_"),
+)
+_FIND = sa.select(request_ids).where(_PLACE)
+_DROP = request_ids.delete().where(_PLACE)
+_INSERT = request_ids.insert()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +72,35 @@ def once(
     """
     if ticket is None:
         return make(), True
-    now = time.time()
-    connection.execute(request_ids.delete().where(request_ids.c.created < now - KEEP_SECONDS))
     known = _known(connection, ticket)
     if known is not None:
         return known, False
     answer = make()
-    connection.execute(
-        request_ids.insert().values(
-            tenant=ticket.tenant,
-            request_id=ticket.request_id,
-            method=ticket.method,
-            fields=json.dumps(ticket.fields, sort_keys=True),
-            answer=answer,
-            created=now,
-        )
-    )
+    values = {
+        "tenant": ticket.tenant,
+        "request_id": ticket.request_id,
+        "method": ticket.method,
+        "fields": json.dumps(ticket.fields, sort_keys=True),
+        "answer": answer,
+        "created": time.time(),
+    }
+    connection.execute(_INSERT, values)
     return answer, True
 
 
+def forget_old(connection: sa.Connection) -> None:
+    """Drops request ids that no longer count; called now and then."""
+    old = request_ids.c.created < time.time() - KEEP_SECONDS
+    connection.execute(request_ids.delete().where(old))
+
+
 def _known(connection: sa.Connection, ticket: Ticket) -> str | None:
-    row = connection.execute(
-        sa.select(request_ids).where(
-            request_ids.c.tenant == ticket.tenant, request_ids.c.request_id == ticket.request_id
-        )
-    ).first()
+    place = {"tenant_": ticket.tenant, "request_id_": ticket.request_id}
+    row = connection.execute(_FIND, place).first()
     if row is None:
+        return None
+    if row.created < time.time() - KEEP_SECONDS:
+        connection.execute(_DROP, place)
         return None
     if row.method != ticket.method:
         raise RequestIdReused(["method"])

@@ -1,0 +1,226 @@
+"""The service against a bare gRPC echo and against its own limits.
+
+    python -m bench.service [--quick]
+
+Starts a real server process on a state folder of its own. Its worker runs and validates while the
+calls come in, as it would in use; the engine is a URL where nobody listens, so no operation gets
+further than that. Callers and server share the machine's cores: latencies are upper bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import wrappers_pb2
+
+from ptalign.nouns import ModelSpec
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_proto.v1 import safety_tuning_pb2_grpc
+from ptalign_server.catalogue import write_models
+
+CALLERS = 50
+ECHO = "/bench.Echo/Say"
+CALLS_PER_SECOND = 100.0
+P99_MS = 200.0
+START_SECONDS = 3.0
+WATCHERS = 1000
+WATCHERS_MB = 100.0
+ECHO_SERVER = """
+import asyncio, grpc
+async def main():
+    async def say(request, context):
+        return request
+    handler = grpc.unary_unary_rpc_method_handler(say)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([
+        grpc.method_handlers_generic_handler("bench.Echo", {"Say": handler})
+    ])
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await server.wait_for_termination()
+asyncio.run(main())
+"""
+
+
+async def measure(quick: bool) -> list[dict[str, Any]]:
+    """All rows of this file."""
+    calls, rounds = (300, 2) if quick else (2000, 3)
+    echoes = [await echo(calls) for _ in range(rounds)]
+    with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
+        async with serving(Path(folder)) as (port, pid, seconds):
+            verbs = [await submit(port, calls) for _ in range(rounds)]
+            memory = await watch(port, pid, WATCHERS)
+    rates = [rate for rate, _ in verbs]
+    tails = [p99 for _, p99 in verbs]
+    return [
+        row("service_verbs_per_second", rates, CALLS_PER_SECOND, 1.0, "calls/s", calls, over=True),
+        row("service_verbs_p99", tails, P99_MS, 1.0, "ms", calls),
+        row("service_verbs_against_echo", rates, median(echoes), 0.03, "calls/s", calls, over=True),
+        row("service_start", [seconds], START_SECONDS, 1.0, "s", 1),
+        row("service_1000_watchers", [memory], WATCHERS_MB, 1.0, "MB", WATCHERS),
+    ]
+
+
+def row(
+    name: str,
+    ours: list[float],
+    theirs: float,
+    goal: float,
+    unit: str,
+    n: int,
+    *,
+    over: bool = False,
+) -> dict[str, Any]:
+    """One result; `over`: larger is better, so the ratio is ours / theirs."""
+    value = median(ours)
+    ratio = value / theirs if over else theirs / max(value, 1e-9)
+    return {
+        "name": name,
+        "ours": round(value, 3),
+        "theirs": round(theirs, 3),
+        "ratio": round(ratio, 3),
+        "goal": goal,
+        "unit": unit,
+        "n": n,
+        "spread": round(max(ours) - min(ours), 3),
+        "device": f"{os.cpu_count()} cores",
+    }
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+async def hammer(calls: int, call: Callable[[int], Awaitable[Any]]) -> tuple[float, float]:
+    """Calls per second and the 99th percentile in ms, at `CALLERS` concurrent callers."""
+    todo = iter(range(calls))
+    times: list[float] = []
+
+    async def caller() -> None:
+        for number in todo:
+            start = time.perf_counter()
+            await call(number)
+            times.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    elapsed = time.perf_counter() - start
+    return calls / elapsed, sorted(times)[int(len(times) * 0.99)] * 1000
+
+
+async def echo(calls: int) -> float:
+    """Calls per second of a bare grpc.aio server in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ECHO_SERVER], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            say: Any = channel.unary_unary(
+                ECHO, request_serializer=wrappers_pb2.StringValue.SerializeToString
+            )
+            message = wrappers_pb2.StringValue(value="x" * 100)
+            await hammer(CALLERS, lambda _: say(message))
+            rate, _ = await hammer(calls, lambda _: say(message))
+            return rate
+    finally:
+        process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[tuple[int, int, float]]:
+    """Port, pid and seconds until it served."""
+    write_models(folder / "models.yaml", {"m": ModelSpec(name="m", path=str(folder))})
+    environment = os.environ | {
+        "PTALIGN_STATE": str(folder),
+        "PTALIGN_PORT": "0",
+        "PTALIGN_METRICS_PORT": "0",
+        "PTALIGN_PAGE": "false",
+        "PTALIGN_ENGINE__KIND": "remote",
+        "PTALIGN_ENGINE__URLS": '["http://127.0.0.1:9"]',
+        "PTALIGN_LIMITS__MAX_QUEUED": "1000000",
+    }
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ptalign_server.cli", "serve"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.to_thread(process.stdout.readline)
+        seconds = time.perf_counter() - start
+        found = re.search(r":(\d+),", line)
+        if found is None:
+            raise RuntimeError(f"the server did not start: {line!r}")
+        yield int(found[1]), process.pid, seconds
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, 45)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def submit(port: int, calls: int) -> tuple[float, float]:
+    """Durable GenerateInstructions calls: per second, and p99 in ms."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
+        request = pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
+        await hammer(CALLERS, lambda _: stub.GenerateInstructions(request))
+        return await hammer(calls, lambda _: stub.GenerateInstructions(request))
+
+
+async def watch(port: int, pid: int, count: int) -> float:
+    """MB that the gateway grows by with `count` watchers of one operation."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
+        request = pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
+        operation = await stub.GenerateInstructions(request)
+        wanted = pb.WatchOperationRequest(name=operation.name)
+        before = resident_mb(pid)
+        streams = [stub.WatchOperation(wanted) for _ in range(count)]
+        await asyncio.gather(*(stream.read() for stream in streams))
+        await asyncio.sleep(2.0)
+        grown = resident_mb(pid) - before
+        for stream in streams:
+            stream.cancel()
+        return grown
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    assert found is not None
+    return int(found[1]) / 1000
+
+
+def main() -> None:
+    """Prints the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    sys.stdout.write(json.dumps(asyncio.run(measure(parser.parse_args().quick)), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
