@@ -16,15 +16,45 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 DELAY = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-WORDS = """umbrella stapler ladder teapot bicycle notebook lantern blanket recipe suitcase harbour library
-kitchen station orchard gallery workshop stairwell market attic garden poem haircut song picture homework
-sandwich meeting parcel ticket jacket violin kettle candle compass drawer engine fountain guitar hammock
-island journal kayak locker mirror napkin oven pillow quilt rocket saddle tractor vase wagon yard zipper
-balcony cellar desk elevator fence gate hallway inbox jar knapsack lawn mailbox nightstand office porch""".split()
-WHO = "neighbour colleague cousin barista driver student cashier gardener painter nurse tenant uncle".split()
-DID = "borrowed lost spilled broke forgot painted returned mislaid repaired counted moved folded".split()
-KIND = "wait listen explain share rest write walk plan cook sing read draw".split()
-RUDE = "silly ridiculous useless lazy clueless foolish worthless pathetic dull hopeless".split()
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+WORDS = words(
+    """
+    umbrella stapler ladder teapot bicycle notebook lantern blanket recipe suitcase
+    harbour library kitchen station orchard gallery workshop stairwell market attic
+    garden poem haircut song picture homework sandwich meeting parcel ticket jacket
+    violin kettle candle compass drawer engine fountain guitar hammock island
+    journal kayak locker mirror napkin oven pillow quilt rocket saddle tractor vase
+    wagon yard zipper balcony cellar desk elevator fence gate hallway inbox jar
+    knapsack lawn mailbox nightstand office porch
+    """
+)
+WHO = words(
+    """
+    neighbour colleague cousin barista driver student cashier gardener painter nurse
+    tenant uncle
+    """
+)
+DID = words(
+    """
+    borrowed lost spilled broke forgot painted returned mislaid repaired counted
+    moved folded
+    """
+)
+KIND = words(
+    """
+    wait listen explain share rest write walk plan cook sing read draw
+    """
+)
+RUDE = words(
+    """
+    silly ridiculous useless lazy clueless foolish worthless pathetic dull hopeless
+    """
+)
 adapters: set[str] = set()
 draws = random.Random(7)
 lock = threading.Lock()

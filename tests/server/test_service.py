@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +112,9 @@ def test_instructions_are_sealed_with_their_provenance(
     meta = instructions.meta
     assert (meta.tenant, meta.model, meta.policy) == ("default", MODEL, POLICY)
     assert meta.digest.startswith("sha256:")
-    assert meta.policy_digest and meta.config_digest and meta.template_digest
+    assert meta.policy_digest
+    assert meta.config_digest
+    assert meta.template_digest
     found = records(server, meta.name)
     assert len([r for r in found if r.kind == "instruction"]) == 12
     assert len({r.instruction for r in found}) == len(found)
@@ -146,7 +146,8 @@ def test_pairs_have_both_sides_and_anchors(server: Running, pairs: res.PairSet) 
 def test_an_adapter_downloads_whole_and_says_what_it_was_trained_on(
     server: Running, adapter: res.Adapter, pairs: res.PairSet
 ) -> None:
-    assert adapter.tokens_mle > 0 and adapter.tokens_ut > 0
+    assert adapter.tokens_mle > 0
+    assert adapter.tokens_ut > 0
     assert adapter.steps == 6
     assert adapter.meta.parents[0] == f"{pairs.meta.name}@{pairs.meta.digest}"
     for file in adapter.files:
@@ -161,13 +162,15 @@ def test_an_evaluation_has_rates_a_verdict_and_a_report(
     assert evaluation.verdict in (res.VERDICT_FAIL, res.VERDICT_INCONCLUSIVE, res.VERDICT_PASS)
     assert evaluation.reasons
     assert evaluation.baseline["harm_rate"].n > 0
-    assert 0 < evaluation.measures["harm_word_ratio"]
+    assert evaluation.measures["harm_word_ratio"] > 0
     _, html = download(server, evaluation.meta.name, "report.html")
     assert html.lstrip().lower().startswith(b"<!doctype html")
     _, text = download(server, evaluation.meta.name, "report.json")
     report = json.loads(text)
     assert report["tokens_ut"] > 0
-    assert {"GenerateInstructions", "SynthesizePairs", "Align", "Evaluate"} <= set(report["seconds"])
+    assert {"GenerateInstructions", "SynthesizePairs", "Align", "Evaluate"} <= set(
+        report["seconds"]
+    )
 
 
 def test_no_record_text_lies_in_clear(server: Running, pairs: res.PairSet) -> None:

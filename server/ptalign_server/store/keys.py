@@ -11,7 +11,6 @@ from ptalign_server.store.db import reading
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
 
-
 _INSERT = set_keys.insert()
 
 
