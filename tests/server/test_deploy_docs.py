@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import page_world as world
 import pytest
 import typer
 
@@ -22,14 +22,6 @@ from ptalign_server.settings import Settings
 ROOT = Path(__file__).parents[2]
 DOCS = ("docs/operations.md", "docs/security.md", "CONTRIBUTING.md", "CHANGELOG.md")
 TEXT = (ROOT / DOCS[0]).read_text()
-
-_spec = importlib.util.spec_from_file_location(
-    "page_world", Path(__file__).with_name("page_world.py")
-)
-assert _spec
-assert _spec.loader
-world = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(world)
 
 
 def block(first_line: str) -> str:

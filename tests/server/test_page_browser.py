@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import page_world as world
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -30,14 +30,6 @@ FLAGS = [
 ]
 SHOTS = os.environ.get("PTALIGN_TEST_SCREENSHOTS", "")
 """Folder for screenshots, to be looked at by a person."""
-
-_spec = importlib.util.spec_from_file_location(
-    "page_world", Path(__file__).with_name("page_world.py")
-)
-assert _spec
-assert _spec.loader
-world = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(world)
 
 
 class Served:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import httpx
+import page_world as world
+import running
 
 from ptalign_proto.v1 import library_pb2 as lib
-
-
-def beside(name: str) -> ModuleType:
-    """A module of this folder that is no test."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-world, running = beside("page_world"), beside("running")
 
 
 def test_marks_made_on_the_page_are_an_annotation_set_over_grpc(tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
+import page_world as world
 import pytest
 
 from ptalign.errors import InvalidInput
@@ -24,20 +22,6 @@ from ptalign_server.store.sets import AnnotationSet
 ANN = Visitor("ann", "default", frozenset({"annotator"}))
 BOB = Visitor("bob", "default", frozenset({"annotator"}))
 EVE = Visitor("eve", "elsewhere", frozenset({"annotator"}))
-
-
-def load(name: str) -> ModuleType:
-    """A module beside this file; the tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-world = load("page_world")
 
 
 class Place:
