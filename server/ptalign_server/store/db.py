@@ -58,14 +58,23 @@ def migrate(engine: sa.Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
+    with alone(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
+@contextmanager
+def alone(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that only one server at a time is in: for what is made once."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("select pg_advisory_xact_lock(70746)"))
+        yield connection
+
+
 def _create(engine: sa.Engine) -> None:
     """An empty database gets the newest schema at once; alembic is slow to import."""
-    with engine.begin() as connection:
+    with alone(engine) as connection:
         metadata.create_all(connection)
         version = sa.Table(
             "alembic_version",

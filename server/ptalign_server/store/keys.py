@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ptalign_server.errors import SetPurged
-from ptalign_server.store.db import reading
+from ptalign_server.store.db import alone, reading
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
 
@@ -71,7 +71,7 @@ class Keys:
     def _use_mac_key(self) -> None:
         wrapped = self._wrapped("mac")
         if wrapped is None:
-            with self._engine.begin() as connection:
+            with alone(self._engine) as connection:
                 known = connection.execute(self._query("mac")).scalar()
                 if known is None:
                     self.insert(connection, "mac", self._vault.fresh_mac_key())

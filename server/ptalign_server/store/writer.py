@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 T = TypeVar("T")
 BATCH = 64
+TRIES = 6
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Writer:
     def _run(self) -> None:
         while (first := self._tasks.get()) is not None:
             batch, last = self._gather(first)
-            self._commit(batch)
+            self._commit([t for t in batch if t.future.set_running_or_notify_cancel()])
             if last:
                 return
 
@@ -62,31 +63,38 @@ class Writer:
         return batch, False
 
     def _commit(self, batch: list[_Task]) -> None:
-        done: list[_Task] = []
+        """One transaction for all; when it cannot be committed, one for each."""
         try:
             with self._engine.begin() as connection:
-                for task in batch:
-                    if _apply(connection, task):
-                        done.append(task)
+                errors = [_apply(connection, task) for task in batch]
         except BaseException as error:
-            for task in done:
-                task.future.set_exception(error)
-            for task in batch:
-                if not task.future.done():
-                    task.future.set_exception(error)
+            if len(batch) > 1:  # a deadlock with another server, say
+                for task in batch:
+                    self._commit([task])
+            elif batch:
+                batch[0].future.set_exception(error)
             return
-        for task in done:
-            task.future.set_result(task.value)
+        for task, failure in zip(batch, errors, strict=True):
+            if failure is None:
+                task.future.set_result(task.value)
+            else:
+                task.future.set_exception(failure)
 
 
-def _apply(connection: sa.Connection, task: _Task) -> bool:
-    """Runs one change in a savepoint; its failure is the caller's alone."""
-    if not task.future.set_running_or_notify_cancel():
-        return False
-    try:
-        with connection.begin_nested():
-            task.value = task.change(connection)
-    except Exception as error:
-        task.future.set_exception(error)
-        return False
-    return True
+def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
+    """Runs one change in a savepoint; its failure is the caller's alone.
+
+    Another server may have inserted the same row (a request id, an audit entry) meanwhile: the
+    change is run again and sees it.
+    """
+    failure: Exception | None = None
+    for _ in range(TRIES):
+        try:
+            with connection.begin_nested():
+                task.value = task.change(connection)
+            return None
+        except sa.exc.IntegrityError as error:
+            failure = error
+        except Exception as error:
+            return error
+    return failure

@@ -1,0 +1,110 @@
+"""The store on a real PostgreSQL, with two servers on it at once."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from test_deploy_scaled import database  # noqa: F401
+
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.submit import Submission, _Insert
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import QUEUED, new_id
+from ptalign_server.store.requests import ticket
+from ptalign_server.vault import KeyFile
+
+WHO = Identity("me", "default", frozenset({"engineer"}))
+
+
+@pytest.fixture
+def stores(database: str, tmp_path: Path) -> Iterator[tuple[Store, Store]]:  # noqa: F811
+    """Two servers' stores, opened at the same moment on an empty database."""
+    key = tmp_path / "operator.key"
+    KeyFile.create(key)
+    settings = [
+        Settings(state=tmp_path / f"state-{n}", database=database, key_file=key) for n in range(2)
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda s: Store(s, wire.freeze), settings)
+    yield first, second
+    first.close()
+    second.close()
+
+
+def submit(store: Store, request_id: str) -> str:
+    request = pb.GenerateInstructionsRequest(model="m", policy="p", count=3, request_id=request_id)
+    seen = ticket(store.vault, "default", "GenerateInstructions", request)
+    change = _Insert(store, Submission(WHO, "GenerateInstructions", request, seen), 10**6)
+    return store.write(change).result()
+
+
+def test_the_same_request_id_at_two_servers_makes_one_operation(
+    stores: tuple[Store, Store],
+) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(40)]
+    with ThreadPoolExecutor(16) as threads:
+        made = list(threads.map(lambda n: submit(stores[n % 2], ids[n // 4]), range(160)))
+    assert len(set(made)) == 40
+    assert all(len(set(made[i : i + 4])) == 1 for i in range(0, 160, 4))
+    assert len(stores[0].operations.page("default", 500)) == 40
+
+
+def test_events_stay_gapless_when_two_servers_write_them(stores: tuple[Store, Store]) -> None:
+    operation_id = submit(stores[0], str(uuid.uuid4()))
+
+    def advance(number: int) -> None:
+        stores[number % 2].operations.advance(operation_id, lambda o: replace(o, state=QUEUED))
+
+    threads = [threading.Thread(target=advance, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [e.sequence for e in stores[1].operations.events(operation_id, 0)]
+    assert found == list(range(1, 14))
+
+
+def test_the_audit_chain_holds_over_two_servers(stores: tuple[Store, Store]) -> None:
+    def add(number: int) -> None:
+        store = stores[number % 2]
+        store.write(
+            lambda c: store.audit.add(c, "default", "me", "read", f"x/{number}", {})
+        ).result()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(30)))
+    assert stores[0].audit.count() == 30
+    assert stores[1].audit.first_bad() == 0
+
+
+def test_one_server_reads_what_the_other_sealed_and_rotation_reaches_both(
+    stores: tuple[Store, Store],
+) -> None:
+    first, second = stores
+    set_id = new_id()
+    _, wrapped = first.vault.fresh_key(set_id)
+    first.write(lambda c: first.keys.insert(c, set_id, wrapped)).result()
+    sealed = first.keys.get(set_id).seal("place", b"text")
+    assert second.keys.get(set_id).open("place", sealed) == b"text"
+    first.vault.keyfile.add()
+    first.keys.rotate()
+    first.vault.keyfile.keep_current()
+    assert second.keys.get(set_id).open("place", sealed) == b"text"
+
+
+def test_a_changed_row_is_refused_here_too(stores: tuple[Store, Store]) -> None:
+    operation_id = submit(stores[0], str(uuid.uuid4()))
+    with stores[0].engine.begin() as connection:
+        connection.execute(sa.text("update operations set tenant = 'other'"))
+    with pytest.raises(Exception, match="was changed in the database"):
+        stores[1].operations.get(operation_id)
