@@ -91,13 +91,13 @@ def shared_memory(pids: Iterable[int]) -> set[str]:
     return found
 
 
-def clear(session: int, *, adopted: bool = False, timeout_s: float = 10.0) -> bool:
+def clear(session: int, *, adopted: bool = False, timeout_s: float = 60.0) -> bool:
     """SIGKILLs a session, waits until it is empty, removes the shared memory it leaves.
 
     Args:
         session: Session id (the pid of its leader).
         adopted: Also kill children of this process: those that left the session.
-        timeout_s: Seconds to wait for the kernel to take them.
+        timeout_s: Seconds to wait for the kernel, which frees gigabytes slowly on a busy machine.
 
     Returns:
         Whether the session is empty.
