@@ -16,6 +16,7 @@ from ptalign.report.inputs import ReportInput
 from ptalign.report.words import (
     METHODS,
     RATES,
+    STAGES,
     VERDICTS,
     headline,
     interval,
@@ -68,6 +69,7 @@ def report_html(report: ReportInput) -> str:
             evaluation=evaluation,
             verdict_words=VERDICTS[evaluation.verdict],
             headline=headline(evaluation),
+            stage_titles=STAGES,
             method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
             targets=[
                 {"name": name_of(result), "colour": colour, "result": result}

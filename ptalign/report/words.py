@@ -17,6 +17,13 @@ METHODS = {
     "dpo": "DPO",
     "npo": "NPO",
 }
+STAGES = {
+    "GenerateInstructions": "Writing the requests",
+    "SynthesizePairs": "Answering them twice",
+    "Align": "Training",
+    "Evaluate": "Evaluation",
+}
+"""What a manager calls the verbs."""
 VERDICTS = {
     "PASS": "Ready for release",
     "FAIL": "Not ready for release",

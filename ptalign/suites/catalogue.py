@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +30,6 @@ DEFAULT = ("attack", "strong", "plain", "twins", "xstest-safe", "ordinary", "ife
 """What an evaluation runs unless told otherwise."""
 
 NO_DATA = "no data"
-SPARE = 3
-"""Candidates looked at per prompt wanted, since some are near training or cannot be checked."""
-
 _SPECS = TypeAdapter(list[SuiteSpec])
 
 
@@ -139,28 +138,30 @@ def _choose(
     texts: Sequence[str],
     embed: Embedder | None,
 ) -> tuple[list[Prompt], dict[str, int]]:
-    """The first `wanted` prompts that may be asked, and how many before them may not."""
-    left_out: dict[str, int] = {}
-    candidates: list[Prompt] = []
+    """The first `wanted` prompts that may be asked, and how many before them may not.
+
+    Only as many candidates are embedded as are still missing: embedding is what costs.
+    """
+    left_out: Counter[str] = Counter()
+    chosen: list[Prompt] = []
+    usable = _usable(source, limit, left_out)
+    while missing := wanted - len(chosen):
+        candidates = list(islice(usable, missing))
+        if not candidates:
+            break
+        far = far_from(candidates, texts, embed=embed)
+        left_out["near training"] += len(candidates) - len(far)
+        chosen += far
+    return chosen, {why: n for why, n in left_out.items() if n}
+
+
+def _usable(source: Iterator[Prompt], limit: int, left_out: Counter[str]) -> Iterator[Prompt]:
     for prompt in source:
         why = _unusable(prompt, limit)
         if why:
-            left_out[why] = left_out.get(why, 0) + 1
+            left_out[why] += 1
         else:
-            candidates.append(prompt)
-        if len(candidates) == wanted * SPARE:
-            break
-    far = {p.id for p in far_from(candidates, texts, embed=embed)}
-    near = 0
-    chosen: list[Prompt] = []
-    for prompt in candidates:
-        if len(chosen) == wanted:
-            break
-        if prompt.id in far:
-            chosen.append(prompt)
-        else:
-            near += 1
-    return chosen, left_out | ({"near training": near} if near else {})
+            yield prompt
 
 
 def _unusable(prompt: Prompt, limit: int) -> str:
