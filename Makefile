@@ -41,8 +41,8 @@ $(VENV)/.installed: requirements/$(ENGINE).txt requirements/dev.txt requirements
 demo: install ## the whole loop on a real model through the service; FAST=1 for the short form
 	@$(BIN)/python deploy/demo/run.py $(if $(FAST),--fast,)
 
-test: install ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: install ## all tests but the slow ones (ARGS="-m slow" for those)
+	@$(BIN)/python -m pytest $(or $(ARGS),-m "not slow")
 
 lint: install ## ruff, buf
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python protos/generate.py --lint

@@ -96,7 +96,7 @@ import {module}
             "ptalign, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
             (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server"),
         ),
-        ("ptalign_server.gateway, ptalign_server.gateway.app", ("vllm", *HEAVY)),
+        ("ptalign_server.gateway, ptalign_server.gateway.serve", ("vllm", *HEAVY)),
     ],
 )
 def test_room_imports_with_the_forbidden_blocked(module: str, blocked: tuple[str, ...]) -> None:
