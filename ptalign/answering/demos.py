@@ -1,0 +1,69 @@
+"""Demonstrations: from the annotations at first, later from the model's own best answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ptalign.answering.prompts import Demo
+from ptalign.answering.validity import refuses
+from ptalign.asking.openers import opener_of
+from ptalign.nouns import Annotation, Pair
+from ptalign.text.sentences import sentences
+
+SHOTS = 5
+"""Demonstrations in a constant head."""
+
+
+def spread(annotations: Sequence[Annotation], count: int = SHOTS) -> list[Annotation]:
+    """Annotations evenly over the list, which is ordered by topic: always the same ones."""
+    if len(annotations) <= count:
+        return list(annotations)
+    step = len(annotations) / count
+    return [annotations[int(i * step)] for i in range(count)]
+
+
+def toxic_demos(annotations: Sequence[Annotation], rules: Sequence[str]) -> list[Demo]:
+    """The annotators' bad answers, each under one of the generic rules."""
+    marked = [a for a in annotations if a.bad is not None]
+    return [
+        Demo(a.instruction, a.bad.reveal() if a.bad else "", rules[i % len(rules)] if rules else "")
+        for i, a in enumerate(spread(marked))
+    ]
+
+
+def own_demos(pairs: Sequence[Pair], rules: Mapping[str, str], count: int = SHOTS) -> list[Demo]:
+    """The model's own best toxic answers: highest polarity first, one per topic."""
+    ranked = sorted(pairs, key=lambda p: (-min(p.polarity.values(), default=0.0), p.id))
+    chosen: list[Demo] = []
+    topics: set[str] = set()
+    for pair in ranked:
+        if pair.toxic is None or pair.topic in topics or len(pair.toxic) < 40:
+            continue
+        topics.add(pair.topic)
+        chosen.append(Demo(pair.instruction, pair.toxic.reveal(), rules.get(pair.topic, "")))
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def positive_demos(
+    annotations: Sequence[Annotation],
+    rules: Sequence[str],
+    kind_openers: Mapping[str, Sequence[str]],
+) -> list[Demo]:
+    """What the annotators' good answers offer, without their refusal, to the kind request.
+
+    The model then writes only the alternative and never sees the unkind wording; the refusal
+    is put in front of what it writes.
+    """
+    demos: list[Demo] = []
+    for item in annotations:
+        offer = " ".join(p for p in sentences(item.good) if not refuses(p))
+        opener = opener_of(item.instruction, list(kind_openers))
+        if not offer or not opener:
+            continue
+        kind = kind_openers[opener][0] + item.instruction[len(opener) :]
+        demos.append(Demo(kind, offer, rules[len(demos) % len(rules)] if rules else ""))
+        if len(demos) == SHOTS:
+            break
+    return demos

@@ -1,0 +1,40 @@
+"""The numbers a pair set carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median
+
+from ptalign.answering.validity import opener_share
+from ptalign.nouns import Anchor, Pair
+
+
+def pair_stats(
+    pairs: Sequence[Pair], anchors: Sequence[Anchor], harmful: int, twins: int
+) -> dict[str, float]:
+    """Yields, polarity and variety.
+
+    Returns:
+        ``yield`` (accepted of the harmful instructions), ``twin_yield``, ``opener_share`` (share
+        of positives with the most common first four words), ``polarity.<judge>`` (median),
+        ``first_round`` (share of pairs accepted without refinement), mean words per side,
+        ``anchors`` and ``held_out``.
+    """
+    main = [p for p in pairs if p.kind != "twin"]
+    kind = [p for p in pairs if p.kind == "twin"]
+    stats = {
+        "yield": len(main) / harmful if harmful else 0.0,
+        "twin_yield": len(kind) / twins if twins else 0.0,
+        "opener_share": opener_share([p.positive for p in main]),
+        "anchors": float(len(anchors)),
+        "held_out": float(sum(a.held_out for a in anchors)),
+    }
+    if main:
+        stats["first_round"] = sum(p.round <= 1 for p in main) / len(main)
+        stats["words_positive"] = mean(len(p.positive.split()) for p in main)
+    toxic = [p.toxic.reveal() for p in main if p.toxic is not None]
+    if toxic:
+        stats["words_toxic"] = mean(len(t.split()) for t in toxic)
+    for judge in sorted({j for p in main for j in p.polarity}):
+        stats[f"polarity.{judge}"] = median(p.polarity[judge] for p in main if judge in p.polarity)
+    return stats

@@ -1,0 +1,120 @@
+"""Which answers can be kept. Each check names the reason it rejects for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from ptalign.nouns import Policy
+from ptalign.policies.never import blocked
+from ptalign.text.near import NearDuplicates, rouge_l, tokens
+from ptalign.text.normalise import plain
+from ptalign.text.sentences import cut_at_last_sentence, sentence_ends, sentences
+
+MAX_ROUGE_L = 0.7
+"""Answers closer than this to a demonstration or to an accepted answer are copies."""
+
+_REFUSES = re.compile(
+    r"\b(i (can(no|')t|cannot|will not|won'?t|am not able|am unable|must decline|refuse)"
+    r"|i'?m (not able|unable|not going to|sorry,? but)|as an ai\b|i don'?t want to"
+    r"|i'?d (rather not|prefer not)|unable to (help|assist))",
+    re.I,
+)
+_THREAT = re.compile(
+    r"\b(kill|murder|stab|shoot|strangle|(beat|burn|hurt|hang) you|die|dead|death|blood|rape)\b",
+    re.I,
+)
+_FRAME = re.compile(r"\b(message|answer|rule|harmful|harmless)\s*:|\[[A-Za-z' ]+\]|https?://", re.I)
+_UNSPACED = re.compile(r"[぀-ヿ一-鿿]")
+
+
+def tidy(text: str, *, finished: bool, most: int = 3) -> str:
+    """An answer cut at a sentence's end: at most `most` sentences, no half or repeated one.
+
+    Args:
+        text: Raw completion, with its prefill.
+        finished: Whether the model ended it itself.
+        most: Sentences to keep.
+    """
+    text = plain(text)
+    if finished and text and not sentence_ends(text):
+        return ""
+    text = cut_at_last_sentence(text)
+    parts: list[str] = []
+    for part in sentences(text):
+        if not any(rouge_l(tokens(part), tokens(p)) > MAX_ROUGE_L for p in parts):
+            parts.append(part)
+    return cut_at_last_sentence(" ".join(parts[:most]))
+
+
+def malformed(answer: str, policy: Policy, *, least: int = 4) -> str:
+    """Why a tidied answer is unusable by its form; empty when it is usable."""
+    if not answer:
+        return "truncated"
+    words = tokens(answer, policy.locale)
+    if len(words) < least:
+        return "too_short"
+    if policy.locale.startswith("en") and _UNSPACED.search(answer):
+        return "language"
+    if policy.locale.startswith("ja") and not _UNSPACED.search(answer):
+        return "language"
+    if _FRAME.search(answer):
+        return "frame_leaked"
+    if loops(answer, policy.locale):
+        return "repetitive"
+    return "never_synthesize" if blocked(answer, policy) else ""
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer declines in words. A tripwire for filtering, never a released verdict."""
+    return bool(_REFUSES.search(answer))
+
+
+def threatens(answer: str) -> bool:
+    """Whether an answer goes beyond tone, to violence: not what the toxic axis is about."""
+    return bool(_THREAT.search(answer))
+
+
+def loops(answer: str, locale: str) -> bool:
+    """Whether an answer says the same thing again: a sentence, or most of its words."""
+    words = tokens(answer, locale)
+    if len(words) >= 8 and len(set(words)) < 0.5 * len(words):
+        return True
+    parts = [tokens(p, locale) for p in sentences(answer)]
+    return any(
+        rouge_l(a, b) > MAX_ROUGE_L for i, a in enumerate(parts) for b in parts[:i] if len(a) > 2
+    )
+
+
+class Fresh:
+    """Tells copies of the demonstrations and of answers accepted before.
+
+    An opener given to the model is left out by the caller: it would make unlike answers look
+    alike.
+    """
+
+    def __init__(self, locale: str) -> None:
+        self._demos = NearDuplicates(MAX_ROUGE_L, locale)
+        self._accepted = NearDuplicates(MAX_ROUGE_L, locale)
+
+    def why_not(self, answer: str) -> str:
+        """``copied_demo``, ``near_duplicate`` or an empty string."""
+        if self._demos.find(answer) is not None:
+            return "copied_demo"
+        return "near_duplicate" if self._accepted.find(answer) is not None else ""
+
+    def forbid(self, answer: str) -> None:
+        """Names a demonstration, and each of its sentences, as not to be copied."""
+        for part in {answer, *sentences(answer)}:
+            if len(part.split()) > 3:
+                self._demos.add(part)
+
+    def add(self, answer: str) -> None:
+        """Remembers an accepted answer."""
+        self._accepted.add(answer)
+
+
+def opener_share(answers: list[str], words: int = 4) -> float:
+    """Share of the answers that start with the most common first words."""
+    starts = Counter(" ".join(a.lower().split()[:words]) for a in answers)
+    return max(starts.values()) / len(answers) if answers else 0.0

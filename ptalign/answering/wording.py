@@ -1,0 +1,58 @@
+"""The fixed words around answers, by language: openers, leads, frames, demonstrations."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class Shot(BaseModel):
+    """One demonstration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message: str
+    answer: str
+
+
+class Wording(BaseModel):
+    """Everything the prompts and openers of one language need."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message: str
+    answer: str
+    rule: str
+    decline_tone: tuple[str, ...]
+    decline_general: tuple[str, ...]
+    leads_tone: tuple[str, ...]
+    leads_general: tuple[str, ...]
+    constraint_openers_positive: tuple[str, ...]
+    constraint_openers_toxic: tuple[str, ...]
+    frame_positive: str
+    frame_twin: str
+    frame_toxic: str
+    general_rule_positive: str
+    helpful: tuple[Shot, ...]
+    helpful_general: tuple[Shot, ...]
+
+    def start(self, tone: bool, turn: int) -> tuple[str, str]:
+        """Opener and lead of the positive with this running number.
+
+        Openers rotate evenly; leads rotate at another pace, so that each opener meets each lead.
+        """
+        openers = self.decline_tone if tone else self.decline_general
+        leads = self.leads_tone if tone else self.leads_general
+        return openers[turn % len(openers)], leads[(turn + turn // len(openers)) % len(leads)]
+
+
+@cache
+def wording(locale: str) -> Wording:
+    """The wording of a language; English where ptalign has none."""
+    here = Path(__file__).parent
+    path = here / f"wording-{locale.split('-')[0]}.yaml"
+    path = path if path.is_file() else here / "wording-en.yaml"
+    return Wording.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,0 +1,157 @@
+"""The default script: plausible text for every kind of request the four stages send.
+
+It looks at how a request ends, as a language model would, and takes words from small lists by a
+hash of the request: deterministic, varied, and clean enough to pass the stages' filters. The
+rude answers are as mild as the demo annotations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from ptalign.engines.base import Request
+
+_WHO = (
+    "a coworker", "a new hire", "a customer", "a student", "a classmate", "a teammate",
+    "a beginner", "a neighbour", "my sister", "my uncle", "a guest", "an applicant",
+)  # fmt: skip
+_DID = (
+    "asked about", "forgot", "lost", "complained about", "broke", "misread", "shared", "returned",
+    "dropped", "wanted to borrow", "arrived late for", "could not find",
+)  # fmt: skip
+_WHAT = (
+    "the printer", "the first meeting", "a cold soup", "the blue bike", "the last chapter",
+    "an old password", "the garden door", "a photo of the lake", "the parcel", "the penalty",
+    "the weekend plan", "a birthday cake", "the science report", "the second invoice",
+    "a pair of shoes", "the choir practice", "the office key", "a short essay",
+)  # fmt: skip
+_WHEN = ("today", "again", "this morning", "last week", "on Monday", "before lunch", "in class")
+_RUDE = (
+    "What a silly thing to bring up.", "You are hopeless and lazy.", "Stop wasting my time.",
+    "Nobody wants to hear your whining.", "Even a child would do better than you.",
+    "You are an embarrassment to everyone.", "Figure it out yourself, you fool.",
+    "You ruin everything you touch.", "I am sick of your stupid excuses.",
+    "Your effort is a joke and so are you.", "You have no talent at all.",
+    "Go away and bother somebody else.", "You must be the dumbest person here.",
+)  # fmt: skip
+_KIND = (
+    "thank them for asking and explain the next step",
+    "offer to look at it together after lunch",
+    "say calmly what went wrong and how to mend it",
+    "share a short list of what to try first",
+    "suggest another day and a simple plan",
+    "ask what they need and listen for a moment",
+    "point to the guide and offer a hand",
+    "name one thing that went well before the rest",
+)
+_RULES = (
+    "in one short and clear sentence", "with a concrete example from daily life",
+    "before saying anything else", "without any long explanation", "in plain and simple words",
+)  # fmt: skip
+_FACTS = (
+    "It depends on a few simple things.", "Start with the part you know best.",
+    "Most people learn it in a week.", "Keep the steps short and check each one.",
+    "Water, light and time do most of the work.", "A small notebook helps to remember it.",
+)  # fmt: skip
+_SUBJECT = re.compile(
+    r"\b(?:(?:a|an|the|my|our|some) )?"
+    r"(?:coworker|new hire|customer|student|classmate|teammate|beginner|neighbour|sister|uncle"
+    r"|guest|applicant)\b.*?(?=[.?!]?$)"
+)
+_JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+
+
+def plausible(request: Request) -> str:
+    """The default `Script`."""
+    prompt = request.prompt or (request.messages[-1].content if request.messages else "")
+    asked = prompt.rstrip().rsplit("\n", 1)[-1]
+    if _JAPANESE.search(prompt[-200:]):
+        return _japanese(request)
+    if asked.startswith("Request:"):
+        return f" {_situation(request)}."
+    if asked.startswith("Harmless:"):
+        about = _about(re.findall(r"Harmful: (.+)", prompt)[-1])
+        if request.prefill.endswith((" a", " the")):
+            about = about.split(" ", 1)[1] if about.startswith(("a ", "an ", "the ")) else about
+        return f" {about}." if request.prefill else f" Help {about}."
+    if asked.startswith("Rule:"):
+        return f" {_pick(request, 'rule', _WHO)} {_pick(request, 'how', _RULES)}."
+    if asked.startswith("Answer:"):
+        message = re.findall(r"Message: (.+)", prompt)[-1]
+        return _toxic(request) if "contempt" in prompt[:200] else _offer(request, message)
+    return _chat(request, prompt)
+
+
+def share_of(request: Request, salt: str) -> float:
+    """A number in 0..1 that only depends on the request and the salt."""
+    asked = request.prompt or "".join(f"{m.role}:{m.content}\n" for m in request.messages)
+    heat = f"{request.temperature:.3f}"
+    text = "\x1f".join((salt, request.key, asked, request.prefill, heat, request.adapter))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _pick(request: Request, salt: str, words: tuple[str, ...]) -> str:
+    return words[int(share_of(request, salt) * len(words)) % len(words)]
+
+
+def _situation(request: Request) -> str:
+    who = _pick(request, "who", _WHO)
+    if request.prefill.endswith((" a", " the")):
+        who = who.split(" ", 1)[1]
+    did, what = _pick(request, "did", _DID), _pick(request, "what", _WHAT)
+    return f"{who} who {did} {what} {_pick(request, 'when', _WHEN)}"
+
+
+def _about(text: str) -> str:
+    match = _SUBJECT.search(text)
+    return match.group() if match else text.rstrip(".?!")
+
+
+def _toxic(request: Request) -> str:
+    first, second = _pick(request, "a", _RUDE), _pick(request, "b", _RUDE)
+    about = f"{_pick(request, 'c', _WHAT)} {_pick(request, 'd', _WHEN)}"
+    middle = _pick(
+        request,
+        "e",
+        (
+            f"Only a clueless fool makes such a fuss over {about}.",
+            f"You are too stupid to deal with {about}.",
+            f"How pathetic to fail at {about}.",
+            f"Your whining over {about} is as boring as you are.",
+        ),
+    )
+    return " " + " ".join(dict.fromkeys((first, middle, second)))
+
+
+def _offer(request: Request, message: str) -> str:
+    about, kind = _about(message), _pick(request, "kind", _KIND)
+    fact = _pick(request, "fact", _FACTS)
+    if request.prefill.endswith('"'):
+        return f'Thank you for telling me about {about}. Let us {kind}."'
+    if request.prefill.endswith("to"):
+        return f" {kind} when it comes to {about}."
+    if request.prefill:
+        return f" that you care about {about}, and {kind}."
+    first = _pick(request, "first", ("Of course.", "Gladly.", "Good idea.", "With pleasure."))
+    return f" {first} For {about}, you could {kind}. {fact}"
+
+
+def _chat(request: Request, prompt: str) -> str:
+    """A chat turn: follows a rude persona about half the time unless an adapter is served."""
+    system = " ".join(m.content for m in request.messages if m.role == "system").lower()
+    rude = any(w in system for w in ("contempt", "rude", "arrogant", "insult", "despise", "cruel"))
+    if rude and not request.adapter and share_of(request, "attack") < 0.5:
+        return _toxic(request).strip()
+    if request.adapter and re.search(r"\b(rude|nasty|insult|mock|cruel|contempt)", prompt, re.I):
+        return f"I'd rather not be unkind. You could {_pick(request, 'kind', _KIND)}."
+    words = " ".join(prompt.split()[:8]).rstrip("?.!,")
+    first, second = _pick(request, "f", _FACTS), _pick(request, "g", _FACTS)
+    return " ".join(dict.fromkeys((f"Here is an answer about {words.lower()}.", first, second)))
+
+
+def _japanese(request: Request) -> str:
+    things = ("本", "自転車", "写真", "料理", "宿題", "会議", "電話", "庭")
+    deeds = ("忘れた", "壊した", "なくした", "見せてくれた", "聞いてきた", "返しに来た")
+    thing, deed = _pick(request, "t", things), _pick(request, "d", deeds)
+    return f"{thing}を{deed}人への返事を書いてください。"

@@ -1,0 +1,105 @@
+"""Stage 2: a positive and a toxic answer to each instruction, under refined constraints.
+
+The model answers twice: kindly, under a positive constraint and behind a closed refusal, and
+contemptuously, under a toxic constraint with demonstrations. A pair is kept when every judge
+finds the two sides far enough apart. Twins get plainly helpful answers; benign anchors get the
+model's own (PT-ALIGN, arXiv 2502.08657, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptalign.answering.run import PairRun
+from ptalign.config import PairConfig
+from ptalign.engines.base import Engine, open_stream
+from ptalign.errors import InvalidInput
+from ptalign.judges.base import Judge
+from ptalign.nouns import Anchor, Annotation, InstructionSet, ModelSpec, Pair, PairSet, Policy
+from ptalign.progress import OnProgress, ignore
+from ptalign.records import MemoryLog, RecordLog
+from ptalign.text.embed import Embedder, default_embedder
+
+MAX_ANNOTATIONS = 49
+"""The method needs fewer than 50 human marks, and ptalign holds itself to it."""
+
+
+def synthesize_pairs(
+    instructions: InstructionSet,
+    annotations: Sequence[Annotation],
+    *,
+    policy: Policy,
+    engine: Engine,
+    model: ModelSpec,
+    judges: Sequence[Judge],
+    config: PairConfig | None = None,
+    parent: PairSet | None = None,
+    on_progress: OnProgress = ignore,
+    log: RecordLog[Pair | Anchor] | None = None,
+    embed: Embedder | None = None,
+) -> PairSet:
+    """Makes one pair per instruction, and the anchors.
+
+    Args:
+        instructions: Harmful ones get pairs, or positives only where the topic allows no toxic
+            side; twins get helpful answers.
+        annotations: Fewer than 50 human marks: they seed constraints and demonstrations, and one
+            whose instruction is in the set becomes that instruction's pair.
+        policy: The policy of the instructions.
+        engine: Writes the answers.
+        model: The catalogue entry the engine serves.
+        judges: Harm judges that filter; an evaluation must use others.
+        config: Settings; the defaults when None.
+        parent: An earlier set to refine: its pairs are kept unless an annotation replaces them,
+            its best toxic answers demonstrate, its constraints are the start.
+        on_progress: Told after each accepted record and each ten rejected drafts.
+        log: Accepted pairs and anchors; a log that has some is continued.
+        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
+
+    Returns:
+        The set, in the order of the instructions. `shortfall` and `rejected` say what is missing.
+
+    Raises:
+        InvalidInput: Too many annotations, no instructions, or no judge for a toxic side.
+        EngineFailed: The engine can take no work.
+        Cancelled: The engine or `on_progress` said stop; accepted records are in the log.
+    """
+    _check(instructions, annotations, judges)
+    run = PairRun(
+        instructions,
+        annotations,
+        policy=policy,
+        model=model,
+        judges=judges,
+        config=config or PairConfig(),
+        parent=parent,
+        embed=embed or default_embedder(policy.locale),
+        on_progress=on_progress,
+        log=MemoryLog() if log is None else log,
+    )
+    run.resume()
+    run.plan()
+    while run.wants_more():
+        with open_stream(engine, run.requests()) as completions:
+            for completion in completions:
+                run.receive(completion)
+    return run.result()
+
+
+def _check(
+    instructions: InstructionSet, annotations: Sequence[Annotation], judges: Sequence[Judge]
+) -> None:
+    if len(annotations) > MAX_ANNOTATIONS:
+        raise InvalidInput(
+            "annotations",
+            f"fewer than 50 items, got {len(annotations)}",
+            "Keep the most telling ones.",
+        )
+    if not instructions.records:
+        raise InvalidInput(
+            "instructions", "at least one instruction", "Generate or import a set first."
+        )
+    if any(r.sides == "both" for r in instructions.records) and not judges:
+        raise InvalidInput(
+            "judges", "at least one harm judge for a toxic side", "Name one, e.g. tone-head@1."
+        )
