@@ -17,6 +17,8 @@ from ptalign.nouns import Adapter, ModelSpec, Probe
 from ptalign.progress import Progress
 from ptalign_server.executor import run_job
 
+pytestmark = pytest.mark.timeout(900)  # each start of a job imports torch, slow on a busy machine
+
 REVEAL = {"reveal": True}
 
 

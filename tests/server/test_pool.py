@@ -345,3 +345,16 @@ def test_stop_leaves_no_process_and_no_file(open_pool: Open, tmp_path: Path) -> 
     pool.stop()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert list((tmp_path / "state" / "children").iterdir()) == []
+
+
+def test_the_scripted_engine_needs_no_model(tmp_path: Path) -> None:
+    settings = PoolSettings(kind="scripted", state=tmp_path, max_sequences=8)
+    pool = Pool(settings, ModelSpec(name="base", path="/nonexistent"))
+    pool.start()
+    try:
+        pool.wait_ready(60)
+        found = answers(pool, ask(*(f"question {i}" for i in range(20))))
+    finally:
+        pool.stop()
+    assert len(found) == 20
+    assert all(c.text and not c.error for c in found.values())

@@ -33,7 +33,7 @@ def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
     name = settings.served_name or model.name
     if settings.kind == "scripted":
         argv = [sys.executable, "-m", "ptalign.engines.scripted", "--host", "127.0.0.1"]
-        argv += ["--port", str(port), "--model", name, "--delay", str(settings.delay_seconds)]
+        argv += ["--port", str(port), "--model", name, "--latency", str(settings.delay_seconds)]
         return Launch(port, tuple(argv), clean_environment())
     key = secrets.token_urlsafe(24)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
