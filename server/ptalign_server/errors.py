@@ -16,6 +16,8 @@ from ptalign_proto.errors import DOMAIN, NOT_FOUND_TEXT, code_number, code_of
 log = logging.getLogger("ptalign.server")
 
 RETRY_SECONDS = 2
+MAX_VIOLATIONS = 8
+"""Fields named in one answer."""
 
 
 class NotFound(PtalignError):
@@ -50,8 +52,12 @@ class Violations(PtalignError):
     reason = "INVALID_INPUT"
 
     def __init__(self, violations: Sequence[InvalidInput]) -> None:
-        super().__init__("; ".join(str(v) for v in violations))
-        self.violations = tuple(violations)
+        # A status travels in HTTP/2 trailers, of which clients take 8 KiB.
+        shown = violations[:MAX_VIOLATIONS]
+        rest = len(violations) - len(shown)
+        more = f"; and {rest} more" if rest else ""
+        super().__init__("; ".join(str(v) for v in shown) + more)
+        self.violations = tuple(shown)
 
 
 class RequestIdReused(PtalignError):

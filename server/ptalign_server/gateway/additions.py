@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -371,7 +371,7 @@ def _import_ticket(
         return None
     data = [record.SerializeToString(deterministic=True) for record in records]
     digest = store.vault.mac("records", *data)[:16]
-    return Ticket(seen.tenant, seen.request_id, seen.method, {**seen.fields, "records": digest})
+    return replace(seen, fields={**seen.fields, "records": digest})
 
 
 def _problem(

@@ -24,6 +24,8 @@ BATCH = 100
 SETS = ("instructionSets", "annotationSets", "pairSets")
 LAYOUTS = ("export", "preference", "conversational")
 MAX_PURPOSE = 500
+MAX_OFFSET = 2**32
+"""Beyond any set; a uint64 may say more than a machine can count to."""
 
 
 def find(store: Store, name: str, collection: str, tenant: str) -> Resource:
@@ -48,8 +50,9 @@ async def stream(
     full = request.view == lib.RECORD_VIEW_FULL
     if full:
         await allow(store, identity, "read records", found, request.purpose)
-    end = request.offset + request.limit if request.limit else None
-    items = islice(_items(store, found), request.offset, end)
+    start = min(request.offset, MAX_OFFSET)
+    end = start + min(request.limit, MAX_OFFSET) if request.limit else None
+    items = islice(_items(store, found), start, end)
     async for item in _in_thread(items):
         yield views.record(collection, item, full=full)
 

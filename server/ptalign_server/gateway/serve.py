@@ -27,6 +27,7 @@ from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.tuning import SafetyTuning
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
+from ptalign_server.process import hold
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.requests import forget_old
@@ -40,6 +41,8 @@ SERVICES = (
 ENGINE = "ptalign.engine"
 """Health name that follows the generation pool."""
 GRACE_SECONDS = 10.0
+LOCK_SECONDS = 3.0
+"""How long a killed server of the same state folder may take to be gone."""
 FORGET_EVERY = 600
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
@@ -56,6 +59,8 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     Args:
         ready: Called with the gRPC port once calls are answered.
     """
+    settings.make_folders()
+    held = hold(settings.run_dir / f"gateway-{settings.executor_id}.lock", LOCK_SECONDS)
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)
@@ -70,6 +75,7 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     await stop.wait()
     await gateway.stop()
     store.close()
+    held.close()
 
 
 def make_server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from ptalign_server.gateway.submit import answer, submit
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+
+MAX_SEQUENCE = 2**62
+"""Beyond any event; a uint64 may say more than a database can compare."""
 
 
 class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
@@ -47,8 +51,10 @@ class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
         self, request: pb.WatchOperationRequest, context: Any
     ) -> AsyncIterator[pb.OperationEvent]:
         found = operation_id(request.name)
-        self._store.operations.get(found, caller().tenant)
-        async for event in self._feeds.events(found, request.after_sequence):
+        operation = await asyncio.to_thread(self._store.operations.get, found, caller().tenant)
+        if operation.done and request.after_sequence >= operation.sequence:
+            return  # the caller has seen the end
+        async for event in self._feeds.events(found, min(request.after_sequence, MAX_SEQUENCE)):
             message = operations_pb2.Operation.FromString(event.body)
             if message.done and not message.HasField("error"):
                 message = answer(self._store.operations.get(found), self._store)

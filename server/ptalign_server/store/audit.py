@@ -14,6 +14,9 @@ from ptalign_server.store.db import reading
 from ptalign_server.store.schema import audit
 from ptalign_server.vault import Vault
 
+HEAD = 0
+"""Sequence number of the row that is no entry but the trail's length and last hash."""
+
 
 class Audit:
     """Writes and verifies the trail. A read that must be audited fails when this fails."""
@@ -33,11 +36,15 @@ class Audit:
     ) -> None:
         """Appends one entry; `detail` holds counts and purposes, never text of records."""
         newest = (
-            sa.select(audit.c.sequence, audit.c.hash).order_by(audit.c.sequence.desc()).limit(1)
+            sa.select(audit.c.sequence, audit.c.hash)
+            .where(audit.c.sequence > HEAD)
+            .order_by(audit.c.sequence.desc())
+            .limit(1)
         )
         last = connection.execute(newest.with_for_update()).first()
+        sequence = 1 if last is None else int(last.sequence) + 1
         values = {
-            "sequence": 1 if last is None else int(last.sequence) + 1,
+            "sequence": sequence,
             "time": time.time(),
             "tenant": tenant,
             "identity": identity,
@@ -48,13 +55,16 @@ class Audit:
         }
         failpoints.hit("audit_write.before")
         connection.execute(audit.insert().values(**values, hash=self._hash(values)))
+        self._move_head(connection, sequence, self._hash(values))
         failpoints.hit("audit_write.after")
 
     def first_bad(self) -> int:
         """Sequence number of the first entry that was edited, dropped or moved; 0: none."""
         previous, expected = "", 1
+        query = sa.select(audit).order_by(audit.c.sequence)
         with reading(self._engine) as connection:
-            for row in connection.execute(sa.select(audit).order_by(audit.c.sequence)).mappings():
+            head = connection.execute(query.where(audit.c.sequence == HEAD)).mappings().first()
+            for row in connection.execute(query.where(audit.c.sequence > HEAD)).mappings():
                 values = {name: row[name] for name in row if name != "hash"}
                 good = (
                     values["sequence"] == expected
@@ -64,14 +74,30 @@ class Audit:
                 if not good:
                     return expected
                 previous, expected = str(row["hash"]), expected + 1
-        return 0
+        return 0 if self._ends_at(head, expected - 1, previous) else expected
 
     def count(self) -> int:
         """Entries in the trail."""
         with reading(self._engine) as connection:
-            return int(
-                connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one()
-            )
+            query = sa.select(sa.func.count()).where(audit.c.sequence > HEAD)
+            return int(connection.execute(query).scalar_one())
+
+    def _move_head(self, connection: sa.Connection, count: int, last: str) -> None:
+        """Row 0 says how long the trail is, so that a cut end is seen."""
+        connection.execute(audit.delete().where(audit.c.sequence == HEAD))
+        values = _head(count, last)
+        connection.execute(audit.insert().values(**values, hash=self._hash(values)))
+
+    def _ends_at(self, head: Mapping[Any, Any] | None, count: int, last: str) -> bool:
+        if head is None:
+            return count == 0
+        values = _head(count, last)
+        return all(head[k] == v for k, v in values.items()) and head["hash"] == self._hash(values)
 
     def _hash(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("audit", *(values[name] for name in sorted(values)))
+
+
+def _head(count: int, last: str) -> dict[str, Any]:
+    fixed = {"time": 0.0, "tenant": "", "identity": "", "action": "head", "detail": "{}"}
+    return {"sequence": HEAD, "target": str(count), "previous": last, **fixed}

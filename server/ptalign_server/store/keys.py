@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +14,10 @@ from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
 
 _INSERT = set_keys.insert()
+
+
+log = logging.getLogger("ptalign.server")
+CHECKPOINT_TRIES = 50
 
 
 class Keys:
@@ -47,7 +53,14 @@ class Keys:
             return
         raw = self._engine.raw_connection()
         try:
-            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            for _ in range(CHECKPOINT_TRIES):
+                cursor = raw.cursor()
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy = cursor.fetchone()[0]
+                if not busy:
+                    return
+                time.sleep(0.1)  # a reader still needs the old pages
+            log.warning("old pages stay in the write-ahead log until its next checkpoint")
         finally:
             raw.close()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
+from ptalign.errors import DataDamaged
 from ptalign_server.errors import RequestIdReused
 from ptalign_server.store.schema import request_ids
 from ptalign_server.vault import Vault
@@ -33,6 +36,13 @@ class Ticket:
     method: str
     fields: dict[str, str]
     """Field name -> keyed digest of its value, so that the field that differs can be named."""
+    vault: Vault = field(repr=False)
+
+    def mac(self, answer: str, fields: Mapping[str, str] | None = None) -> str:
+        """Over this ticket's row, with the row's own fields where they are given."""
+        text = json.dumps(dict(self.fields if fields is None else fields), sort_keys=True)
+        who = (self.tenant, self.request_id, self.method)
+        return self.vault.mac("request", *who, text, answer)
 
 
 def ticket(vault: Vault, tenant: str, method: str, request: Message) -> Ticket | None:
@@ -40,7 +50,9 @@ def ticket(vault: Vault, tenant: str, method: str, request: Message) -> Ticket |
     request_id = str(getattr(request, "request_id", ""))
     if not request_id:
         return None
-    return Ticket(tenant, request_id.lower(), method, field_digests(vault, request))
+    # One spelling: a UUID may also come with braces, or without its hyphens.
+    known_as = str(uuid.UUID(request_id))
+    return Ticket(tenant, known_as, method, field_digests(vault, request), vault)
 
 
 def field_digests(vault: Vault, request: Message) -> dict[str, str]:
@@ -69,6 +81,7 @@ def once(
 
     Raises:
         RequestIdReused: The id was used for a call with another payload.
+        DataDamaged: What is known of the earlier call was changed on disk.
     """
     if ticket is None:
         return make(), True
@@ -80,7 +93,7 @@ def once(
         "tenant": ticket.tenant,
         "request_id": ticket.request_id,
         "method": ticket.method,
-        "fields": json.dumps(ticket.fields, sort_keys=True),
+        "fields": json.dumps({"fields": ticket.fields, "mac": ticket.mac(answer)}, sort_keys=True),
         "answer": answer,
         "created": time.time(),
     }
@@ -104,10 +117,25 @@ def _known(connection: sa.Connection, ticket: Ticket) -> str | None:
         return None
     if row.method != ticket.method:
         raise RequestIdReused(["method"])
-    before = json.loads(row.fields)
+    before = _fields(row, ticket)
     differing = [
         k for k in sorted({*before, *ticket.fields}) if before.get(k) != ticket.fields.get(k)
     ]
     if differing:
         raise RequestIdReused(differing)
     return str(row.answer)
+
+
+def _fields(row: Any, ticket: Ticket) -> dict[str, str]:
+    try:
+        kept = json.loads(row.fields)
+        fields: dict[str, str] = kept["fields"]
+        intact = ticket.mac(row.answer, fields) == kept["mac"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise DataDamaged(
+            f"what is known of request_id {ticket.request_id} was changed in the database. Send a "
+            "new request_id."
+        )
+    return fields

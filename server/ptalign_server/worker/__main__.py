@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from ptalign_server.process import die_with_parent
+from ptalign_server.process import die_with_parent, hold
+
+LOCK_SECONDS = 30.0
+"""How long the last worker of a killed server may take to be gone."""
 
 
 def main() -> None:
@@ -16,7 +19,10 @@ def main() -> None:
 
     settings = Settings()
     logs.set_up(settings.log_level)
+    # Two workers on one state folder would run the same operations twice.
+    held = hold(settings.run_dir / f"worker-{settings.executor_id}.lock", LOCK_SECONDS)
     Worker(settings).run()
+    held.close()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
@@ -38,6 +42,7 @@ from ptalign_server.worker.reporter import Reporter
 log = logging.getLogger("ptalign.worker")
 POLL_SECONDS = 0.15
 RETRY_SECONDS = 2.0
+RECOVER_SECONDS = 10.0
 DRAIN_SECONDS = 15.0
 STOP_SECONDS = 5.0
 """Engines that do not end in this time are killed with this process's session."""
@@ -56,6 +61,27 @@ class Json(Serializer):  # type: ignore[misc]
         return "json"
 
 
+def set_damaged_aside(database: Path) -> None:
+    """Moves a job database that SQLite cannot read out of the way.
+
+    It holds no more than which operations are under way, and those stand in our own rows too.
+    """
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            if connection.execute("pragma quick_check(1)").fetchone() == ("ok",):
+                return
+    except sqlite3.DatabaseError:
+        pass
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    log.error("%s is damaged: set aside, operations go on from their own rows", database)
+    for ending in ("", "-wal", "-shm"):
+        file = database.with_name(database.name + ending)
+        if file.exists():
+            file.rename(file.with_name(f"{file.name}.damaged-{stamp}"))
+
+
 class Worker:
     """Takes up operations, runs them, and ends cleanly."""
 
@@ -69,6 +95,7 @@ class Worker:
         self._told: set[str] = set()
         self._running: set[str] = set()
         self._claims = threading.Lock()
+        self._recovered = 0.0
 
     def run(self) -> None:
         """Runs until SIGTERM; operations in flight stop at their next record or step."""
@@ -83,6 +110,7 @@ class Worker:
             try:
                 self._watch_cancels()
                 self._take_up()
+                self._recover_now_and_then()
                 self.room.pools.publish(self.room.metrics)
             except Exception:
                 log.exception("taking up operations failed; trying again")
@@ -125,6 +153,8 @@ class Worker:
 
     def _launch(self) -> None:
         settings = self.settings
+        if settings.embedded:
+            set_damaged_aside(settings.state / "jobs.db")
         config: DBOSConfig = {
             "name": "ptalign",
             "system_database_url": settings.jobs_url,
@@ -156,9 +186,16 @@ class Worker:
                 on_conflict="always_update",
             )
 
-    def _recover(self) -> None:
+    def _recover_now_and_then(self) -> None:
+        if time.monotonic() - self._recovered > RECOVER_SECONDS:
+            self._recover((RUNNING, CANCELLING))
+
+    def _recover(self, states: Iterable[str] = (QUEUED, RUNNING, CANCELLING)) -> None:
         """Operations that dbos has no living workflow for are enqueued again."""
-        for operation in self.room.store.operations.in_states((QUEUED, RUNNING, CANCELLING)):
+        self._recovered = time.monotonic()
+        for operation in self.room.store.operations.in_states(states):
+            if operation.id in self._running:
+                continue
             status = DBOS.get_workflow_status(operation.id)
             if status is None or status.status not in {"PENDING", "ENQUEUED", "DELAYED"}:
                 self._enqueue(operation, f"{operation.id}.{operation.attempt + 1}")
