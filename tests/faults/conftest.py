@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "tier(n): the tier that runs this at its full size")
+    config.addinivalue_line("markers", "full: left out of `make test`")
 
 
 def tier_of(config: pytest.Config) -> int:
@@ -39,15 +40,18 @@ def tier_of(config: pytest.Config) -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = tier_of(config)
-    if not wanted:
-        return
-    done = set() if config.getoption("--again") else passed(wanted)
-    keep, drop = [], []
-    for item in items:
+    done = set() if not wanted or config.getoption("--again") else passed(wanted)
+
+    def mine(item: pytest.Item) -> bool:
+        if HERE not in item.path.parents:
+            return True
+        if not wanted:
+            return item.get_closest_marker("full") is None
         mark = item.get_closest_marker("tier")
-        mine = mark is not None and mark.args[0] == wanted and item.nodeid not in done
-        (keep if mine else drop).append(item)
-    items[:] = keep
+        return mark is not None and mark.args[0] == wanted and item.nodeid not in done
+
+    drop = [item for item in items if not mine(item)]
+    items[:] = [item for item in items if mine(item)]
     config.hook.pytest_deselected(items=drop)
 
 

@@ -51,7 +51,10 @@ def check(server: Running, history: History, *, seconds: float = 120.0) -> Findi
             found.lost_operations += 1
             continue
         found.finished += operation.done
-        found.stuck += not operation.done
+        if not operation.done:
+            found.stuck += 1
+            print(operation.metadata, server.worker_log())
+            continue
         found.broken_chains += _gaps(server, name)
         if state_of(operation) == "SUCCEEDED":
             _items(server, operation, history, found)

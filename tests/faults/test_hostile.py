@@ -41,9 +41,7 @@ def _hostile(kind: Any, draw: random.Random) -> bytes:
     return data
 
 
-async def _storm(
-    score: Any, tmp_path: Path, what: str, full: int, small: int, make: Any
-) -> None:
+async def _storm(score: Any, tmp_path: Path, what: str, full: int, small: int, make: Any) -> None:
     each = score.size(full, small)
     row = score.row(what, full)
     odd: Counter[tuple[str, str, str]] = Counter()

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import grpc
 import pytest
 import sqlalchemy as sa
-from world import opened
+from gate import gateway, import_two, methods
+from google.longrunning import operations_pb2 as lro
+from world import MODEL, POLICY, generate, opened
 
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Instruction, InstructionSet
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.gateway.purge import finish_purges
+from ptalign_server.process import hold
 from ptalign_server.store import Store
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
 from ptalign_server.store.resources import Resource
-from ptalign_server.store.schema import operations, resources
+from ptalign_server.store.schema import audit, operations, request_ids, resources
+from ptalign_server.worker.run import set_damaged_aside
 
 
 @pytest.fixture
@@ -145,3 +156,123 @@ def test_a_policy_file_cut_to_nothing_is_damage(store: Store) -> None:
     (store.sets.folder(made.id) / "policy").write_bytes(b"")
     with pytest.raises(DataDamaged):
         store.sets.load_policy(made.name)
+
+
+async def test_a_watch_beyond_the_end_ends(tmp_path: Path) -> None:
+    """A watcher that had seen the last event of a finished operation waited for ever."""
+    async with gateway(tmp_path / "state") as gate:
+        made = await gate.tuning.GenerateInstructions(generate(2))
+        await gate.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+        for after in (2, 3, 2**64 - 1):
+            request = pb.WatchOperationRequest(name=made.name, after_sequence=after)
+            events = [e.sequence async for e in gate.tuning.WatchOperation(request, timeout=10)]
+            assert events == []
+
+
+async def test_a_huge_sequence_or_offset_is_a_number_like_any(tmp_path: Path) -> None:
+    """uint64 values above what SQLite and Python's islice take ended in INTERNAL."""
+    async with gateway(tmp_path / "state") as gate:
+        name = await import_two(gate)
+        for offset, limit in ((2**64 - 1, 0), (0, 2**64 - 1), (2**63, 2**63)):
+            request = lib.StreamRecordsRequest(name=name, offset=offset, limit=limit)
+            found = [r async for r in gate.library.StreamRecords(request)]
+            assert len(found) == (0 if offset else 2)
+        made = await gate.tuning.GenerateInstructions(generate(2))
+        request = pb.WatchOperationRequest(name=made.name, after_sequence=2**64 - 1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [e async for e in gate.tuning.WatchOperation(request, timeout=0.5)]
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_thousand_bad_fields_still_give_an_answer_clients_can_read(tmp_path: Path) -> None:
+    """Naming every bad field overran the 8 KiB of trailers: the client saw another error."""
+    async with gateway(tmp_path / "state") as gate:
+        request = lib.CreateAnnotationSetRequest(model=MODEL, policy=POLICY)
+        for _ in range(1000):
+            request.items.add()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gate.library.CreateAnnotationSet(request)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "and 1993 more" in str(caught.value.details())
+
+
+async def test_bytes_that_are_no_message_are_the_callers_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """grpc answered UNKNOWN and logged a traceback for each."""
+    async with gateway(tmp_path / "state") as gate:
+        for method in methods():
+            code, _ = await gate.raw(method, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x0f\x01")
+            assert code == "INVALID_ARGUMENT", method.name
+    assert "Traceback" not in caplog.text
+
+
+async def test_one_request_id_in_two_spellings_is_one_id(tmp_path: Path) -> None:
+    """A UUID in braces counted as another id and was too long for PostgreSQL's column."""
+    plain = "6c1f9cb2-9f0c-4a6f-8a52-0d1f3b0e8a11"
+    async with gateway(tmp_path / "state") as gate:
+        names = {
+            (await gate.tuning.GenerateInstructions(generate(2, request_id=spelling))).name
+            for spelling in (plain, plain.upper(), "{" + plain + "}", plain.replace("-", ""))
+        }
+    assert len(names) == 1
+
+
+async def test_a_changed_request_id_row_answers_nothing(tmp_path: Path) -> None:
+    """Rows of request ids carried no MAC: a flipped byte could name another operation."""
+    async with gateway(tmp_path / "state") as gate:
+        request = generate(2)
+        await gate.tuning.GenerateInstructions(request)
+        with gate.store.engine.begin() as connection:
+            connection.execute(request_ids.update().values(answer="0" * 24))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gate.tuning.GenerateInstructions(request)
+        assert caught.value.code() == grpc.StatusCode.DATA_LOSS
+
+
+def test_a_cut_audit_trail_is_seen(store: Store) -> None:
+    """Each entry covered the one before it, but nothing said how many there are."""
+    for number in range(4):
+        store.write(
+            lambda c, n=number: store.audit.add(c, "default", "me", "read", f"set/{n}", {})
+        ).result()
+    assert (store.audit.first_bad(), store.audit.count()) == (0, 4)
+    with store.engine.begin() as connection:
+        connection.execute(audit.delete().where(audit.c.sequence == 4))
+    assert store.audit.first_bad() == 4
+    with store.engine.begin() as connection:
+        connection.execute(audit.delete().where(audit.c.sequence == 0))
+    assert store.audit.first_bad() == 4
+
+
+def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
+    """A second server on other ports ran the same operations beside the first."""
+    held = hold(tmp_path / "lock", 0.0)
+    code = (
+        "from pathlib import Path; import sys; from ptalign_server.process import hold; "
+        "hold(Path(sys.argv[1]), 0.2)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert "another server uses the state folder" in second.stderr
+    held.close()
+    assert subprocess.run(command).returncode == 0
+
+
+@pytest.mark.parametrize("place", [0, 100, 4096])
+def test_a_damaged_job_database_is_set_aside(tmp_path: Path, place: int) -> None:
+    """The worker died at every start, and with it all operations."""
+    database = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table t (a text primary key, b text)")
+        rows = [(str(n), "x" * 50) for n in range(300)]
+        connection.executemany("insert into t values (?, ?)", rows)
+        connection.commit()
+    set_damaged_aside(database)
+    assert database.exists(), "a sound one stays"
+    body = bytearray(database.read_bytes())
+    body[place : place + 64] = bytes(64)
+    database.write_bytes(body)
+    set_damaged_aside(database)
+    assert not database.exists()
+    assert list(tmp_path.glob("jobs.db.damaged-*"))
