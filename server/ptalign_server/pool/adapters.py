@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ptalign.errors import InvalidInput, NotReady, Unsupported
+from ptalign.errors import InvalidInput, Unsupported
+from ptalign_server.adapter_files import check_folder
 
 RANK = 8
 PROJECTIONS = ("down_proj", "o_proj", "dense_4h_to_h", "dense", "out_proj", "fc2", "c_proj")
@@ -92,12 +93,7 @@ def check_adapter(folder: Path, max_rank: int) -> str:
         InvalidInput: Its rank is over the engine's.
     """
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    if unsafe := sorted(p.name for p in folder.glob("*") if p.suffix in _UNSAFE):
-        raise Unsupported(
-            f"adapter {folder.name}: {unsafe[0]} is refused, only safetensors is read"
-        )
-    if not config.is_file() or not weights.is_file():
-        raise NotReady(f"adapter {folder.name}: {config.name} or {weights.name} is missing")
+    check_folder(folder)
     rank = int(json.loads(config.read_text()).get("r", 0))
     if rank > max_rank:
         raise InvalidInput(
@@ -107,6 +103,3 @@ def check_adapter(folder: Path, max_rank: int) -> str:
     with weights.open("rb") as stream:
         total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-_UNSAFE = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"})

@@ -59,6 +59,8 @@ def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
     values = {
         "VLLM_API_KEY": key,  # another user of this machine cannot use or read the engine
         "VLLM_RPC_BASE_PATH": "{folder}",  # sockets go with the child's private folder
+        # Kernels compiled by the first request; in TMPDIR each restart would compile them again.
+        "TORCHINDUCTOR_CACHE_DIR": str(settings.state.absolute() / "kernels"),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
         "VLLM_NO_USAGE_STATS": "1",

@@ -44,8 +44,9 @@ class PoolSettings(BaseModel):
     max_loras: int = Field(2, ge=1, le=64)
     """Adapters in one batch, the zero adapter that carries base requests not counted."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
-    start_timeout_s: float = Field(420.0, gt=0)
-    """From the start of the process to READY."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    """From the start of the process to its first answer, and again for each canary request, the
+    first of which compiles kernels: seconds on an idle machine, minutes on a busy one."""
     start_attempts: int = Field(2, ge=1, le=100)
     """Starts that may fail in a row before the circuit opens."""
     max_deaths: int = Field(5, ge=1, le=1000)

@@ -193,7 +193,7 @@ class Supervisor:
         started = None if self._remote else launch(self._settings, self._model)
         if started is not None:
             self._spawn(started)
-        wire = self._wire = Wire(self.slot.url, self.slot.api_key)
+        wire = self._wire = Wire(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
         while not self._leave():
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status} at start")

@@ -24,15 +24,15 @@ class Sample:
 
 
 class Wire:
-    """Blocking HTTP to one engine's root address."""
+    """Blocking HTTP to one engine's root address; `timeout_s` is for answers that take work."""
 
-    def __init__(self, url: str, api_key: str = "") -> None:
+    def __init__(self, url: str, api_key: str = "", timeout_s: float = 600.0) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(
             base_url=self.url,
             headers=headers,
-            timeout=httpx.Timeout(120, connect=5),
+            timeout=httpx.Timeout(timeout_s, connect=5),
             trust_env=False,
         )
 
