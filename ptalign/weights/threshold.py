@@ -51,7 +51,7 @@ def weigh(
         for a, row in zip(answers, scores, strict=True)
     ]
     total = sum(map(len, masked))
-    threshold = -math.inf if plain else _threshold(masked, round(share * total))
+    threshold = -math.inf if plain else _threshold(masked, math.floor(share * total + 1e-9))
     weights = {
         a.key: (*(float(s != -math.inf and s >= threshold) for s in row), 0.0)
         for a, row in zip(answers, masked, strict=True)

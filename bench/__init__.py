@@ -1,0 +1,1 @@
+"""`python -m bench [--quick]`: ptalign beside what a user would pick instead."""

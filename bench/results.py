@@ -1,0 +1,119 @@
+"""What a measurement is, and the file and table it ends up in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row of the table. `ratio` is better when larger; every goal is a lower bound."""
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: float
+    goal: float
+    unit: str
+    n: int
+    """Rounds, or items."""
+    spread: float
+    """Half the range of the ratio over the rounds."""
+    device: str
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A piece of work that is done whole or repeated; gives one or several results."""
+
+    name: str
+    minutes: float
+    """Expected on one idle core."""
+    run: Callable[[], Sequence[Result | dict[str, Any]]]
+
+
+def device_name() -> str:
+    """The processor's model and how many threads are used."""
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "cpu")
+    return f"{model}, 1 thread"
+
+
+def compared(
+    name: str, ours: Sequence[float], theirs: Sequence[float], goal: float, unit: str, quick: bool
+) -> Result:
+    """A cost of theirs over ours, per round; medians are shown."""
+    ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
+    return Result(
+        name=name,
+        ours=median(ours),
+        theirs=median(theirs),
+        ratio=median(ratios),
+        goal=goal,
+        unit=unit,
+        n=len(ratios),
+        spread=(max(ratios) - min(ratios)) / 2,
+        device=device_name(),
+        quick=quick,
+    )
+
+
+class Book:
+    """bench-out/results.json, written after each measure so that a later call goes on."""
+
+    def __init__(self, file: Path, quick: bool) -> None:
+        self._file, self._quick = file, quick
+        self._done: dict[str, list[dict[str, Any]]] = {}
+        journal = self._journal()
+        if journal.is_file():
+            self._done = json.loads(journal.read_text("utf-8"))
+
+    def _journal(self) -> Path:
+        return self._file.with_name("journal-quick.json" if self._quick else "journal.json")
+
+    def has(self, measure: Measure) -> bool:
+        """Whether this measure was finished by an earlier call."""
+        return measure.name in self._done
+
+    def add(self, measure: Measure, results: Iterable[Result | dict[str, Any]]) -> None:
+        """Keeps a measure's results and rewrites the results file."""
+        self._done[measure.name] = [r if isinstance(r, dict) else asdict(r) for r in results]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        _write(self._journal(), self._done)
+        _write(self._file, [r for rows in self._done.values() for r in rows])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All results so far."""
+        return [r for rows in self._done.values() for r in rows]
+
+
+def _write(file: Path, body: Any) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
+    partial.replace(file)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, for the terminal and the README."""
+    lines = [
+        "| measure | ours | theirs | ratio | goal | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        mark = "" if r["ratio"] >= r["goal"] else " (missed)"
+        lines.append(
+            f"| {r['name']} | {r['ours']:.3g} {r['unit']} | {r['theirs']:.3g} {r['unit']} "
+            f"| {r['ratio']:.2f} ± {r['spread']:.2f} | ≥ {r['goal']:g}{mark} | {r['n']} |"
+        )
+    if rows:
+        lines.append(f"\n{rows[0]['device']}{', quick' if rows[0]['quick'] else ''}")
+    return "\n".join(lines)
