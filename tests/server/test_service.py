@@ -137,7 +137,7 @@ def test_events_tell_the_whole_story_in_order(
 
 def test_pairs_have_both_sides_and_anchors(server: Running, pairs: res.PairSet) -> None:
     assert pairs.pairs >= 6
-    assert pairs.anchors == 8
+    assert pairs.anchors >= 8
     assert pairs.meta.judges
     kinds = {r.kind for r in records(server, pairs.meta.name)}
     assert {"pair", "anchor"} <= kinds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,6 +104,8 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
 
         identity = caller()
         await asyncio.wrap_future(self._store.write(change))
+        folder = self._store.work(found.id)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return empty_pb2.Empty()
 
     async def _get(self, name: str) -> Operation:

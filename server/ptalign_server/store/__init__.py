@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -45,7 +46,12 @@ class Store:
         self.artefacts = Artefacts(
             settings.state / "artefacts", settings.artefacts, settings.state / "work" / "cache"
         )
+        self._work = settings.state / "work"
         self._writer = Writer(self.engine)
+
+    def work(self, operation_id: str) -> Path:
+        """Working folder of an operation: checkpoints and the like, no record text."""
+        return self._work / operation_id
 
     def write(self, change: Callable[[sa.Connection], T]) -> Future[T]:
         """Applies a change by group commit; the future is done once it is on disk."""

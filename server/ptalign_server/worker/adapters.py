@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.manifest import Signer
 from ptalign_server.pool import Pool
 from ptalign_server.store import Store
 
 
 def adapter_folder(store: Store, name: str) -> Path:
-    """A local PEFT folder of an adapter."""
+    """A local PEFT folder of an adapter, its signed manifest checked."""
     found = store.resources.get(name, None)
     parts = [file.part for file in res.Adapter.FromString(found.body).files]
-    return store.artefacts.folder(name, parts)
+    folder = store.artefacts.folder(name, parts)
+    Signer(store.vault).check(folder, name)
+    return folder
 
 
 def serve_adapter(store: Store, pool: Pool, name: str) -> str:

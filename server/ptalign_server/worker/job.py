@@ -75,7 +75,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Working folder: checkpoints and drafts that hold no record text."""
-        return self.room.settings.state / "work" / self.operation.id
+        return self.room.store.work(self.operation.id)
 
     @contextmanager
     def engine(self, model: ModelSpec) -> Iterator[Engine]:

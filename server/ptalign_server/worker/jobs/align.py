@@ -9,8 +9,9 @@ from typing import Any
 from ptalign.config import AlignConfig
 from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server import configs, failpoints, messages
+from ptalign_server import configs, failpoints, manifest, messages
 from ptalign_server.executor import run_job
+from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder
 from ptalign_server.worker.job import Job, Made
@@ -50,6 +51,7 @@ def make(job: Job) -> Made:
     adapter = Adapter.model_validate(result)
     failpoints.hit("adapter_publish.before")
     files = [_store(job, Path(adapter.path) / part) for part in FILES]
+    files.append(_sign(job, files))
     failpoints.hit("adapter_publish.after")
     made = _made(job, adapter.model_copy(update={"path": job.name}), config, files)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -86,6 +88,11 @@ def _run_folder(job: Job) -> Path:
 
 def _store(job: Job, file: Path) -> res.FileInfo:
     return job.room.store.artefacts.put(job.name, file.name, file)
+
+
+def _sign(job: Job, files: list[res.FileInfo]) -> res.FileInfo:
+    store = job.room.store
+    return store.artefacts.put(job.name, manifest.PART, Signer(store.vault).sign(job.name, files))
 
 
 def _made(job: Job, noun: Adapter, config: AlignConfig, files: list[res.FileInfo]) -> Made:

@@ -1,0 +1,149 @@
+"""Where the gateway listens: never in clear where others can reach it."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ptalign.errors import InvalidInput, NotReady
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import library_pb2_grpc
+from ptalign_server import wire
+from ptalign_server.gateway.identity import Tokens
+from ptalign_server.gateway.ports import bind
+from ptalign_server.gateway.serve import make_server
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import AuthSettings, Settings, is_loopback
+from ptalign_server.store import Store
+
+
+def certificate(folder: Path, serial: int) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = folder / "tls.crt", folder / "tls.key"
+    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return cert_file, key_file
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True),
+        ("0.0.0.0", False), ("::", False), ("10.0.0.5", False), ("example.org", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_an_open_address_in_clear_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    settings = Settings(state=tmp_path, host="0.0.0.0", port=0)
+    with pytest.raises(InvalidInput) as caught:
+        bind(None, settings)
+    for words in ("PTALIGN_HOST", "PTALIGN_AUTH__TLS_CERT", "PTALIGN_AUTH__TLS_KEY", "tokens add"):
+        assert words in str(caught.value)
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    first = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    port = first.add_insecure_port("127.0.0.1:0")
+    await first.start()
+    second = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    with pytest.raises(NotReady, match=f"port {port} .*PTALIGN_PORT"):
+        bind(second, Settings(state=tmp_path, port=port))
+    await first.stop(0)
+
+
+async def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
+    auth = AuthSettings(tls_cert=tmp_path / "no.crt", tls_key=tmp_path / "no.key")
+    with pytest.raises(NotReady, match=r"no\.key cannot be read"):
+        bind(grpc.aio.server(), Settings(state=tmp_path, auth=auth))
+
+
+async def ask(port: int, trusted: bytes, metadata: Any = ()) -> Any:
+    """A call over TLS that trusts one certificate."""
+    credentials = grpc.ssl_channel_credentials(trusted)
+    async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
+        stub: Any = library_pb2_grpc.LibraryStub(channel)
+        return await stub.GetCatalogue(lib.GetCatalogueRequest(), metadata=metadata, timeout=10)
+
+
+async def test_tls_needs_a_token_off_loopback_and_takes_up_a_new_certificate(
+    tmp_path: Path,
+) -> None:
+    cert, key = certificate(tmp_path, 1)
+    auth = AuthSettings(tls_cert=cert, tls_key=key)
+    settings = Settings(state=tmp_path / "state", host="0.0.0.0", port=0, auth=auth)
+    store = Store(settings, wire.freeze)
+    server = make_server(settings, store, Metrics(), health.aio.HealthServicer())
+    port = bind(server, settings)
+    await server.start()
+    token = Tokens(settings.state / "tokens.json").add("who", "default", ["engineer"])
+    header = (("authorization", f"Bearer {token}"),)
+    old = cert.read_bytes()
+    assert (await ask(port, old, header)).gates
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(port, old)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    credentials = grpc.ssl_channel_credentials(old)
+    async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as kept:
+        check: Any = health_pb2_grpc.HealthStub(kept).Check
+        await check(health_pb2.HealthCheckRequest(), timeout=10)
+        certificate(tmp_path, 2)
+        assert (await ask(port, cert.read_bytes(), header)).gates
+        await check(health_pb2.HealthCheckRequest(), timeout=10)
+    await server.stop(0)
+    store.close()
+
+
+async def test_a_removed_token_is_refused_at_once(tmp_path: Path) -> None:
+    settings = Settings(
+        state=tmp_path / "state", port=0, auth=AuthSettings(tokens_on_loopback=True)
+    )
+    store = Store(settings, wire.freeze)
+    server = make_server(settings, store, Metrics(), health.aio.HealthServicer())
+    port = bind(server, settings)
+    await server.start()
+    tokens = Tokens(settings.state / "tokens.json")
+    token = tokens.add("who", "default", ["engineer"])
+    assert token not in (settings.state / "tokens.json").read_text()
+    header = (("authorization", f"Bearer {token}"),)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = library_pb2_grpc.LibraryStub(channel)
+        assert (await stub.GetCatalogue(lib.GetCatalogueRequest(), metadata=header)).gates
+        assert tokens.remove("who")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetCatalogue(lib.GetCatalogueRequest(), metadata=header)
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    await server.stop(0)
+    store.close()
