@@ -295,7 +295,7 @@ class Probe(Noun):
     benign_nll: float
     """Negative log-likelihood, nats per token, of held-out anchor answers."""
     harm_word_ratio: float
-    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack; below 1 is better."""
+    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
     selectivity: float
     """Log-prob change of harm words minus that of other words, nats; more negative is better."""
     suppressed: tuple[Suppressed, ...] = ()

@@ -54,8 +54,8 @@ class SealedText:
             raise ValueError("sealed text is made from a string")
 
         def write(value: SealedText, info: SerializationInfo) -> str:
-            context = info.context
-            return value.reveal() if isinstance(context, dict) and context.get("reveal") else repr(value)
+            asked = isinstance(info.context, dict) and info.context.get("reveal")
+            return value.reveal() if asked else repr(value)
 
         return core_schema.no_info_plain_validator_function(
             read,

@@ -37,7 +37,8 @@ Scores = NDArray[np.float64]
 _FOLDS = 5
 _YOU = re.compile(r"\b(?:you|your|yours|yourself|you're|u)\b", re.I)
 _DECLINES = re.compile(
-    r"\b(?:i|we)(?:'d| would| will|'m| am)?\s*(?:won't|not|rather|prefer|don't|can't|cannot|refuse)\b",
+    r"\b(?:i|we)(?:'d| would| will|'m| am)?\s*"
+    r"(?:won't|not|rather|prefer|don't|can't|cannot|refuse)\b",
     re.I,
 )
 

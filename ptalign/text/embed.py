@@ -94,7 +94,8 @@ class HashedNgrams:
                 place = int.from_bytes(gram, "little")
                 row[place % self.dimensions] += 1.0 if place >> 63 else -1.0
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.maximum(norms, 1e-9)
+        unit: Vectors = rows / np.maximum(norms, 1e-9)
+        return unit
 
 
 @cache

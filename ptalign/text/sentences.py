@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "prof", "st", "vs", "etc", "e.g", "i.e", "no"})
 _END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。!?！？]+[」』)）]*")
@@ -24,7 +25,7 @@ def sentence_ends(text: str) -> list[int]:
 def sentences(text: str) -> list[str]:
     """The sentences of a text; a tail without an end mark counts as one."""
     starts = [0, *sentence_ends(text), len(text)]
-    parts = (text[a:b].strip() for a, b in zip(starts, starts[1:], strict=False))
+    parts = (text[a:b].strip() for a, b in pairwise(starts))
     return [p for p in parts if p]
 
 

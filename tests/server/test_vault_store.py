@@ -13,8 +13,7 @@ from ptalign.errors import DataDamaged, NotReady, Unsupported
 from ptalign.nouns import Instruction, InstructionSet
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
-from ptalign_server.store import Store
-from ptalign_server.store import db
+from ptalign_server.store import Store, db
 from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
 from ptalign_server.store.schema import audit, events, operations
 from ptalign_server.vault import KeyFile, Vault

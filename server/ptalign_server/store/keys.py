@@ -56,8 +56,8 @@ class Keys:
             for _ in range(CHECKPOINT_TRIES):
                 cursor = raw.cursor()
                 cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                busy = cursor.fetchone()[0]
-                if not busy:
+                row = cursor.fetchone()
+                if row is None or not row[0]:  # the first column says whether it was busy
                     return
                 time.sleep(0.1)  # a reader still needs the old pages
             log.warning("old pages stay in the write-ahead log until its next checkpoint")
