@@ -15,7 +15,8 @@ COPIED = 0.8
 
 _ANSWER = re.compile(
     r"^(sure|certainly|of course|i'?m sorry|sorry|i can(no|')t|i cannot|i won'?t|as an ai"
-    r"|here (is|are)|yes\b|no\b[,.]|thank you|you (should|can|could|are)|it is\b|it's\b|the answer|answer:)",
+    r"|here (is|are)|yes\b|no\b[,.]|thank you|you (should|can|could|are)|it is\b|it's\b"
+    r"|the answer|answer:)",
     re.I,
 )
 _MARKUP = re.compile(
