@@ -43,7 +43,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def write_adapter(folder: Path, rank: int, value: float) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
     save_file({"x": np.full((2, 2), value, "f4")}, folder / "adapter_model.safetensors")
     return folder
 
