@@ -33,6 +33,7 @@ _rooms = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_rooms)
 tiny_model = _rooms.tiny_model  # the fixture of the server's own tests
 
+pytestmark = pytest.mark.timeout(900)  # a minute when idle; other suites may share the cores
 BIN = Path(sys.executable).parent
 MODEL, POLICY = "tiny", "tone-en"
 PATIENT = pt.Retry(attempts=20)
@@ -232,7 +233,7 @@ def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PTALIGN_ENDPOINT": endpoint(server), "COLUMNS": "80"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
 
 
