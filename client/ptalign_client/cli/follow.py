@@ -151,7 +151,8 @@ def losses(progress: Progress) -> str:
     """``mle 1.52  ut 0.25  λ 2  kl 0.03`` of an Align that trains."""
     if "loss_mle" not in progress.values or not progress.values["loss_mle"]:
         return ""
-    return "  ".join(f"{word} {progress.values.get(key, 0.0):.3g}" for key, word in LOSSES)
+    shown = ((word, progress.values.get(key, 0.0)) for key, word in LOSSES)
+    return "  ".join(f"{word} {value:.3g}" for word, value in shown if value)
 
 
 def clock(seconds: float) -> str:
