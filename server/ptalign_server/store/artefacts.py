@@ -60,6 +60,8 @@ class Artefacts:
     def folder(self, name: str, parts: list[str]) -> Path:
         """A local folder with the files of a resource."""
         if self._root is not None:
+            for left in (self._root / name).glob("*#*"):  # a put that was killed
+                left.unlink(missing_ok=True)
             return self._root / name
         target = self._cache / name
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
