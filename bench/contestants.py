@@ -35,6 +35,17 @@ def demo_model() -> ModelSpec:
     return ModelSpec(name="smollm2-135m-instruct", path=str(prepare_demo_model()))
 
 
+_base: dict[str, Tensor] = {}
+
+
+def load(model: ModelSpec) -> Any:
+    """A bare model that shares its frozen weights with all others of this process."""
+    causal_lm = lora.load_model(model)
+    for name, parameter in causal_lm.named_parameters():
+        parameter.data = _base.setdefault(name, parameter.data)
+    return causal_lm
+
+
 def timed(work: Callable[[], object]) -> Step:
     """CPU seconds of one call."""
 
@@ -49,7 +60,7 @@ def timed(work: Callable[[], object]) -> Step:
 def ours(items: list[Item], model: ModelSpec, *, share: bool = True) -> Step:
     """The tree step; `share=False` packs the same samples without sharing prompts."""
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    decoder = lora.attach(lora.load_model(model), LoraConfig(), seed=0)
+    decoder = lora.attach(load(model), LoraConfig(), seed=0)
     parameters = list(lora.trainable(decoder).values())
     optimizer = torch.optim.AdamW(parameters, lr=5e-4)
     groups, objective = groups_of(items, chat), Objective("pt_align", 0.1, {})
@@ -66,7 +77,7 @@ def ours(items: list[Item], model: ModelSpec, *, share: bool = True) -> Step:
 def cut_style(items: list[Item], model: ModelSpec) -> Step:
     """Padded batch, full softmax, 1 - p from float32 probabilities, as CUT's public code does."""
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    decoder = lora.attach(lora.load_model(model), LoraConfig(), seed=0)
+    decoder = lora.attach(load(model), LoraConfig(), seed=0)
     parameters = list(lora.trainable(decoder).values())
     optimizer = torch.optim.AdamW(parameters, lr=5e-4)
     samples = [s for group in groups_of(items, chat) for s in group]
@@ -145,7 +156,7 @@ def trainer_step(kind: str, rows: list[dict[str, Any]], batch: int, model: Model
 
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    causal_lm = lora.load_model(model)
+    causal_lm = load(model)
     names = lora.linear_names(causal_lm)
     clock = Clock()
     trainer, settings = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
@@ -170,6 +181,7 @@ def trainer_step(kind: str, rows: list[dict[str, Any]], batch: int, model: Model
         peft_config=PeftLora(r=16, lora_alpha=32, target_modules=names, task_type="CAUSAL_LM"),
         callbacks=[clock.callback()],
     )
+    built.remove_callback(transformers.PrinterCallback)  # standard output is the table
 
     def step() -> float:
         built.train()

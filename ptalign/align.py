@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,14 +21,14 @@ from safetensors.torch import save_file
 from ptalign.config import AlignConfig
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
-from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, digest_of
+from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, digest_of
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.training import explain, lora, pools
 from ptalign.training.batches import Pools
 from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
-from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.texts import ChatFormat, Sample, toxic_sample
 from ptalign.training.tree import pack
 
 EXPLAINED = 24
@@ -95,6 +94,8 @@ def align(
     run = Run.start(decoder, config, plan, out / "checkpoints", job.fingerprint)
     if resume:
         run.resume()
+    else:
+        run.forget()
     train(run, on_progress)
     return job.finish(run, chat, begun)
 
@@ -170,12 +171,12 @@ class _Job:
         plan, decoder = run.sampler.pools, run.decoder
         rows = self._rows("measuring")
         kl, measured_on = _final_kl(decoder, plan, rows)
-        guards = verdicts(run, kl, measured_on)
+        guards = verdicts(run, kl, measured_on, fresh=self.parent is None)
         if decoder.reason:
             guards["layout"] = decoder.reason
         if plan.left_out:
             guards["left_out"] = f"{plan.left_out} samples over max_length or empty"
-        suppressed, collateral = _explain(self.pairs, decoder, chat, plan, self.config)
+        suppressed, collateral = _explain(self.pairs, decoder, chat, plan, self.policy)
         folder = self.out / "adapter"
         sha256 = lora.save_adapter(decoder, folder)
         checked = [_whole(g) for g in [*plan.pairs, *plan.positives][:CHECKED]]
@@ -213,13 +214,14 @@ def _final_kl(decoder: Decoder, plan: Pools, on_row: pools.OnRow) -> tuple[float
 
 
 def _explain(
-    pairs: PairSet, decoder: Decoder, chat: ChatFormat, plan: Pools, config: AlignConfig
-) -> tuple[Any, dict[str, float]]:
+    pairs: PairSet, decoder: Decoder, chat: ChatFormat, plan: Pools, policy: Policy | None
+) -> tuple[tuple[Suppressed, ...], dict[str, float]]:
     """Suppressed tokens of toxic answers, and what ordinary answers lost."""
-    topics = pools.topics_of(pairs)
-    toxic = [s for g in plan.pairs for s in g if s.part == "toxic"][:EXPLAINED]
-    weights = {s.key: s.weights for s in toxic}
-    bad = explain.watch(decoder, chat, toxic, topics, lambda s, i: weights[s.key][i] > 0)
+    harm = pools.harm_words(pairs, chat, policy)
+    toxic = [toxic_sample(p, chat) for p in pools.sampled(pairs, EXPLAINED)]
+    bad = explain.watch(
+        decoder, chat, toxic, pools.topics_of(pairs), lambda s, i: harm[s.key][i] > 0
+    )
     benign = plan.held_out or [s for group in plan.anchors[:8] for s in group]
     good = explain.watch(decoder, chat, benign, {})
     return (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ptalign.config import AlignConfig, EvalConfig
+from ptalign.config import EvalConfig
 from ptalign.losses import kl_divergence, margins
 from ptalign.nouns import ModelSpec, PairSet, Policy, Probe
 from ptalign.progress import OnProgress, Progress, ignore
@@ -24,7 +24,6 @@ from ptalign.training.contrast import constraints_of
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample, anchor_sample, toxic_sample
 from ptalign.training.tree import Row, pack
-from ptalign.weights import scorer_named, weigh
 
 TOXIC = 24
 """Toxic answers read, at most."""
@@ -68,10 +67,12 @@ def probe(
         torch.set_num_threads(threads)
     chat = ChatFormat(lora.load_tokenizer(model), model)
     causal_lm = lora.load_model(model, device)
-    texts = _Texts.read(Decoder(causal_lm), pairs, chat, config or EvalConfig(), policy)
+    bare = Decoder(causal_lm)
+    texts = _Texts.read(bare, pairs, chat, config or EvalConfig(), policy)
     found = {}
     for done, (label, folder) in enumerate(adapters.items(), 1):
         decoder, unload = _with_adapter(causal_lm, folder)
+        decoder.layout = bare.layout
         found[label] = texts.measure(decoder)
         causal_lm = unload()
         on_progress(Progress("probing", done, len(adapters)))
@@ -110,7 +111,7 @@ class _Texts:
         policy: Policy | None,
     ) -> _Texts:
         """Runs the bare model once over all texts."""
-        flagged = harm_words(pairs, chat, policy)
+        flagged = pools.harm_words(pairs, chat, policy)
         attacked = [
             toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
             for p in pools.sampled(pairs, min(TOXIC, config.samples))
@@ -152,17 +153,6 @@ def _states(decoder: Decoder, row: Row) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         states, targets = decoder.target_states(row)
     return states, targets.tokens
-
-
-def harm_words(
-    pairs: PairSet, chat: ChatFormat, policy: Policy | None = None
-) -> Mapping[str, tuple[float, ...]]:
-    """Pair id -> 1 at the toxic answer's log-odds words, 0 elsewhere."""
-    scorer = scorer_named("log_odds", benign=pools.benign_answers(pairs), contrast=lambda _: [])
-    protected = [*pairs.protected_words, *(policy.protected_words if policy else ())]
-    share = AlignConfig().flagged_share
-    answers = pools.toxic_answers(pairs, chat)
-    return weigh(answers, scorer, share=share, protected=protected).by_key
 
 
 def benign_samples(pairs: PairSet, chat: ChatFormat) -> list[Sample]:

@@ -14,6 +14,8 @@ MOST = 1000.0
 unlikely has hardly a gradient, and matching it would only blow up noise."""
 FIT_LIMIT = 0.85
 """L_MLE must end below this share of its start."""
+TWIN_LIMIT = 1.25
+"""L_MLE of twins must end below this multiple of its start; near 1.1 lambda already gives way."""
 FIT_STEPS = 12
 """Runs shorter than this are too short for the fit to be judged."""
 

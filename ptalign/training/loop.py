@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ptalign.losses import kl_divergence
 from ptalign.nouns import StepLog
 from ptalign.progress import OnProgress, Progress
 from ptalign.training import checkpoint
-from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, Balance
+from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, TWIN_LIMIT, Balance
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
@@ -75,6 +76,10 @@ class Run:
             folder=folder,
             fingerprint=fingerprint,
         )
+
+    def forget(self) -> None:
+        """Drops the checkpoints of an earlier attempt."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def resume(self) -> None:
         """Goes to the newest checkpoint, if there is one."""
@@ -251,17 +256,24 @@ def benign_kl(
     return total / tokens if tokens else 0.0
 
 
-def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
+def verdicts(run: Run, kl: float, measured_on: str, *, fresh: bool) -> dict[str, str]:
     """What each guard found at the end, in words.
+
+    Args:
+        run: A finished run.
+        kl: Final benign KL.
+        measured_on: What it was measured on; empty when it could not be.
+        fresh: Whether the run started from the bare model; a continued adapter already fits.
 
     Raises:
         GuardTripped: A budget was exceeded and guards abort.
     """
     limit, config = run.config.max_benign_kl, run.config
+    long = config.steps >= FIT_STEPS
     checks: list[tuple[str, float, float, bool]] = [
         ("benign_kl", kl, limit, bool(measured_on)),
-        ("mle_fit", run.balance.fit, FIT_LIMIT, config.steps >= FIT_STEPS),
-        ("twin_fit", run.balance.twin_ratio, 1.1, config.steps >= FIT_STEPS),
+        ("mle_fit", run.balance.fit, FIT_LIMIT, long and fresh),
+        ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long),
     ]
     if config.method == "dpo":  # dpo has no likelihood term whose fit could be asked for
         checks = checks[:1]

@@ -19,7 +19,7 @@ from ptalign.training.decoder import Decoder
 from ptalign.training.tree import Row
 
 WEIGHTS = "adapter_model.safetensors"
-ALLOWED = {WEIGHTS, "adapter_config.json", "README.md"}
+ALLOWED = {WEIGHTS, "adapter_config.json", "README.md", "manifest.json"}
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
@@ -67,6 +67,7 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
     from peft import LoraConfig as PeftLora
     from peft import PeftModel, get_peft_model
 
+    torch.manual_seed(seed)  # LoRA's start, and its dropout
     if parent is not None:
         refuse_foreign(parent)
         peft = PeftModel.from_pretrained(causal_lm, str(parent), is_trainable=True)
@@ -76,7 +77,6 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
     if unknown:
         mend = f"Use some of {', '.join(names)}."
         raise InvalidInput("lora.target_modules", f"{', '.join(unknown)} cannot be tuned", mend)
-    torch.manual_seed(seed)
     settings = PeftLora(
         r=lora.rank,
         lora_alpha=lora.alpha or 2 * lora.rank,

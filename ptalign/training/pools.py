@@ -175,6 +175,19 @@ def topics_of(pairs: PairSet) -> dict[str, str]:
     return {pair.id: pair.topic for pair in pairs.pairs}
 
 
+def harm_words(
+    pairs: PairSet, chat: ChatFormat, policy: Policy | None = None
+) -> Mapping[str, tuple[float, ...]]:
+    """Pair id -> 1 at the toxic answer's log-odds words, 0 elsewhere.
+
+    The same for every adapter, so that methods with different token weights are measured alike.
+    """
+    scorer = scorer_named("log_odds", benign=benign_answers(pairs), contrast=lambda _: [])
+    protected = [*pairs.protected_words, *(policy.protected_words if policy else ())]
+    share = AlignConfig().flagged_share
+    return weigh(toxic_answers(pairs, chat), scorer, share=share, protected=protected).by_key
+
+
 def sampled(pairs: PairSet, count: int) -> list[Pair]:
     """At most `count` polarised pairs, spread evenly over the set."""
     both = pairs.polarised

@@ -131,6 +131,8 @@ def test_resume_is_exact(step: int, run: Run, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run(tmp_path / "cut", on_progress=stop_at(step), lora=LoraConfig(rank=4, dropout=0.1))
     assert list((tmp_path / "cut/checkpoints").glob("step-*"))
+    plain = run(tmp_path / "plain")
+    assert plain.weights_sha256 != whole.weights_sha256, "dropout is on, so its RNG matters"
     seen: list[int] = []
     resumed = run(
         tmp_path / "cut",
@@ -185,6 +187,9 @@ def test_a_checkpoint_of_other_inputs_is_refused(run: Run, tmp_path: Path) -> No
     with pytest.raises(InvalidInput, match="other inputs"):
         run(tmp_path, seed=7)
     assert run(tmp_path, seed=7, resume=False, steps=2).ledger[0].step == 1
+    left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
+    assert left == ["step-000002"], "the earlier attempt's checkpoints are gone"
+    assert run(tmp_path, seed=7, steps=2).ledger[0].step == 1
 
 
 @pytest.mark.parametrize("method", ["ut_uniform", "mle", "dpo", "npo"])

@@ -11,9 +11,9 @@ import torch
 from ptalign.config import LoraConfig
 from ptalign.errors import Cancelled, Unsupported
 from ptalign.nouns import ModelSpec, PairSet
-from ptalign.probe import benign_samples, harm_words, probe
+from ptalign.probe import benign_samples, probe
 from ptalign.progress import Progress
-from ptalign.training import explain, lora
+from ptalign.training import explain, lora, pools
 from ptalign.training.explain import Word
 from ptalign.training.texts import ChatFormat
 
@@ -68,7 +68,7 @@ def test_harm_words_are_the_same_for_every_adapter(
     tiny_model: ModelSpec, mild_pairs: PairSet
 ) -> None:
     chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
-    flagged = harm_words(mild_pairs, chat)
+    flagged = pools.harm_words(mild_pairs, chat)
     assert set(flagged) == {p.id for p in mild_pairs.polarised}
     assert any(any(w) for w in flagged.values())
 
