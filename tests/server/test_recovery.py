@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import author
 from google.longrunning import operations_pb2 as lro
 from running import Running, descendants, progress, state_of
 
@@ -23,21 +21,19 @@ COUNT = 40
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    """A server whose engine takes a second per completion, four at a time."""
+def server(tmp_path: Path, tiny_model: Path) -> Iterator[Running]:
+    """A server on the scripted engine: a second per completion, four at a time."""
     state = tmp_path / "state"
     state.mkdir()
-    write_models(state / "models.yaml", {"tiny": ModelSpec(name="tiny", path=str(tmp_path))})
-    with author(1.0) as url:
-        started = Running(
-            state,
-            PTALIGN_ENGINE__KIND="remote",
-            PTALIGN_ENGINE__URLS=json.dumps([url]),
-            PTALIGN_ENGINE__SERVED_NAME="author",
-            PTALIGN_ENGINE__CONCURRENCY="4",
-        ).start()
-        yield started
-        started.stop()
+    write_models(state / "models.yaml", {"tiny": ModelSpec(name="tiny", path=str(tiny_model))})
+    started = Running(
+        state,
+        PTALIGN_ENGINE__KIND="scripted",
+        PTALIGN_ENGINE__DELAY_SECONDS="1",
+        PTALIGN_ENGINE__CONCURRENCY="4",
+    ).start()
+    yield started
+    started.stop()
 
 
 def begin(server: Running) -> str:
