@@ -27,7 +27,12 @@ def serve_control(room: Room) -> None:
     socket = room.settings.worker_socket
     socket.unlink(missing_ok=True)
     config = uvicorn.Config(
-        control_app(room), uds=str(socket), log_level="warning", access_log=False, lifespan="off"
+        control_app(room),
+        uds=str(socket),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

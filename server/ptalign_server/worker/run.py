@@ -18,7 +18,7 @@ from typing import Any
 from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
 
 from ptalign.errors import DataDamaged, PtalignError
-from ptalign_server import wire
+from ptalign_server import logs, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
@@ -176,6 +176,8 @@ class Worker:
             return work(operation_id)
 
         self._workflow = operation
+        for handler in logging.getLogger("dbos").handlers:
+            handler.setFormatter(logs.Formatter(logs.FORMAT))
         DBOS.launch()
         limits = settings.limits
         for name, slots in (("generation", limits.generations), ("training", limits.trainings)):
