@@ -22,6 +22,7 @@ adapters: dict[str, str] = {}
 running: list[str] = []
 most = 0
 served: list[str] = []
+batches: list[list[str]] = []
 lock = threading.Lock()
 
 
@@ -43,7 +44,9 @@ class Engine(BaseHTTPRequestHandler):
         if self.path == "/health":
             return self.reply(500 if "sick" in FAULTS and SWITCH.exists() else 200, {})
         if self.path == "/seen":
-            return self.reply(200, {"pid": os.getpid(), "served": served, "most": most})
+            return self.reply(
+                200, {"pid": os.getpid(), "served": served, "most": most, "batches": batches}
+            )
         names = ["base", *adapters]
         return self.reply(200, {"data": [{"id": name} for name in names]})
 
@@ -67,6 +70,7 @@ class Engine(BaseHTTPRequestHandler):
             running.append(model)
             served.append(model)
             most = max(most, len(running))
+            batches.append(list(running))
         if "kill-me" in text:
             time.sleep(0.1)
             os.kill(os.getpid(), 9)

