@@ -19,6 +19,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import write_models
 
+pytestmark = pytest.mark.timeout(900)  # shared cores: each server loads an embedder
 MODEL = "tiny"
 POLICY = "tone-en"
 
