@@ -40,8 +40,10 @@ def serve() -> None:
     from ptalign_server import logs
     from ptalign_server.gateway.serve import quiet_environment
     from ptalign_server.gateway.serve import serve as run
+    from ptalign_server.process import refuse_unpickling
     from ptalign_server.settings import Settings
 
+    refuse_unpickling()
     settings = Settings()
     logs.set_up(settings.log_level)
     quiet_environment()

@@ -7,6 +7,7 @@ of prometheus_client.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -40,6 +41,17 @@ def forget(pid: int) -> None:
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(pid)
+
+
+def _reserve() -> None:
+    """Gives this process's metric files their bytes on disk.
+
+    They are sparse and mapped into memory: touching a new page on a full disk is a SIGBUS.
+    """
+    folder = os.environ.get(VARIABLE)
+    for file in Path(folder).glob(f"*_{os.getpid()}.db") if folder else ():
+        with file.open("r+b") as stream, contextlib.suppress(OSError):
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
 
 
 class Metrics:
@@ -90,6 +102,7 @@ class Metrics:
             "evaluation_rate", "Rates of the newest evaluation, shares in 0..1", "axis", "target"
         )
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
+        _reserve()
 
 
 REASONS = frozenset(

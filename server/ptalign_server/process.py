@@ -6,8 +6,10 @@ import ctypes
 import fcntl
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from ptalign.errors import NotReady
@@ -45,3 +47,27 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def refuse_unpickling() -> None:
+    """From here on nothing in this process unpickles a class or function, for good.
+
+    A pickle runs what it names. Nothing of ours is one; the exception is the model file that a
+    library ships in its own package (`UNPICKLES`), whose bytes the lock files pin by hash.
+    """
+    sys.addaudithook(_audit)
+
+
+UNPICKLES = ("/profanity_check/",)
+"""Packages that load a pickle of their own at import."""
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    if event != "pickle.find_class":
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if any(package in frame.f_code.co_filename for package in UNPICKLES):
+            return
+        frame = frame.f_back
+    raise RuntimeError(f"refused to unpickle {arguments[0]}.{arguments[1]}")

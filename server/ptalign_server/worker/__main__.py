@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ptalign_server.process import die_with_parent, hold
+from ptalign_server.process import die_with_parent, hold, refuse_unpickling
 
 LOCK_SECONDS = 30.0
 """How long the last worker of a killed server may take to be gone."""
@@ -13,6 +13,7 @@ LOCK_SECONDS = 30.0
 def main() -> None:
     """Runs the worker until SIGTERM."""
     die_with_parent(int(sys.argv[1]))
+    refuse_unpickling()
     from ptalign_server import logs
     from ptalign_server.settings import Settings
     from ptalign_server.worker.run import Worker
