@@ -26,6 +26,7 @@ _LEET = str.maketrans(
 _LEET_SIGNS = str.maketrans({"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l"})
 _JOINERS = r"[\s.\-_*,/\\'’·]"
 _SPACED = re.compile(rf"(?<![^\W_])(?:[^\W\d_]{_JOINERS}{{1,3}}){{2,}}[^\W\d_](?![^\W_])")
+_EMPHASIS = re.compile(r"[*_~`]+")
 _SPLIT_WORD = re.compile(r"(?<=[^\W\d_])[.\-_*'’·]+(?=[^\W\d_])")
 _REPEATS = re.compile(r"([^\W\d_])\1{2,}")
 _SPACES = re.compile(r"\s+")
@@ -49,7 +50,8 @@ def undisguised(text: str) -> tuple[str, ...]:
     """Readings of a text with its likely disguises removed, all folded and without repeats.
 
     The first reading is the text as written; the others undo digits for letters, spaced-out
-    letters, and marks inside words. A caller looks for its words in every reading.
+    letters, marks inside words and emphasis around them. A caller looks for its words in every
+    reading.
     """
     base = _REPEATS.sub(r"\1", folded(text))
     leet = _REPEATS.sub(r"\1", _unleet(folded(text)))
@@ -59,6 +61,7 @@ def undisguised(text: str) -> tuple[str, ...]:
         readings[_SPACED.sub(lambda m: re.sub(_JOINERS, "", m.group()), reading)] = None
         readings[_SPLIT_WORD.sub("", reading)] = None
         readings[_SPLIT_WORD.sub(" ", reading)] = None
+        readings[_EMPHASIS.sub("", reading)] = None
     return tuple(_SPACES.sub(" ", r) for r in readings)
 
 
