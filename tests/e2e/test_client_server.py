@@ -78,9 +78,9 @@ def serve(folder: Path, model: Path, delay: float) -> Iterator[Running]:
     try:
         yield server.start()
     finally:
-        server.stop()
         engine.kill()
         engine.wait()
+        server.stop()
 
 
 @pytest.fixture(scope="module")
