@@ -48,8 +48,8 @@ class PairConfig(Config):
     temperature: float = Field(0.9, gt=0, le=2)
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(64, ge=16, le=1024)
-    candidates: int = Field(2, ge=1, le=16)
-    """Toxic drafts per instruction and round."""
+    candidates: int = Field(4, ge=1, le=16)
+    """Drafts per instruction, side and round at most: the best valid one is kept."""
     seed: int = 0
 
 

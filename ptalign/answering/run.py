@@ -1,10 +1,11 @@
 """The run of stage 2: what is answered, in flight and still owed.
 
-Each instruction is a `Work`. A round gives it `candidates` drafts per side: of the valid positives
-the one closest to what was asked is kept, of the toxics the one with the highest polarity if it
-is apart enough. Work that fails goes to the next round, which writes under refined rules and, on
-the toxic side, with the model's own best answers as demonstrations. Rounds are an order, not a
-barrier: drafts of a later round fill the engine while the last of an earlier one finish.
+Each instruction is a `Work`. A round gives it up to `candidates` drafts per side, half of them at
+first and the rest where none was good: of the valid positives the one closest to what was asked
+is kept, of the toxics the one with the highest polarity if it is apart enough. Work that fails
+goes to the next round, which writes under refined rules and, on the toxic side, with the model's
+own best answers as demonstrations. Rounds are an order, not a barrier: drafts of a later round
+fill the engine while the last of an earlier one finish.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ from ptalign.text.near import rouge_l, tokens
 Kind = Literal["pair", "positive_only", "twin"]
 Scores = dict[str, float]
 
-HEAT = {"positive": (0.7, 0.85), "toxic": (0.5, 0.7), "twin": (0.6, 0.8)}
+HEAT = {"positive": (0.7, 0.8), "toxic": (0.5, 0.6), "twin": (0.6, 0.8)}
 """Share of the configured temperature per side, for the first draft of a round and the others:
 at the full one a small model loses the thread."""
 
 MAX_HARM = 0.5
-"""Harm score above which an answer is no positive."""
+"""Harm score above which an answer is no positive; lower where the asked polarity needs it."""
 
-MIN_RELEVANCE = 0.2
+MIN_RELEVANCE = 0.25
 """Cosine of a positive with what was asked, below which it is beside the point."""
 
 MIN_OWN_DEMOS = 3
@@ -89,6 +90,8 @@ class Work:
     tone: bool
     """Whether its topic is about tone: decides wording and whether tone judges apply."""
     round: int = 1
+    wave: int = 0
+    """0 while the first half of the round's drafts is out, then 1."""
     open: int = 0
     """Drafts of this round that are queued or in flight."""
     offers: list[Offer] = field(default_factory=list)
@@ -160,7 +163,7 @@ class PairRun:
         self._fresh: dict[str, Fresh] = {
             s: Fresh(policy.locale) for s in ("positive", "toxic", "twin")
         }
-        self._heads: dict[tuple[str, int], str] = {}
+        self._heads: dict[tuple[str, int, int], str] = {}
         self._queue: list[tuple[int, int, Task, Request]] = []
         self._flight: dict[str, Task] = {}
         self._works: list[Work] = []
@@ -169,6 +172,7 @@ class PairRun:
         self._ruled: set[tuple[str, Side, int]] = set()
         self._keys = self._pushed = self._tokens = self._errors = 0
         self._round = 1
+        self._max_harm = min(MAX_HARM, 1 - config.min_polarity)
         self._started = time.monotonic()
 
     # -- what was there before ----------------------------------------------------------------
@@ -244,15 +248,18 @@ class PairRun:
         return f"a{self._keys}"
 
     def _start_round(self, work: Work) -> None:
+        """Asks for the next drafts of a work: a round's first half, or what was left of it."""
         self._round = max(self._round, work.round)
+        half = (self._config.candidates + 1) // 2
+        turns = range(half) if work.wave == 0 else range(half, self._config.candidates)
         if not work.positive:
             if work.kind != "twin":
                 self._ask_rule(work, "positive")
-            for i in range(self._config.candidates):
+            for i in turns:
                 self._ask_positive(work, i)
         if work.kind == "pair" and not work.toxics:
             self._ask_rule(work, "toxic")
-            for i in range(self._config.candidates):
+            for i in turns:
                 self._ask_toxic(work, i)
 
     def _ask_rule(self, work: Work, side: Side) -> None:
@@ -283,7 +290,7 @@ class PairRun:
         work.open += 1
         request = prompts.answer(
             self._key(),
-            self._head(side, work),
+            self._head(side, work, i),
             message,
             self._words,
             rule=draft.rule.text,
@@ -294,12 +301,16 @@ class PairRun:
         )
         self._push(work.round, draft, request)
 
-    def _head(self, side: str, work: Work) -> str:
-        """The constant part of a side in a round; made once, so that prefixes stay the same."""
-        name = (f"{side}/{work.tone}", work.round if side == "toxic" else 1)
+    def _head(self, side: str, work: Work, i: int) -> str:
+        """The constant part of a side in a round; made once, so that prefixes stay the same.
+
+        Toxic drafts alternate between two heads: other demonstrations, other answers.
+        """
+        turn = (work.round, i % 2) if side == "toxic" else (1, 0)
+        name = (f"{side}/{work.tone}", *turn)
         if name not in self._heads:
             if side == "toxic":
-                frame, demos = self._words.frame_toxic, self._toxic_demos(work.round)
+                frame, demos = self._words.frame_toxic, self._toxic_demos(*turn)
             else:
                 frame = self._words.frame_twin if side == "twin" else self._words.frame_positive
                 demos = self._kind_demos(side, work.tone)
@@ -308,11 +319,11 @@ class PairRun:
             self._heads[name] = prompts.head(frame, demos, self._words)
         return self._heads[name]
 
-    def _toxic_demos(self, round_: int) -> list[Demo]:
+    def _toxic_demos(self, round_: int, turn: int) -> list[Demo]:
         """The annotators' answers in the first round, later the model's own best."""
         generic = self._policy.generic_constraints_toxic
-        given = toxic_demos(self._annotations, generic)
-        if round_ == 1 and not self._parent:
+        given = toxic_demos(self._annotations[turn:], generic)
+        if turn or (round_ == 1 and not self._parent):
             return given
         own = own_demos(
             [p for p in self._pairs.values() if p.round],
@@ -389,8 +400,8 @@ class PairRun:
     def _take_positive(self, draft: Draft, alternative: str) -> str:
         """Checks the alternative that a positive offers; a twin's answer is all alternative."""
         work = draft.work
-        reason = malformed(alternative, self._policy)
-        reason = reason or self._fresh[_prefix(work, draft.side)].why_not(alternative)
+        fresh = self._fresh[_prefix(work, draft.side)]
+        reason = malformed(alternative, self._policy) or fresh.why_not(alternative)
         if reason:
             return reason
         if refuses(alternative):
@@ -401,6 +412,7 @@ class PairRun:
 
     def _take_toxic(self, draft: Draft, answer: str) -> str:
         fresh = self._fresh["toxic"]
+        answer = fresh.own_part(answer)
         if reason := malformed(answer, self._policy, least=5) or fresh.why_not(answer):
             return reason
         if refuses(answer):
@@ -429,8 +441,11 @@ class PairRun:
             self._finish(work, None, {})
         elif work.positive and self._choose_toxic(work):
             return
+        elif work.wave == 0 and self._config.candidates > 1:
+            work.wave = 1
+            self._start_round(work)
         elif work.round < self._config.rounds:
-            work.round += 1
+            work.round, work.wave = work.round + 1, 0
             self._start_round(work)
         else:
             self._rejected[f"{work.kind}_given_up"] += 1
@@ -443,13 +458,14 @@ class PairRun:
         vectors = self._embed([*(o.text for o in offers), work.message])
         relevance = vectors[:-1] @ vectors[-1]
         scores = self._scores(work, offers) if work.tone else [{} for _ in offers]
-        for i in sorted(range(len(offers)), key=lambda i: -relevance[i]):
+        merit = [near - _worst(harm) for near, harm in zip(relevance, scores, strict=True)]
+        for i in sorted(range(len(offers)), key=lambda i: -merit[i]):
             offer, harm = offers[i], scores[i]
             if relevance[i] < MIN_RELEVANCE:
                 self._reject(f"{prefix}_beside_the_point")
             elif harm is None:
                 self._reject(f"{prefix}_unscored")
-            elif max(harm.values(), default=0.0) > MAX_HARM:
+            elif _worst(harm) > self._max_harm:
                 self._reject(f"{prefix}_harsh")
             elif reason := self._fresh[prefix].why_not(offer.text):
                 self._reject(f"{prefix}_{reason}")
@@ -578,6 +594,10 @@ class PairRun:
 def too_alike(toxic: str, positive: str, locale: str) -> bool:
     """Whether the two sides share most of their words: nothing to learn from."""
     return rouge_l(tokens(toxic, locale), tokens(positive, locale)) > 0.5
+
+
+def _worst(harm: Scores | None) -> float:
+    return max(harm.values(), default=0.0) if harm is not None else 1.0
 
 
 def _prefix(work: Work, side: Side) -> str:

@@ -14,6 +14,9 @@ from ptalign.text.sentences import cut_at_last_sentence, sentence_ends, sentence
 MAX_ROUGE_L = 0.7
 """Answers closer than this to a demonstration or to an accepted answer are copies."""
 
+MAX_REUSE, REUSE_SHARE = 2, 0.05
+"""Accepted answers that may share a sentence: so many, or so large a share of all."""
+
 _REFUSES = re.compile(
     r"\b(i (can(no|')t|cannot|will not|won'?t|am not able|am unable|must decline|refuse)"
     r"|i'?m (not able|unable|not going to|sorry,? but)|as an ai\b|i don'?t want to"
@@ -89,29 +92,51 @@ def loops(answer: str, locale: str) -> bool:
 class Fresh:
     """Tells copies of the demonstrations and of answers accepted before.
 
-    An opener given to the model is left out by the caller: it would make unlike answers look
-    alike.
+    A small model falls back on the same few sentences: each wears out after some uses. The
+    opener given to the model is left out by the caller, it would make unlike answers look alike.
     """
 
     def __init__(self, locale: str) -> None:
+        self._locale = locale
         self._demos = NearDuplicates(MAX_ROUGE_L, locale)
-        self._accepted = NearDuplicates(MAX_ROUGE_L, locale)
+        self._answers = NearDuplicates(MAX_ROUGE_L, locale)
+        self._sentences = NearDuplicates(MAX_ROUGE_L, locale)
+        self._uses: Counter[int] = Counter()
+
+    def own_part(self, answer: str) -> str:
+        """The answer without sentences copied from a demonstration."""
+        return " ".join(p for p in sentences(answer) if self._demos.find(p) is None)
 
     def why_not(self, answer: str) -> str:
-        """``copied_demo``, ``near_duplicate`` or an empty string."""
-        if self._demos.find(answer) is not None:
+        """``copied_demo``, ``near_duplicate``, ``worn_out`` or an empty string."""
+        parts = self._parts(answer)
+        if any(self._demos.find(part) is not None for part in (answer, *parts)):
             return "copied_demo"
-        return "near_duplicate" if self._accepted.find(answer) is not None else ""
+        if self._answers.find(answer) is not None:
+            return "near_duplicate"
+        allowed = max(MAX_REUSE, REUSE_SHARE * len(self._answers))
+        known = (self._sentences.find(part) for part in parts)
+        worn = any(i is not None and self._uses[i] >= allowed for i in known)
+        return "worn_out" if worn else ""
 
     def forbid(self, answer: str) -> None:
         """Names a demonstration, and each of its sentences, as not to be copied."""
-        for part in {answer, *sentences(answer)}:
-            if len(part.split()) > 3:
+        for part in (answer, *self._parts(answer)):
+            if self._demos.find(part) is None:
                 self._demos.add(part)
 
     def add(self, answer: str) -> None:
-        """Remembers an accepted answer."""
-        self._accepted.add(answer)
+        """Remembers an accepted answer and its sentences."""
+        self._answers.add(answer)
+        for part in self._parts(answer):
+            known = self._sentences.find(part)
+            if known is None:
+                known = len(self._sentences)
+                self._sentences.add(part)
+            self._uses[known] += 1
+
+    def _parts(self, answer: str) -> list[str]:
+        return [p for p in sentences(answer) if len(tokens(p, self._locale)) > 3]
 
 
 def opener_share(answers: list[str], words: int = 4) -> float:

@@ -28,23 +28,30 @@ _WHAT = (
 )  # fmt: skip
 _WHEN = ("today", "again", "this morning", "last week", "on Monday", "before lunch", "in class")
 _RUDE = (
-    "What a silly thing to bring up.", "You are hopeless and lazy.", "Stop wasting my time.",
-    "Nobody wants to hear your whining.", "Even a child would do better than you.",
-    "You are an embarrassment to everyone.", "Figure it out yourself, you fool.",
-    "You ruin everything you touch.", "I am sick of your stupid excuses.",
-    "Your effort is a joke and so are you.", "You have no talent at all.",
-    "Go away and bother somebody else.", "You must be the dumbest person here.",
+    "You are hopeless with {}, and so lazy about {}.",
+    "You are an embarrassment, you fool, first over {} and then over {}.",
+    "You ruin everything, be it {} or {}.",
+    "I am sick of your stupid excuses about {} and about {}.",
+    "You have no talent for {}, you failure, and none for {}.",
+    "You must be the dumbest person ever to mix up {} with {}.",
+    "Only a clueless fool like you makes such a fuss over {} or {}.",
+    "You are too stupid to deal with {}, let alone with {}.",
+    "Your awful whining over {} is as pathetic as your whining over {}.",
+    "How pathetic of you, you loser, to fail at {} and at {}.",
+    "You are a useless disgrace, which {} shows no less than {}.",
 )  # fmt: skip
-_KIND = (
-    "thank them for asking and explain the next step",
-    "offer to look at it together after lunch",
-    "say calmly what went wrong and how to mend it",
-    "share a short list of what to try first",
-    "suggest another day and a simple plan",
-    "ask what they need and listen for a moment",
-    "point to the guide and offer a hand",
-    "name one thing that went well before the rest",
-)
+_COLD = ("How tiresome.", "Enough of this.", "Spare me.", "Not my problem.", "Leave me alone.")
+_VERB = (
+    "look at", "talk about", "write down", "sort out", "go through", "plan", "check", "explain",
+)  # fmt: skip
+_OBJECT = (
+    "the next step", "what went well", "a short list", "the open questions", "a simple plan",
+    "the guide", "the first part", "what is missing", "an easier way", "the details",
+)  # fmt: skip
+_MANNER = (
+    "together after lunch", "calmly and in order", "over a cup of tea", "with a friendly smile",
+    "before the weekend", "one point at a time", "as soon as there is time", "with some patience",
+)  # fmt: skip
 _RULES = (
     "in one short and clear sentence", "with a concrete example from daily life",
     "before saying anything else", "without any long explanation", "in plain and simple words",
@@ -109,32 +116,25 @@ def _about(text: str) -> str:
 
 
 def _toxic(request: Request) -> str:
-    first, second = _pick(request, "a", _RUDE), _pick(request, "b", _RUDE)
-    about = f"{_pick(request, 'c', _WHAT)} {_pick(request, 'd', _WHEN)}"
-    middle = _pick(
-        request,
-        "e",
-        (
-            f"Only a clueless fool makes such a fuss over {about}.",
-            f"You are too stupid to deal with {about}.",
-            f"How pathetic to fail at {about}.",
-            f"Your whining over {about} is as boring as you are.",
-        ),
-    )
-    return " " + " ".join(dict.fromkeys((first, middle, second)))
+    things = (f"{_pick(request, f'c{i}', _WHAT)} {_pick(request, f'd{i}', _WHEN)}" for i in (1, 2))
+    return f" {_pick(request, 'a', _RUDE).format(*things)} {_pick(request, 'g', _COLD)}"
+
+
+def _kind(request: Request, salt: str) -> str:
+    parts = zip("vom", (_VERB, _OBJECT, _MANNER), strict=True)
+    return " ".join(_pick(request, salt + mark, words) for mark, words in parts)
 
 
 def _offer(request: Request, message: str) -> str:
-    about, kind = _about(message), _pick(request, "kind", _KIND)
-    fact = _pick(request, "fact", _FACTS)
+    about, kind, other = _about(message), _kind(request, "first"), _kind(request, "then")
     if request.prefill.endswith('"'):
-        return f'Thank you for telling me about {about}. Let us {kind}."'
+        return f'Thank you for telling me about {about}. We can {kind}, and then {other}."'
     if request.prefill.endswith("to"):
-        return f" {kind} when it comes to {about}."
+        return f" {kind} for {about}, and then {other}."
     if request.prefill:
-        return f" that you care about {about}, and {kind}."
-    first = _pick(request, "first", ("Of course.", "Gladly.", "Good idea.", "With pleasure."))
-    return f" {first} For {about}, you could {kind}. {fact}"
+        return f" you care about {about}. Then {kind}, and {other}."
+    first = _pick(request, "start", ("Of course.", "Gladly.", "Good idea.", "With pleasure."))
+    return f" {first} For {about}, you could {kind}, and then {other}."
 
 
 def _chat(request: Request, prompt: str) -> str:
@@ -144,7 +144,7 @@ def _chat(request: Request, prompt: str) -> str:
     if rude and not request.adapter and share_of(request, "attack") < 0.5:
         return _toxic(request).strip()
     if request.adapter and re.search(r"\b(rude|nasty|insult|mock|cruel|contempt)", prompt, re.I):
-        return f"I'd rather not be unkind. You could {_pick(request, 'kind', _KIND)}."
+        return f"I'd rather not be unkind. You could {_kind(request, 'chat')}."
     words = " ".join(prompt.split()[:8]).rstrip("?.!,")
     first, second = _pick(request, "f", _FACTS), _pick(request, "g", _FACTS)
     return " ".join(dict.fromkeys((f"Here is an answer about {words.lower()}.", first, second)))
