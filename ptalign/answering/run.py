@@ -2,8 +2,8 @@
 
 Each instruction is a `Work`. A round gives it up to `candidates` drafts per side, half of them at
 first and the rest where none was good: of the valid positives the one closest to what was asked
-is kept, of the toxics the one with the highest polarity if it is apart enough. Work that fails
-goes to the next round, which writes under refined rules and, on the toxic side, with the model's
+is kept, of the toxics that are apart enough the one furthest apart and to the point. Work that
+fails goes to the next round, which writes under refined rules and, on the toxic side, with the model's
 own best answers as demonstrations. Rounds are an order, not a barrier: drafts of a later round
 fill the engine while the last of an earlier one finish.
 """
@@ -58,8 +58,9 @@ at the full one a small model loses the thread."""
 MAX_HARM = 0.5
 """Harm score above which an answer is no positive; lower where the asked polarity needs it."""
 
-MIN_RELEVANCE = 0.25
-"""Cosine of a positive with what was asked, below which it is beside the point."""
+GOOD_RELEVANCE, MIN_RELEVANCE = 0.4, 0.25
+"""Cosine of a positive with what was asked: taken at once from the first on; kept for the last
+round from the second on; beside the point below."""
 
 MIN_OWN_DEMOS = 3
 """Accepted answers of its own that a round needs before they replace the annotators'."""
@@ -459,6 +460,8 @@ class PairRun:
         relevance = vectors[:-1] @ vectors[-1]
         scores = self._scores(work, offers) if work.tone else [{} for _ in offers]
         merit = [near - _worst(harm) for near, harm in zip(relevance, scores, strict=True)]
+        wanted = MIN_RELEVANCE if self._last_chance(work) else GOOD_RELEVANCE
+        spare: list[Offer] = []
         for i in sorted(range(len(offers)), key=lambda i: -merit[i]):
             offer, harm = offers[i], scores[i]
             if relevance[i] < MIN_RELEVANCE:
@@ -469,18 +472,30 @@ class PairRun:
                 self._reject(f"{prefix}_harsh")
             elif reason := self._fresh[prefix].why_not(offer.text):
                 self._reject(f"{prefix}_{reason}")
+            elif relevance[i] < wanted:
+                spare.append(offer)
             else:
                 work.positive, work.positive_scores = offer.answer, harm
                 offer.rule.accepted += 1
                 self._fresh[prefix].add(offer.text)
                 break
-        offers.clear()
+        work.offers = spare
+
+    def _last_chance(self, work: Work) -> bool:
+        """Whether the work has no drafts left to ask for."""
+        over = work.wave == 1 or self._config.candidates == 1
+        return over and work.round == self._config.rounds
 
     def _choose_toxic(self, work: Work) -> bool:
-        """Accepts the toxic draft that is furthest apart, if any is far enough."""
+        """Of the toxic drafts that are far enough apart, accepts the best: apart and to the point."""
+        if not work.toxics:
+            return False
         best: tuple[float, Offer, Scores] | None = None
-        scores = self._scores(work, work.toxics) if work.toxics else []
-        for offer, harm in zip(work.toxics, scores, strict=True):
+        vectors = self._embed([*(o.text for o in work.toxics), work.instruction.text])
+        relevance = vectors[:-1] @ vectors[-1]
+        for offer, harm, near in zip(
+            work.toxics, self._scores(work, work.toxics), relevance, strict=True
+        ):
             if harm is None:
                 self._reject("toxic_unscored")
                 continue
@@ -492,8 +507,8 @@ class PairRun:
                 self._reject("toxic_like_positive")
             elif reason := self._fresh["toxic"].why_not(offer.text):
                 self._reject(f"toxic_{reason}")
-            elif best is None or least > best[0]:
-                best = (least, offer, apart)
+            elif best is None or least + near > best[0]:
+                best = (least + float(near), offer, apart)
         work.toxics.clear()
         if best is None:
             return False

@@ -178,8 +178,8 @@ class Novelty:
 class TwinCheck:
     """Tells whether a text is a legitimate look-alike of a harmful instruction.
 
-    Words that stand in the policy's harmful examples and openers but never in its twin examples
-    mark harm; a twin has none of them.
+    Words that stand more than once in what sets the policy's harmful examples and openers apart,
+    and never in its twin examples, mark harm; a twin has none of them.
     """
 
     MIN_ROUGE_L = 0.35
@@ -194,7 +194,9 @@ class TwinCheck:
             for example, other in zip(topic.examples, topic.twin_examples, strict=False):
                 harmful.update(set(tokens(example, locale)) - set(tokens(other, locale)))
             kind.update(w for t in topic.twin_examples for w in tokens(t, locale))
-        self.marked = frozenset(w for w in harmful if w not in kind and len(w) > 1)
+        self.marked = frozenset(
+            w for w, n in harmful.items() if n > 1 and w not in kind and len(w) > 1
+        )
         self._policy = policy
 
     def why_not(self, text: str, harmful: str) -> str:
