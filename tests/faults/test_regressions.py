@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from gate import gateway, import_two, methods
 from google.longrunning import operations_pb2 as lro
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from world import MODEL, POLICY, generate, opened
 
 from ptalign.errors import DataDamaged
@@ -276,3 +277,14 @@ def test_a_damaged_job_database_is_set_aside(tmp_path: Path, place: int) -> None
     set_damaged_aside(database)
     assert not database.exists()
     assert list(tmp_path.glob("jobs.db.damaged-*"))
+
+
+async def test_health_can_be_watched(tmp_path: Path) -> None:
+    """The interceptor took every stream for a generator; the health service writes by itself."""
+    async with gateway(tmp_path / "state") as gate:
+        stub = health_pb2_grpc.HealthStub(gate.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+        async for answer in watch:
+            assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            break
+        watch.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -51,7 +52,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             with _Watch(self._metrics, method, context) as watch:
                 try:
                     self._gate.admit(method, metadata)
-                    async for message in stream(_whole(request), context):
+                    replies = stream(_whole(request), context)
+                    if inspect.isawaitable(replies):
+                        await replies  # a handler that writes to the context itself: health's Watch
+                        return
+                    async for message in replies:
                         yield message
                 except Exception as error:
                     await watch.fail(error)
