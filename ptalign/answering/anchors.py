@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ptalign.answering.validity import refuses
+from ptalign.answering.work import AnchorDraft
 from ptalign.config import PairConfig
 from ptalign.engines.base import Completion, Message, Request
 from ptalign.nouns import Anchor, ModelSpec, record_id
@@ -23,51 +24,47 @@ SPARE = 1.25
 """Anchors asked for over those wanted, since some answers do not end properly."""
 
 
-def anchor_requests(
-    config: PairConfig,
-    model: ModelSpec,
-    taken: Sequence[str],
-    known: Collection[str],
-    embed: Embedder,
-) -> Iterator[tuple[tuple[str, bool], Request]]:
-    """(instruction, held out) and the request for each anchor that is still owed.
+def anchor_drafts(
+    config: PairConfig, taken: Sequence[str], embed: Embedder
+) -> Iterator[AnchorDraft]:
+    """The anchors to ask for, in order; the same ones each time.
 
     Args:
-        config: How many, which share is held out, how long.
-        model: Its system prompt applies.
+        config: How many, and which share is held out.
         taken: Instructions of the set: anchors keep away from them.
-        known: Ids of anchors accepted before.
         embed: Sentence embedder.
     """
-    if not config.anchors:
-        return
     wanted = benign_instructions()[: round(config.anchors * SPARE)]
     apart = _apart(wanted, taken, embed)
-    system = (Message("system", model.system_prompt),) if model.system_prompt else ()
+    share = config.held_out_share
     for i, text in enumerate(wanted):
-        if text not in apart or anchor_id(text) in known:
-            continue
-        held_out = int((i + 1) * config.held_out_share) > int(i * config.held_out_share)
-        yield (
-            (text, held_out),
-            Request(
-                key=f"anchor-{i}",
-                messages=(*system, Message("user", text)),
-                max_tokens=config.max_tokens,
-                temperature=TEMPERATURE,
-                top_p=config.top_p,
-            ),
-        )
+        if text in apart:
+            yield AnchorDraft(text, held_out=int((i + 1) * share) > int(i * share))
 
 
-def anchor_of(instruction: str, completion: Completion, *, held_out: bool) -> Anchor | None:
+def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: ModelSpec) -> Request:
+    """A chat turn with the model's own system prompt."""
+    system = (Message("system", model.system_prompt),) if model.system_prompt else ()
+    return Request(
+        key=key,
+        messages=(*system, Message("user", draft.instruction)),
+        max_tokens=config.max_tokens,
+        temperature=TEMPERATURE,
+        top_p=config.top_p,
+    )
+
+
+def anchor_of(draft: AnchorDraft, completion: Completion) -> Anchor | None:
     """The anchor a completion makes; None when it refuses or has no whole sentence."""
     text = plain(completion.text)
     answer = text if completion.finish == "stop" else cut_at_last_sentence(text)
     if len(answer.split()) < 2 or refuses(answer):
         return None
     return Anchor(
-        id=anchor_id(instruction), instruction=instruction, answer=answer, held_out=held_out
+        id=anchor_id(draft.instruction),
+        instruction=draft.instruction,
+        answer=answer,
+        held_out=draft.held_out,
     )
 
 
@@ -78,7 +75,7 @@ def anchor_id(instruction: str) -> str:
 
 def _apart(wanted: Sequence[str], taken: Sequence[str], embed: Embedder) -> set[str]:
     """The wanted texts that are not close to any taken one."""
-    if not taken:
+    if not taken or not wanted:
         return set(wanted)
     nearest = (embed(wanted) @ embed(taken).T).max(axis=1)
     return {text for text, near in zip(wanted, nearest, strict=True) if near <= MAX_SIMILARITY}
