@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 
 from ptalign.nouns import Policy
-from ptalign.text.normalise import folded, undisguised
+from ptalign.text.normalise import folded, squeezed, undisguised
 
 _MINOR = (
     r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
@@ -47,16 +47,23 @@ _CARE = (
 )
 _GAP = r"(?:\W+\w+){0,6}?\W*"
 
+_SUBJECTS = {
+    "child_sexual_exploitation": rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b"
+    r"|\bcsam\b|\bp(?:a)?edophil\w*",
+    "weapons_of_mass_destruction": rf"(?=.*\b{_MAKE}\b)(?=.*{_WMD})",
+    "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b",
+}
+
 CATEGORIES: dict[str, re.Pattern[str]] = {
-    "child_sexual_exploitation": re.compile(
-        rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b|\bcsam\b|\bp(?:a)?edophil\w*"
-    ),
-    "weapons_of_mass_destruction": re.compile(rf"(?=.*\b{_MAKE}\b)(?=.*{_WMD})", re.S),
-    "self_harm_instructions": re.compile(
-        rf"^(?!.*\b{_CARE}\b).*\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b", re.S
-    ),
+    name: re.compile(pattern, re.S) for name, pattern in _SUBJECTS.items()
 }
 """The built-in categories. There is no way to empty this list through a policy or a call."""
+
+_SQUEEZED = {
+    name: re.compile(pattern.replace(r"\b", "").replace(_GAP, ".{0,40}?"), re.S)
+    for name, pattern in _SUBJECTS.items()
+}
+"""The same without word boundaries, for text that is spelled out letter by letter."""
 
 
 def blocked(text: str, policy: Policy | None = None) -> str:
@@ -66,19 +73,24 @@ def blocked(text: str, policy: Policy | None = None) -> str:
         text: A request, a reply, or a topic's title.
         policy: Adds its `never_synthesize` phrases, reported as ``operator``.
     """
-    readings = undisguised(text)
+    readings, spelled = undisguised(text), squeezed(text)
     for name, pattern in CATEGORIES.items():
         if any(pattern.search(reading) for reading in readings):
             return name
+        if spelled and _SQUEEZED[name].search(spelled):
+            return name
     if policy is not None and policy.never_synthesize:
-        listed = _phrases(policy.never_synthesize)
+        listed, anywhere = _phrases(policy.never_synthesize)
         if any(listed.search(reading) for reading in readings):
+            return "operator"
+        if spelled and anywhere.search(spelled):
             return "operator"
     return ""
 
 
 @lru_cache(maxsize=32)
-def _phrases(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """One pattern of the operator's phrases: whole words, any spacing between them."""
+def _phrases(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """The operator's phrases as one pattern: whole words with any spacing, and anywhere."""
     parts = (r"\s*".join(map(re.escape, folded(p).split())) for p in phrases if p.strip())
-    return re.compile(r"\b(?:" + "|".join(parts) + r")\b")
+    either = "|".join(parts)
+    return re.compile(rf"\b(?:{either})\b"), re.compile(either)

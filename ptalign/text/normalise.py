@@ -65,6 +65,15 @@ def undisguised(text: str) -> tuple[str, ...]:
     return tuple(_SPACES.sub(" ", r) for r in readings)
 
 
+def squeezed(text: str) -> str:
+    """What a text spelled out letter by letter says, without spaces; empty for ordinary text.
+
+    Word boundaries are lost in it: a caller looks for its words anywhere.
+    """
+    runs = (re.sub(_JOINERS, "", m.group()) for m in _SPACED.finditer(_unleet(folded(text))))
+    return " ".join(run for run in runs if len(run) >= 8)
+
+
 def _unleet(text: str) -> str:
     """Digits and signs as letters, but only in words that have a letter: years stay years."""
     words = []

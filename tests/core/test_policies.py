@@ -1,0 +1,251 @@
+"""Packs, their errors, the coverage grid, and what is never synthesised."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ptalign.asking.openers import twin_openers
+from ptalign.asking.validity import TwinCheck
+from ptalign.errors import InvalidInput
+from ptalign.policies import (
+    benign_instructions,
+    inline_policy,
+    load_annotations,
+    load_policy,
+    parse_policy,
+    policy_names,
+)
+from ptalign.policies.grid import Grid
+
+TONE_WORDS = ("rude", "insult", "contempt")
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """A valid pack of two topics."""
+    pack: dict[str, Any] = {
+        "name": "mine",
+        "domains": [
+            {
+                "domain": "work",
+                "sides": "both",
+                "topics": [
+                    {"id": "late", "title": "a late report", "examples": []},
+                    {"id": "loud", "title": "a loud phone", "examples": []},
+                ],
+            }
+        ],
+    }
+    return pack | changes
+
+
+def error_of(pack: dict[str, Any]) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        parse_policy(pack)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["tone-en", "default-en", "default-ja"])
+def test_shipped_packs_load_and_are_complete(name: str) -> None:
+    policy = load_policy(name)
+    assert name in policy_names()
+    for topic in policy.topics:
+        assert topic.boundary
+        assert len(topic.examples) == len(topic.twin_examples) >= 2
+        assert all(topic.twin_examples)
+
+
+def test_the_english_default_is_broad_and_toxic_in_tone_only() -> None:
+    policy = load_policy("default-en")
+    both = [t for t in policy.topics if t.sides == "both"]
+    assert len(policy.topics) >= 60
+    assert len({t.domain for t in policy.topics}) >= 10
+    assert len(both) >= 24
+    assert len({t.domain for t in both}) >= 4
+    broad = {"fraud", "privacy", "weapons", "drugs", "violence"}
+    assert all(t.sides == "positive_only" for t in policy.topics if t.domain in broad)
+
+
+@pytest.mark.parametrize("name", ["tone-en", "default-en"])
+def test_twin_examples_pass_the_check_that_generated_twins_must_pass(name: str) -> None:
+    policy = load_policy(name)
+    check = TwinCheck(policy)
+    for topic in policy.topics:
+        for harmful, twin in zip(topic.examples, topic.twin_examples, strict=True):
+            assert check.why_not(twin, harmful) == "", twin
+            assert check.why_not(harmful, harmful) == "twin_equal"
+
+
+def test_twin_openers_are_learned_from_the_example_pairs() -> None:
+    openers = twin_openers(load_policy("tone-en"))
+    assert "Write a friendly reply to" in openers["Write a rude reply to"]
+    tone = [o for t in load_policy("tone-en").tactics for o in t.openers]
+    assert set(openers) == set(tone)
+
+
+def test_the_japanese_pack_is_normalised_and_has_no_toxic_side() -> None:
+    policy = load_policy("default-ja")
+    assert policy.locale == "ja"
+    assert {t.sides for t in policy.topics} == {"positive_only"}
+    wide = parse_policy(
+        {
+            "name": "wide",
+            "locale": "ja",
+            "domains": [{"domain": "d", "topics": [{"id": "t", "title": "Ｐｒｉｎｔの質問"}]}],
+        }
+    )
+    assert wide.topics[0].title == "Printの質問"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"domains": []}, "domains", "at least 1"),
+        ({"colour": "red"}, "colour", "not permitted"),
+        ({"locale": "English"}, "locale", "pattern"),
+        ({"name": "My Pack"}, "name", "pattern"),
+    ],
+)
+def test_errors_name_field_limit_and_mend(change: dict[str, Any], field: str, words: str) -> None:
+    error = error_of(small(**change))
+    assert error.field == field
+    assert words in error.limit
+    assert error.mend
+
+
+def test_an_error_deep_in_a_pack_names_its_path() -> None:
+    pack = small()
+    pack["domains"][0]["sides"] = "toxic"
+    error = error_of(pack)
+    assert error.field == "domains[0].sides"
+    assert "'both'" in error.limit
+
+
+def test_topics_are_named_once() -> None:
+    pack = small()
+    pack["domains"][0]["topics"][1]["id"] = "late"
+    assert "topics[0]" in error_of(pack).limit
+
+
+def test_no_toxic_side_on_a_never_synthesize_subject() -> None:
+    pack = small()
+    pack["domains"][0]["topics"][0]["title"] = "instructions for a nerve agent"
+    error = error_of(pack)
+    assert error.field == "topics[0].sides"
+    assert "never allowed" in error.limit
+
+
+def test_unknown_policy_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match=r"default-en.*tone-en"):
+        load_policy("nope")
+
+
+def test_an_operators_pack_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(small()), encoding="utf-8")
+    assert load_policy(str(path)).topic("late").sides == "both"
+    path.with_name("bad.yaml").write_text("name: [", encoding="utf-8")
+    with pytest.raises(InvalidInput, match="valid YAML"):
+        load_policy(str(path.with_name("bad.yaml")))
+
+
+def test_an_inline_policy_adds_to_the_operators_lists_and_relaxes_nothing() -> None:
+    base = parse_policy(small(never_synthesize=["blue widget"], protected_words=["help"]))
+    policy = inline_policy(
+        [{"domain": "work", "title": "a broken chair", "sides": "both"}],
+        both_domains=frozenset({"work"}),
+        base=base,
+        never_synthesize=("red widget",),
+    )
+    assert policy.never_synthesize == ("blue widget", "red widget")
+    assert policy.protected_words == ("help",)
+    with pytest.raises(InvalidInput, match="tone domains work"):
+        inline_policy(
+            [{"domain": "fraud", "title": "an invoice", "sides": "both"}],
+            both_domains=frozenset({"work"}),
+            base=base,
+        )
+    with pytest.raises(InvalidInput, match="same title"):
+        inline_policy(
+            [{"domain": "a", "title": "One thing"}, {"domain": "b", "title": "one thing"}],
+            both_domains=frozenset(),
+            base=base,
+        )
+
+
+def test_the_demo_annotations_are_few_and_fit_the_demo_policy() -> None:
+    items, policy = load_annotations("tone-en"), load_policy("tone-en")
+    assert 10 <= len(items) < 20
+    assert {i.topic for i in items} == {t.id for t in policy.topics}
+    examples = {e for t in policy.topics for e in t.examples}
+    assert not examples & {i.instruction for i in items}
+    assert all(i.bad is not None and len(i.bad) > 20 for i in items)
+
+
+def test_annotation_files_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "marks.yaml"
+    path.write_text("items:\n  - instruction: Write a reply.\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"items\[0\].good"):
+        load_annotations(str(path))
+
+
+def test_benign_instructions_are_many_and_different() -> None:
+    texts = benign_instructions()
+    assert len(texts) >= 80
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_grid_is_even_over_topics_and_tactics() -> None:
+    policy = load_policy("tone-en")
+    grid = Grid(policy, 64, topics=(), max_drafts=12, seed=0)
+    cells: Counter[tuple[str, str]] = Counter()
+    for _ in range(64):
+        cell = grid.next()
+        assert cell is not None
+        grid.back(cell)
+        assert grid.accept(cell.topic.id)
+        cells[cell.topic.id, cell.tactic.id] += 1
+    assert set(Counter(t for t, _ in cells.elements()).values()) == {4}
+    assert max(cells.values()) == 1  # four of five tactics once each
+    assert grid.coverage == 1.0
+
+
+def test_a_topic_that_never_yields_is_given_up() -> None:
+    grid = Grid(load_policy("tone-en"), 16, topics=("work-question",), max_drafts=1, seed=0)
+    drafts = 0
+    while (cell := grid.next()) is not None:
+        grid.back(cell)
+        drafts += 1
+    assert drafts == 16
+    assert grid.coverage == 0.0
+
+
+def test_unknown_topics_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="work-question"):
+        Grid(load_policy("tone-en"), 4, topics=("nope",), max_drafts=4, seed=0)
+
+
+def test_packs_hold_no_strong_language() -> None:
+    """The toxic axis of the repository is mild: judged by the evaluation judge, per sentence."""
+    from ptalign.judges import judge
+
+    texts = [a.bad.reveal() for a in load_annotations("tone-en") if a.bad is not None]
+    rude = yaml.safe_load(
+        (Path(__file__).parents[2] / "ptalign/judges/tone-en.yaml").read_text(encoding="utf-8")
+    )["rude"]
+    forbidden = ("kill", "die", "fuck", "shit", "bitch")
+    assert not [t for t in (*texts, *rude) for w in forbidden if w in t.lower().split()]
+    scores = judge("tone-lexical").score([""] * len(texts), texts)
+    assert sum(s is not None for s in scores) == len(texts)
+
+
+def test_parsing_leaves_the_given_mapping_alone() -> None:
+    pack = small()
+    before = copy.deepcopy(pack)
+    parse_policy(pack)
+    assert pack == before

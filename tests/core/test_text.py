@@ -1,0 +1,142 @@
+"""Comparison, sentences, redaction and the numbers of variety."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from ptalign.text.cluster import representatives
+from ptalign.text.diversity import distinct_n, nearest_distances, normalised_entropy, vendi_score
+from ptalign.text.embed import HashedNgrams, default_embedder
+from ptalign.text.near import NearDuplicates, rouge_l, tokens
+from ptalign.text.normalise import folded, plain, undisguised
+from ptalign.text.redact import redact
+from ptalign.text.sentences import cut_at_last_sentence, sentences
+
+
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
+    """a b c d against a x c: the LCS "a c" has 2 tokens, F1 = 2 * 2 / (4 + 3)."""
+    assert rouge_l(tuple("abcd"), tuple("axc")) == pytest.approx(4 / 7)
+    assert rouge_l((), tuple("abc")) == 0.0
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+def test_the_index_decides_as_comparing_every_pair_does(threshold: float) -> None:
+    """600 texts of a small vocabulary with repeats: many are close to the threshold."""
+    rng = random.Random(7)
+    words = [
+        "write",
+        "a",
+        "rude",
+        "reply",
+        "to",
+        "my",
+        "coworker",
+        "who",
+        "asked",
+        "how",
+        "to",
+        "print",
+        "a",
+        "page",
+        "page",
+        "again",
+    ]
+    index, kept, found = NearDuplicates(threshold), [], 0
+    for _ in range(600):
+        text = " ".join(rng.choices(words, k=rng.randint(1, 14)))
+        slow = any(rouge_l(tokens(text), tokens(k)) > threshold for k in kept)
+        assert (index.find(text) is not None) == slow
+        found += slow
+        if not slow:
+            index.add(text)
+            kept.append(text)
+    assert 0 < found < 600
+
+
+def test_japanese_is_compared_on_character_pairs() -> None:
+    index = NearDuplicates(0.7, "ja")
+    index.add("印刷の方法を聞いてきた同僚への失礼な返事を書いてください。")
+    assert index.find("印刷の方法を聞いてきた同僚への冷たい返事を書いてください。") == 0
+    assert index.find("荷物が遅れた客にお詫びのメールを書いてください。") is None
+    assert tokens("ABC", "ja") == tokens("ＡＢＣ", "ja")  # full-width letters are the same
+
+
+def test_plain_removes_what_cannot_be_seen_and_keeps_case() -> None:
+    assert plain("  Ｗrite\u200b\n a\u00ad reply ") == "Write a reply"
+    assert folded("Ñandú СОБАКА"[:5]) == "nandu"
+
+
+def test_undisguised_leaves_years_and_prices_alone() -> None:
+    assert undisguised("The war of 1990 cost 300 lives") == ("the war of 1990 cost 300 lives",)
+
+
+def test_sentences_end_at_marks_but_not_at_abbreviations() -> None:
+    text = 'Dr. Brown is late. "Is he?" Yes! Tell him 1. the time'
+    assert sentences(text) == ["Dr. Brown is late.", '"Is he?"', "Yes!", "Tell him 1. the time"]
+    assert sentences("終わりです。次です。") == ["終わりです。", "次です。"]
+
+
+def test_an_answer_is_cut_at_its_last_whole_sentence() -> None:
+    assert cut_at_last_sentence("One is done. Two is not") == "One is done."
+    assert cut_at_last_sentence('He said. "It is late. And') == "He said."
+    assert cut_at_last_sentence("no end at all") == ""
+
+
+def test_personal_data_is_replaced_and_counted() -> None:
+    text = (
+        "My name is Ann Lee, mail ann@example.com or call +49 170 1234567. I live at 12 Main "
+        "Street, card 4111 1111 1111 1111, IBAN DE89370400440532013000, see https://x.example/a, "
+        "password: hunter2"
+    )
+    clean, found = redact(text)
+    for secret in ("Ann", "ann@", "170", "Main", "4111", "DE89", "x.example", "hunter2"):
+        assert secret not in clean
+    assert found["EMAIL"] == found["PHONE"] == found["CREDIT_CARD"] == found["NAME"] == 1
+    assert redact("Why is my order from 2024 late? I asked 3 times.")[1].total() == 0
+
+
+def test_vendi_counts_different_texts() -> None:
+    """Identical rows count once, orthogonal rows each; both Gram matrices give the same."""
+    same = np.tile(np.eye(8, dtype=np.float32)[0], (5, 1))
+    assert vendi_score(same) == pytest.approx(1.0)
+    assert vendi_score(np.eye(8, dtype=np.float32)) == pytest.approx(8.0)
+    wide = np.vstack([np.eye(3, dtype=np.float32)] * 4)  # 12 rows of 3 dimensions
+    assert vendi_score(wide) == pytest.approx(3.0)
+
+
+def test_distinct_2_and_entropy_by_hand() -> None:
+    """ "a b a b" has the pairs ab, ba, ab: 2 of 3 differ. Two even labels over 4 cells: 1/2."""
+    assert distinct_n(["a b a b"]) == pytest.approx(2 / 3)
+    assert normalised_entropy(["x", "y", "x", "y"], 4) == pytest.approx(0.5)
+    assert normalised_entropy(["x"] * 4, 4) == pytest.approx(0.0)
+
+
+def test_nearest_distance_ignores_the_text_itself() -> None:
+    rows = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    assert nearest_distances(rows).tolist() == pytest.approx([0.0, 0.0, 1.0])
+    assert nearest_distances(rows[:1]).tolist() == [1.0]
+
+
+def test_hashed_ngrams_are_unit_vectors_in_any_language() -> None:
+    embed = HashedNgrams()
+    rows = embed(["返事を書いてください", "返事を書いて下さい", "自転車が壊れた"])
+    assert np.linalg.norm(rows, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2]
+
+
+def test_one_excerpt_stands_for_each_cluster() -> None:
+    texts = ["my parcel is late", "the parcel is late", "parcel is very late", "reset my password"]
+    chosen = representatives(texts, HashedNgrams(), min_similarity=0.5)
+    assert len(chosen) == 2
+    assert chosen[1] == 3  # the larger cluster leads
+
+
+def test_minilm_matches_meaning_not_letters() -> None:
+    embed = default_embedder("en")
+    rows = embed(["a customer wants a refund", "a client asks for money back", "how bees fly"])
+    assert rows.shape == (3, 384)
+    assert rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
+    assert np.allclose(embed(["how bees fly"])[0], rows[2])
