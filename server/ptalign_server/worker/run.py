@@ -9,12 +9,14 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
 
 from ptalign.errors import DataDamaged, PtalignError
@@ -106,16 +108,24 @@ class Worker:
         self._watch_cancels()
         self._launch()
         self._recover()
+        # Reading inputs may take seconds; a cancel must not wait for it.
+        threading.Thread(target=self._repeat, args=(self._look,), name="look", daemon=True).start()
+        self._repeat(self._take_up)
+        self._drain()
+
+    def _repeat(self, turn: Callable[[], None]) -> None:
+        """Does something a few times a second until the worker ends."""
         while not self.ending.wait(POLL_SECONDS):
             try:
-                self._watch_cancels()
-                self._take_up()
-                self._recover_now_and_then()
-                self.room.pools.publish(self.room.metrics)
+                turn()
             except Exception:
-                log.exception("taking up operations failed; trying again")
+                log.exception("%s failed; trying again", turn.__name__)
                 time.sleep(1.0)
-        self._drain()
+
+    def _look(self) -> None:
+        self._watch_cancels()
+        self._recover_now_and_then()
+        self.room.pools.publish(self.room.metrics)
 
     def work(self, operation_id: str) -> str:
         """The durable step. It ends when the operation does, or when another run has it."""
@@ -206,13 +216,26 @@ class Worker:
         self._told = set(self.room.store.operations.ids_in((CANCELLING,)))
 
     def _take_up(self) -> None:
+        """VALIDATING -> QUEUED, many in one commit, so that callers' commits are not held up."""
+        queued = []
         for operation in self.room.store.operations.in_states((VALIDATING,), limit=50):
             if self.ending.is_set():
-                return
-            self._validate(operation)
+                break
+            if self._valid(operation):
+                self._enqueue(operation, operation.id)
+                queued.append(self.room.store.write(partial(self._queue, operation.id)))
+        for future in queued:
+            future.result()
 
-    def _validate(self, operation: Operation) -> None:
-        """VALIDATING -> QUEUED, or FAILED with what reading the inputs found."""
+    def _queue(self, operation_id: str, connection: sa.Connection) -> None:
+        self.room.store.operations.advance_in(
+            connection,
+            operation_id,
+            lambda o: replace(o, state=QUEUED) if o.state == VALIDATING else None,
+        )
+
+    def _valid(self, operation: Operation) -> bool:
+        """Checks what needs reading; an operation whose inputs do not hold FAILS here."""
         store = self.room.store
         try:
             key = store.keys.get(operation.id)
@@ -225,11 +248,8 @@ class Worker:
             )
         except Exception as error:
             self._fail(operation.id, error)
-            return
-        self._enqueue(operation, operation.id)
-        store.operations.advance(
-            operation.id, lambda o: replace(o, state=QUEUED) if o.state == VALIDATING else None
-        )
+            return False
+        return True
 
     def _fail(self, operation_id: str, error: Exception) -> str:
         """Ends an operation that cannot run; one whose own row is damaged says so when read."""
