@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -157,34 +156,20 @@ def commit() -> str:
 @pytest.fixture(scope="session")
 def author_url() -> Iterator[str]:
     """An engine by rule that answers after a few milliseconds."""
+    from world import author
+
     with author(0.02) as url:
         yield url
 
 
-@contextmanager
-def author(delay: float) -> Iterator[str]:
-    """URL of tests/server/author_engine.py."""
-    from running import free_port
-    from world import wait_for
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the two-layer Llama that the server tests train."""
+    from world import load
 
-    port = free_port()
-    program = HERE.parent / "server" / "author_engine.py"
-    process = subprocess.Popen([sys.executable, str(program), str(port), str(delay)])
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        wait_for(lambda: answers(url), 20, "the author engine answers")
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    core, tools = load("core/conftest.py"), load("server/conftest.py")
+    pairs = core.make_pairs()
+    texts = [t for p in pairs.pairs for t in (p.instruction, p.positive)]
+    texts += [p.toxic.reveal() for p in pairs.polarised]
+    folder: Path = tools.save_llama(core, texts, pairs, tmp_path_factory.mktemp("tiny"))
+    return folder

@@ -13,12 +13,14 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import author
 from google.longrunning import operations_pb2 as lro
 from leaks import Search, canary
 from running import Running, state_of
-from world import MODEL, POLICY, generate, lib, pb, records_of, res, served, wait_for, worker_pid
+from world import MODEL, POLICY, author, generate, records_of, served, wait_for, worker_pid
 
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import logs
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.settings import ROLES

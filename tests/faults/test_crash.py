@@ -12,14 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from history import Findings, History, check
-from running import Running
+from running import Running, alive
 from world import (
     accepted,
-    alive,
     end,
     generate,
     insist,
-    lib,
     opened,
     records_of,
     server,
@@ -27,6 +25,7 @@ from world import (
     worker_pid,
 )
 
+from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_server import failpoints
 
 IN_WORKER = [

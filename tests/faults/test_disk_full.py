@@ -11,15 +11,15 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import author
 from gate import gateway, import_two, methods
 from google.longrunning import operations_pb2 as lro
 from history import History, check
 from running import state_of
 from test_regressions import instruction
-from world import accepted, generate, lib, opened, served, wait_for, worker_pid
+from world import accepted, author, generate, opened, served, wait_for, worker_pid
 
 from ptalign.nouns import Instruction
+from ptalign_proto.v1 import library_pb2 as lib
 
 MIB = 1 << 20
 

@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 import pytest
 from gate import gateway
-from world import MODEL, POLICY, lib
+from world import MODEL, POLICY
 
 from ptalign.nouns import Policy, Topic
 from ptalign.policies.never import blocked
+from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 

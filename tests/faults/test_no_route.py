@@ -15,7 +15,7 @@ SCENARIO = """
 import json, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from conftest import author
+from world import author
 from running import state_of
 from world import generate, records_of, served
 

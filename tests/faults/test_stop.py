@@ -15,25 +15,15 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import author
 from google.longrunning import operations_pb2 as lro
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from history import History, check
-from running import Running, descendants, state_of
-from world import (
-    accepted,
-    alive,
-    generate,
-    insist,
-    pb,
-    served,
-    server,
-    wait_for,
-    worker_pid,
-)
+from running import Running, alive, descendants, state_of
+from world import accepted, author, generate, insist, served, server, wait_for, worker_pid
 
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_proto.v1 import safety_tuning_pb2_grpc
 from ptalign_server.settings import Settings
 

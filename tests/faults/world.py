@@ -7,9 +7,13 @@ torch model: a killed worker is back in a few seconds, and every other line of c
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +21,17 @@ from typing import Any
 
 import grpc
 import yaml
-from google.longrunning import operations_pb2 as lro
-from running import Running, alive, descendants
+from running import Running, descendants, free_port
 
 from ptalign.nouns import Instruction, ModelSpec
 from ptalign_proto.v1 import library_pb2 as lib
-from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.catalogue import write_models
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 
+HERE = Path(__file__).parent
 MODEL = "tiny"
 POLICY = "faults"
 LOCALE = "qaa"
@@ -178,4 +181,34 @@ def wait_for(true: Any, seconds: float, what: str) -> Any:
     return value
 
 
-__all__ = ["alive", "lro", "res", "sys"]
+@contextlib.contextmanager
+def author(delay: float) -> Iterator[str]:
+    """URL of tests/server/author_engine.py."""
+    port = free_port()
+    program = HERE.parent / "server" / "author_engine.py"
+    process = subprocess.Popen([sys.executable, str(program), str(port), str(delay)])
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        wait_for(lambda: answers(url), 20, "the author engine answers")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/models", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def load(name: str) -> Any:
+    """A conftest of another folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), HERE.parent / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
