@@ -101,11 +101,11 @@ def test_backend_moves_to_the_adapter_that_passed(
     served.service.resources[adapter.name].weights_sha256 = "sha256:" + "ab" * 32
     for _ in range(100):
         said = post(f"{backend}/chat", {"message": "Hi"})
-        if said["adapter"]:
+        if said["adapter"] == "ptalign-abababababababab":
             break
         threading.Event().wait(0.05)
     assert said == {"reply": "by ptalign-abababababababab", "adapter": "ptalign-abababababababab"}
-    (load,) = engine.loaded
+    load = engine.loaded[-1]
     files = {p.name for p in Path(load["lora_path"]).iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
 
