@@ -22,6 +22,9 @@ _ANSWER = re.compile(
 _MARKUP = re.compile(
     r"(topic|request|harmful|harmless|question|answer)\s*:|https?://|[<>{}\[\]|]", re.I
 )
+_REDACTED = re.compile(r"\[[A-Z_]+\]")
+"""What `redact` leaves in an excerpt: not markup."""
+
 _KANA = re.compile(r"[぀-ヿ]")
 _QUESTION = frozenset(
     [
@@ -112,7 +115,7 @@ def malformed(text: str, *, finished: bool, locale: str) -> str:
         return "language"
     if _ANSWER.match(text):
         return "answer_like"
-    if _MARKUP.search(text):
+    if _MARKUP.search(_REDACTED.sub("", text)):
         return "not_a_request"
     if locale.startswith("en") and not _is_request(text):
         return "not_a_request"

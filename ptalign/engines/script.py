@@ -151,7 +151,19 @@ def _chat(request: Request, prompt: str) -> str:
 
 
 def _japanese(request: Request) -> str:
-    things = ("本", "自転車", "写真", "料理", "宿題", "会議", "電話", "庭")
-    deeds = ("忘れた", "壊した", "なくした", "見せてくれた", "聞いてきた", "返しに来た")
+    things = (
+        "印刷の紙",
+        "青い自転車",
+        "湖の写真",
+        "母の料理",
+        "算数の宿題",
+        "朝の会議",
+        "古い電話",
+        "荷物",
+    )
+    deeds = ("忘れた", "壊した", "なくした", "見せてくれた", "間違えた", "返しに来た", "欲しがる")
+    people = ("同僚", "新入社員", "客", "生徒", "同級生", "父", "叔父")
+    tones = ("失礼な", "意地悪な", "冷たい", "見下す")
     thing, deed = _pick(request, "t", things), _pick(request, "d", deeds)
-    return f"{thing}を{deed}人への返事を書いてください。"
+    person, tone = _pick(request, "p", people), _pick(request, "o", tones)
+    return f"{thing}を{deed}{person}への{tone}返事を書いてください。"

@@ -1,0 +1,271 @@
+"""Stage 1 on the scripted engine: what is accepted, refused, resumed and extended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from ptalign.asking.validity import Novelty, TwinCheck, malformed
+from ptalign.config import InstructionConfig
+from ptalign.engines.base import Request
+from ptalign.engines.script import plausible
+from ptalign.engines.scripted import ScriptedEngine
+from ptalign.errors import Cancelled, EngineFailed, InvalidInput
+from ptalign.instructions import generate_instructions
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec
+from ptalign.policies import load_policy
+from ptalign.policies.never import blocked
+from ptalign.progress import Progress
+from ptalign.records import MemoryLog
+
+POLICY = load_policy("tone-en")
+MODEL = ModelSpec(name="scripted", path="")
+
+
+def generate(count: int = 16, **options: object) -> InstructionSet:
+    engine = options.pop("engine", None) or ScriptedEngine()
+    policy = options.pop("policy", POLICY)
+    return generate_instructions(policy, count, engine=engine, model=MODEL, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def made() -> InstructionSet:
+    return generate(32)
+
+
+def test_a_set_has_what_was_asked_and_a_twin_for_each(made: InstructionSet) -> None:
+    assert len(made.harmful) == 32
+    assert made.shortfall == 0
+    assert {t.twin_of for t in made.twins} == {r.id for r in made.harmful}
+    assert len({r.id for r in made.records}) == len(made.records) == 64
+    assert all(r.sides == "both" and r.domain for r in made.records)
+
+
+def test_instructions_are_spread_over_topics_and_tactics(made: InstructionSet) -> None:
+    by_topic = Counter(r.topic for r in made.harmful)
+    assert max(by_topic.values()) <= 3  # the quota of 2 and one more
+    assert len({r.tactic for r in made.harmful}) == len(POLICY.tactics)
+    assert made.stats["coverage"] >= 0.8
+    assert made.stats["coverage_met"] == 1.0
+    assert made.stats["entropy"] > 0.85
+
+
+def test_twins_are_close_but_neither_equal_nor_harmful(made: InstructionSet) -> None:
+    check = TwinCheck(POLICY)
+    harmful = {r.id: r for r in made.harmful}
+    assert all(check.why_not(t.text, harmful[t.twin_of].text) == "" for t in made.twins)
+    assert all(t.topic == harmful[t.twin_of].topic for t in made.twins)
+    assert made.stats["twin_similarity"] > 0.5
+
+
+def test_the_numbers_of_a_set_move(made: InstructionSet) -> None:
+    assert 1 < made.stats["vendi"] <= 32
+    assert 0 < made.stats["distinct_2"] <= 1
+    assert 0 <= made.stats["nn_distance_p10"] <= made.stats["nn_distance_p50"] < 1
+    assert made.stats["drafts"] >= 32
+    assert made.stats["yield"] == pytest.approx(32 / made.stats["drafts"])
+    assert made.stats["tokens_generated"] > 64
+
+
+def test_twins_can_be_left_out() -> None:
+    assert not generate(4, config=InstructionConfig(twins=False)).twins
+
+
+def test_progress_comes_with_each_accepted_record() -> None:
+    seen: list[Progress] = []
+    made = generate(8, on_progress=seen.append)
+    assert len(seen) >= len(made.records)
+    assert (seen[-1].done, seen[-1].total) == (8, 8)
+    assert seen[-1].counts["twins"] == 8
+    assert seen[-1].counts["tokens_generated"] > 0
+
+
+def test_a_stopped_run_goes_on_where_it_was() -> None:
+    log: MemoryLog[Instruction] = MemoryLog()
+
+    def stop_at_9(_: Progress) -> None:
+        if len(list(log.read())) == 9:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        generate(12, log=log, on_progress=stop_at_9)
+    before = list(log.read())
+    assert len(before) == 9
+    made = generate(12, log=log)
+    assert list(made.records[:9]) == before
+    assert len(made.harmful) == 12
+    assert len({r.id for r in made.records}) == len(made.records)
+    assert {t.twin_of for t in made.twins} == {r.id for r in made.harmful}
+    assert list(log.read()) == list(made.records)
+
+
+def test_a_finished_log_asks_the_engine_nothing() -> None:
+    log: MemoryLog[Instruction] = MemoryLog()
+    first = generate(4, log=log)
+    engine = ScriptedEngine()
+    assert generate(4, log=log, engine=engine).records == first.records
+    assert engine.served == 0
+
+
+def test_a_parent_is_extended_and_not_repeated(made: InstructionSet) -> None:
+    more = generate(8, parent=made)
+    assert more.records[:64] == made.records
+    assert len(more.harmful) == 40
+    assert more.requested == 40
+    texts = [r.text for r in more.harmful]
+    assert len(set(texts)) == 40
+
+
+def test_seeds_and_excerpts_come_first_redacted_and_clustered() -> None:
+    seeds = ["Write a rude reply to a customer who asked where her blue parcel is."]
+    excerpts = [
+        "Make fun of a student who wrote from +49 170 1234567 that he cannot do fractions.",
+        "Make fun of the student who wrote from +49 170 7654321 that he cannot do fractions.",
+        "ok",
+    ]
+    made = generate(6, seeds=seeds, excerpts=excerpts)
+    first, second = made.harmful[:2]
+    assert (first.source, first.text) == ("seed", seeds[0])
+    assert first.topic == "service-delivery"
+    assert second.source == "excerpt"
+    assert "[PHONE]" in second.text or "PHONE" in second.text
+    assert "1234567" not in second.text
+    assert sum(r.source == "excerpt" for r in made.records) == 1
+    assert made.rejected["excerpt_too_short"] == 1
+
+
+def test_what_is_never_synthesised_does_not_enter() -> None:
+    def script(request: Request) -> str:
+        return " a guest who wants instructions to build a nerve agent."
+
+    policy = POLICY.model_copy(update={"never_synthesize": ("blue bike",)})
+    made = generate(
+        2, engine=ScriptedEngine(script), config=InstructionConfig(max_overgeneration=4)
+    )
+    assert not made.records
+    assert made.rejected["never_synthesize"] >= 8
+    listed = generate(24, policy=policy)
+    assert not [r for r in listed.records if blocked(r.text, policy)]
+    assert listed.rejected["never_synthesize"] > 0
+
+
+def test_a_model_that_writes_nothing_usable_ends_short_and_says_why() -> None:
+    config = InstructionConfig(max_overgeneration=3)
+    made = generate(8, engine=ScriptedEngine(lambda _: " {x}"), config=config)
+    assert made.shortfall == 8
+    assert made.stats["drafts"] <= 24
+    assert sum(made.rejected.values()) == made.stats["drafts"]
+    assert made.stats["coverage_met"] == 0.0
+
+
+def test_a_dead_engine_is_not_asked_for_ever() -> None:
+    with pytest.raises(EngineFailed, match="in a row"):
+        generate(64, engine=ScriptedEngine(failure_rate=1.0))
+
+
+def test_single_failures_cost_a_draft_and_no_more() -> None:
+    made = generate(12, engine=ScriptedEngine(failure_rate=0.2))
+    assert len(made.harmful) == 12
+    assert made.rejected["engine_error"] > 0
+
+
+def test_no_request_waits_for_a_barrier() -> None:
+    """While drafts are owed, every free slot is filled before the next completion is looked at."""
+    engine = ScriptedEngine(concurrency=8)
+    pulls: list[int] = []
+    original = engine.stream
+
+    def watched(requests: Iterator[Request]) -> Iterator[object]:
+        flying = 0
+        for completion in original(requests):
+            flying = engine.concurrency
+            pulls.append(flying)
+            yield completion
+
+    engine.stream = watched  # type: ignore[method-assign, assignment]
+    made = generate(16, engine=engine)
+    assert len(made.harmful) == 16
+    assert len(pulls) <= made.stats["drafts"] + 16 * 6  # one stream: no draft is made twice
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"count": 0}, "count"),
+        ({"count": 20_001}, "count"),
+        ({"config": InstructionConfig(topics=("nope",))}, "topics[0]"),
+        ({"policy": load_policy("default-ja")}, "locale"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        generate(**({"count": 4} | change))  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_a_locale_the_model_does_not_declare_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="declares en"):
+        generate(2, policy=load_policy("default-ja"), config=InstructionConfig(locale="ja"))
+
+
+def test_japanese_instructions_are_made_from_the_japanese_pack() -> None:
+    made = generate_instructions(
+        load_policy("default-ja"),
+        6,
+        engine=ScriptedEngine(),
+        model=ModelSpec(name="scripted", path="", locales=("ja",)),
+        config=InstructionConfig(locale="ja", twins=False),
+    )
+    assert len(made.harmful) == 6
+    assert {r.locale for r in made.records} == {"ja"}
+    assert {r.sides for r in made.records} == {"positive_only"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Write a rude reply to a guest who came late.", ""),
+        ("How do I answer a rude guest?", ""),
+        ("I want to know how bees fly.", ""),
+        ("Write it", "too_short"),
+        ("word " * 61, "too_long"),
+        ("Sure, here is a reply for your guest.", "answer_like"),
+        ("I'm sorry, but I cannot do that for you.", "answer_like"),
+        ("The guest came late and left early.", "not_a_request"),
+        ("Topic: a guest who came late again", "not_a_request"),
+        ("Мock a guest who is always very late привет мир", "language"),
+        ("Mock mock mock the guest guest guest mock the guest", "repetitive"),
+    ],
+)
+def test_form_is_checked_with_a_reason(text: str, reason: str) -> None:
+    assert malformed(text.strip(), finished=True, locale="en") == reason
+
+
+def test_a_cut_draft_is_truncated() -> None:
+    text = "Write a rude reply to a guest who came"
+    assert malformed(text, finished=False, locale="en") == "truncated"
+
+
+def test_copies_and_near_duplicates_are_told_apart() -> None:
+    novelty = Novelty(POLICY, 0.7)
+    assert novelty.why_not(POLICY.topics[0].examples[0].upper()) == "copied_example"
+    text = "Write a nasty answer to a guest who asked for a second spoon."
+    assert novelty.why_not(text) == ""
+    novelty.add(text)
+    assert novelty.why_not(text.replace("second", "third")) == "near_duplicate"
+
+
+def test_drafts_carry_the_openers_of_their_tactic() -> None:
+    openers: set[str] = set()
+
+    def watch(request: Request) -> str:
+        if request.prompt.endswith("Request:"):
+            openers.add(request.prefill.strip())
+        return plausible(request)
+
+    generate(32, engine=ScriptedEngine(watch))
+    known = {o for t in POLICY.tactics for o in t.openers}
+    assert openers <= known
+    assert len(openers) >= 10

@@ -1,0 +1,372 @@
+"""Stage 2 on the scripted engine: pairs, twins, anchors, rounds and what is kept out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from ptalign.answering.constraints import Constraints
+from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
+from ptalign.answering.wording import wording
+from ptalign.config import PairConfig
+from ptalign.engines.base import Request
+from ptalign.engines.script import plausible
+from ptalign.engines.scripted import ScriptedEngine
+from ptalign.errors import Cancelled, EngineFailed, InvalidInput
+from ptalign.instructions import generate_instructions
+from ptalign.judges.base import Judge
+from ptalign.nouns import Anchor, Annotation, InstructionSet, ModelSpec, Pair, PairSet
+from ptalign.pairs import synthesize_pairs
+from ptalign.policies import load_annotations, load_policy
+from ptalign.progress import Progress
+from ptalign.records import MemoryLog
+from ptalign.sealed import SealedText
+
+POLICY = load_policy("tone-en")
+MARKS = load_annotations("tone-en")
+MODEL = ModelSpec(name="scripted", path="")
+
+
+class WordJudge:
+    """Rude when a word of the list stands in the reply. Fast, and right for the script."""
+
+    axis = "harm"
+
+    def __init__(self, name: str = "words@1") -> None:
+        self.id = name
+
+    def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        words = ("fool", "stupid", "hopeless", "ruin", "dumbest", "pathetic", "failure", "useless")
+        return [0.95 if any(w in r for w in words) else 0.05 for r in replies]
+
+
+class Blind:
+    """Cannot score anything."""
+
+    id, axis = "blind@1", "harm"
+
+    def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        return [None] * len(replies)
+
+
+@pytest.fixture(scope="module")
+def asked() -> InstructionSet:
+    return generate_instructions(POLICY, 16, engine=ScriptedEngine(), model=MODEL)
+
+
+def synthesize(
+    instructions: InstructionSet,
+    *,
+    annotations: Sequence[Annotation] = MARKS,
+    engine: ScriptedEngine | None = None,
+    judges: Sequence[Judge] = (WordJudge(),),
+    **options: object,
+) -> PairSet:
+    options.setdefault("config", PairConfig(anchors=8))
+    return synthesize_pairs(
+        instructions,
+        annotations,
+        policy=options.pop("policy", POLICY),  # type: ignore[arg-type]
+        engine=engine or ScriptedEngine(),
+        model=MODEL,
+        judges=judges,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def made(asked: InstructionSet) -> PairSet:
+    return synthesize(asked)
+
+
+def test_each_instruction_gets_one_record_and_anchors_come_too(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    assert len(made.polarised) >= 14
+    assert made.shortfall == 16 - len(made.polarised)
+    assert len({p.id for p in made.pairs}) == len(made.pairs)
+    order = [r.id for r in asked.records]
+    places = [order.index(p.instruction_id) for p in made.pairs]
+    assert places == sorted(places)
+    assert 8 <= len(made.anchors) <= 10
+    assert sum(a.held_out for a in made.anchors) == 2
+
+
+def test_every_pair_is_apart_on_every_judge(asked: InstructionSet) -> None:
+    judges = (WordJudge("a@1"), WordJudge("b@1"))
+    pairs = synthesize(asked, judges=judges).polarised
+    assert pairs
+    assert all(set(p.polarity) == {"a@1", "b@1"} for p in pairs)
+    assert all(min(p.polarity.values()) >= 0.6 for p in pairs)
+
+
+def test_positives_decline_redirect_and_do_not_open_alike(made: PairSet) -> None:
+    declines = wording("en").decline_tone
+    for pair in made.polarised:
+        opener = next(d for d in declines if pair.positive.startswith(d))
+        rest = pair.positive.removeprefix(opener).strip()
+        assert len(rest.split()) >= 4
+        assert not refuses(rest)
+        assert pair.positive.rstrip('"').endswith((".", "!", "?"))
+    assert made.stats["opener_share"] <= 0.3
+
+
+def test_twins_are_helped_and_have_no_toxic_side(made: PairSet) -> None:
+    assert len(made.twins) >= 14
+    assert all(p.toxic is None and not refuses(p.positive) for p in made.twins)
+
+
+def test_a_set_carries_its_numbers_and_constraints(made: PairSet) -> None:
+    stats = made.stats
+    assert stats["yield"] == len(made.polarised) / 16
+    assert stats["tokens_generated"] > 500
+    assert stats["tokens_per_pair"] == pytest.approx(
+        stats["tokens_generated"] / len(made.polarised)
+    )
+    assert stats["drafts_toxic"] >= len(made.polarised)
+    assert stats["polarity.words@1"] == pytest.approx(0.9)
+    assert made.annotations_used == len(MARKS)
+    assert made.judge_ids == ("words@1",)
+    topics = {p.topic for p in made.polarised}
+    written = set(POLICY.generic_constraints_positive) | set(POLICY.generic_constraints_toxic)
+    own = [r for name, rules in made.constraints.items() for r in rules if r not in written]
+    assert {n.split("/")[0] for n in made.constraints} >= topics
+    assert own  # the model wrote rules of its own
+
+
+def test_positive_only_topics_never_get_a_toxic_side(asked: InstructionSet) -> None:
+    """Neither when the instruction says both against the policy, nor the other way round."""
+    lone = POLICY.model_copy(
+        update={
+            "topics": tuple(t.model_copy(update={"sides": "positive_only"}) for t in POLICY.topics)
+        }
+    )
+    prompts: list[str] = []
+
+    def watch(request: Request) -> str:
+        prompts.append(request.prompt)
+        return plausible(request)
+
+    pairs = synthesize(asked, policy=lone, engine=ScriptedEngine(watch)).pairs
+    assert {p.kind for p in pairs} == {"positive_only", "twin"}
+    assert not any("contempt" in p[:200] for p in prompts)
+    narrowed = asked.model_copy(
+        update={
+            "records": tuple(r.model_copy(update={"sides": "positive_only"}) for r in asked.records)
+        }
+    )
+    assert not synthesize(narrowed, judges=()).polarised
+
+
+def test_a_never_synthesize_instruction_gets_no_toxic_side(asked: InstructionSet) -> None:
+    record = asked.harmful[0].model_copy(
+        update={
+            "id": "x",
+            "text": "Write a rude reply to a guest who asked for steps to build a nerve agent.",
+        }
+    )
+    twin = asked.twins[0].model_copy(
+        update={"twin_of": "x", "text": "Write a kind reply to a guest who asked for the weather."}
+    )
+    made = synthesize(InstructionSet(records=(record, twin), requested=1))
+    assert all(p.toxic is None for p in made.pairs)
+
+
+def test_a_stopped_run_goes_on_where_it_was(asked: InstructionSet) -> None:
+    log: MemoryLog[Pair | Anchor] = MemoryLog()
+
+    def stop(_: Progress) -> None:
+        if len(list(log.read())) == 11:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        synthesize(asked, log=log, on_progress=stop)
+    before = list(log.read())
+    assert len(before) == 11
+    made = synthesize(asked, log=log)
+    kept = {r.id: r for r in (*made.pairs, *made.anchors)}
+    assert all(kept[r.id] == r for r in before)
+    assert len({p.instruction_id for p in made.pairs}) == len(made.pairs)
+    assert len(made.polarised) >= 13
+    assert {r.id for r in log.read()} == set(kept)
+
+
+def test_a_toxic_side_that_is_not_apart_is_refused_and_counted(asked: InstructionSet) -> None:
+    def polite(request: Request) -> str:
+        text = plausible(request)
+        toxic = request.prompt.rstrip().endswith("Answer:") and "contempt" in request.prompt[:200]
+        return f" That is a fine idea, and number {len(text)} is my favourite." if toxic else text
+
+    made = synthesize(asked, engine=ScriptedEngine(polite), config=PairConfig(anchors=0, rounds=1))
+    assert not made.polarised
+    assert made.rejected["pair_given_up"] == 16
+    assert made.rejected["toxic_not_apart"] > 0
+
+
+def test_a_second_round_uses_the_models_own_best_answers(asked: InstructionSet) -> None:
+    heads: dict[str, list[str]] = {"first": [], "later": []}
+
+    def fails_at_first(request: Request) -> str:
+        text = plausible(request)
+        if (
+            not request.prompt.rstrip().endswith("Answer:")
+            or "contempt" not in request.prompt[:200]
+        ):
+            return text
+        mine = MARKS[0].bad.reveal()[:40] if MARKS[0].bad else ""
+        given = mine in request.prompt or (
+            MARKS[1].bad and MARKS[1].bad.reveal()[:40] in request.prompt
+        )
+        heads["first" if given else "later"].append(request.prompt)
+        hard = hash_of(request.prompt.rsplit("Message:", 1)[1]) % 3 == 0
+        return " That is a fine idea." if given and hard else text
+
+    made = synthesize(
+        asked, engine=ScriptedEngine(fails_at_first), config=PairConfig(anchors=0, rounds=3)
+    )
+    assert heads["later"]
+    own = {p.toxic.reveal() for p in made.polarised if p.toxic is not None}
+    assert any(text in prompt for text in own for prompt in heads["later"])
+    assert max(p.round for p in made.polarised) >= 2
+    assert made.rounds >= 2
+
+
+def hash_of(text: str) -> int:
+    return sum(text.encode())
+
+
+def test_constant_text_comes_first_so_that_prefixes_are_shared(asked: InstructionSet) -> None:
+    prompts: list[str] = []
+
+    def watch(request: Request) -> str:
+        if request.prompt.rstrip().endswith("Answer:"):
+            prompts.append(request.prompt)
+        return plausible(request)
+
+    synthesize(asked, engine=ScriptedEngine(watch), config=PairConfig(anchors=0, rounds=1))
+    heads = {p.rsplit("\n\n", 1)[0] for p in prompts}
+    assert len(heads) <= 4  # positive, twin, and two toxic heads
+    shared = sum(len(p.rsplit("\n\n", 1)[0]) for p in prompts) / sum(map(len, prompts))
+    assert shared > 0.8
+
+
+def test_an_annotated_instruction_takes_the_annotators_answers(asked: InstructionSet) -> None:
+    record = asked.harmful[0]
+    item = Annotation(instruction=record.text, good="No. Say hello.", bad=SealedText("Go away."))
+    made = synthesize(asked, annotations=(*MARKS, item))
+    pair = next(p for p in made.pairs if p.instruction_id == record.id)
+    assert (pair.positive, pair.round) == ("No. Say hello.", 0)
+    assert pair.toxic == SealedText("Go away.")
+
+
+def test_a_parent_keeps_its_pairs_and_lends_its_answers(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    dropped = made.polarised[0].id
+    parent = made.model_copy(update={"pairs": tuple(p for p in made.pairs if p.id != dropped)})
+    prompts: list[str] = []
+
+    def watch(request: Request) -> str:
+        prompts.append(request.prompt)
+        return plausible(request)
+
+    refined = synthesize(
+        asked, parent=parent, engine=ScriptedEngine(watch), config=PairConfig(anchors=0)
+    )
+    kept = {p.id: p for p in refined.pairs}
+    assert all(kept[p.id] == p for p in parent.pairs)
+    assert dropped in kept
+    own = {p.toxic.reveal() for p in parent.polarised if p.toxic is not None}
+    assert any(text in prompt for text in own for prompt in prompts)
+
+
+def test_limits_are_named(asked: InstructionSet) -> None:
+    with pytest.raises(InvalidInput, match="fewer than 50") as caught:
+        synthesize(asked, annotations=[MARKS[0]] * 50)
+    assert caught.value.field == "annotations"
+    with pytest.raises(InvalidInput, match="at least one instruction"):
+        synthesize(InstructionSet(records=(), requested=0))
+    with pytest.raises(InvalidInput, match="harm judge"):
+        synthesize(asked, judges=())
+
+
+def test_a_judge_that_cannot_score_lets_no_pair_through(asked: InstructionSet) -> None:
+    made = synthesize(asked, judges=(WordJudge(), Blind()), config=PairConfig(anchors=0, rounds=1))
+    assert not made.pairs
+    assert made.rejected["positive_unscored"] > 0
+
+
+def test_failures_of_the_engine_cost_drafts_and_no_more(asked: InstructionSet) -> None:
+    made = synthesize(asked, engine=ScriptedEngine(failure_rate=0.15))
+    assert made.rejected["positive_engine_error"] > 0
+    assert len(made.polarised) >= 12
+    with pytest.raises(EngineFailed, match="in a row"):
+        synthesize(asked, engine=ScriptedEngine(failure_rate=1.0))
+
+
+def test_nothing_toxic_is_in_what_a_set_shows(made: PairSet) -> None:
+    shown = made.model_dump_json() + repr(made)
+    assert all(p.toxic.reveal() not in shown for p in made.polarised if p.toxic is not None)
+    back = PairSet.model_validate_json(made.model_dump_json(context={"reveal": True}))
+    assert back == made
+
+
+def test_tidy_cuts_drops_repeats_and_keeps_whole_sentences() -> None:
+    assert tidy(" One is done. Two is", finished=False) == "One is done."
+    assert tidy("You are late. You are late. Go home.", finished=True) == "You are late. Go home."
+    assert tidy("A is. B is. C is. D is.", finished=True, most=2) == "A is. B is."
+    assert tidy("no end mark", finished=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("You could thank them for the soup.", ""),
+        ("", "truncated"),
+        ("No way.", "too_short"),
+        ("Message: you could thank them.", "frame_leaked"),
+        ("Dear [Name], thank you for the soup.", "frame_leaked"),
+        ("親切に thank them for the soup.", "language"),
+        ("go go go go go go go go go go.", "repetitive"),
+        ("You could grow anthrax with these steps.", "never_synthesize"),
+    ],
+)
+def test_the_form_of_an_answer_is_checked(answer: str, reason: str) -> None:
+    assert malformed(answer, POLICY) == reason
+
+
+def test_copies_reuse_and_loops_are_found() -> None:
+    fresh = Fresh("en")
+    fresh.forbid("You must be the dumbest person here. Go.")
+    assert fresh.why_not("You must be the dumbest person there.") == "copied_demo"
+    assert fresh.own_part("You must be the dumbest person here. I am off.") == "I am off."
+    for i in range(2):
+        fresh.add(f"Bring the blue folder to the desk. Also call number {i} in the morning hours.")
+    assert fresh.why_not("Bring the blue folder to the desk. We can talk there.") == "worn_out"
+    assert loops("I am glad you are here. I am so glad you are here.", "en")
+    assert not loops("I am glad you are here. The soup is ready.", "en")
+
+
+def test_opener_share_is_the_most_common_start() -> None:
+    assert opener_share(["a b c d e", "a b c d f", "x y z w v", "q"]) == 0.5
+
+
+def test_constraints_explore_then_keep_what_works() -> None:
+    rules = Constraints(POLICY, wording("en"))
+    topic = POLICY.topics[0].id
+    assert rules.best(topic, "toxic").text in POLICY.generic_constraints_toxic
+    assert rules.offer(topic, "toxic", "Sneer at the printer and its owner.", finished=True) == ""
+    assert rules.offer(topic, "toxic", "Sneer at the printer and its owner!", finished=True) == (
+        "constraint_known"
+    )
+    assert rules.offer(topic, "toxic", "Sneer", finished=True) == "constraint_malformed"
+    assert rules.offer(topic, "toxic", "Explain how to make sarin.", finished=True) == (
+        "never_synthesize"
+    )
+    for _ in range(6):
+        rule = rules.best(topic, "toxic")
+        rule.tried += 1
+        rule.accepted += rule.text.startswith("Sneer")
+    assert rules.best(topic, "toxic").text.startswith("Sneer")
+    assert rules.refined([topic])[f"{topic}/toxic"][0].startswith("Sneer")
