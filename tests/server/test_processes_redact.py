@@ -55,5 +55,7 @@ def test_tail_turns_strict_and_keeps_engine_lines() -> None:
     log.add(f"free words about {CANARY}")
     text = "\n".join(log.last())
     assert "engine is running" in text
+    log.add("(APIServer pid=9) INFO 11-24 10:26:03 [loggers.py:335] Avg prompt throughput: 1.0")
+    assert "throughput: 1.0" in log.last()[-1]
     assert CANARY not in text
     assert len(log.last()) == 3

@@ -61,6 +61,7 @@ def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
         "VLLM_RPC_BASE_PATH": "{folder}",  # sockets go with the child's private folder
         # Kernels compiled by the first request; in TMPDIR each restart would compile them again.
         "TORCHINDUCTOR_CACHE_DIR": str(settings.state.absolute() / "kernels"),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",  # longer than any client here keeps a connection
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
         "VLLM_NO_USAGE_STATS": "1",

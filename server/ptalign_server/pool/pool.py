@@ -185,7 +185,7 @@ class Pool:
         return "; ".join(f"{e.slot.name} {e.state.value} {e.reason}".strip() for e in self._engines)
 
     def _failure(self) -> EngineFailed:
-        tail = "\n".join(self._engines[0].log.last(12))
+        tail = "\n".join(self._engines[0].last_words())
         return EngineFailed(
             f"no engine can run, each one's circuit is open: {self._reasons()}. "
             f"Last lines of its log:\n{tail}"

@@ -64,6 +64,7 @@ class Supervisor:
         self._failed_starts = 0
         self._restarts = 0
         self._start_seconds = 0.0
+        self._last_words: tuple[str, ...] = ()
         self._canary = f"ptalign-canary-{secrets.token_hex(4)}"  # others may probe it too
         self._adapter_lock = threading.Lock()
         self._suspended = threading.Event()
@@ -121,8 +122,12 @@ class Supervisor:
             outstanding=self.slot.outstanding,
             adapters=tuple(sorted(self._loaded)),
             start_seconds=self._start_seconds,
-            log=((self.reason,) if self.reason else ()) + self.log.last(20),
+            log=self.last_words() if self.reason else self.log.last(20),
         )
+
+    def last_words(self) -> tuple[str, ...]:
+        """Why it is not READY and the last lines of the process that ended, redacted."""
+        return ((self.reason,) if self.reason else ()) + (self._last_words or self.log.last(12))
 
     def reconcile(self) -> None:
         """Loads what is desired and missing, unloads what is no longer desired.
@@ -197,7 +202,7 @@ class Supervisor:
         while not self._leave():
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status} at start")
-            if wire.healthy(timeout_s=5):
+            if not wire.sickness(timeout_s=5):
                 return wire
             if time.monotonic() > deadline:
                 raise EngineFailed(f"no answer in {self._settings.start_timeout_s:.0f} s")
@@ -265,9 +270,9 @@ class Supervisor:
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status}")
             if time.monotonic() >= next_check:
-                misses = 0 if wire.healthy() else misses + 1
+                misses = misses + 1 if (sick := wire.sickness()) else 0
                 if misses >= MISSES:
-                    raise EngineFailed(f"{misses} health checks in a row failed")
+                    raise EngineFailed(f"{misses} health checks in a row failed: {sick}")
                 next_check = time.monotonic() + self._settings.health_every_s
             self._sleep(TICK_S)
 
@@ -294,7 +299,9 @@ class Supervisor:
         self._deaths.append(now)
         self._forget_old_deaths(now)
         self.reason = why
-        log.warning("engine %s: %s (death %d)", self.slot.name, why, len(self._deaths))
+        self._last_words = self.log.last(12)  # the next start has a log of its own
+        last = "\n".join(self._last_words)
+        log.warning("engine %s: %s (death %d)\n%s", self.slot.name, why, len(self._deaths), last)
         give_up = never_ready and self._failed_starts >= self._settings.start_attempts
         if give_up or len(self._deaths) >= self._settings.max_deaths:
             self._move(State.CIRCUIT_OPEN)

@@ -120,7 +120,10 @@ class PoolTransport(httpx.AsyncBaseTransport):
     def _wire(self) -> httpx.AsyncHTTPTransport:
         loop = asyncio.get_running_loop()
         if loop not in self._wires:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
+            # Shorter than the 5 s after which servers close idle connections themselves.
+            limits = httpx.Limits(
+                max_connections=None, max_keepalive_connections=512, keepalive_expiry=2.0
+            )
             self._wires[loop] = httpx.AsyncHTTPTransport(limits=limits)
         return self._wires[loop]
 

@@ -31,6 +31,9 @@ class Wire:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(
             base_url=self.url,
+            # Servers close idle connections after 5 s: a health check that reuses one may lose
+            # the race, three times in a row even, and look like a dead engine.
+            limits=httpx.Limits(max_keepalive_connections=0),
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
             trust_env=False,
@@ -39,15 +42,15 @@ class Wire:
     def close(self) -> None:
         self._http.close()
 
-    def healthy(self, timeout_s: float = 30.0) -> bool:
-        """Whether it answers; servers without /health are asked for their models."""
+    def sickness(self, timeout_s: float = 30.0) -> str:
+        """Why it cannot take requests, empty when it can; without /health its models are asked."""
         try:
             answer = self._http.get("/health", timeout=timeout_s)
             if answer.status_code == 404:
                 answer = self._http.get("/v1/models", timeout=timeout_s)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 200
+        except httpx.HTTPError as error:
+            return type(error).__name__
+        return "" if answer.status_code == 200 else f"HTTP {answer.status_code}"
 
     def models(self) -> tuple[str, ...]:
         """Names it serves, adapters included."""
