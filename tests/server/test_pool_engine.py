@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -61,22 +61,26 @@ def test_the_canary_catches_what_it_is_for(
     When this fails, the engine has been mended: the zero adapter is no longer needed.
     """
     folder = make_adapter(model_folder, tmp_path / "loud", scale=4.0)
-    assert wire.load("loud", folder)
+    loud = [f"loud-{i}" for i in range(pool.settings.max_loras + 1)]  # one for each slot
+    assert all(wire.load(name, folder) for name in loud)
     try:
         worst = canary.check(
-            wire, base="ptalign-zero", canary="loud", dtype="float32", bare="smollm2"
+            wire, base="ptalign-zero", canary=loud[0], dtype="float32", bare="smollm2"
         )
         assert worst < 1e-3
         with pytest.raises(EngineFailed, match="mixes adapters up"):
-            check_direct(wire)
+            check_direct(wire, loud)
     finally:
-        wire.unload("loud")
+        for name in loud:
+            wire.unload(name)
 
 
-def check_direct(wire: Wire) -> None:
-    """It takes one batch that holds both."""
+def check_direct(wire: Wire, loud: Sequence[str]) -> None:
+    """It takes one batch that holds both, and a loud adapter in the last slot."""
     for _ in range(3):
-        canary.check(wire, base="smollm2", canary="loud", dtype="float32")
+        for name in loud:
+            wire.sample(name, "Once", 1)  # takes a slot; the zero adapter loses its own
+        canary.check(wire, base="smollm2", canary=loud[-1], dtype="float32")
 
 
 def test_adapters_answer_beside_the_bare_model(
