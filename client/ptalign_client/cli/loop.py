@@ -259,13 +259,13 @@ def stage_table(finished: list[Finished]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", style="cyan", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("made", no_wrap=True)
-    table.add_column("holds")
+    table.add_column("made")
     for done in finished:
         time_text = clock(done.seconds) + (" =" if done.kept else "")
-        table.add_row(done.label, time_text, done.resource.name, Text(show.summary(done.resource)))
+        made = Text(show.summary(done.resource)).append(f"\n{done.resource.name}", style="dim")
+        table.add_row(done.label, time_text, made)
     total = clock(sum(done.seconds for done in finished))
-    table.add_row(Text("all", style="bold"), Text(total, style="bold"), "", "")
+    table.add_row(Text("all", style="bold"), Text(total, style="bold"), "")
     return table
 
 
