@@ -20,6 +20,11 @@ REQUIRE_ALL = os.environ.get("PTALIGN_REQUIRE_ALL") == "1"
 ENGINE_START_SECONDS = 420.0
 
 
+def pytest_configure() -> None:
+    """Ctrl-C works in tests even where a shell started us in the background with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Under PTALIGN_REQUIRE_ALL=1 a skip is a failure: CI must not pass by leaving things out."""
