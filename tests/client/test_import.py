@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -53,8 +52,6 @@ def test_help_is_there_in_a_moment() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client's wheel, built without a network from a copy of the two rooms."""
-    if shutil.which("uv") is None and not (Path(sys.executable).parent / "uv").exists():
-        pytest.skip("needs uv")
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), "client"],
@@ -74,16 +71,15 @@ def test_wheel_carries_client_and_wire_and_nothing_else(wheel: Path) -> None:
 
 
 def test_wheel_installs_alone_and_runs(wheel: Path, tmp_path: Path) -> None:
-    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
     home = tmp_path / "venv"
-    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(home)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
     install = subprocess.run(
-        [uv, "pip", "install", "-q", "-p", str(home / "bin" / "python"), str(wheel)],
+        [home / "bin" / "python", "-m", "pip", "install", "-q", "--no-input", str(wheel)],
         capture_output=True,
         text=True,
     )
-    if install.returncode != 0 and "ptalign" not in install.stderr.splitlines()[0]:
-        pytest.skip(f"needs a package index: {install.stderr.strip().splitlines()[-1][:120]}")
+    if "NewConnectionError" in install.stderr:
+        pytest.skip("needs a package index")
     assert install.returncode == 0, install.stderr
     env = {"PATH": os.defpath, "HOME": str(tmp_path)}
     shown = subprocess.run(

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.longrunning import operations_pb2 as lro
-from running import Running, state_of
+from running import Running, progress, state_of
 from world import opened, records_of
 
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+
+WITH_RECORDS = ("instructionSets", "pairSets")
+"""Resources whose records are compared; an adapter or an evaluation has none."""
 
 
 @dataclass
@@ -56,7 +59,8 @@ def check(server: Running, history: History, *, seconds: float = 120.0) -> Findi
             print(operation.metadata, server.worker_log())
             continue
         found.broken_chains += _gaps(server, name)
-        if state_of(operation) == "SUCCEEDED":
+        made = progress(operation).resource.partition("/")[0]
+        if state_of(operation) == "SUCCEEDED" and made in WITH_RECORDS:
             _items(server, operation, history, found)
     found.damaged_stores += not intact(server.state)
     return found
@@ -100,8 +104,6 @@ def _gaps(server: Running, name: str) -> int:
 
 
 def _items(server: Running, operation: lro.Operation, history: History, found: Findings) -> None:
-    from running import progress
-
     texts = [r.instruction for r in records_of(server, progress(operation).resource)]
     wanted = [text for text, name in history.items.items() if name == operation.name]
     found.lost_items += len(set(wanted) - set(texts))

@@ -131,10 +131,14 @@ def state_of(operation: lro.Operation) -> str:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children of a process, and theirs."""
+    """Children of a process, and theirs. A thread that ends meanwhile has none."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in children:
             found += [child, *descendants(child)]
     return found
 

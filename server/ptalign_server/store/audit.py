@@ -17,6 +17,9 @@ from ptalign_server.vault import Vault
 HEAD = 0
 """Sequence number of the row that is no entry but the trail's length and last hash."""
 
+APPEND_LOCK = 70747
+"""PostgreSQL advisory lock of the trail's end, held to the end of the writer's transaction."""
+
 
 class Audit:
     """Writes and verifies the trail. A read that must be audited fails when this fails."""
@@ -35,13 +38,16 @@ class Audit:
         detail: Mapping[str, Any],
     ) -> None:
         """Appends one entry; `detail` holds counts and purposes, never text of records."""
+        if connection.dialect.name == "postgresql":
+            # Locking the newest row is not enough: who waited for it would still see it as newest.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPEND_LOCK)))
         newest = (
             sa.select(audit.c.sequence, audit.c.hash)
             .where(audit.c.sequence > HEAD)
             .order_by(audit.c.sequence.desc())
             .limit(1)
         )
-        last = connection.execute(newest.with_for_update()).first()
+        last = connection.execute(newest).first()
         sequence = 1 if last is None else int(last.sequence) + 1
         values = {
             "sequence": sequence,
