@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ptalign.errors import PtalignError
-from ptalign_server.admin import audit, keys, models, suites, tokens
+from ptalign_server.admin import audit, hold, keys, models, suites, tokens
 from ptalign_server.admin.doctor import doctor
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(suites.app, name="suites")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")
+app.add_typer(hold.app, name="hold")
 
 
 @app.command()

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(9464, ge=0, le=65535)
+    retention_days: float = Field(30, ge=0)
+    """Age at which the record text of sets is destroyed (see `ptalign-server hold`); 0: never."""
     page: bool = True
     """Whether the annotation page is served."""
     page_host: str = "127.0.0.1"

@@ -16,6 +16,7 @@ from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, find
 from ptalign_server.gateway.verbs import request_id_problems
 from ptalign_server.store import Store
 from ptalign_server.store.requests import once, ticket
+from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 
 log = logging.getLogger("ptalign.server")
@@ -33,18 +34,11 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
     found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
     if collection not in SETS:
         raise InvalidInput("name", "holds no record text", f"Name one of: {', '.join(SETS)}.")
-    message = COLLECTIONS[collection].FromString(found.body)
-    message.meta.purged = True
     seen = ticket(store.vault, identity.tenant, "PurgeSet", request)
 
     def change(connection: sa.Connection) -> None:
         def act() -> str:
-            if not found.purged:
-                store.keys.destroy(connection, found.id)
-                store.resources.mark_purged(connection, found, message.SerializeToString())
-                who = identity.tenant, identity.name
-                detail = {"reason": request.reason}
-                store.audit.add(connection, *who, "purge", found.name, detail)
+            destroy(store, connection, found, identity.name, request.reason)
             return found.name
 
         once(connection, seen, act)
@@ -53,6 +47,19 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
     await asyncio.wrap_future(store.write(change))
     failpoints.hit("purge.after")
     await asyncio.to_thread(erase, store, found.id)
+
+
+def destroy(
+    store: Store, connection: sa.Connection, found: Resource, who: str, reason: str
+) -> None:
+    """Destroys a set's key, with its audit entry; one that was purged meanwhile stays as it is."""
+    if store.resources.is_purged(connection, found.name):
+        return
+    message = COLLECTIONS[found.collection].FromString(found.body)
+    message.meta.purged = True
+    store.keys.destroy(connection, found.id)
+    store.resources.mark_purged(connection, found, message.SerializeToString())
+    store.audit.add(connection, found.tenant, who, "purge", found.name, {"reason": reason})
 
 
 def erase(store: Store, set_id: str) -> None:

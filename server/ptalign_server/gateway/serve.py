@@ -24,6 +24,7 @@ from ptalign_server.gateway.library import Library
 from ptalign_server.gateway.operations import Operations
 from ptalign_server.gateway.ports import bind
 from ptalign_server.gateway.purge import finish_purges
+from ptalign_server.gateway.retention import PAUSE_SECONDS, expire
 from ptalign_server.gateway.tuning import SafetyTuning
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
@@ -131,6 +132,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self._follow_engine()),
             asyncio.create_task(self._count()),
+            asyncio.create_task(self._expire()),
         ]
         return port
 
@@ -179,6 +181,15 @@ class Gateway:
                 status = health_pb2.HealthCheckResponse
                 await self._set_health(status.SERVING if up else status.NOT_SERVING, ENGINE)
                 await asyncio.sleep(1.0)
+
+    async def _expire(self) -> None:
+        """Retention, now and then."""
+        while True:
+            try:
+                await asyncio.to_thread(expire, self._store, self._settings)
+            except Exception:
+                log.exception("retention failed; trying again")
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _count(self) -> None:
         """Operations by kind and state, and how many wait; old request ids go on the way."""

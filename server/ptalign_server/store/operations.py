@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
 from ptalign_server.store.db import reading
-from ptalign_server.store.schema import events, operations
+from ptalign_server.store.schema import events, operations, set_keys
 from ptalign_server.vault import Vault
 
 log = logging.getLogger("ptalign.server")
@@ -163,6 +163,16 @@ class Operations:
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(operations.c.id).limit(limit)).mappings().all()
         return [found for row in rows if (found := self._intact(row)) is not None]
+
+    def ended_before(self, cutoff: float) -> list[Operation]:
+        """Operations that made nothing, ended before `cutoff`, and whose key is still there."""
+        query = sa.select(operations).where(
+            operations.c.state.in_(TERMINAL),
+            operations.c.ended < cutoff,
+            operations.c.resource == "",
+            operations.c.id.in_(sa.select(set_keys.c.set_id)),
+        )
+        return self._read(query)
 
     def ids_in(self, states: Iterable[str]) -> list[str]:
         """Ids alone, for polling."""

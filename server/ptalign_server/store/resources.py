@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -62,6 +62,22 @@ class Resources:
         connection.execute(
             resources.update().where(resources.c.name == resource.name).values(**values)
         )
+
+    def is_purged(self, connection: sa.Connection, name: str) -> bool:
+        """Whether a set's text is gone, as of this transaction."""
+        query = sa.select(resources.c.purged).where(resources.c.name == name).with_for_update()
+        return bool(connection.execute(query).scalar())
+
+    def older_than(self, cutoff: float, collections: Sequence[str]) -> list[Resource]:
+        """Resources of all tenants made before `cutoff` whose text is still there."""
+        query = sa.select(resources).where(
+            resources.c.created < cutoff,
+            resources.c.collection.in_(collections),
+            resources.c.purged.is_(False),
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        return [self._checked(row) for row in rows]
 
     def purged_ids(self) -> list[str]:
         """Ids of purged sets."""
