@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ptalign.errors import Unsupported
 from ptalign.losses import Head, margins
+from ptalign.training.attention import attending, spans_of, use_tree_attention
 from ptalign.training.texts import Sample
 from ptalign.training.tree import Row, Targets, inputs_of, pack, targets_of
 
@@ -39,6 +41,7 @@ class Decoder:
         self.layout: Layout = "tree"
         self.reason = ""
         self.head = head_of(causal_lm)
+        self._by_span = use_tree_attention(causal_lm)
 
     def hidden(self, row: Row) -> Tensor:
         """Last hidden states.
@@ -47,7 +50,16 @@ class Decoder:
             [nodes, hidden] in the order of `row.tokens` for a tree; [samples * length, hidden]
             for the padded layout (see `flat_nodes`).
         """
-        inputs = self._tree_inputs(row) if self.layout == "tree" else self._padded_inputs(row)
+        if self.layout == "padded":
+            return self._run(self._padded_inputs(row))
+        seen = row.ancestry()  # [nodes, nodes]
+        inputs = self._tree_inputs(row, seen)
+        if not self._by_span:
+            return self._run(inputs)
+        with attending(spans_of(row, seen, self.device)):
+            return self._run(inputs)
+
+    def _run(self, inputs: dict[str, Any]) -> Tensor:
         states: Tensor = self.backbone(use_cache=False, **inputs).last_hidden_state
         return states.flatten(0, 1)
 
@@ -143,9 +155,9 @@ class Decoder:
                 f"scale and soft-cap (they differ by {gap:.1e})"
             )
 
-    def _tree_inputs(self, row: Row) -> dict[str, Any]:
+    def _tree_inputs(self, row: Row, ancestry: np.ndarray) -> dict[str, Any]:
         depths = torch.tensor([row.depths], device=self.device)  # [1, nodes]
-        seen = torch.from_numpy(row.ancestry()).to(self.device)  # [nodes, nodes]
+        seen = torch.from_numpy(ancestry).to(self.device)  # [nodes, nodes]
         return {
             "input_ids": torch.tensor([row.tokens], device=self.device),
             "position_ids": depths,

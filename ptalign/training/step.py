@@ -17,8 +17,8 @@ from ptalign.training.texts import Part, Sample
 from ptalign.training.tree import Row, Targets, pack
 
 LIKELY: tuple[Part, ...] = ("positive", "twin")
-ROW = 384
-"""Nodes per row: longer rows share more prompts, but pay attention over all pairs of nodes."""
+ROW = 512
+"""Nodes per row: longer rows share more of the system prompt, and hold more activations."""
 
 
 @dataclass(frozen=True, slots=True)

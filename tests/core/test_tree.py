@@ -93,3 +93,20 @@ def test_every_path_spells_its_sample() -> None:
             assert tuple(row.tokens[n] for n in path) == inputs_of(held)
             assert [row.depths[n] for n in path] == list(range(len(path)))
             assert [row.parents[n] for n in path] == [-1, *path[:-1]]
+
+
+def test_spans_cover_a_row_and_see_only_ancestors() -> None:
+    """Two pairs under one system token 9: each span's keys are its branch, nothing of the others.
+
+    Nodes: 9 1 4 | 6 (second answer of the first pair) | 2 5 | 7.
+    """
+    from ptalign.training.attention import spans_of
+
+    groups = [
+        [sample("a", [9, 1], [4, 0], [1, 1]), sample("b", [9, 1], [6, 0], [1, 1])],
+        [sample("c", [9, 2], [5, 0], [1, 1]), sample("d", [9, 2], [7, 0], [1, 1])],
+    ]
+    (row,) = pack(groups, 100)
+    spans = spans_of(row, row.ancestry(), "cpu")
+    assert [(s.start, s.stop) for s in spans] == [(0, 3), (3, 4), (4, 6), (6, 7)]
+    assert [s.keys.tolist() for s in spans] == [[0, 1, 2], [0, 1, 3], [0, 4, 5], [0, 4, 6]]
