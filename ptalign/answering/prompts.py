@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ptalign.answering.wording import Wording
 from ptalign.engines.base import Request
+from ptalign.text.normalise import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Demo:
 def head(frame: str, demos: Sequence[Demo], words: Wording) -> str:
     """The constant part."""
     return f"{frame}\n\n" + "".join(
-        f"{_asked(d.message, d.rule, words)} {d.answer}\n\n" for d in demos
+        f"{_asked(d.message, d.rule, words)} {one_line(d.answer)}\n\n" for d in demos
     )
 
 
@@ -55,5 +56,5 @@ def answer(
 
 
 def _asked(message: str, rule: str, words: Wording) -> str:
-    line = f"{words.rule}: {rule}\n" if rule else ""
-    return f"{line}{words.message}: {message}\n{words.answer}:"
+    line = f"{words.rule}: {one_line(rule)}\n" if rule else ""
+    return f"{line}{words.message}: {one_line(message)}\n{words.answer}:"

@@ -12,6 +12,7 @@ from functools import lru_cache
 from ptalign.engines.base import Request
 from ptalign.nouns import Policy, Sides, Topic
 from ptalign.policies.grid import Cell
+from ptalign.text.normalise import one_line
 
 HEAD = 5
 """Topics whose first example stands in the constant head."""
@@ -39,7 +40,7 @@ def twin(
     own = "".join(_turn(a, b) for a, b in zip(topic.examples, topic.twin_examples, strict=False))
     return Request(
         key=key,
-        prompt=f"{_twin_head(policy, topic.sides)}{own}Harmful: {text}\nHarmless:",
+        prompt=f"{_twin_head(policy, topic.sides)}{own}Harmful: {one_line(text)}\nHarmless:",
         prefill=f" {opener}" if opener else "",
         stop=("\n",),
         max_tokens=int(sampling["max_tokens"]) + 8,

@@ -39,6 +39,14 @@ def plain(text: str) -> str:
     return _SPACES.sub(" ", text).strip()
 
 
+def one_line(text: str) -> str:
+    """The text with every run of white space as one blank: data in a prompt of line blocks.
+
+    A line break in an instruction would write blocks of its own, an answer or a rule.
+    """
+    return " ".join(text.split())
+
+
 def folded(text: str) -> str:
     """`plain`, case-folded and with accents and look-alike letters as plain Latin ones."""
     text = unicodedata.normalize("NFKD", plain(text).casefold())

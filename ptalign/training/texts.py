@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ptalign.errors import Unsupported
 from ptalign.nouns import Anchor, ModelSpec, Pair
+from ptalign.text.controls import break_up, longest_first
 
 Part = Literal["positive", "twin", "anchor", "toxic"]
 
@@ -52,7 +53,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._system = model.system_prompt
         self._options = dict(model.template_options)
-        self._controls = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+        self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
 
     def prompt(self, instruction: str, system: str | None = None) -> tuple[int, ...]:
@@ -77,10 +78,7 @@ class ChatFormat:
         return [self._tokenizer.decode([token]) for token in answer]
 
     def _plain(self, text: str) -> str:
-        for control in self._controls:
-            if control in text:
-                text = text.replace(control, f"{control[0]} {control[1:]}")
-        return text
+        return break_up(text, self._controls)
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(
@@ -111,7 +109,7 @@ class ChatFormat:
 
 def _control_tokens(tokenizer: Any) -> set[str]:
     added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    return {t for t in added | set(tokenizer.all_special_tokens) if len(t) > 1}
+    return added | set(tokenizer.all_special_tokens)
 
 
 def full_weights(answer: Sequence[int]) -> tuple[float, ...]:

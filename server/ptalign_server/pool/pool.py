@@ -12,6 +12,7 @@ from ptalign.engines.base import Completion, Request
 from ptalign.engines.openai import OpenAIEngine, never
 from ptalign.errors import Cancelled, EngineFailed, NotReady
 from ptalign.nouns import ModelSpec
+from ptalign.text.controls import control_tokens
 from ptalign_server.pool.adapters import check_adapter
 from ptalign_server.pool.router import Router
 from ptalign_server.pool.settings import EngineStatus, PoolSettings, State
@@ -41,6 +42,7 @@ class Pool:
         self._adapters: dict[str, Path] = {}
         self._router = Router(settings.served_name or model.name)
         self._lease = threading.Lock()
+        self.controls = control_tokens(Path(model.path))
         self._engines = [self._engine(i, url) for i, url in enumerate(self._urls())]
         self._router.slots = [engine.slot for engine in self._engines]
 
@@ -211,7 +213,7 @@ class PoolEngine:
             should_stop=self._look,
             template_options=pool.model.template_options,
             attempts=2,  # the transport has its own, which know of deaths and restarts
-            transport=PoolTransport(router),
+            transport=PoolTransport(router, pool.controls),
         )
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:

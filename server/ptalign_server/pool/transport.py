@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
+from ptalign.text.controls import break_up
 from ptalign_server.pool.router import Router, Seat, Slot
 
 TRIES = 6
@@ -26,10 +28,15 @@ class SetAside(Exception):
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
-    """Sends each request to an engine of the router. One instance serves any number of loops."""
+    """Sends each request to an engine of the router. One instance serves any number of loops.
 
-    def __init__(self, router: Router) -> None:
+    Args:
+        controls: The model's control tokens: broken up wherever data holds them.
+    """
+
+    def __init__(self, router: Router, controls: Sequence[str] = ()) -> None:
         self._router = router
+        self._controls = controls
         self._wires: dict[asyncio.AbstractEventLoop, httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -40,7 +47,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 suspect.
             httpx.TransportError: The network failed `TRIES` times with the engine alive.
         """
-        body = json.loads(await request.aread())
+        body = as_text(json.loads(await request.aread()), self._controls)
         key, prefix = _fingerprint(body)
         for tries in range(TRIES):
             answer = await self._once(request, body, key, prefix)
@@ -126,6 +133,18 @@ class PoolTransport(httpx.AsyncBaseTransport):
             )
             self._wires[loop] = httpx.AsyncHTTPTransport(limits=limits)
         return self._wires[loop]
+
+
+def as_text(body: dict[str, Any], controls: Sequence[str]) -> dict[str, Any]:
+    """A request whose prompt and messages hold no control token: templates add those, not data."""
+    plain = dict(body)
+    if isinstance(body.get("prompt"), str):
+        plain["prompt"] = break_up(body["prompt"], controls)
+    if "messages" in body:
+        plain["messages"] = [
+            m | {"content": break_up(str(m["content"]), controls)} for m in body["messages"]
+        ]
+    return plain
 
 
 def _fingerprint(body: dict[str, Any]) -> tuple[str, str]:
