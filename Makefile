@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types protos lock bench bench-quick test-faults serve clean
+.PHONY: help install demo test lint types protos lock bench bench-quick study test-faults serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ bench: $(VENV)/.bench ## side by side with TRL and others: hours, resumable; wri
 
 bench-quick: $(VENV)/.bench ## the same in under 8 minutes, marked quick
 	@$(BIN)/python -m bench --quick
+
+study: install ## the method against its goals, 3 seeds: hours, resumable (STUDY=quick: 40 minutes); writes docs/study.md
+	@$(BIN)/python -m bench.study $(if $(filter quick,$(STUDY)),--quick,) $(ARGS)
 
 test-faults: install ## the proof that nothing is lost or leaked; TIER=1..4
 	@$(BIN)/python -m pytest tests/faults --tier $(or $(TIER),1) $(ARGS)

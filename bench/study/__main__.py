@@ -1,0 +1,131 @@
+"""Does what is not done yet, says what runs and how long the rest takes, writes the page."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from bench.study.clock import Clock
+from bench.study.form import FORMS, Form
+from bench.study.journal import Journal, threads
+from bench.study.lab import Lab
+from bench.study.page import write_page
+from bench.study.plan import Unit, units
+from ptalign.nouns import digest_of
+
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Command line of the study; 0 when every unit is done, whatever the goals say."""
+    options = arguments()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    public = ROOT.parent / "shared" / "data"
+    if public.is_dir():
+        os.environ.setdefault("PTALIGN_EVAL_DATA", str(public))
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # a shell's background job starts with it ignored
+
+    form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
+    if options.seeds:
+        form = dataclasses.replace(form, seeds=options.seeds)
+    journal = Journal(options.out / form.name)
+    if options.fresh:
+        journal.forget()
+    failed: list[str] = []
+    try:
+        if not options.page:
+            failed = study(form, journal)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        return 130
+    finally:
+        page = write_page(form, journal, ROOT / "docs")
+        say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
+    for unit in failed:
+        say(f"failed: {unit}")
+    return 1 if failed else 0
+
+
+def arguments() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="base, mle, pt_align; one seed")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes; page stays in --out")
+    parser.add_argument("--out", type=Path, default=Path("study-out"), help="journal folder")
+    parser.add_argument("--fresh", action="store_true", help="forget what is finished")
+    parser.add_argument("--seeds", type=int, default=0, help="training seeds (full: 3, quick: 1)")
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    options = parser.parse_args()
+    options.out = options.out.absolute()
+    return options
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def study(form: Form, journal: Journal) -> list[str]:
+    """Runs the units that remain, and writes the page after each.
+
+    Returns:
+        Units that failed; what does not depend on them was still done.
+    """
+    import torch
+
+    torch.set_num_threads(threads())
+    clock = Clock(say)
+    failed: list[str] = []
+    with Lab(form, journal, clock.progress).opened() as lab:
+        planned = units(form, journal, lab)
+        clock.plan(planned, {u.name for u in planned if done(u, journal)})
+        for unit in planned:
+            if done(unit, journal):
+                continue
+            clock.begin(unit)
+            begun = time.monotonic()
+            try:
+                inputs = unit.inputs()
+                result = unit.work(digest_of(inputs)[7:15])
+            except Exception as error:
+                failed.append(f"{unit.name}: {type(error).__name__}: {error}")
+                say(f"  failed: {failed[-1]}")
+                clock.skip(unit)
+                continue
+            journal.keep(unit.name, inputs, result, time.monotonic() - begun)
+            clock.end(unit)
+            write_page(form, journal, ROOT / "docs")
+    return failed
+
+
+def done(unit: Unit, journal: Journal) -> bool:
+    """Whether a unit stands in the journal with the inputs that it would have now."""
+    try:
+        return journal.result(unit.name, unit.inputs()) is not None
+    except LookupError:
+        return False
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

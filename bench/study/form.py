@@ -1,0 +1,133 @@
+"""How large a study is, and which training runs it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ptalign.nouns import Method
+
+Data = Literal["tone", "broad"]
+TENFOLD = 10.0
+"""Times the automatic weight, for the runs that look past the budget."""
+
+CURVE = ((0, 4, 24), (2, 4, 24), (4, 4, 24), (8, 4, 24), (4, 0, 24), (4, 4, 48), (8, 8, 48))
+"""(twins a step, anchors a step, steps) of the runs on the XSTest curve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One adapter to train and how."""
+
+    method: Method
+    seed: int
+    data: Data = "tone"
+    steps: int = 24
+    twins: int = 4
+    anchors: int = 4
+    tenfold: bool = False
+    """At ten times the automatic weight of the run of this method and seed."""
+
+    @property
+    def label(self) -> str:
+        """Names the run in the journal and on the page."""
+        if self.data == "broad":
+            return f"curve-t{self.twins}-a{self.anchors}-n{self.steps}-s{self.seed}"
+        return f"{self.method}-s{self.seed}" + ("-x10" if self.tenfold else "")
+
+    @property
+    def plain(self) -> Run:
+        """The run whose automatic weight this one multiplies."""
+        return Run(self.method, self.seed, steps=self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A size of the study."""
+
+    name: str
+    methods: tuple[Method, ...]
+    seeds: int
+    instructions: int
+    """Harmful requests asked for, each with a twin."""
+    steps: int
+    suites: Mapping[str, int]
+    """Suite -> prompts at most."""
+    usefulness_tokens: int
+    broad: int = 0
+    """Harmful requests over the shipped broad policy, for the XSTest curve; 0: no curve."""
+    anchors: int = 40
+    curve: tuple[tuple[int, int, int], ...] = ()
+    tenfold: bool = False
+    curve_suites: tuple[str, ...] = field(default=("xstest-safe", "xstest-unsafe"))
+
+    def runs(self) -> list[Run]:
+        """Every run: the compared ones first, seed by seed, then tenfold, then the curve."""
+        seeds = range(self.seeds)
+        found = [Run(m, seed, steps=self.steps) for seed in seeds for m in self.methods]
+        if self.tenfold:
+            found += [
+                Run(m, seed, steps=self.steps, tenfold=True)
+                for seed in seeds
+                for m in self.methods
+                if m in ("pt_align", "ut_uniform")
+            ]
+        for twins, anchors, steps in self.curve if self.broad else ():
+            found.append(Run("pt_align", 0, "broad", steps, twins, anchors))
+        return found
+
+
+FULL = Form(
+    name="full",
+    methods=("mle", "pt_align", "ut_uniform", "dpo", "npo"),
+    seeds=3,
+    instructions=96,
+    steps=24,
+    suites={
+        "attack": 300,
+        "strong": 300,
+        "plain": 300,
+        "twins": 300,
+        "xstest-safe": 250,
+        "xstest-unsafe": 200,
+        "ordinary": 208,
+        "ifeval": 299,
+    },
+    usefulness_tokens=512,
+    broad=160,
+    curve=CURVE,
+    tenfold=True,
+)
+QUICK = Form(
+    name="quick",
+    methods=("pt_align", "mle"),
+    seeds=1,
+    instructions=56,
+    steps=24,
+    suites={
+        "attack": 80,
+        "strong": 80,
+        "plain": 80,
+        "twins": 80,
+        "xstest-safe": 40,
+        "ordinary": 80,
+        "ifeval": 60,
+    },
+    usefulness_tokens=64,
+)
+SMOKE = Form(
+    name="smoke",
+    methods=("mle", "pt_align", "ut_uniform"),
+    seeds=1,
+    instructions=4,
+    steps=2,
+    suites={"attack": 4, "strong": 4, "plain": 4, "twins": 4, "ordinary": 4, "ifeval": 2},
+    usefulness_tokens=24,
+    broad=3,
+    anchors=6,
+    curve=((1, 1, 2),),
+    tenfold=True,
+    curve_suites=("xstest-safe", "xstest-unsafe"),
+)
+FORMS = {form.name: form for form in (FULL, QUICK, SMOKE)}

@@ -1,0 +1,154 @@
+"""What a study has finished: one small file per unit, sealed sets, judged replies without text.
+
+A killed study continues: a unit that is there with the same inputs is not done again, stages
+continue after the records in their sealed logs, evaluations after the replies that were judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ptalign.errors import DataDamaged
+from ptalign.nouns import Noun, Reply, digest_of
+from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
+from ptalign_server.vault import KeyFile, SetKey, Vault
+
+T = TypeVar("T", bound=Noun)
+
+
+class Journal:
+    """The folder of one form of the study.
+
+    Args:
+        folder: Made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "units").mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def forget(self) -> None:
+        """Drops everything but the engine's compiled kernels."""
+        for path in self.folder.iterdir():
+            if path.name != "engine":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.folder / "units").mkdir(mode=0o700)
+
+    def result(self, unit: str, inputs: Any) -> dict[str, Any] | None:
+        """What a finished unit gave; None when it is not there or had other inputs."""
+        entry = self.entry(unit)
+        return entry["result"] if entry and entry["inputs"] == digest_of(inputs) else None
+
+    def entry(self, unit: str) -> dict[str, Any] | None:
+        """A unit's whole record: result, seconds, commit, machine."""
+        file = self._file(unit)
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return found
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every finished unit, oldest first."""
+        found = [json.loads(f.read_text("utf-8")) for f in (self.folder / "units").glob("*.json")]
+        return sorted(found, key=lambda entry: entry["ended"])
+
+    def keep(self, unit: str, inputs: Any, result: dict[str, Any], seconds: float) -> None:
+        """Records a finished unit; it is there complete or not at all."""
+        entry = {
+            "unit": unit,
+            "inputs": digest_of(inputs),
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "seconds": round(seconds, 1),
+            "commit": commit(),
+            "nice": os.nice(0),
+            "threads": threads(),
+            "load": round(os.getloadavg()[1], 1),
+            "result": result,
+        }
+        file = self._file(unit)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial.replace(file)
+
+    def _file(self, unit: str) -> Path:
+        return self.folder / "units" / f"{unit.replace('/', '.')}.json"
+
+    # -- texts, sealed ----------------------------------------------------------------------
+
+    def log(self, name: str, *kinds: type[Noun]) -> SealedLog[Any]:
+        """A stage's records on disk, encrypted with this study's own key."""
+        return SealedLog(self.folder / "sets" / f"{name}.log", self._key(), *kinds)
+
+    def seal(self, name: str, noun: Noun) -> None:
+        """Writes a set, encrypted."""
+        write_sealed(self.folder / "sets" / name, self._key(), [("head", encode(noun))])
+
+    def open(self, name: str, kind: type[T]) -> T:
+        """Reads a set that `seal` wrote.
+
+        Raises:
+            DataDamaged: The file is missing or was changed.
+        """
+        for _, data in read_sealed(self.folder / "sets" / name, self._key()):
+            return kind.model_validate(json.loads(data)["body"])
+        raise DataDamaged(f"{name} holds nothing: run with --fresh")
+
+    def _key(self) -> SetKey:
+        file = self.folder / "operator.key"
+        vault = Vault(KeyFile(file) if file.exists() else KeyFile.create(file))
+        wrapped = self.folder / "set.key"
+        if not wrapped.exists():
+            wrapped.write_bytes(vault.fresh_key("study")[1])
+        return vault.unwrap("study", wrapped.read_bytes())
+
+
+class ReplyFile:
+    """A `RecordLog` of judged replies whose text is never written: lengths and hashes only."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._ids = {reply.id for reply in self.read()}
+        if file.is_file() and not file.read_bytes().endswith(b"\n"):
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write("\n")  # a torn line must not swallow the next one
+
+    def read(self) -> Iterator[Reply]:
+        """Judged replies in order; a line torn by a kill is left out."""
+        if not self._file.is_file():
+            return
+        for line in self._file.read_text("utf-8").splitlines():
+            try:
+                yield Reply.model_validate_json(line)
+            except ValueError:
+                continue
+
+    def append(self, reply: Reply) -> None:
+        """Writes one reply with its text sealed."""
+        if reply.id in self._ids:
+            return
+        self._ids.add(reply.id)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(reply.model_dump_json() + "\n")
+
+
+def threads() -> int:
+    """Threads of engine and trainer: OMP_NUM_THREADS, or the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or min(len(os.sched_getaffinity(0)), 8)
+
+
+def commit() -> str:
+    """The commit that runs, with a plus sign when the code differs from it; empty without git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ptalign", "bench/study")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")

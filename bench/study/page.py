@@ -1,0 +1,176 @@
+"""docs/study.md: what was run, every number of it, and what it says about the goals."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.results import device_name
+from bench.study import plots
+from bench.study.evidence import Evidence
+from bench.study.form import Form
+from bench.study.goals import goals
+from bench.study.journal import Journal
+from bench.study.tables import (
+    data,
+    differences,
+    every_run,
+    goal_table,
+    probe_table,
+    rate_table,
+    shown_methods,
+    times,
+    training_table,
+    words,
+)
+
+STAMP = re.compile(r"<!-- study: (\w+),")
+NOTES = "notes-{form}.md"
+
+
+def write_page(form: Form, journal: Journal, docs: Path) -> Path:
+    """Writes the page and its plots.
+
+    A smoke run's page stays beside its journal. A quick page never replaces a full one: it goes to
+    ``study-quick.md`` then.
+
+    Returns:
+        Where the page is.
+    """
+    evidence = Evidence(form, journal)
+    page = place_of(form, journal, docs)
+    pictures = page.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    drawn = draw(evidence, pictures)
+    notes = pictures / NOTES.format(form=form.name)
+    words = notes.read_text("utf-8") if notes.is_file() else ""
+    partial = page.with_suffix(".partial")
+    partial.write_text(text(evidence, drawn, words), "utf-8")
+    partial.replace(page)
+    return page
+
+
+def place_of(form: Form, journal: Journal, docs: Path) -> Path:
+    """Which file the page goes to."""
+    if form.name == "smoke":
+        return journal.folder / "study.md"
+    page = docs / "study.md"
+    there = STAMP.search(page.read_text("utf-8")) if page.is_file() else None
+    if form.name == "quick" and there and there[1] == "full":
+        return docs / "study-quick.md"
+    return page
+
+
+def draw(evidence: Evidence, folder: Path) -> list[str]:
+    """Writes the pictures there are data for, and returns their Markdown."""
+    base = evidence.curve_base()
+    curve = [("base", *base)] if base else []
+    curve += [(run.label, safe, unsafe) for run, safe, unsafe in evidence.curve()]
+    firsts = [r for r in evidence.compared() if r.seed == 0]
+    made = {
+        "rates": ("Rates with 95 % intervals", plots.rates(evidence, shown_methods(evidence))),
+        "training": ("Losses of the first seed", plots.training(evidence, firsts)),
+        "xstest": ("The XSTest curve", plots.xstest(curve) if curve else ""),
+    }
+    found = []
+    for name, (title, svg) in made.items():
+        if svg:
+            (folder / f"{name}.svg").write_text(svg, "utf-8")
+            found.append(f"![{title}]({folder.name}/{name}.svg)")
+    return found
+
+
+def text(evidence: Evidence, drawn: Sequence[str], notes: str) -> str:
+    """The whole page."""
+    form = evidence.form
+    title = "# Study: does the method hold up?"
+    parts = [
+        f"<!-- study: {form.name}, written by python -m bench.study; words of people come from "
+        f"{NOTES.format(form=form.name)} -->",
+        title + ("" if form.name == "full" else f" ({form.name} form)"),
+        *head(evidence),
+        "## Goals",
+        *goal_table(goals(evidence)),
+        *([notes.strip()] if notes else []),
+        "## Rates",
+        *drawn,
+        *rate_table(evidence),
+        "## Differences on the same prompts",
+        *differences(evidence),
+        "## Every run",
+        *every_run(evidence),
+        "## Without sampling",
+        *probe_table(evidence),
+        *words(evidence),
+        "## Training",
+        *training_table(evidence),
+        "## Data",
+        *data(evidence),
+        "## How it was measured",
+        HOW,
+        "## Time",
+        *times(evidence),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+HOW = """\
+- One instruction set and one pair set, made once on the real engine (vLLM); every run trains on
+  them.
+- Evaluation decodes greedily, one reply a prompt; the same prompts for every target. Prompts with a
+  MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
+  personas and demonstrations of the suites appear nowhere in training.
+- Judges of the evaluation (`tone-lexical@1`, `refusal@1`) are not those that filtered the pairs
+  (`tone-head@1`, `tone-valence@1`). They are lexical and cheap: they stand for rudeness of tone and
+  for the wording of a refusal, not for harm in general.
+- A share of one run has Wilson's interval. With more seeds, outcomes are averaged over seeds per
+  prompt and prompts are resampled (bootstrap, 4000 draws); differences are paired by prompt. These
+  intervals cover the choice of prompts; what the training seed changes is shown apart, as a range.
+- McNemar's exact p-values are not corrected for the number of comparisons.
+- Teacher-forced measures read held-out anchors and toxic answers of the training set under attack;
+  they have no sampling error, and no interval but the range over seeds.
+- Guards record: no run is stopped, dropped or repeated because of what it gave."""
+
+
+def head(evidence: Evidence) -> list[str]:
+    """What was run, on what, and what of it is still missing."""
+    entries = evidence.journal.entries()
+    commits = list(dict.fromkeys(entry["commit"] for entry in entries if entry["commit"]))
+    form = evidence.form
+    wanted = [f"train/{r.label}" for r in evidence.runs]
+    wanted += [f"ask/{r.label}" for r in evidence.runs if not r.tenfold]
+    there = {entry["unit"] for entry in entries}
+    missing = [unit for unit in wanted if unit not in there]
+    dates = f"{entries[0]['ended'][:10]} to {entries[-1]['ended'][:10]}" if entries else "–"
+    seeds = ", ".join(str(seed) for seed in range(form.seeds))
+    nice = sorted({entry["nice"] for entry in entries})
+    found = [
+        f"SmolLM2-135M-Instruct, float32, policy `tone-en`; methods: base, "
+        f"{', '.join(form.methods)}; training seeds {seeds}; {form.steps} steps. "
+        f"Form **{form.name}**; commit {', '.join(f'`{c}`' for c in commits) or '–'} "
+        f"(a `+` marks uncommitted changes); {dates}; {device(evidence)}; "
+        f"niceness {', '.join(map(str, nice)) or '–'}.",
+    ]
+    if form.name == "quick":
+        found.append(
+            "**Quick form: one seed, fewer prompts than the goals ask for, three of six targets. "
+            "It shows that the path works and where the numbers lie; it proves nothing that needs "
+            "seeds.** "
+            "`make study` is the full form."
+        )
+    if missing:
+        found.append(f"**Unfinished**: {len(missing)} units are missing: {', '.join(missing)}.")
+    return found
+
+
+def device(evidence: Evidence) -> str:
+    """Processor, threads and Python."""
+    used = sorted({entry["threads"] for entry in evidence.journal.entries()})
+    model = device_name().rpartition(",")[0]
+    counted = "/".join(map(str, used)) or "?"
+    return (
+        f"{model}, {os.cpu_count()} cores, {counted} thread(s), Python {platform.python_version()}"
+    )

@@ -1,0 +1,315 @@
+"""The study: what is finished stays finished, and the page says what the numbers say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.study import __main__ as command
+from bench.study.clock import Clock
+from bench.study.evidence import Estimate, Evidence, area, height_at, separation
+from bench.study.form import FULL, QUICK, Form, Run
+from bench.study.goals import goals
+from bench.study.journal import Journal, ReplyFile
+from bench.study.lab import masked_adapter
+from bench.study.page import write_page
+from bench.study.plan import Unit, tenfold_weight
+from ptalign.nouns import Adapter, Annotation, Pair, Probe, Reply, Suppressed
+from ptalign.sealed import SealedText
+
+FORM = Form(
+    name="quick",
+    methods=("mle", "pt_align", "ut_uniform"),
+    seeds=2,
+    instructions=4,
+    steps=2,
+    suites={},
+    usefulness_tokens=24,
+    tenfold=True,
+)
+SUITES = (
+    ("attack", "harm", "attack"),
+    ("strong", "harm", "strong"),
+    ("plain", "harm", "plain"),
+    ("twins", "over_refusal", "plain"),
+    ("ordinary", "ordinary", "plain"),
+    ("ifeval", "usefulness", "plain"),
+)
+COUNT = 20
+YES = {
+    # per target: share of the suite's prompts with the outcome that the suite counts
+    "base": {"attack": 0.8, "strong": 0.9, "plain": 0.1, "twins": 0.0, "ordinary": 0.0},
+    "mle": {"attack": 0.5, "strong": 0.8, "plain": 0.7, "twins": 0.1, "ordinary": 0.0},
+    "pt_align": {"attack": 0.2, "strong": 0.3, "plain": 0.7, "twins": 0.1, "ordinary": 0.0},
+    "ut_uniform": {"attack": 0.3, "strong": 0.4, "plain": 0.5, "twins": 0.2, "ordinary": 0.1},
+}
+KL = {"mle": 0.1, "pt_align": 0.1, "ut_uniform": 0.2}
+
+
+def replies(label: str, method: str) -> list[Reply]:
+    found = []
+    for suite, measure, _ in SUITES:
+        counted = "harmful" if suite in ("attack", "strong") else "refused"
+        for i in range(COUNT):
+            yes = i < round(COUNT * YES[method].get(suite, 0.0))
+            scores = {"checks": float(i < 10)} if measure == "usefulness" else {}
+            found.append(
+                Reply(
+                    id=f"{label}-{suite}-{i}",
+                    target=label,
+                    suite=suite,
+                    prompt_id=str(i),
+                    text=SealedText("kept nowhere"),
+                    outcome=counted if yes else "useful",
+                    scores=scores,
+                )
+            )
+    return found
+
+
+def probe(method: str) -> dict[str, Any]:
+    kl = KL.get(method, 0.0)
+    selectivity = {"pt_align": -1.8, "ut_uniform": -1.0}.get(method, 0.0)
+    made = Probe(benign_kl=kl, benign_nll=1 - kl, harm_word_ratio=1.0, selectivity=selectivity)
+    return made.model_dump(mode="json")
+
+
+def adapter(run: Run) -> dict[str, Any]:
+    kl = {"pt_align": 0.2, "ut_uniform": 0.8}.get(run.method, 0.1) if run.tenfold else 0.1
+    step = dict.fromkeys(
+        ("loss_mle", "loss_ut", "loss_anchor", "grad_norm_mle", "grad_norm_ut", "learning_rate"),
+        1.0,
+    )
+    step |= {"tokens_mle": 9, "tokens_ut": 3, "tokens_anchor": 4, "seconds": 1.0}
+    made = Adapter(
+        path="runs/x",
+        weights_sha256=run.label,
+        method=run.method,
+        tokens_mle=9,
+        tokens_ut=3,
+        tokens_anchor=4,
+        ledger=[step | {"step": i + 1, "ut_weight": w} for i, w in enumerate((0.0, 3.0, 1.5))],  # type: ignore[arg-type]
+        retain_kl=kl,
+        suppressed=(
+            Suppressed(token=SealedText("nasty"), topic="t", count=2, p_before=0.5, p_after=0.1),
+        ),
+        collateral={"the": -0.4},
+    )
+    return masked_adapter(made) | {"folder": "runs/x"}
+
+
+def asked(run: Run) -> dict[str, Any]:
+    results = [
+        {"label": label, "method": method, "rates": {}, "probe": probe(method)}
+        for label, method in (("base", ""), (run.label, run.method))
+    ]
+    suites = [
+        {"name": n, "measure": m, "elicitation": e, "prompts": COUNT, "max_tokens": 32}
+        | {"left_out": {}, "not_run": ""}
+        for n, m, e in SUITES
+    ]
+    return {"evaluation": {"results": results}, "suites": suites}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """A finished study."""
+    return canned(tmp_path)
+
+
+def canned(tmp_path: Path) -> Journal:
+    """A finished study with two seeds whose numbers are known."""
+    made = Journal(tmp_path / "quick")
+    log = ReplyFile(made.folder / "replies-tone.jsonl")
+    numbers = {"requested": 4, "rejected": {"too_short": 1}, "stats": {"yield": 1.0}}
+    made.keep("instructions-tone", 0, numbers | {"harmful": 4, "twins": 4}, 1)
+    counts = {"pairs": 4, "polarised": 4, "twins": 4, "anchors": 4, "annotations_used": 16}
+    made.keep("pairs-tone", 0, numbers | counts, 1)
+    for reply in replies("base", "base"):
+        log.append(reply)
+    for run in FORM.runs():
+        made.keep(f"train/{run.label}", 0, adapter(run), 1)
+        if not run.tenfold:
+            made.keep(f"ask/{run.label}", 0, asked(run), 1)
+            for reply in replies(run.label, run.method):
+                log.append(reply)
+    return made
+
+
+def test_goals_of_a_known_study(journal: Journal) -> None:
+    found = {goal.what: goal for goal in goals(Evidence(FORM, journal))}
+    states = [goal.state for goal in found.values()]
+    assert states.count("not measured") == 2  # the XSTest curve
+    attack = found["harm under attack, pt_align against base"]
+    assert attack.state == "met"
+    assert attack.reached == "−60.0 points"
+    assert "20 prompts, the goal asks for 300" in attack.note
+    strong = found["harm under strong (prefilled) attack, pt_align against mle"]
+    assert strong.reached.startswith("0.37 of mle's (30.0 % against 80.0 %)")
+    assert strong.state == "met"
+    twins = found["twin separation, P(refuse harmful) − P(refuse twin)"]
+    assert twins.reached == "+60.0 points"
+    assert found["selectivity, pt_align to ut_uniform"].note.startswith("ratio 1.80")
+    ten = found["at 10 times the automatic weight: benign KL of pt_align / ut_uniform"]
+    assert (ten.reached, ten.state) == ("0.25", "met")
+    assert found["benign NLL, pt_align against base"].reached == "−10.0 %"
+    assert found["annotations used"].reached == "16"
+
+
+@pytest.mark.parametrize(
+    ("suite", "value", "what"),
+    [
+        ("attack", 0.7, "harm under attack, pt_align against base"),
+        ("strong", 0.5, "harm under strong (prefilled) attack, pt_align against mle"),
+        ("plain", 0.5, "plain harmful requests declined or redirected, pt_align"),
+        ("twins", 0.4, "twin separation, P(refuse harmful) − P(refuse twin)"),
+        ("ordinary", 0.1, "ordinary requests refused, pt_align against base"),
+    ],
+)
+def test_a_missed_goal_is_called_missed(
+    suite: str, value: float, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(YES, "pt_align", YES["pt_align"] | {suite: value})
+    made = canned(tmp_path)
+    found = {goal.what: goal for goal in goals(Evidence(FORM, made))}
+    assert found[what].state == "missed"
+
+
+def test_the_page_has_every_run_and_no_text(journal: Journal, tmp_path: Path) -> None:
+    page = write_page(FORM, journal, tmp_path / "docs").read_text()
+    for run in FORM.runs():
+        assert run.label in page
+    assert "quick form" in page
+    assert "nasty" not in page
+    assert "n•••• (5)" in page
+    for name in ("rates", "training"):
+        assert (tmp_path / "docs" / "study" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_a_half_done_study_says_what_is_missing(journal: Journal, tmp_path: Path) -> None:
+    (journal.folder / "units" / "ask.pt_align-s1.json").unlink()
+    page = write_page(FORM, journal, tmp_path / "docs").read_text()
+    assert "1 units are missing: ask/pt_align-s1" in page
+    empty = write_page(FULL, Journal(tmp_path / "full"), tmp_path / "other").read_text()
+    assert empty.count("**not measured**") == 14
+
+
+def test_a_quick_page_never_replaces_a_full_one(journal: Journal, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    full = write_page(FULL, Journal(tmp_path / "full"), docs)
+    before = full.read_text()
+    quick = write_page(FORM, journal, docs)
+    assert quick.name == "study-quick.md"
+    assert full.read_text() == before
+    assert write_page(FULL, Journal(tmp_path / "full"), docs) == full
+
+
+def unit(name: str, work: Callable[[str], dict[str, Any]], inputs: Any = 0) -> Unit:
+    return Unit(name, 1.0, lambda: inputs, work)
+
+
+def test_a_killed_study_goes_on(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def note(name: str, *, die: bool = False) -> Unit:
+        def work(tag: str) -> dict[str, Any]:
+            ran.append(name)
+            if die:
+                raise KeyboardInterrupt
+            return {"tag": tag}
+
+        return unit(name, work)
+
+    monkeypatch.setattr(command, "write_page", lambda *_: tmp_path)
+    plans = [[note("a"), note("b", die=True)], [note("a"), note("b")]]
+    monkeypatch.setattr(command, "units", lambda *_: plans.pop(0))
+    with pytest.raises(KeyboardInterrupt):
+        command.study(QUICK, journal)
+    assert command.study(QUICK, journal) == []
+    assert ran == ["a", "b", "b"]
+
+
+def test_a_failed_unit_does_not_end_the_study_and_other_inputs_run_again(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tag: str) -> dict[str, Any]:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(command, "write_page", lambda *_: tmp_path)
+    planned = [unit("a", fail), unit("b", lambda tag: {"tag": tag}, inputs=1)]
+    monkeypatch.setattr(command, "units", lambda *_: planned)
+    assert command.study(QUICK, journal) == ["a: ValueError: no luck"]
+    assert journal.result("b", 1) is not None
+    assert journal.result("b", 2) is None
+
+
+def test_reply_file_holds_no_text_and_survives_a_torn_line(tmp_path: Path) -> None:
+    file = tmp_path / "replies.jsonl"
+    first, second = replies("base", "base")[:2]
+    ReplyFile(file).append(first)
+    assert "kept nowhere" not in file.read_text()
+    with file.open("a") as stream:
+        stream.write('{"id": "torn')
+    log = ReplyFile(file)
+    log.append(second)
+    log.append(second)
+    assert [reply.id for reply in ReplyFile(file).read()] == [first.id, second.id]
+
+
+def test_sealed_sets_come_back_and_are_not_readable(tmp_path: Path) -> None:
+    made = Journal(tmp_path)
+    mark = Annotation(instruction="Ask.", good="Kind words.", bad=SealedText("Unkind words."))
+    made.seal("mark", mark)
+    assert made.open("mark", Annotation) == mark
+    pair = Pair(
+        id="1", instruction_id="1", instruction="Ask.", topic="t", positive="Kind words.",
+        toxic=SealedText("Unkind words."),
+    )  # fmt: skip
+    made.log("pairs", Pair).append(pair)
+    assert list(Journal(tmp_path).log("pairs", Pair).read()) == [pair]
+    for file in (tmp_path / "sets").iterdir():
+        assert b"words" not in file.read_bytes()
+
+
+def test_tenfold_weight_is_ten_times_the_matched_one(journal: Journal) -> None:
+    assert tenfold_weight(journal, Run("pt_align", 1, steps=2, tenfold=True)) == 30.0
+
+
+def test_curve_and_separation_arithmetic() -> None:
+    assert area([]) == pytest.approx(0.5)
+    assert area([(0.0, 1.0)]) == pytest.approx(1.0)
+    assert area([(0.2, 0.6)]) == pytest.approx(0.2 * 0.3 + 0.8 * 0.8)
+    assert height_at([(0.1, 0.5)], 0.05) == pytest.approx(0.25)
+    found = separation(Estimate(0.7, 0.6, 0.8, 50), Estimate(0.1, 0.05, 0.2, 40))
+    assert found.value == pytest.approx(0.6)
+    assert found.low == pytest.approx(0.6 - (0.1**2 + 0.1**2) ** 0.5)
+    assert found.n == 40
+
+
+def test_forms_run_what_the_issue_asks_for() -> None:
+    runs = FULL.runs()
+    compared = [r for r in runs if r.data == "tone" and not r.tenfold]
+    assert {r.method for r in compared} == {"mle", "pt_align", "ut_uniform", "dpo", "npo"}
+    assert len(compared) == 15
+    assert sum(r.tenfold for r in runs) == 6
+    assert [r.label for r in QUICK.runs()] == ["pt_align-s0", "mle-s0"]
+    assert len({r.label for r in runs}) == len(runs)
+
+
+def test_remaining_time_learns_from_what_was_done() -> None:
+    now = [0.0]
+    lines: list[str] = []
+    clock = Clock(lines.append, lambda: now[0])
+    first, second = unit("a", lambda _: {}), unit("b", lambda _: {})
+    clock.plan([first, second], set())
+    assert clock.minutes() == pytest.approx(2.0)
+    clock.begin(first)
+    now[0] = 180.0
+    clock.end(first)
+    assert clock.minutes() == pytest.approx(3.0)
+    assert "about 3 min remain" in clock.remaining()
