@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -78,6 +79,11 @@ class Score:
         self._start = time.monotonic()
         self.rows: dict[str, Row] = {}
 
+    @property
+    def in_tier(self) -> bool:
+        """Whether this runs in its own tier: every point, every limit; only the counts shrink."""
+        return bool(self._tier)
+
     def size(self, full: int, small: int) -> int:
         """How many to run: `full` in the test's own tier, `small` in `make test`."""
         return max(small, round(full * self._scale)) if self._tier else small
@@ -129,11 +135,13 @@ def read() -> list[dict[str, object]]:
 
 
 def keep(rows: object) -> None:
-    """Replaces rows of the same test and subject."""
+    """Replaces rows of the same test and subject; two tiers may run at once."""
     new = {(r.test, r.what): asdict(r) for r in rows}  # type: ignore[attr-defined]
-    kept = [r for r in read() if (r["test"], r["what"]) not in new]
-    merged = sorted([*kept, *new.values()], key=lambda r: (r["tier"], r["test"], r["what"]))
-    RESULTS.write_text(json.dumps(merged, indent=1) + "\n")
+    with Path(__file__).open() as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        kept = [r for r in read() if (r["test"], r["what"]) not in new]
+        merged = sorted([*kept, *new.values()], key=lambda r: (r["tier"], r["test"], r["what"]))
+        RESULTS.write_text(json.dumps(merged, indent=1) + "\n")
 
 
 def passed(tier: int) -> set[str]:

@@ -66,7 +66,7 @@ def merge(score: Any, what: str, planned: int, ran: int, found: Findings) -> Non
 @pytest.mark.tier(1)
 @pytest.mark.timeout(2600)
 def test_worker_killed_at_every_point(score: Any, tmp_path: Path, author_url: str) -> None:
-    points = IN_WORKER if score.size(2, 1) > 1 else FEW
+    points = IN_WORKER if score.in_tier else FEW
     for number in range(score.size(12, 1)):
         draw = random.Random(number)
         state, once = tmp_path / f"{number}" / "state", tmp_path / f"{number}" / "once"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from google.longrunning import operations_pb2 as lro
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from history import History, check
-from running import Running, alive, descendants, state_of
-from world import accepted, author, generate, insist, served, server, wait_for, worker_pid
+from running import Running, alive, descendants
+from world import accepted, author, generate, insist, served, server, wait_for
 
-from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_proto.v1 import safety_tuning_pb2_grpc
-from ptalign_server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -172,88 +168,3 @@ def p99(values: list[float]) -> float:
 def resident(pid: int) -> int:
     """Bytes of memory that a process holds."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-EVENTS = ("cancel", "deadline", "client killed", "server error")
-
-
-@pytest.mark.tier(2)
-@pytest.mark.timeout(2600)
-@pytest.mark.parametrize("event", EVENTS)
-def test_generation_leaves_nothing_running(
-    score: Any, tmp_path: Path, slow_url: str, event: str
-) -> None:
-    row = score.row(f"GenerateInstructions x {event}", 10)
-    with served(tmp_path / "state", slow_url) as running:
-        for _ in range(score.size(10, 1)):
-            name = disturb(running, event)
-            running.operations.CancelOperation(lro.CancelOperationRequest(name=name))
-            done = running.wait(name, 30)
-            row.ran += 1
-            row.bad += state_of(done) not in {"CANCELLED", "SUCCEEDED"}
-            row.bad += not released(running, name)
-    assert not row.bad
-
-
-def disturb(running: Running, event: str) -> str:
-    """Starts a generation that meets the event; its name."""
-    request = generate(300)
-    if event == "deadline":
-        with pytest.raises(grpc.RpcError):
-            running.tuning.GenerateInstructions(request, timeout=0.002)
-    if event == "client killed":
-        _abandon(running, request)
-    name = str(insist(running.tuning.GenerateInstructions, request).name)
-    operation = name.removeprefix("operations/")
-    wait_for(lambda: accepted(running.state, operation), 90, "a record")
-    if event == "server error":
-        pid = worker_pid(running)
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: worker_pid(running) not in (0, pid), 60, "another worker")
-    return name
-
-
-def _abandon(running: Running, request: Any) -> None:
-    """A client that calls, watches, and is gone without a word."""
-    channel = grpc.insecure_channel(f"127.0.0.1:{running.port}")
-    stub = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
-    name = stub.GenerateInstructions(request).name
-    watch = stub.WatchOperation(pb.WatchOperationRequest(name=name))
-    next(watch)
-    threading.Thread(target=channel.close).start()
-
-
-def released(running: Running, name: str) -> bool:
-    """Within a second nothing of the operation runs in engine or trainer, and its log is closed."""
-    end = time.monotonic() + 1.0
-    operation = name.removeprefix("operations/")
-    while busy(running, operation):
-        if time.monotonic() > end:
-            print(busy(running, operation))
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def busy(running: Running, operation: str) -> str:
-    settings = Settings(state=running.state)
-    transport = httpx.HTTPTransport(uds=str(settings.worker_socket))
-    try:
-        with httpx.Client(transport=transport, timeout=5) as client:
-            engines = client.get("http://worker/status").json()["engines"]
-    except httpx.HTTPError:
-        return "the worker does not answer"
-    if any(engine["running"] for engine in engines):
-        return "an engine computes"
-    assert running.process is not None
-    for pid in descendants(running.process.pid):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            files = [os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            continue
-        if b"executor.job" in words:
-            return "a trainer runs"
-        if any(operation in file for file in files):
-            return "its files are open"
-    return ""

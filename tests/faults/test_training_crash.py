@@ -82,7 +82,7 @@ def test_killed_around_checkpoints(
     for _ in range(score.size(12, 1)):
         for entry in once.iterdir():
             entry.unlink()
-        points = POINTS if score.size(2, 1) > 1 else FEW
+        points = POINTS if score.in_tier else FEW
         spec = ";".join(f"{p}=kill@{draw.randint(1, 2)}" for p in points if "publish" not in p)
         spec += ";" + ";".join(f"{p}=kill" for p in points if "publish" in p)
         variables = {failpoints.VARIABLE: spec, failpoints.ONCE: str(once)}

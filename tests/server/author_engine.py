@@ -6,9 +6,12 @@ de-duplication and judges of the stages do their real work on them. No model is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
+import select
+import socket
 import sys
 import threading
 import time
@@ -56,6 +59,8 @@ RUDE = words(
     """
 )
 adapters: set[str] = set()
+busy: set[int] = set()
+"""Threads that write an answer now."""
 draws = random.Random(7)
 lock = threading.Lock()
 
@@ -126,8 +131,33 @@ class Engine(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def work(self) -> bool:
+        """Takes its time; False once the caller has hung up, where vLLM stops too."""
+        busy.add(threading.get_ident())
+        try:
+            end = time.monotonic() + DELAY
+            while (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, 0.05))
+                if select.select([self.connection], [], [], 0)[0] and self.hung_up():
+                    return False
+            return True
+        finally:
+            busy.discard(threading.get_ident())
+
+    def hung_up(self) -> bool:
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except ConnectionError:
+            return True
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
-        self.reply({"data": [{"id": name} for name in ("author", *adapters)]})
+        if self.path == "/busy":
+            return self.reply(len(busy))
+        return self.reply({"data": [{"id": name} for name in ("author", *adapters)]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -137,7 +167,9 @@ class Engine(BaseHTTPRequestHandler):
             return self.reply({})
         if body.get("logprobs") == 1:
             return self.reply(probe(body))
-        time.sleep(DELAY)
+        if not self.work():
+            self.close_connection = True
+            return None
         text = written(body["prompt"]) if "prompt" in body else helpful([]).strip()
         choice: dict[str, Any] = {"text": text, "finish_reason": "stop"}
         if "messages" in body:

@@ -66,6 +66,7 @@ class Job:
     reporter: Reporter
     should_stop: Callable[[], bool]
     policies: list[Policy] = field(default_factory=list)
+    logs: list[SealedLog[Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -93,8 +94,14 @@ class Job:
         return self.room.catalogue.model(name)
 
     def log(self, *kinds: type[Noun]) -> SealedLog[Any]:
-        """The sealed log of what this operation accepts."""
-        return self.room.store.sets.log(self.operation.id, *kinds)
+        """The sealed log of what this operation accepts, open until `close`."""
+        self.logs.append(self.room.store.sets.log(self.operation.id, *kinds))
+        return self.logs[-1]
+
+    def close(self) -> None:
+        """Closes its files: a stage that was stopped may be held by its own traceback."""
+        for log in self.logs:
+            log.close()
 
     def resource(self, name: str) -> Resource:
         """A resource of this tenant."""

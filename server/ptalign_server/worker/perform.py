@@ -70,6 +70,8 @@ def perform(
         if ending() and not told():
             raise ShuttingDown from None
         return _end(job, FAILED, error)
+    finally:
+        job.close()
 
 
 def _begin(operation: Operation) -> Operation | None:
