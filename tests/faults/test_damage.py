@@ -153,7 +153,10 @@ def test_the_first_bad_audit_entry_is_named(score: Any, tmp_path: Path) -> None:
             store.write(
                 lambda c, n=n: store.audit.add(c, "default", "me", "read", f"s/{n}", {"n": n})
             ).result()
-    draw, row = random.Random(3), score.row("edits, deletions, reorders, cuts of the audit", 200)
+    draw, row = (
+        random.Random(3),
+        score.row("edits, cuts, reorders and wipes of the audit", 200),
+    )
     for number in range(score.size(200, 24)):
         state = tmp_path / str(number)
         shutil.copytree(whole, state)
@@ -202,4 +205,10 @@ def cut(connection: sqlite3.Connection, draw: random.Random) -> int:
     return place
 
 
-EDITS = (edit, remove, close_up, swap, cut)
+def wipe(connection: sqlite3.Connection, draw: random.Random) -> int:
+    """Everything, the head too: a trail that was never begun looks the same but for its head."""
+    connection.execute("delete from audit")
+    return 1
+
+
+EDITS = (edit, remove, close_up, swap, cut, wipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 import subprocess
 import sys
@@ -16,18 +17,22 @@ import sqlalchemy as sa
 from gate import gateway, import_two, methods
 from google.longrunning import operations_pb2 as lro
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_adapter_files import info
+from test_adapter_files import write as write_adapter
 from world import MODEL, POLICY, generate, opened
 
-from ptalign.errors import DataDamaged
+from ptalign.errors import DataDamaged, NotReady
 from ptalign.nouns import Instruction, InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.gateway.purge import finish_purges
+from ptalign_server.manifest import PART, Signer
 from ptalign_server.process import hold
 from ptalign_server.store import Store
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import audit, operations, request_ids, resources
+from ptalign_server.worker.job import Job, Room
 from ptalign_server.worker.run import set_damaged_aside
 
 
@@ -288,3 +293,49 @@ async def test_health_can_be_watched(tmp_path: Path) -> None:
             assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             break
         watch.cancel()
+
+
+def test_a_wiped_audit_trail_is_seen(store: Store) -> None:
+    """With its head gone too, a trail looked as if it had never been begun."""
+    assert store.audit.first_bad() == 0
+    store.write(lambda c: store.audit.add(c, "default", "me", "read", "set/1", {})).result()
+    with store.engine.begin() as connection:
+        connection.execute(audit.delete())
+    assert store.audit.first_bad() == 1
+
+
+def test_a_missing_operator_key_is_not_replaced(tmp_path: Path) -> None:
+    """A start without the key file wrote a fresh key that could open nothing, in its place."""
+    with opened(tmp_path / "state") as store:
+        add_set(store)
+    key = tmp_path / "state" / "operator.key"
+    key.rename(tmp_path / "kept")
+    with pytest.raises(NotReady, match="Restore it from its backup"), opened(tmp_path / "state"):
+        pass
+    assert not key.exists()
+    (tmp_path / "kept").rename(key)
+    with opened(tmp_path / "state") as store:
+        assert store.audit.first_bad() == 0
+
+
+def test_a_manifest_with_anothers_key_is_refused(store: Store, tmp_path: Path) -> None:
+    """The key that a manifest shows to others was not signed and could be changed."""
+    folder = write_adapter(tmp_path / "adapter")
+    signer = Signer(store.vault)
+    manifest = signer.sign("adapters/1", map(info, sorted(folder.iterdir())))
+    (folder / PART).write_bytes(manifest)
+    signer.check(folder, "adapters/1")
+    other = base64.b64encode(b"k" * 32)
+    (folder / PART).write_bytes(manifest.replace(signer.public_key.encode(), other))
+    with pytest.raises(DataDamaged):
+        signer.check(folder, "adapters/1")
+
+
+def test_files_of_an_ended_operation_are_closed(store: Store) -> None:
+    """A cancelled synthesis left its log open: its stage was held by the traceback."""
+    job = Job(None, None, Room(None, store, None, None, None), None, lambda: False)  # type: ignore[arg-type]
+    log = store.sets.log(add_operation(store), Instruction)
+    job.logs.append(log)
+    job.close()
+    with pytest.raises(ValueError, match="closed"):
+        log.append(instruction(1))

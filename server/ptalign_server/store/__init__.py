@@ -13,7 +13,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
 from ptalign_server.store.db import connect, migrate, protect_file
-from ptalign_server.store.keys import Keys
+from ptalign_server.store.keys import Keys, no_keys
 from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
 from ptalign_server.store.sets import Sets
@@ -32,16 +32,20 @@ class Store:
 
     def __init__(self, settings: Settings, freeze: Freeze) -> None:
         settings.make_folders()
-        if settings.embedded and not settings.key_path.exists():
-            KeyFile.create(settings.key_path)
         protect_file(settings.database_url)
         self.engine = connect(settings.database_url)
-        migrate(self.engine)
-        self.vault = Vault(KeyFile(settings.key_path))
-        self.keys = Keys(self.engine, self.vault)
+        try:
+            migrate(self.engine)
+            if settings.embedded and not settings.key_path.exists() and no_keys(self.engine):
+                KeyFile.create(settings.key_path)
+            self.vault = Vault(KeyFile(settings.key_path))
+            self.audit = Audit(self.engine, self.vault)
+            self.keys = Keys(self.engine, self.vault, self.audit.begin)
+        except BaseException:
+            self.engine.dispose()  # SQLite's side files go with the last connection
+            raise
         self.operations = Operations(self.engine, self.vault, freeze)
         self.resources = Resources(self.engine, self.vault)
-        self.audit = Audit(self.engine, self.vault)
         self.sets = Sets(settings.state / "sets", self.keys)
         self.artefacts = Artefacts(
             settings.state / "artefacts", settings.artefacts, settings.state / "work" / "cache"

@@ -28,6 +28,10 @@ class Audit:
         self._engine = engine
         self._vault = vault
 
+    def begin(self, connection: sa.Connection) -> None:
+        """Writes the head of an empty trail: one without a head was cut."""
+        self._move_head(connection, 0, "")
+
     def add(
         self,
         connection: sa.Connection,
@@ -96,7 +100,7 @@ class Audit:
 
     def _ends_at(self, head: Mapping[Any, Any] | None, count: int, last: str) -> bool:
         if head is None:
-            return count == 0
+            return False
         values = _head(count, last)
         return all(head[k] == v for k, v in values.items()) and head["hash"] == self._hash(values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,13 +21,25 @@ log = logging.getLogger("ptalign.server")
 CHECKPOINT_TRIES = 50
 
 
-class Keys:
-    """Makes, finds, rotates and destroys set keys."""
+def no_keys(engine: sa.Engine) -> bool:
+    """Whether nothing was ever sealed here: only then may an operator's key be made anew."""
+    with reading(engine) as connection:
+        return connection.execute(sa.select(set_keys.c.set_id).limit(1)).first() is None
 
-    def __init__(self, engine: sa.Engine, vault: Vault) -> None:
+
+class Keys:
+    """Makes, finds, rotates and destroys set keys.
+
+    Args:
+        begin: Called once in the life of a database, in the transaction that makes its MAC key.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, vault: Vault, begin: Callable[[sa.Connection], None]
+    ) -> None:
         self._engine = engine
         self._vault = vault
-        self._use_mac_key()
+        self._use_mac_key(begin)
 
     def insert(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
         """Stores a wrapped key."""
@@ -81,13 +94,16 @@ class Keys:
                 count += 1
         return count
 
-    def _use_mac_key(self) -> None:
+    def _use_mac_key(self, begin: Callable[[sa.Connection], None]) -> None:
         wrapped = self._wrapped("mac")
         if wrapped is None:
             with alone(self._engine) as connection:
                 known = connection.execute(self._query("mac")).scalar()
                 if known is None:
-                    self.insert(connection, "mac", self._vault.fresh_mac_key())
+                    made = self._vault.fresh_mac_key()
+                    self.insert(connection, "mac", made)
+                    self._vault.use_mac_key(made)
+                    begin(connection)
             wrapped = self._wrapped("mac")
         assert wrapped is not None
         self._vault.use_mac_key(wrapped)
