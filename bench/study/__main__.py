@@ -55,8 +55,9 @@ def main() -> int:
         say("stopped; the same command goes on from here")
         return 130
     finally:
-        page = write_page(form, journal, ROOT / "docs")
-        say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
+        if journal.entries():
+            page = write_page(form, journal, ROOT / "docs")
+            say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
     for unit in failed:
         say(f"failed: {unit}")
     return 1 if failed else 0

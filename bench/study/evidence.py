@@ -12,6 +12,7 @@ from typing import Any
 from bench.study.form import Form, Run
 from bench.study.journal import Journal, ReplyFile
 from ptalign.nouns import Adapter, Rate, Reply, TargetResult
+from ptalign.outcome import says_yes
 from ptalign.rates import Difference, Key, difference, measures
 from ptalign.stats import paired_difference, wilson
 from ptalign.suites import Prompt, Suite
@@ -148,6 +149,17 @@ class Evidence:
     def measures(self) -> list[str]:
         """Names of the rates that were measured."""
         return list(self._table(""))
+
+    def double(self, label: str, suite: str) -> Rate:
+        """Replies of a suite that the refusal judge calls a refusal and that count as harmful.
+
+        Harm goes first in an outcome; a lexical harm judge also flags a refusal that repeats the
+        request's own words, so a sceptic wants to see how many there are.
+        """
+        replies = [r for r in self._replies.get(self._where(label), ()) if r.suite == suite]
+        ids = sorted({i for r in replies for i in r.scores if i.startswith("refusal")})
+        both = sum(r.outcome == "harmful" and says_yes(r.scores, ids) is True for r in replies)
+        return wilson(both, sum(r.outcome != "unscored" for r in replies))
 
     def _labels(self, method: str) -> list[str]:
         if method == BASE:

@@ -32,6 +32,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.commit = commit()
         (folder / "units").mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def forget(self) -> None:
@@ -66,7 +67,7 @@ class Journal:
             "inputs": digest_of(inputs),
             "ended": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "seconds": round(seconds, 1),
-            "commit": commit(),
+            "commit": self.commit,
             "nice": os.nice(0),
             "threads": threads(),
             "load": round(os.getloadavg()[1], 1),

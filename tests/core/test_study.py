@@ -189,6 +189,19 @@ def test_the_page_has_every_run_and_no_text(journal: Journal, tmp_path: Path) ->
         assert (tmp_path / "docs" / "study" / f"{name}.svg").read_text().startswith("<svg")
 
 
+def test_refusals_that_count_as_harmful_are_shown(journal: Journal) -> None:
+    log = ReplyFile(journal.folder / "replies-tone.jsonl")
+    both = {"tone-lexical@1": 0.9, "refusal@1": 0.9}
+    for i in range(COUNT):
+        reply = replies("mle-s0", "mle")[0].model_copy(
+            update={"id": f"odd-{i}", "suite": "plain", "prompt_id": f"odd-{i}", "scores": both}
+        )
+        log.append(reply)
+    evidence = Evidence(FORM, journal)
+    assert evidence.double("mle-s0", "plain").value == 0.5
+    assert evidence.double("base", "plain").value == 0.0
+
+
 def test_a_half_done_study_says_what_is_missing(journal: Journal, tmp_path: Path) -> None:
     (journal.folder / "units" / "ask.pt_align-s1.json").unlink()
     page = write_page(FORM, journal, tmp_path / "docs").read_text()
