@@ -6,7 +6,6 @@ import contextlib
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
 
 DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
 END_STREAM, END_HEADERS = 1, 4
@@ -80,11 +79,13 @@ class Connection:
         self.socket.close()
 
 
-def bomb(size: int) -> Iterator[bytes]:
-    """A gRPC message of `size` zero bytes, compressed about a thousand times, in pieces."""
+def bomb(size: int) -> list[bytes]:
+    """A gRPC message of `size` zero bytes, compressed about a thousand times, in DATA's pieces.
+
+    At most 60 MiB: more than 65,535 bytes on the wire would have to wait for the server's window.
+    """
     press = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = bytes(1 << 20)
     body = b"".join(press.compress(block) for _ in range(size >> 20)) + press.flush()
     message = b"\1" + struct.pack(">I", len(body)) + body
-    for start in range(0, len(message), 16384):
-        yield message[start : start + 16384]
+    return [message[start : start + 16384] for start in range(0, len(message), 16384)]
