@@ -44,6 +44,8 @@ def main() -> int:
     form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
     if options.seeds:
         form = dataclasses.replace(form, seeds=options.seeds)
+    sizes = {name: min(n, options.samples or n) for name, n in form.suites.items()}
+    form = dataclasses.replace(form, suites=sizes, pairs_file=options.pairs)
     journal = Journal(options.out / form.name)
     if options.fresh:
         journal.forget()
@@ -71,9 +73,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("study-out"), help="journal folder")
     parser.add_argument("--fresh", action="store_true", help="forget what is finished")
     parser.add_argument("--seeds", type=int, default=0, help="training seeds (full: 3, quick: 1)")
+    parser.add_argument("--samples", type=int, default=0, help="prompts a suite at most")
+    parser.add_argument("--pairs", type=Path, help="train on this pair set (JSON, texts revealed)")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     options = parser.parse_args()
     options.out = options.out.absolute()
+    options.pairs = options.pairs and options.pairs.absolute()
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ptalign.nouns import Method
@@ -60,6 +61,8 @@ class Form:
     anchors: int = 40
     curve: tuple[tuple[int, int, int], ...] = ()
     tenfold: bool = False
+    pairs_file: Path | None = None
+    """A pair set made earlier, to train on in place of one made now."""
     curve_suites: tuple[str, ...] = field(default=("xstest-safe", "xstest-unsafe"))
 
     def runs(self) -> list[Run]:

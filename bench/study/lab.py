@@ -116,14 +116,17 @@ class Lab:
             log=self._journal.log(f"{name}-{tag}", Pair, Anchor),
         )
         self._journal.seal(name, made)
-        return counts(made) | {
-            "pairs": sum(p.kind != "twin" for p in made.pairs),
-            "polarised": len(made.polarised),
-            "twins": len(made.twins),
-            "anchors": len(made.anchors),
-            "annotations_used": made.annotations_used,
-            "judges": list(made.judge_ids),
-        }
+        return pair_counts(made)
+
+    def imported(self, file: Path) -> dict[str, Any]:
+        """A pair set from JSON with its texts revealed, sealed as ``pairs-tone``.
+
+        Raises:
+            pydantic.ValidationError: The file is not a pair set.
+        """
+        made = PairSet.model_validate_json(file.read_text("utf-8"))
+        self._journal.seal("pairs-tone", made)
+        return pair_counts(made) | {"imported": True}
 
     def training_set(self, data: Data) -> PairSet:
         """The pairs that runs on this data share; `broad` adds its pairs to those of `tone`."""
@@ -241,6 +244,18 @@ def counts(made: InstructionSet | PairSet) -> dict[str, Any]:
         "requested": made.requested,
         "rejected": dict(made.rejected),
         "stats": dict(made.stats),
+    }
+
+
+def pair_counts(made: PairSet) -> dict[str, Any]:
+    """The same with what a pair set holds."""
+    return counts(made) | {
+        "pairs": sum(p.kind != "twin" for p in made.pairs),
+        "polarised": len(made.polarised),
+        "twins": len(made.twins),
+        "anchors": len(made.anchors),
+        "annotations_used": made.annotations_used,
+        "judges": list(made.judge_ids),
     }
 
 

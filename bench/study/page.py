@@ -120,8 +120,8 @@ def text(evidence: Evidence, drawn: Sequence[str], notes: str) -> str:
 
 
 HOW = """\
-- One instruction set and one pair set, made once on the real engine (vLLM); every run trains on
-  them.
+- One instruction set and one pair set, made once on the real engine (vLLM) or imported; every run
+  trains on them.
 - Evaluation decodes greedily, one reply a prompt; the same prompts for every target. Prompts with a
   MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
   personas and demonstrations of the suites appear nowhere in training.
@@ -162,6 +162,12 @@ def head(evidence: Evidence) -> list[str]:
             "It shows that the path works and where the numbers lie; it proves nothing that needs "
             "seeds.** "
             "`make study` is the full form."
+        )
+    pairs = evidence.result("pairs-tone")
+    if pairs and pairs.get("imported"):
+        found.append(
+            "**The pair set was not made by this run but imported (`--pairs`)**, from an earlier "
+            "run of stages 1 and 2 on the real engine; its digest is under Data."
         )
     if missing:
         found.append(f"**Unfinished**: {len(missing)} units are missing: {', '.join(missing)}.")

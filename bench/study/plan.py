@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ def units(form: Form, journal: Journal, lab: Lab) -> list[Unit]:
 def _texts(form: Form, journal: Journal, lab: Lab, data: Data) -> list[Unit]:
     count = form.instructions if data == "tone" else form.broad
     asked = f"instructions-{data}"
+    if form.pairs_file is not None and data == "tone":
+        file = form.pairs_file
+        given = hashlib.sha256(file.read_bytes()).hexdigest()
+        return [Unit("pairs-tone", 0.1, lambda: [given], lambda _: lab.imported(file))]
     return [
         Unit(
             asked, 1 + 0.05 * count, lambda: [data, count], lambda tag: lab.instructions(data, tag)

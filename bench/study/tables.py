@@ -231,10 +231,12 @@ def data(evidence: Evidence) -> list[str]:
                 f"{_counts(asked['rejected'])}."
             )
         if pairs:
+            came = "imported, made earlier by the same stages: " if pairs.get("imported") else ""
             found.append(
-                f"`{kind}`: {pairs['pairs']} pairs ({pairs['polarised']} with a toxic side), "
+                f"`{kind}`: {came}{pairs['pairs']} pairs ({pairs['polarised']} with a toxic side), "
                 f"{pairs['twins']} twins, {pairs['anchors']} anchors, {pairs['annotations_used']} "
-                f"annotations. {_stats(pairs['stats'])}. Rejected: {_counts(pairs['rejected'])}."
+                f"annotations, {pairs.get('digest', '')[:19]}. {_stats(pairs['stats'])}. "
+                f"Rejected: {_counts(pairs['rejected'])}."
             )
     suites = [
         [s["name"], str(s["prompts"]), str(s["max_tokens"]), _counts(s["left_out"]), s["not_run"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from bench.study.evidence import Estimate, Evidence, area, height_at, separation
 from bench.study.form import FULL, QUICK, Form, Run
 from bench.study.goals import goals
 from bench.study.journal import Journal, ReplyFile
-from bench.study.lab import masked_adapter
+from bench.study.lab import Lab, masked_adapter
 from bench.study.page import write_page
-from bench.study.plan import Unit, tenfold_weight
-from ptalign.nouns import Adapter, Annotation, Pair, Probe, Reply, Suppressed
+from bench.study.plan import Unit, tenfold_weight, units
+from ptalign.nouns import Adapter, Annotation, Pair, PairSet, Probe, Reply, Suppressed
 from ptalign.sealed import SealedText
 
 FORM = Form(
@@ -287,6 +288,23 @@ def test_sealed_sets_come_back_and_are_not_readable(tmp_path: Path) -> None:
     assert list(Journal(tmp_path).log("pairs", Pair).read()) == [pair]
     for file in (tmp_path / "sets").iterdir():
         assert b"words" not in file.read_bytes()
+
+
+def test_an_imported_pair_set_takes_the_place_of_two_stages(tmp_path: Path) -> None:
+    pair = Pair(
+        id="1", instruction_id="1", instruction="Ask.", topic="t", positive="Kind words.",
+        toxic=SealedText("Unkind words."),
+    )  # fmt: skip
+    file = tmp_path / "pairs.json"
+    file.write_text(PairSet(pairs=(pair,)).model_dump_json(context={"reveal": True}))
+    journal = Journal(tmp_path / "journal")
+    form = replace(QUICK, pairs_file=file)
+    lab = Lab(form, journal, lambda _: None)
+    planned = units(form, journal, lab)
+    assert [u.name for u in planned[:2]] == ["pairs-tone", "train/pt_align-s0"]
+    found = planned[0].work("tag")
+    assert (found["pairs"], found["polarised"], found["imported"]) == (1, 1, True)
+    assert lab.training_set("tone").pairs == (pair,)
 
 
 def test_tenfold_weight_is_ten_times_the_matched_one(journal: Journal) -> None:
