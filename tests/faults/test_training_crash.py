@@ -106,13 +106,13 @@ def test_killed_around_checkpoints(
 def test_killed_at_random_steps(
     score: Any, tmp_path: Path, author_url: str, tiny_model: Path
 ) -> None:
-    row = score.row("SIGKILL of the trainer at random steps, adapter equal to the bit", 6)
+    row = score.row("SIGKILL of the trainer at random steps, adapter equal to the bit", 20)
     draw = random.Random(9)
     running = server(tmp_path / "state", author_url, tiny_model).start()
     try:
         pairs = import_pairs(running)
         truth = weights(running, align(running, pairs))
-        for _ in range(score.size(6, 1)):
+        for _ in range(score.size(20, 1)):
             name = align(running, pairs)
             wanted = draw.randint(1, STEPS - 1)
             wait_for(lambda n=name, w=wanted: _steps(running, n) >= w, 240, "some steps")
