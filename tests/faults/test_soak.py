@@ -113,7 +113,7 @@ def test_the_soak_sees_a_leak() -> None:
     """The test of the test."""
     steady = [Sample(100_000_000, 30, 20)] * 90
     assert growth("x", steady) == []
-    leaking = [Sample(100_000_000 + n * 400_000, 30 + n, 20 + n // 3) for n in range(90)]
+    leaking = [Sample(100_000_000 + n * 1_000_000, 30 + n, 20 + n // 3) for n in range(90)]
     assert [text.split()[1] for text in growth("x", leaking)] == [
         "memory", "descriptors", "threads",
     ]  # fmt: skip
