@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -105,8 +106,9 @@ def tree_attention(
             module, query, key, value, attention_mask, **options
         )
         return found
+    attend = _grouped if _takes_groups(query, key, options) else sdpa_attention_forward
     parts = [
-        sdpa_attention_forward(
+        attend(
             module,
             query[:, :, span.start : span.stop],
             key.index_select(2, span.keys),
@@ -117,6 +119,30 @@ def tree_attention(
         for span in spans
     ]
     return torch.cat(parts, dim=1), None
+
+
+def _takes_groups(query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+    """Whether keys may stay shared between query heads: the CPU's kernel takes that with a mask,
+    CUDA's would fall back to a slow one."""
+    shared = query.shape[1] != key.shape[1] and query.device.type == "cpu"
+    return shared and options.get("position_bias") is None
+
+
+def _grouped(
+    _module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_options: Any,
+) -> tuple[Tensor, None]:
+    """`sdpa_attention_forward` without writing out the shared keys and values once per head."""
+    found = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return found.transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ptalign.errors import Unsupported
 from ptalign.losses import Head, margins
 from ptalign.training.attention import attending, spans_of, use_tree_attention
+from ptalign.training.fused import Swap, fused, swaps_of
 from ptalign.training.texts import Sample
 from ptalign.training.tree import Row, Targets, inputs_of, pack, targets_of
 
@@ -42,6 +43,7 @@ class Decoder:
         self.reason = ""
         self.head = head_of(causal_lm)
         self._by_span = use_tree_attention(causal_lm)
+        self._swaps: list[Swap] = [] if peft_model is None else swaps_of(peft_model)
 
     def hidden(self, row: Row) -> Tensor:
         """Last hidden states.
@@ -60,7 +62,8 @@ class Decoder:
             return self._run(inputs)
 
     def _run(self, inputs: dict[str, Any]) -> Tensor:
-        states: Tensor = self.backbone(use_cache=False, **inputs).last_hidden_state
+        with fused(self._swaps):
+            states: Tensor = self.backbone(use_cache=False, **inputs).last_hidden_state
         return states.flatten(0, 1)
 
     def margins(self, row: Row) -> tuple[Tensor, Targets]:

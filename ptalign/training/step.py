@@ -17,7 +17,7 @@ from ptalign.training.texts import Part, Sample
 from ptalign.training.tree import Row, Targets, pack
 
 LIKELY: tuple[Part, ...] = ("positive", "twin")
-ROW = 512
+ROW = 1024
 """Nodes per row: longer rows share more of the system prompt, and hold more activations."""
 
 

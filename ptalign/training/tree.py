@@ -75,6 +75,13 @@ class _Trie:
             node = child
         return 0
 
+    def growth(self, group: Sequence[Sequence[int]]) -> int:
+        """How many nodes a group would add, prefixes shared within it counted once."""
+        return sum(
+            min([self.missing(ids), *(len(ids) - _shared(ids, other) for other in group[:place])])
+            for place, ids in enumerate(group)
+        )
+
     def insert(self, ids: Sequence[int]) -> list[int]:
         """Nodes of `ids`, made where they are missing."""
         path, node = [], -1
@@ -88,6 +95,12 @@ class _Trie:
             path.append(child)
             node = child
         return path
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def inputs_of(sample: Sample) -> tuple[int, ...]:
@@ -107,23 +120,19 @@ def pack(groups: Iterable[Sequence[Sample]], budget: int, *, share: bool = True)
     trie, held = _Trie(), 0
     for group in groups:
         live = [s for s in group if s.used]
-        new = sum(trie.missing(inputs_of(s)) for s in live[:1]) + _extra(live)
+        inputs = [inputs_of(s) for s in live]
+        new = trie.growth(inputs) if share else sum(map(len, inputs))
         if held and held + new > budget:
             trie = _Trie()
         if not trie.tokens and live:
             rows.append(Row([], trie.tokens, trie.parents, trie.depths, []))
-        for sample in live:
+        for sample, ids in zip(live, inputs, strict=True):
             if not share:
                 trie.children = {}
             rows[-1].samples.append(sample)
-            rows[-1].paths.append(trie.insert(inputs_of(sample)))
+            rows[-1].paths.append(trie.insert(ids))
         held = len(trie.tokens)
     return rows
-
-
-def _extra(group: Sequence[Sample]) -> int:
-    """Nodes a group adds beyond its first sample: the answers of the others."""
-    return sum(max(s.used - 1, 0) for s in group[1:])
 
 
 def targets_of(row: Row, device: torch.device | str = "cpu") -> Targets:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from ptalign.training.texts import Sample
 from ptalign.training.tree import inputs_of, pack, targets_of
 
@@ -78,6 +80,25 @@ def test_budget_closes_a_row_and_keeps_groups_whole() -> None:
         ["12a", "12b", "13a", "13b"],
         ["14a", "14b"],
     ]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_rows_are_as_full_as_their_order_allows(share: bool) -> None:
+    """No row is over the budget, and the group that opens the next one would not have fitted."""
+    draw = random.Random(1)
+    groups = []
+    for i in range(60):
+        prompt = [9, 9, draw.randrange(3), *(draw.randrange(9) for _ in range(draw.randrange(4)))]
+        answers = [[draw.randrange(3) for _ in range(draw.randrange(1, 9))] for _ in range(2)]
+        groups.append([sample(f"{i}/{j}", prompt, a, [1] * len(a)) for j, a in enumerate(answers)])
+    rows = pack(groups, 50, share=share)
+    assert len(rows) > 5
+    assert max(row.size for row in rows) <= 50
+    by_key = {s.key: g for g in groups for s in g}
+    for row, following in zip(rows, rows[1:], strict=False):
+        here = [by_key[s.key] for s in row.samples[::2]]
+        (both,) = pack([*here, by_key[following.samples[0].key]], 10**9, share=share)
+        assert both.size > 50
 
 
 def test_every_path_spells_its_sample() -> None:
