@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -95,7 +96,7 @@ def test_rows_are_as_full_as_their_order_allows(share: bool) -> None:
     assert len(rows) > 5
     assert max(row.size for row in rows) <= 50
     by_key = {s.key: g for g in groups for s in g}
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in itertools.pairwise(rows):
         here = [by_key[s.key] for s in row.samples[::2]]
         (both,) = pack([*here, by_key[following.samples[0].key]], 10**9, share=share)
         assert both.size > 50
