@@ -9,6 +9,8 @@ from bench.study.plan import Unit
 from ptalign.progress import Progress
 
 EVERY_SECONDS = 30.0
+PRIOR_MINUTES = 2.0
+"""What the plan's own pace counts for: a first unit of a second must not promise a minute."""
 
 
 class Clock:
@@ -65,7 +67,7 @@ class Clock:
 
     def minutes(self) -> float:
         """Expected minutes of all that is left, at the speed seen so far."""
-        pace = self._taken / self._expected if self._expected else 1.0
+        pace = (self._taken + PRIOR_MINUTES) / (self._expected + PRIOR_MINUTES)
         running = (self._now() - self._begun) / 60 if self._unit else 0.0
         current = self._left.get(self._unit, 0.0) * pace
         others = sum(m for name, m in self._left.items() if name != self._unit) * pace

@@ -342,5 +342,5 @@ def test_remaining_time_learns_from_what_was_done() -> None:
     clock.begin(first)
     now[0] = 180.0
     clock.end(first)
-    assert clock.minutes() == pytest.approx(3.0)
-    assert "about 3 min remain" in clock.remaining()
+    assert clock.minutes() == pytest.approx(5 / 3)  # 3 for 1, and the prior's 2 for 2
+    assert "about 2 min remain" in clock.remaining()
