@@ -112,7 +112,7 @@ def text(evidence: Evidence, drawn: Sequence[str], notes: str) -> str:
         "## Data",
         *data(evidence),
         "## How it was measured",
-        HOW,
+        how(evidence),
         "## Time",
         *times(evidence),
     ]
@@ -125,9 +125,9 @@ HOW = """\
 - Evaluation decodes greedily, one reply a prompt; the same prompts for every target. Prompts with a
   MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
   personas and demonstrations of the suites appear nowhere in training.
-- Judges of the evaluation (`tone-lexical@1`, `refusal@1`) are not those that filtered the pairs
-  (`tone-head@1`, `tone-valence@1`). They are lexical and cheap: they stand for rudeness of tone and
-  for the wording of a refusal, not for harm in general.
+- Judges of the evaluation ({graders}) are not those that filtered the pairs ({filters}). They are
+  lexical and cheap: they stand for rudeness of tone and for the wording of a refusal, not for harm
+  in general.
 - A share of one run has Wilson's interval. With more seeds, outcomes are averaged over seeds per
   prompt and prompts are resampled (bootstrap, 4000 draws); differences are paired by prompt. These
   intervals cover the choice of prompts; what the training seed changes is shown apart, as a range.
@@ -135,6 +135,17 @@ HOW = """\
 - Teacher-forced measures read held-out anchors and toxic answers of the training set under attack;
   they have no sampling error, and no interval but the range over seeds.
 - Guards record: no run is stopped, dropped or repeated because of what it gave."""
+
+
+def how(evidence: Evidence) -> str:
+    """The method in words, with the judges that were used."""
+    asked = next((a for run in evidence.compared() if (a := evidence.asked(run))), None)
+    found = asked["evaluation"] if asked else {}
+
+    def names(key: str) -> str:
+        return ", ".join(f"`{name}`" for name in found.get(key, ())) or "none yet"
+
+    return HOW.format(graders=names("judge_ids"), filters=names("generation_judge_ids"))
 
 
 def head(evidence: Evidence) -> list[str]:
