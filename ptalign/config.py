@@ -27,7 +27,8 @@ class InstructionConfig(Config):
     topics: tuple[str, ...] = ()
     """Topic ids to use; all of the policy's when empty."""
     temperature: float = Field(0.9, gt=0, le=2)
-    top_p: float = Field(0.95, gt=0, le=1)
+    min_p: float = Field(0.05, ge=0, lt=1)
+    """Tokens less likely than this share of the likeliest are not sampled."""
     max_tokens: int = Field(28, ge=8, le=256)
     max_overgeneration: float = Field(12.0, ge=1, le=50)
     """Drafts per accepted instruction at most, before the set is called short."""
@@ -46,7 +47,8 @@ class PairConfig(Config):
     held_out_share: float = Field(0.25, ge=0, le=0.9)
     """Share of the anchors kept from training, for benign KL."""
     temperature: float = Field(0.9, gt=0, le=2)
-    top_p: float = Field(0.95, gt=0, le=1)
+    min_p: float = Field(0.05, ge=0, lt=1)
+    """Tokens less likely than this share of the likeliest are not sampled."""
     max_tokens: int = Field(64, ge=16, le=1024)
     candidates: int = Field(4, ge=1, le=16)
     """Drafts per instruction, side and round at most: the best valid one is kept."""

@@ -184,7 +184,6 @@ def request_for(ask: _Ask, model: ModelSpec) -> Request:
         prefill=prompt.prefill,
         max_tokens=ask.suite.max_tokens,
         temperature=0.0,
-        top_p=1.0,
         adapter=ask.target.adapter_name,
     )
 

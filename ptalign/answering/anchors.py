@@ -50,7 +50,7 @@ def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: Mode
         messages=(*system, Message("user", draft.instruction)),
         max_tokens=config.max_tokens,
         temperature=TEMPERATURE,
-        top_p=config.top_p,
+        min_p=config.min_p,
     )
 
 

@@ -87,7 +87,6 @@ class Constraints:
             stop=("\n",),
             max_tokens=24,
             temperature=0.7,
-            top_p=0.9,
         )
         return request, opener
 

@@ -41,7 +41,7 @@ def answer(
     prefill: str = "",
     max_tokens: int,
     temperature: float,
-    top_p: float,
+    min_p: float,
 ) -> Request:
     """A request for one answer under a constant part."""
     return Request(
@@ -51,7 +51,7 @@ def answer(
         stop=("\n",),
         max_tokens=max_tokens,
         temperature=temperature,
-        top_p=top_p,
+        min_p=min_p,
     )
 
 

@@ -212,7 +212,7 @@ class PairRun:
             prefill=draft.lead,
             max_tokens=self._config.max_tokens,
             temperature=HEAT[voice][min(draft.i, 1)] * self._config.temperature,
-            top_p=self._config.top_p,
+            min_p=self._config.min_p,
         )
 
     # -- what comes back ----------------------------------------------------------------------

@@ -29,7 +29,7 @@ def draft(key: str, cell: Cell, policy: Policy, **sampling: float) -> Request:
         stop=("\n",),
         max_tokens=int(sampling["max_tokens"]),
         temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
+        min_p=sampling["min_p"],
     )
 
 
@@ -45,7 +45,7 @@ def twin(
         stop=("\n",),
         max_tokens=int(sampling["max_tokens"]) + 8,
         temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
+        min_p=sampling["min_p"],
     )
 
 

@@ -138,7 +138,7 @@ class DraftRun:
             self.policy,
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
-            top_p=self.config.top_p,
+            min_p=self.config.min_p,
         )
 
     def _ask_twin(self, job: TwinJob) -> Request:
@@ -153,7 +153,7 @@ class DraftRun:
             self.policy,
             max_tokens=self.config.max_tokens,
             temperature=0.5 + 0.1 * job.tries,
-            top_p=self.config.top_p,
+            min_p=self.config.min_p,
         )
 
     def _fly(self, what: Cell | TwinJob) -> str:

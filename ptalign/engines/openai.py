@@ -9,6 +9,7 @@ gone, so an abandoned stream costs no further tokens.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,8 +120,9 @@ class OpenAIEngine:
             "model": request.adapter or self.served_name,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
-            "top_p": request.top_p,
         }
+        if request.min_p and request.temperature:
+            body["min_p"] = request.min_p
         if request.stop:
             body["stop"] = list(request.stop)
         if request.repetition_penalty != 1.0:
@@ -188,7 +190,8 @@ class _Flight:
         """Cancels what is in flight and ends the thread."""
         for future in list(self._open):
             future.cancel()
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(timeout=5)
+        with contextlib.suppress(TimeoutError):  # a connection that will not close is left behind
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
         if not self._thread.is_alive():

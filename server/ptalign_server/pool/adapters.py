@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def projections(model: Path) -> dict[str, tuple[int, int]]:
         f"model folder {model.name}: no linear layer named {', '.join(PROJECTIONS)} in its "
         "safetensors files, so adapters cannot be served; convert it with save_pretrained"
     )
+
+
+def layer_linears(model: Path) -> list[str]:
+    """Last names of the linears inside numbered layers: all that adapters may touch."""
+    names = (name for name in _matrices(model) if re.search(r"\.\d+\.", name))
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def _matrices(model: Path) -> dict[str, tuple[int, int]]:

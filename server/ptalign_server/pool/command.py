@@ -7,8 +7,11 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ptalign.nouns import ModelSpec
+from ptalign_server.pool import lora_cpu
+from ptalign_server.pool.adapters import layer_linears
 from ptalign_server.pool.settings import PoolSettings
 from ptalign_server.processes import clean_environment
 
@@ -39,6 +42,8 @@ def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--model", model.path, "--served-model-name", name]
     argv += _flags(settings)
+    if settings.device == "cpu":
+        argv += _cpu_flags(Path(model.path))
     return Launch(port, tuple(argv), _environment(settings, key), key)
 
 
@@ -50,9 +55,19 @@ def _flags(settings: PoolSettings) -> list[str]:
     flags += ["--max-lora-rank", str(settings.max_lora_rank)]
     flags += ["--max-cpu-loras", str(settings.max_loras + 9), "--disable-uvicorn-access-log"]
     if settings.device == "cpu":
-        # torch.compile adds two minutes of start-up for 6-19 % on the CPU.
-        return [*flags, "--enforce-eager"]
+        return flags
     return [*flags, "--gpu-memory-utilization", str(settings.gpu_memory_share)]
+
+
+def _cpu_flags(model: Path) -> list[str]:
+    # torch.compile adds two minutes of start-up for 6-19 %. A worker in a process of its own leaves
+    # the engine's core spinning while it waits. And the head would add an adapter's logits, all
+    # zeros, over the whole vocabulary for every token: ours never touch it. See docs/adr/0007.
+    flags = ["--enforce-eager", "--distributed-executor-backend", "uni"]
+    # The CPU's blocks of 128 tokens leave 64 of a shared prefix to be computed again, on average.
+    flags += ["--block-size", "32"]
+    linears = layer_linears(model)
+    return [*flags, "--lora-target-modules", *linears] if linears else flags
 
 
 def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
@@ -75,6 +90,10 @@ def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # `auto` puts two engines on the same core
             "OMP_NUM_THREADS": str(settings.threads),
             "OMP_WAIT_POLICY": "passive",
+            lora_cpu.VARIABLE: "1",
+            # Without it vLLM overrides `--distributed-executor-backend uni`; the server's engine
+            # has a process of its own either way.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     return clean_environment(values)
 

@@ -243,12 +243,36 @@ class Supervisor:
                 folder,
             )
             return
-        wire.load(self._canary, make_adapter(model, folder / "canary", scale=4.0))
+        loud = make_adapter(model, folder / "canary", scale=4.0)
+        zero = self._settings.device == "cpu" and (self._remote or self._mixes(wire, name, loud))
+        wire.load(self._canary, loud)
         bare = "" if self._remote else name  # another client's batch would blur the bare model
-        zero = self._settings.device == "cpu"  # only the CPU build mixes adapters up
         canary.check(wire, base=ZERO if zero else name, canary=self._canary, dtype=dtype, bare=bare)
         wire.unload(self._canary)
         self.slot.zero_name = ZERO if zero else ""
+
+    def _mixes(self, wire: Wire, name: str, loud: Path) -> bool:
+        """Whether bare requests get the adapter of their batch: so on the CPU without `lora_cpu`.
+
+        The adapter that they would get is the one in the last slot, so every slot is filled.
+        """
+        names = [f"{self._canary}-{i}" for i in range(self._settings.max_loras + 1)]
+        dtype = self._settings.dtype
+        for each in names:
+            wire.load(each, loud)
+        try:
+            for each in names:
+                wire.sample(each, "Once", 1)
+            canary.check(wire, base=name, canary=names[-1], dtype=dtype)
+        except EngineFailed as error:
+            log.warning(
+                "engine %s: %s; base requests get an adapter of zeros", self.slot.name, error
+            )
+            return True
+        finally:
+            for each in names:
+                wire.unload(each)
+        return False
 
     def _tag(self) -> str:
         return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptalign.config import AlignConfig
+from ptalign.judges import GENERATION_JUDGES
 from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import configs, failpoints, manifest, messages
@@ -46,6 +47,8 @@ def make(job: Job) -> Made:
         "policy": policy.model_dump(mode="json"),
         "parent": str(adapter_folder(job.room.store, parent)) if parent else "",
         "out": str(out.absolute()),
+        # One that is not used to evaluate: what is trained on must not be what measures.
+        "judge": GENERATION_JUDGES[-1] if config.scorer == "judge" else "",
     }
     result = run(job, model, "align", payload)
     adapter = Adapter.model_validate(result)
