@@ -62,7 +62,7 @@ async def refused(call: Any) -> None:
 
 @pytest.mark.tier(2)
 async def test_database_and_audit_writers(score: Any, small_disk: Path) -> None:
-    row = score.row("writers that met a full disk", 5)
+    row = score.row("full disk: database and audit writers", 2)
     async with gateway(small_disk / "state") as gate:
         name = await import_two(gate)
         request = generate(2)
@@ -90,7 +90,7 @@ def test_item_and_checkpoint_writers(score: Any, small_disk: Path) -> None:
 
     from ptalign.training.checkpoint import Checkpoint, latest, save
 
-    row = score.row("writers that met a full disk (files)", 2)
+    row = score.row("full disk: item and checkpoint writers", 2)
     with opened(small_disk / "state") as store:
         log = store.sets.log(add_operation(store), Instruction)
         made = [Checkpoint(n, {"a": torch.ones(99)}, {}, {}, torch.get_rng_state()) for n in (1, 2)]
@@ -130,7 +130,7 @@ def use_every_method(server: Any) -> None:
 @pytest.mark.tier(2)
 @pytest.mark.timeout(400)
 def test_a_server_outlives_a_full_disk(score: Any, small_disk: Path) -> None:
-    row = score.row("servers that met a full disk", 1)
+    row = score.row("full disk: servers with their logs on it", 1)
     state = small_disk / "state"
     with author(0.3) as url, served(state, url) as server:
         first = server.tuning.GenerateInstructions(generate(60))
