@@ -42,7 +42,7 @@ def test_sigterm_under_load(score: Any, tmp_path: Path, slow_url: str) -> None:
             history.operations.add(made.name)
             operation = made.name.removeprefix("operations/")
             wait_for(lambda o=operation: len(accepted(running.state, o)) > 2, 90, "records")
-            row.bad += not _ends_well(running, made.name)
+            row.bad += not _ends_well(running, made.name, 0.5 if score.in_tier else 5.0)
             row.ran += 1
             for record in accepted(running.state, operation):
                 history.items[record.text] = made.name
@@ -55,8 +55,8 @@ def test_sigterm_under_load(score: Any, tmp_path: Path, slow_url: str) -> None:
     assert not row.bad, (row, found)
 
 
-def _ends_well(running: Running, name: str) -> bool:
-    """Not serving in half a second, a call in flight answered, status 0 in 30 s, no child left."""
+def _ends_well(running: Running, name: str, told_s: float) -> bool:
+    """Not serving in `told_s`, a call in flight answered, status 0 in 30 s, no child left."""
     assert running.process is not None
     tree = [running.process.pid, *descendants(running.process.pid)]
     stub = health_pb2_grpc.HealthStub(running.channel)
@@ -75,7 +75,7 @@ def _ends_well(running: Running, name: str) -> bool:
     took = time.monotonic() - start
     gone = not any(alive(pid) for pid in tree)
     not_serving = status == health_pb2.HealthCheckResponse.NOT_SERVING
-    good = not_serving and told < 0.5 and not answered.done and code == 0 and took < 30 and gone
+    good = not_serving and told < told_s and not answered.done and code == 0 and took < 30 and gone
     if not good:
         print(not_serving, told, answered.done, code, took, gone)
     return good
@@ -106,15 +106,15 @@ async def test_overload(score: Any, tmp_path: Path, slow_url: str) -> None:
         "refusal p99 ms": f"{1000 * p99(flood.refusals):.0f}",
         "health p99 ms": f"{1000 * p99(flood.health):.0f}",
         "memory MB": f"{grown / 1e6:.0f}",
+        "load": f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
     }
+    late = [p99(flood.refusals) > 0.05, p99(flood.health) > 0.2]
+    row.bad = found.bad + len(flood.odd) + (grown > 100e6)
+    row.bad += sum(late) if score.in_tier else 0  # `make test` runs beside others
     assert not flood.odd, flood.odd
     assert flood.refusals
     assert flood.accepted
-    assert not found.bad, found
-    assert grown < 100e6
-    if seconds == 60:  # a shared machine is slower in a short run
-        assert p99(flood.refusals) < 0.05, row.notes
-        assert p99(flood.health) < 0.2, row.notes
+    assert not row.bad, (found, row.notes)
 
 
 class Flood:
@@ -139,7 +139,7 @@ class Flood:
         while time.monotonic() < end:
             start = time.monotonic()
             try:
-                made = await self._tuning.GenerateInstructions(generate(500), timeout=20)
+                made = await self._tuning.GenerateInstructions(generate(500), timeout=60)
                 self.accepted.append(made.name)
             except grpc.aio.AioRpcError as error:
                 self.refusals.append(time.monotonic() - start)
@@ -150,7 +150,7 @@ class Flood:
     async def _ask(self, end: float) -> None:
         while time.monotonic() < end:
             start = time.monotonic()
-            await self._health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            await self._health.Check(health_pb2.HealthCheckRequest(), timeout=60)
             self.health.append(time.monotonic() - start)
             await asyncio.sleep(0.1)
 
