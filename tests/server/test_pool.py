@@ -106,7 +106,7 @@ def test_base_requests_take_the_zero_adapter_while_adapters_are_in_use(
     open_pool: Open, adapter: Path
 ) -> None:
     """Bare requests never share a batch with an adapter's: the CPU build would mix them up."""
-    pool = open_pool()
+    pool = open_pool("base-mixes")
     assert answers(pool, ask("a"))["0"].text == "a base"
     served = pool.serve_adapter("calm", adapter)
     base = [Request(key=f"b{i}", messages=(Message("user", f"{i}"),)) for i in range(30)]
@@ -115,6 +115,21 @@ def test_base_requests_take_the_zero_adapter_while_adapters_are_in_use(
     assert {c.text.split()[1] for k, c in found.items() if k[0] == "t"} == {served}
     assert {c.text.split()[1] for k, c in found.items() if k[0] == "b"} == {"base", "ptalign-zero"}
     assert not any({"base", served} <= set(batch) for batch in seen(pool)[0]["batches"])  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_keeps_them_apart_needs_no_zero_adapter(
+    open_pool: Open, adapter: Path
+) -> None:
+    pool = open_pool()
+    served = pool.serve_adapter("calm", adapter)
+    asks = [
+        Request(f"{i}", (Message("user", f"{i}"),), adapter=served if i % 2 else "")
+        for i in range(12)
+    ]
+    found = answers(pool, asks)
+    assert {c.text.split()[1] for k, c in found.items() if int(k) % 2} == {served}
+    assert {c.text.split()[1] for k, c in found.items() if not int(k) % 2} == {"base"}
+    assert any({"base", served} <= set(batch) for batch in seen(pool)[0]["batches"])  # type: ignore[attr-defined]
 
 
 def test_an_engine_that_mixes_adapters_up_is_refused(open_pool: Open) -> None:
