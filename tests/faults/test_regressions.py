@@ -25,6 +25,7 @@ from ptalign.errors import DataDamaged, NotReady
 from ptalign.nouns import Instruction, InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.admin.keys import rotate_all
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.manifest import PART, Signer
 from ptalign_server.process import hold
@@ -339,3 +340,37 @@ def test_files_of_an_ended_operation_are_closed(store: Store) -> None:
     job.close()
     with pytest.raises(ValueError, match="closed"):
         log.append(instruction(1))
+
+
+def test_a_set_made_after_a_rotation_outlives_the_old_key(store: Store, tmp_path: Path) -> None:
+    """A running server went on wrapping new sets under the key that the rotation had dropped."""
+    before = add_set(store)
+    with opened(tmp_path / "state") as beside:
+        rotate_all(beside)
+    after = add_set(store)
+    with opened(tmp_path / "state") as again:
+        assert len(again.vault.keyfile.keys) == 1
+        assert all(len(list(again.sets.records(made.name))) == 3 for made in (before, after))
+
+
+def test_a_key_wrapped_before_a_rotation_and_stored_after_it_is_not_lost(
+    store: Store, tmp_path: Path
+) -> None:
+    """The rotation ran between the two and did not see the row."""
+    _, wrapped = store.vault.fresh_key("late")
+    with opened(tmp_path / "state") as beside:
+        rotate_all(beside)
+    store.write(lambda c: store.keys.insert(c, "late", wrapped)).result()
+    with opened(tmp_path / "state") as again:
+        assert again.keys.get("late").set_id == "late"
+
+
+def test_a_row_read_before_a_rotation_is_opened_after_it(store: Store, tmp_path: Path) -> None:
+    """Reading the key file again forgot the key that the row in hand still needed."""
+    made = add_set(store)
+    held = store.keys._wrapped(made.id)
+    assert held is not None
+    with opened(tmp_path / "state") as beside:
+        rotate_all(beside)
+    assert store.keys.get(made.id).set_id == made.id
+    assert store.vault.unwrap(made.id, held).set_id == made.id

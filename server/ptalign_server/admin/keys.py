@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from ptalign_server.settings import Settings
 from ptalign_server.vault import KeyFile
+
+if TYPE_CHECKING:
+    from ptalign_server.store import Store
 
 app = typer.Typer(help="The operator's key file.", no_args_is_help=True)
 
@@ -37,11 +42,21 @@ def rotate() -> None:
 
     settings = Settings()
     store = Store(settings, freeze)
+    key_id, count = rotate_all(store)
+    store.close()
+    typer.echo(f"key {key_id} wraps {count} set keys now. Back up {settings.key_path}.")
+
+
+def rotate_all(store: Store) -> tuple[str, int]:
+    """A fresh operator key, every set's key under it, then the older ones dropped.
+
+    Returns:
+        Id of the fresh key, and how many set keys it wraps.
+    """
     key_id = store.vault.keyfile.add()
     count = store.keys.rotate()
     store.vault.keyfile.keep_current()
-    store.close()
-    typer.echo(f"key {key_id} wraps {count} set keys now. Back up {settings.key_path}.")
+    return key_id, count
 
 
 @app.command()

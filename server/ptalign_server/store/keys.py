@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ptalign.errors import DataDamaged
 from ptalign_server.errors import SetPurged
 from ptalign_server.store.db import alone, reading
 from ptalign_server.store.schema import set_keys
@@ -42,8 +43,14 @@ class Keys:
         self._use_mac_key(begin)
 
     def insert(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
-        """Stores a wrapped key."""
+        """Stores a wrapped key, under the operator's current one.
+
+        A rotation may have begun since it was wrapped. Looking after the insert leaves no gap:
+        the rotation's transaction either waits for this one, or had put its key first by now.
+        """
         connection.execute(_INSERT, {"set_id": set_id, "wrapped": wrapped})
+        if not self._vault.is_current(wrapped):
+            self._wrap_anew(connection, set_id, wrapped)
 
     def get(self, set_id: str) -> SetKey:
         """A set's key.
@@ -54,7 +61,13 @@ class Keys:
         wrapped = self._wrapped(set_id)
         if wrapped is None:
             raise SetPurged(f"the text of set {set_id} was purged; counts and digests remain.")
-        return self._vault.unwrap(set_id, wrapped)
+        try:
+            return self._vault.unwrap(set_id, wrapped)
+        except DataDamaged:
+            now = self._wrapped(set_id)  # a rotation may have ended between row and key file
+            if now is None or now == wrapped:
+                raise
+            return self._vault.unwrap(set_id, now)
 
     def destroy(self, connection: sa.Connection, set_id: str) -> None:
         """Removes a key for good."""
@@ -85,14 +98,17 @@ class Keys:
         """
         count = 0
         with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # waits for inserts that are under way
+                connection.execute(sa.text("lock table set_keys in share row exclusive mode"))
             for row in connection.execute(sa.select(set_keys)).all():
-                if self._vault.is_current(row.wrapped):
-                    continue
-                wrapped = self._vault.rewrap(row.set_id, row.wrapped)
-                change = set_keys.update().where(set_keys.c.set_id == row.set_id)
-                connection.execute(change.values(wrapped=wrapped))
-                count += 1
+                if not self._vault.is_current(row.wrapped):
+                    self._wrap_anew(connection, row.set_id, bytes(row.wrapped))
+                    count += 1
         return count
+
+    def _wrap_anew(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
+        change = set_keys.update().where(set_keys.c.set_id == set_id)
+        connection.execute(change.values(wrapped=self._vault.rewrap(set_id, wrapped)))
 
     def _use_mac_key(self, begin: Callable[[sa.Connection], None]) -> None:
         wrapped = self._wrapped("mac")

@@ -19,6 +19,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.keys: dict[str, bytes] = {}
+        self._stamp: tuple[int, ...] = ()
         self.reload()
 
     @classmethod
@@ -38,7 +39,9 @@ class KeyFile:
         return next(iter(self.keys.items()))
 
     def reload(self) -> None:
-        """Reads the file again.
+        """Reads the file again. Keys that it no longer holds stay known to this process.
+
+        A row that was read before a rotation ended still needs the key from before it.
 
         Raises:
             NotReady: The file is missing, or others can read it.
@@ -49,11 +52,27 @@ class KeyFile:
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & 0o077:
             raise NotReady(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
-        self.keys = dict(
-            _parse(line, self.path) for line in self.path.read_text().split("\n") if line
-        )
-        if not self.keys:
+        stamp = self._seen()
+        keys = dict(_parse(line, self.path) for line in self.path.read_text().split("\n") if line)
+        if not keys:
             raise DataDamaged(f"key file {self.path} holds no key. Restore it from its backup.")
+        self.keys, self._stamp = {**keys, **_without(self.keys, keys)}, stamp
+
+    def refresh(self) -> None:
+        """Reads the file again if it changed: a rotation may have put another key first.
+
+        Raises:
+            NotReady, DataDamaged: See `reload`.
+        """
+        if self._seen() != self._stamp:
+            self.reload()
+
+    def _seen(self) -> tuple[int, ...]:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return self._stamp  # gone for a moment, or for good: the next start says so
+        return (found.st_mtime_ns, found.st_size, found.st_ino)
 
     def add(self) -> str:
         """Puts a fresh key first and returns its id: the first half of a rotation."""
@@ -71,7 +90,11 @@ class KeyFile:
         partial.unlink(missing_ok=True)
         _write_new(partial, "".join(_line(*item) for item in keys.items()))
         partial.replace(self.path)
-        self.keys = keys
+        self.keys, self._stamp = keys, self._seen()
+
+
+def _without(keys: dict[str, bytes], known: dict[str, bytes]) -> dict[str, bytes]:
+    return {key_id: key for key_id, key in keys.items() if key_id not in known}
 
 
 def _fresh_id() -> str:

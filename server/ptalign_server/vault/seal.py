@@ -71,7 +71,8 @@ class Vault:
         return self._wrap(set_id, self._unwrap(set_id, wrapped))
 
     def is_current(self, wrapped: bytes) -> bool:
-        """Whether the operator's current key wraps it."""
+        """Whether the operator's current key wraps it, as its file says now."""
+        self.keyfile.refresh()
         return wrapped.split(b":", 1)[0].decode("ascii", "replace") == self.keyfile.current[0]
 
     def fresh_mac_key(self) -> bytes:
@@ -91,6 +92,7 @@ class Vault:
         return total.hexdigest()
 
     def _wrap(self, set_id: str, key: bytes) -> bytes:
+        self.keyfile.refresh()
         key_id, operator_key = self.keyfile.current
         return key_id.encode() + b":" + SetKey(set_id, operator_key).seal("key", key)
 
