@@ -34,6 +34,8 @@ _SPACES = re.compile(r"\s+")
 
 def plain(text: str) -> str:
     """NFKC, without format characters, spaces collapsed, trimmed. Keeps case."""
+    if text.isascii():
+        return _SPACES.sub(" ", text).strip()
     text = unicodedata.normalize("NFKC", text)
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     return _SPACES.sub(" ", text).strip()
@@ -49,6 +51,8 @@ def one_line(text: str) -> str:
 
 def folded(text: str) -> str:
     """`plain`, case-folded and with accents and look-alike letters as plain Latin ones."""
+    if text.isascii():
+        return plain(text).casefold()
     text = unicodedata.normalize("NFKD", plain(text).casefold())
     text = "".join(c for c in text if unicodedata.category(c) != "Mn")
     return unicodedata.normalize("NFC", text).translate(_LOOKALIKES)
