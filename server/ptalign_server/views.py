@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from ptalign.sealed import SealedText
@@ -15,6 +16,8 @@ Item = tuple[str, Body]
 """Field of the noun (``records``, ``pairs``, ``anchors``) and the record's content."""
 
 TOXIC = "toxic"
+GROUP = 5_000
+"""Rows of a Parquet row group: all that an export holds in memory."""
 
 
 def record(collection: str, item: Item, *, full: bool) -> lib.Record:
@@ -113,17 +116,54 @@ def _turn(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def as_jsonl(values: Iterable[Mapping[str, Any]]) -> bytes:
+def as_jsonl(values: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     """One JSON object a line, UTF-8."""
-    lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    return "".join(lines).encode("utf-8", "replace")
+    for value in values:
+        yield (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-def as_parquet(values: Iterable[Mapping[str, Any]]) -> bytes:
-    """The same rows as a Parquet file."""
+def as_parquet(values: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The same rows as a Parquet file, made one row group at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(value) for value in values]), sink)
-    return sink.getvalue()
+    sink, groups = Drain(), _groups(values)
+    table = pa.Table.from_pylist(next(groups, []))
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        writer.write_table(table)
+        yield sink.drain()
+        for group in groups:
+            writer.write_table(pa.Table.from_pylist(group, schema=table.schema))
+            yield sink.drain()
+    yield sink.drain()
+
+
+def _groups(values: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    rest = iter(values)
+    while group := [dict(value) for value in islice(rest, GROUP)]:
+        yield group
+
+
+class Drain(io.RawIOBase):
+    """A file to write to whose bytes are taken away as they come."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._gone = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._held += data
+        return len(data)
+
+    def tell(self) -> int:
+        return self._gone + len(self._held)
+
+    def drain(self) -> bytes:
+        """What was written since the last call."""
+        taken = bytes(self._held)
+        self._held.clear()
+        self._gone += len(taken)
+        return taken

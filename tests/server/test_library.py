@@ -194,6 +194,29 @@ async def test_parquet_holds_the_same_rows(shelf: Shelf) -> None:
     assert rows == [json.loads(line) for line in text.splitlines()]
 
 
+def test_exports_are_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows in groups of two, and bytes in chunks of seven from any offset."""
+    import pyarrow.parquet as pq
+
+    from ptalign_server import views
+    from ptalign_server.gateway import reading
+
+    monkeypatch.setattr(views, "GROUP", 2)
+    monkeypatch.setattr(reading, "CHUNK", 7)
+    rows = [{"id": str(i), "prompt": [{"role": "user", "content": "x" * i}]} for i in range(5)]
+    pieces = list(views.as_parquet(iter(rows)))
+    whole = b"".join(pieces)
+    file = pq.ParquetFile(io.BytesIO(whole))
+    assert file.read().to_pylist() == rows
+    assert (file.num_row_groups, len(pieces)) == (3, 4)
+    assert b"".join(views.as_parquet(iter(rows))) == whole  # made twice, it is the same file
+    assert pq.read_table(io.BytesIO(b"".join(views.as_parquet([])))).num_rows == 0
+    for offset in (0, 1, 7, len(pieces[0]), len(pieces[0]) + 3, len(whole)):
+        chunks = list(reading._chunks(iter(pieces), offset))
+        assert b"".join(chunks) == whole[offset:]
+        assert {len(c) for c in chunks[:-1]} <= {7}
+
+
 async def test_an_unknown_part_is_explained(shelf: Shelf) -> None:
     name = await bring(shelf)
     request = lib.DownloadRequest(name=name, part="../../operator.key", purpose="x")

@@ -64,13 +64,7 @@ async def download(
     collection = request.name.partition("/")[0]
     found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
     if collection in SETS:
-        data = await _export(request, found, identity, store)
-        info = res.FileInfo(
-            part=request.part, size=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
-        chunks: Iterator[bytes] = (
-            data[i : i + CHUNK] for i in range(request.offset, len(data), CHUNK)
-        )
+        info, chunks = await _export(request, found, identity, store)
     else:
         info = _file(found, request.part)
         chunks = store.artefacts.chunks(found.name, info.part, request.offset)
@@ -111,8 +105,12 @@ def _items(store: Store, found: Resource) -> Iterator[views.Item]:
 
 async def _export(
     request: lib.DownloadRequest, found: Resource, identity: Identity, store: Store
-) -> bytes:
-    """A set as a training file, made in memory: it never touches the disk in clear."""
+) -> tuple[res.FileInfo, Iterator[bytes]]:
+    """A set as a training file: what it is, and its bytes from the offset on.
+
+    It is made twice, once to know its size and digest and once to be sent, so that it is never in
+    memory as a whole and never on disk in clear.
+    """
     layout, _, ending = request.part.partition(".")
     if layout not in LAYOUTS or ending not in {"jsonl", "parquet"}:
         known = [f"{name}.{end}" for name in LAYOUTS for end in ("jsonl", "parquet")]
@@ -121,9 +119,33 @@ async def _export(
         raise InvalidInput("name", "annotation sets have no export", "Stream their records.")
     await allow(store, identity, "export a set", found, request.purpose)
     write = views.as_jsonl if ending == "jsonl" else views.as_parquet
-    return await asyncio.to_thread(
-        lambda: write(views.rows(found.collection, layout, _items(store, found)))
-    )
+
+    def pieces() -> Iterator[bytes]:
+        return write(views.rows(found.collection, layout, _items(store, found)))
+
+    info = await asyncio.to_thread(lambda: _measured(request.part, pieces()))
+    return info, _chunks(pieces(), request.offset)
+
+
+def _measured(part: str, pieces: Iterator[bytes]) -> res.FileInfo:
+    size, digest = 0, hashlib.sha256()
+    for piece in pieces:
+        size += len(piece)
+        digest.update(piece)
+    return res.FileInfo(part=part, size=size, sha256=digest.hexdigest())
+
+
+def _chunks(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    """The bytes from `offset` on, in pieces of one size."""
+    held, skip = bytearray(), offset
+    for piece in pieces:
+        held += memoryview(piece)[skip:]
+        skip = max(0, skip - len(piece))
+        while len(held) >= CHUNK:
+            yield bytes(memoryview(held)[:CHUNK])
+            del held[:CHUNK]
+    if held:
+        yield bytes(held)
 
 
 def _file(found: Resource, part: str) -> res.FileInfo:
