@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from ptalign.config import EvalConfig
 from ptalign.engines.base import Completion, Engine, Message, Request
@@ -76,9 +76,10 @@ class _Tally:
     counts: dict[str, int] = field(default_factory=dict)
     judge_seconds: float = 0.0
 
-    def add(self, reply: Reply, tokens: int) -> None:
+    def add(self, reply: Reply) -> None:
         self.done += 1
-        for name, amount in ((reply.outcome, 1), ("accepted", 1), ("tokens_generated", tokens)):
+        amounts = {reply.outcome: 1, "accepted": 1, "tokens_generated": reply.tokens}
+        for name, amount in amounts.items():
             self.counts[name] = self.counts.get(name, 0) + amount
 
 
@@ -119,13 +120,12 @@ def evaluate(
     log = MemoryLog() if log is None else log
     tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
     known = {reply.id: reply for reply in log.read()}
-    replies: dict[str, list[Reply]] = {}
-    for target in targets:
-        asks = _asks(target, suites)
-        for reply in _judged(asks, known, engine, model, judges, tally, on_progress):
-            log.append(reply)
-            known[reply.id] = reply
-        replies[target.label] = [known[ask.reply_id] for ask in asks]
+    asks = {target.label: _asks(target, suites) for target in targets}
+    todo = list(chain.from_iterable(asks.values()))  # one stream: no target waits for another
+    for reply in _judged(todo, known, engine, model, judges, tally, on_progress):
+        log.append(reply)
+        known[reply.id] = reply
+    replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
     generated = time.monotonic()
     probes = _probe(targets, pairs, prober, on_progress)
     seconds = {
@@ -207,9 +207,9 @@ def _judged(
             pairs = [(todo[done.key], done) for done in batch]
             judged = _judge(pairs, judges, model)
             tally.judge_seconds += time.monotonic() - started
-            for reply, done in zip(judged, batch, strict=True):
+            for reply in judged:
                 yield reply
-                tally.add(reply, done.completion_tokens)
+                tally.add(reply)
                 phase = f"asking {reply.target}: {reply.suite}"
                 on_progress(Progress(phase, tally.done, tally.total, dict(tally.counts)))
     finally:
@@ -271,6 +271,7 @@ def _reply(
         text=SealedText(text),
         outcome="unscored" if failed else outcome,
         scores=scores,
+        tokens=done.completion_tokens,
     )
 
 
@@ -326,6 +327,7 @@ def _compare(
         generation_judge_ids=pairs.judge_ids if pairs is not None else (),
         disagreement=judges_differ,
         seconds=seconds,
+        tokens_generated=sum(reply.tokens for reply in chain.from_iterable(replies.values())),
     )
 
 

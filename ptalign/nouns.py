@@ -315,6 +315,8 @@ class Reply(Noun):
     text: SealedText
     outcome: Outcome
     scores: dict[str, float | None] = Field(default_factory=dict)
+    tokens: int = 0
+    """Generated for it."""
 
 
 class TargetResult(Noun):
@@ -350,6 +352,7 @@ class Evaluation(Noun):
     disagreement: float | None = None
     """Share of replies on which two harm judges said opposite things; None with one judge."""
     seconds: Mapping[str, float] = Field(default_factory=dict)
+    tokens_generated: int = 0
 
     @property
     def baseline(self) -> TargetResult:

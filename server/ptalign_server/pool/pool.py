@@ -22,6 +22,7 @@ from ptalign_server.processes import reap
 
 OnWait = Callable[[str], None]
 WAITING = "waiting for device"
+STARTING = "waiting for the engine to start"
 
 
 def say_nothing(_: str) -> None:
@@ -90,6 +91,11 @@ class Pool:
         """Whether an executor job has the device."""
         return not self._router.open
 
+    @property
+    def up(self) -> bool:
+        """Whether any engine answers."""
+        return any(slot.ready for slot in self._router.slots)
+
     def engine(
         self, should_stop: Callable[[], bool] = never, on_wait: OnWait = say_nothing
     ) -> PoolEngine:
@@ -97,7 +103,8 @@ class Pool:
 
         Args:
             should_stop: Asked every 100 ms; True aborts what is in flight and raises `Cancelled`.
-            on_wait: Told ``waiting for device`` while a lease holds the device, and ``""`` after.
+            on_wait: Told ``waiting for device`` while a lease holds the device, that no engine is
+                up yet, and ``""`` after.
         """
         return PoolEngine(self, self._router, should_stop, on_wait)
 
@@ -204,7 +211,7 @@ class PoolEngine:
         self._pool = pool
         self._should_stop = should_stop
         self._on_wait = on_wait
-        self._told = False
+        self._told = ""
         self._inner = OpenAIEngine(
             "http://pool",
             pool.model.name,
@@ -232,8 +239,8 @@ class PoolEngine:
 
     def _look(self) -> bool:
         """Asked by the stream every 100 ms, in the stage's thread."""
-        leased = self._pool.leased
-        if leased != self._told:
-            self._told = leased
-            self._on_wait(WAITING if leased else "")
+        wait = WAITING if self._pool.leased else "" if self._pool.up else STARTING
+        if wait != self._told:
+            self._told = wait
+            self._on_wait(wait)
         return self._should_stop() or self._pool.failed

@@ -85,7 +85,8 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
         if resource.collection in STAGES:
             spent = minutes if resource.collection == "pairSets" else 0.0
             yield _stage(job, resource, spent)
-    yield Stage(name="Evaluate", seconds=sum(evaluation.seconds.values()))
+    seconds = sum(evaluation.seconds.values())
+    yield Stage(name="Evaluate", seconds=seconds, tokens=evaluation.tokens_generated)
 
 
 def _stage(job: Job, resource: Resource, minutes: float) -> Stage:
