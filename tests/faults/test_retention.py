@@ -5,17 +5,20 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from gate import gateway, import_two
 from google.longrunning import operations_pb2 as lro
 from leaks import Search, canary
-from test_regressions import add_operation, add_set
+from test_regressions import add_operation, add_set, instruction
 from world import MODEL, POLICY, generate, opened
 
 from ptalign.errors import DataDamaged
+from ptalign.nouns import Instruction
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import SetPurged
@@ -134,3 +137,62 @@ async def test_purge_removes_the_bytes(score: Any, tmp_path: Path) -> None:
         with pytest.raises((SetPurged, DataDamaged)):
             list(gate.store.sets.records(found.name))
         assert (gate.store.audit.count(), gate.store.audit.first_bad()) == (1, 0)
+
+
+async def test_a_deleted_operation_leaves_no_text(tmp_path: Path) -> None:
+    """Its sealed call, its log and their key stayed for ever: no row named them any more."""
+    async with gateway(tmp_path / "state") as gate:
+        made = await gate.tuning.GenerateInstructions(generate(2, seeds=["Mock my cousin."]))
+        operation = made.name.removeprefix("operations/")
+        log = gate.store.sets.log(operation, Instruction)
+        log.append(instruction(1))
+        log.close()
+        await gate.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+        await gate.operations.DeleteOperation(lro.DeleteOperationRequest(name=made.name))
+        with pytest.raises(SetPurged):
+            gate.store.keys.get(operation)
+        assert not gate.store.sets.folder(operation).exists()
+
+
+async def test_what_a_deleted_operation_made_stays(tmp_path: Path) -> None:
+    async with gateway(tmp_path / "state") as gate:
+        made, name = add_operation(gate.store), add_set(gate.store).name
+        gate.store.operations.advance(
+            made, lambda o: replace(o, state="SUCCEEDED", resource=name, ended=1.0)
+        )
+        await gate.operations.DeleteOperation(lro.DeleteOperationRequest(name=f"operations/{made}"))
+        gate.store.keys.get(made)
+        assert len(list(gate.store.sets.records(name))) == 3
+
+
+@pytest.mark.parametrize("days", [0, 30])
+def test_a_log_goes_once_its_result_stands(store: Store, tmp_path: Path, days: int) -> None:
+    """The replies of an evaluation stayed in its log for ever, and no purge reached them."""
+    settings = Settings(state=tmp_path / "state", retention_days=days)
+    running, ended = add_operation(store), add_operation(store)
+    for operation in (running, ended):
+        log = store.sets.log(operation, Instruction)
+        log.append(instruction(1))
+        log.close()
+    store.operations.advance(
+        ended, lambda o: replace(o, state="SUCCEEDED", resource=f"evaluations/{ended}", ended=1.0)
+    )
+    expire(store, settings)
+    assert store.sets.logged() == [running]
+
+
+def test_files_of_a_deleted_operation_go_after_a_crash(store: Store, tmp_path: Path) -> None:
+    """The crash came between its row and its files."""
+    operation = add_operation(store)
+    store.sets.log(operation, Instruction).close()
+
+    def delete(connection: sa.Connection) -> None:
+        store.operations.delete(connection, operation)
+        store.keys.destroy(connection, operation)
+
+    store.write(delete).result()
+    draft, (_, wrapped) = "draft-1", store.vault.fresh_key("draft-1")
+    store.write(lambda c: store.keys.insert(c, draft, wrapped)).result()
+    store.sets.log(draft, Instruction).close()
+    expire(store, Settings(state=tmp_path / "state"))
+    assert store.sets.logged() == [draft]

@@ -17,6 +17,7 @@ from google.protobuf import empty_pb2
 from ptalign.errors import Cancelled, InvalidInput
 from ptalign_server.errors import NotFound, OperationRunning, status_of
 from ptalign_server.gateway.identity import caller
+from ptalign_server.gateway.purge import erase
 from ptalign_server.gateway.submit import answer
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.store import Store
@@ -99,11 +100,15 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
                     f"{request.name} is {found.state}. Cancel it first; what it made stays."
                 )
             self._store.operations.delete(connection, found.id)
+            if not found.resource:  # nothing else would ever name its call and its log
+                self._store.keys.destroy(connection, found.id)
             who = identity.tenant, identity.name
             self._store.audit.add(connection, *who, "delete", request.name, {})
 
         identity = caller()
         await asyncio.wrap_future(self._store.write(change))
+        if not found.resource:
+            await asyncio.to_thread(erase, self._store, found.id)
         folder = self._store.work(found.id)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return empty_pb2.Empty()

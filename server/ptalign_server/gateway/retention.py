@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ptalign.errors import DataDamaged
 from ptalign_server import wire
+from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.purge import destroy, erase
 from ptalign_server.gateway.reading import SETS
 from ptalign_server.settings import Settings
@@ -63,6 +65,7 @@ def expire(store: Store, settings: Settings, now: float | None = None) -> int:
     Returns:
         How many sets and operations lost their text.
     """
+    drop_finished_logs(store)
     if not settings.retention_days:
         return 0
     cutoff = (time.time() if now is None else now) - settings.retention_days * DAY_SECONDS
@@ -79,6 +82,28 @@ def expire(store: Store, settings: Settings, now: float | None = None) -> int:
     if done:
         log.info("retention: the text of %d sets and stopped operations was destroyed", done)
     return done
+
+
+def drop_finished_logs(store: Store) -> None:
+    """Removes logs that nothing will read: a crash came before their owner could."""
+    for operation_id in store.sets.logged():
+        try:
+            operation = store.operations.get(operation_id)
+        except DataDamaged:
+            continue  # its own calls say so
+        except NotFound:
+            _erase_unless_keyed(store, operation_id)
+            continue
+        if operation.done and operation.resource:
+            store.sets.drop_log(operation_id)
+
+
+def _erase_unless_keyed(store: Store, operation_id: str) -> None:
+    """A deleted operation's files; a draft of the page has no operation either, but its key."""
+    try:
+        store.keys.get(operation_id)
+    except SetPurged:
+        store.sets.erase(operation_id)
 
 
 def _purge(store: Store, found: Resource, reason: str) -> None:

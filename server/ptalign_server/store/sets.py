@@ -59,6 +59,10 @@ class Sets:
         """Removes a log whose records stand in the noun of a committed resource."""
         (self.folder(set_id) / "log").unlink(missing_ok=True)
 
+    def logged(self) -> list[str]:
+        """Ids of what has a log: it is being made, or a crash came before `drop_log`."""
+        return [file.parent.name for file in self._root.glob("*/log")]
+
     def write(self, set_id: str, key: SetKey, noun: Noun) -> str:
         """`seal` under a key that is not in the database yet."""
         write_sealed(self.folder(set_id) / "noun", key, _split(noun))

@@ -51,7 +51,6 @@ class Made:
     verdict: str = ""
     adapter: str = ""
     model: str = ""
-    keep_log: bool = False
     shortage: str = ""
     """Why the set is below the operator's floor; it is sealed as partial and fails."""
 

@@ -156,7 +156,7 @@ def _end_with(job: Job, state: str, error: BaseException | None, made: Made | No
     failpoints.hit("state_commit.before")
     ended = store.write(change).result()
     failpoints.hit("state_commit.after")
-    if made is not None and not made.keep_log:
+    if made is not None:
         store.sets.drop_log(job.operation.id)
     return ended.state
 

@@ -68,7 +68,6 @@ def make(job: Job) -> Made:
         verdict=made.verdict,
         adapter=request.target.adapter,
         model=model.name,
-        keep_log=True,
     )
 
 
