@@ -233,9 +233,11 @@ class Supervisor:
         self.log.strict = True  # from here on it holds record text
 
     def _prove_adapters(self, wire: Wire, name: str) -> None:
+        """Finds out whether adapters work beside base requests, and if those need the zero one."""
         folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
         model, dtype = Path(self._model.path), self._settings.dtype
-        if not wire.load(ZERO, make_adapter(model, folder / "zero", scale=0.0)):
+        loud = make_adapter(model, folder / "canary", scale=4.0)
+        if not wire.load(self._canary, loud):
             log.warning(
                 "engine %s cannot load adapters at run time, or not from %s: it serves the bare "
                 "model only",
@@ -243,13 +245,15 @@ class Supervisor:
                 folder,
             )
             return
-        loud = make_adapter(model, folder / "canary", scale=4.0)
-        zero = self._settings.device == "cpu" and (self._remote or self._mixes(wire, name, loud))
-        wire.load(self._canary, loud)
+        cpu = self._settings.device == "cpu"  # only the CPU build mixes adapters up
         bare = "" if self._remote else name  # another client's batch would blur the bare model
-        canary.check(wire, base=ZERO if zero else name, canary=self._canary, dtype=dtype, bare=bare)
+        if not cpu:
+            canary.check(wire, base=name, canary=self._canary, dtype=dtype, bare=bare)
+        elif self._remote or self._mixes(wire, name, loud):
+            wire.load(ZERO, make_adapter(model, folder / "zero", scale=0.0))
+            canary.check(wire, base=ZERO, canary=self._canary, dtype=dtype, bare=bare)
+            self.slot.zero_name = ZERO
         wire.unload(self._canary)
-        self.slot.zero_name = ZERO if zero else ""
 
     def _mixes(self, wire: Wire, name: str, loud: Path) -> bool:
         """Whether bare requests get the adapter of their batch: so on the CPU without `lora_cpu`.
@@ -257,17 +261,14 @@ class Supervisor:
         The adapter that they would get is the one in the last slot, so every slot is filled.
         """
         names = [f"{self._canary}-{i}" for i in range(self._settings.max_loras + 1)]
-        dtype = self._settings.dtype
         for each in names:
             wire.load(each, loud)
         try:
             for each in names:
                 wire.sample(each, "Once", 1)
-            canary.check(wire, base=name, canary=names[-1], dtype=dtype)
+            canary.check(wire, base=name, canary=names[-1], dtype=self._settings.dtype)
         except EngineFailed as error:
-            log.warning(
-                "engine %s: %s; base requests get an adapter of zeros", self.slot.name, error
-            )
+            log.warning("engine %s: %s; base requests take zeros", self.slot.name, error)
             return True
         finally:
             for each in names:
