@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
-	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  TIER=1..4 (test-faults)"
+	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  STUDY=quick  TIER=1..4 (test-faults)"
 
 install: $(VENV)/.installed ## make the virtual environment, install everything, prepare the demo model
 
