@@ -55,7 +55,7 @@ def align(running: Running, pairs: str, **more: Any) -> str:
 
 def weights(running: Running, name: str) -> str:
     """SHA-256 of the adapter that an operation made."""
-    done = running.wait(name, 240)
+    done = running.wait(name, 600)
     assert state_of(done) == "SUCCEEDED", f"{done.error}\n{running.worker_log()}"
     made = res.Adapter()
     done.response.Unpack(made)
@@ -115,7 +115,7 @@ def test_killed_at_random_steps(
         for _ in range(score.size(20, 1)):
             name = align(running, pairs)
             wanted = draw.randint(1, STEPS - 1)
-            wait_for(lambda n=name, w=wanted: _steps(running, n) >= w, 240, "some steps")
+            wait_for(lambda n=name, w=wanted: _steps(running, n) >= w, 600, "some steps")
             kill_trainer(running)
             row.ran += 1
             row.bad += weights(running, name) != truth
