@@ -135,12 +135,13 @@ def read() -> list[dict[str, object]]:
 
 
 def keep(rows: object) -> None:
-    """Replaces rows of the same test and subject; two tiers may run at once."""
-    new = {(r.test, r.what): asdict(r) for r in rows}  # type: ignore[attr-defined]
+    """Replaces the rows of the same tests; two tiers may run at once."""
+    new = [asdict(r) for r in rows]  # type: ignore[attr-defined]
+    tests = {row["test"] for row in new}
     with Path(__file__).open() as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
-        kept = [r for r in read() if (r["test"], r["what"]) not in new]
-        merged = sorted([*kept, *new.values()], key=lambda r: (r["tier"], r["test"], r["what"]))
+        kept = [r for r in read() if r["test"] not in tests]
+        merged = sorted([*kept, *new], key=lambda r: (r["tier"], r["test"], r["what"]))
         RESULTS.write_text(json.dumps(merged, indent=1) + "\n")
 
 

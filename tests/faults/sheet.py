@@ -25,7 +25,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in found:
-        notes = ", ".join(f"{k} {v}" for k, v in row["notes"].items())
+        notes = ", ".join(f"{k} {v}" for k, v in row["notes"].items() if v != "0")
         cells = (row["tier"], row["what"], row["planned"], row["ran"], row["bad"], notes)
         lines.append(f"| {' | '.join(map(str, cells))} | {row['commit']} |")
     return "\n".join(lines)
