@@ -15,6 +15,7 @@ from test_deploy_scaled import database  # noqa: F401
 
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
+from ptalign_server.admin.keys import rotate_all
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.submit import Submission, _Insert
 from ptalign_server.settings import Settings
@@ -100,6 +101,26 @@ def test_one_server_reads_what_the_other_sealed_and_rotation_reaches_both(
     first.keys.rotate()
     first.vault.keyfile.keep_current()
     assert second.keys.get(set_id).open("place", sealed) == b"text"
+
+
+def test_keys_stored_while_a_rotation_runs_are_not_lost(stores: tuple[Store, Store]) -> None:
+    """PostgreSQL lets both go on at once: the rotation waits for inserts that are under way."""
+    first, second = stores
+    ids = [new_id() for _ in range(60)]
+
+    def make(set_id: str) -> None:
+        _, wrapped = first.vault.fresh_key(set_id)
+        first.write(lambda c: first.keys.insert(c, set_id, wrapped)).result()
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(make, set_id) for set_id in ids]
+        for _ in range(6):
+            rotate_all(second)
+        for future in made:
+            future.result()
+    rotate_all(second)
+    assert len(second.vault.keyfile.keys) == 1
+    assert all(second.keys.get(set_id).set_id == set_id for set_id in ids)
 
 
 def test_a_changed_row_is_refused_here_too(stores: tuple[Store, Store]) -> None:
