@@ -10,7 +10,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,8 +219,3 @@ CONTESTANTS: dict[str, Callable[[list[Item], ModelSpec], Step]] = {
     "sft": sft,
     "dpo": dpo,
 }
-
-
-def own_folder() -> Path:
-    """The repository root, for subprocesses."""
-    return Path(__file__).resolve().parent.parent

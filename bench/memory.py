@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.contestants import CONTESTANTS, demo_model, own_folder
+from bench.contestants import CONTESTANTS, demo_model
+from bench.results import own_folder, status
 from bench.texts import make_items
 
 
@@ -21,14 +22,6 @@ def peak_over_base(name: str, pairs: int, tokens: int) -> float:
     if done.returncode:
         raise RuntimeError(f"memory of {name}: {done.stderr[-500:]}")
     return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
-
-
-def status(field: str) -> int:
-    """A size of this process in bytes, e.g. ``VmRSS`` or its peak ``VmHWM``."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status")
 
 
 def main() -> None:

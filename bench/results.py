@@ -48,6 +48,19 @@ def device_name() -> str:
     return f"{model}, 1 thread"
 
 
+def own_folder() -> Path:
+    """The repository root, for subprocesses."""
+    return Path(__file__).resolve().parent.parent
+
+
+def status(field: str, pid: int | str = "self") -> int:
+    """A size of a process in bytes, e.g. ``VmRSS`` or its peak ``VmHWM``."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/{pid}/status")
+
+
 def compared(
     name: str, ours: Sequence[float], theirs: Sequence[float], goal: float, unit: str, quick: bool
 ) -> Result:
