@@ -116,14 +116,14 @@ def cut_loss(causal_lm: Any, samples: list[Sample]) -> Tensor:
     return loss
 
 
-def sft(items: list[Item], model: ModelSpec) -> Step:
+def sft(items: list[Item], model: ModelSpec, *, checkpointing: bool = False) -> Step:
     """TRL SFTTrainer on positives and negatives, loss on completions."""
     rows = [
         {"prompt": user(i.instruction), "completion": said(text)}
         for i in items
         for text in (i.positive, i.toxic)
     ]
-    return trainer_step("SFT", rows, len(rows), model)
+    return trainer_step("SFT", rows, len(rows), model, checkpointing)
 
 
 def dpo(items: list[Item], model: ModelSpec) -> Step:
@@ -143,10 +143,17 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def trainer_step(kind: str, rows: list[dict[str, Any]], batch: int, model: ModelSpec) -> Step:
+def trainer_step(
+    kind: str,
+    rows: list[dict[str, Any]],
+    batch: int,
+    model: ModelSpec,
+    checkpointing: bool = False,
+) -> Step:
     """One optimizer step of a TRL trainer, timed from its step's begin to its end.
 
-    Gradient checkpointing, on in TRL by default, is off: it would cost TRL a third more time.
+    Gradient checkpointing, on in TRL by default, is off where time is measured: it would cost TRL
+    a third more. Memory is measured with and without it.
     """
     import transformers
     import trl
@@ -167,7 +174,7 @@ def trainer_step(kind: str, rows: list[dict[str, Any]], batch: int, model: Model
             max_steps=1,
             max_length=None,
             learning_rate=5e-4,
-            gradient_checkpointing=False,
+            gradient_checkpointing=checkpointing,
             bf16=False,
             use_cpu=True,
             report_to=[],
@@ -217,5 +224,6 @@ CONTESTANTS: dict[str, Callable[[list[Item], ModelSpec], Step]] = {
     "packed": lambda items, model: ours(items, model, share=False),
     "cut": cut_style,
     "sft": sft,
+    "sft_checkpointed": lambda items, model: sft(items, model, checkpointing=True),
     "dpo": dpo,
 }
