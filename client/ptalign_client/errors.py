@@ -285,6 +285,9 @@ def from_rpc(error: grpc.RpcError) -> PtalignError:
         if key == "grpc-status-details-bin":
             with suppress(DecodeError):  # of a proxy: code and message still stand
                 status = status_pb2.Status.FromString(value)
+    if code is grpc.StatusCode.CANCELLED and not status.details:
+        # Not ours: a gRPC server ends calls so, without a word, when too many wait for it.
+        return Unavailable("the server dropped the call: more calls came than it can take")
     return from_status(status)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from google.rpc import status_pb2
 from ptalign_client_fake import Fault, info, packed, retry_in, violation
 
 import ptalign_client as pt
-from ptalign_client.errors import from_status
+from ptalign_client.errors import from_rpc, from_status
 from ptalign_proto.errors import CODES
 
 Code = grpc.StatusCode
@@ -122,3 +124,17 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     assert errors.__doc__ is not None
     drawn = {line.split("─ ")[1].split()[0] for line in errors.__doc__.splitlines() if "─ " in line}
     assert drawn | {"PtalignError"} == ours
+
+
+@pytest.mark.parametrize(("details", "kind"), [((), pt.Unavailable), ((info("X"),), pt.Cancelled)])
+def test_a_call_that_a_flooded_server_drops_is_tried_again(
+    details: tuple[Any, ...], kind: type
+) -> None:
+    """gRPC ends it as CANCELLED without details: it was taken for a cancelled operation."""
+    status = status_pb2.Status(code=Code.CANCELLED.value[0], message="CANCELLED")
+    status.details.extend(map(packed, details))
+    trailers = (("grpc-status-details-bin", status.SerializeToString()),) if details else ()
+    sent = grpc.aio.AioRpcError(Code.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers))
+    error = from_rpc(sent)
+    assert type(error) is kind
+    assert error.retryable is not bool(details)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from google.longrunning import operations_pb2 as lro
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from history import History, check
 from running import Running, alive, descendants, progress, state_of
-from test_matrix import engines
-from world import accepted, end, generate, records_of, server, wait_for, worker_pid
+from test_matrix import engines, get
+from world import accepted, end, generate, pack, records_of, server, wait_for, worker_pid
+
+from ptalign.engines import script
 
 DEATHS = 5
 """Deaths in ten minutes that open the circuit."""
 SHARED = Path("/dev/shm")
+NEAR = "near"
 
 
 def supervised(state: Path) -> Running:
     """A server that starts its engine itself: the scripted one, a second per answer."""
-    return server(
+    made = server(
         state,
         "",
         PTALIGN_ENGINE__KIND="scripted",
@@ -31,6 +36,19 @@ def supervised(state: Path) -> Running:
         PTALIGN_ENGINE__DELAY_SECONDS="1.0",
         PTALIGN_ENGINE__URLS="[]",
     )
+    (state / "policies" / f"{NEAR}.yaml").write_text(yaml.safe_dump(near_the_script()))
+    return made
+
+
+def near_the_script() -> dict[str, Any]:
+    """A policy whose topics lie near what the scripted engine writes."""
+    draw = random.Random(2)
+    parts = (script._WHO, script._DID, script._WHAT, script._WHEN)
+    words = [[draw.choice(part) for part in parts] for _ in range(24)]
+    titles = [f"{who} who {did} {what} {when}" for who, did, what, when in words]
+    policy = pack()
+    topics = [{"id": f"t{n}", "title": title} for n, title in enumerate(titles)]
+    return policy | {"name": NEAR, "domains": [policy["domains"][0] | {"topics": topics}]}
 
 
 def kill_engine(running: Running) -> int:
@@ -73,12 +91,14 @@ def test_an_engine_is_killed_until_its_circuit_opens(score: Any, tmp_path: Path)
 
 def _die_often(running: Running, deaths: int, row: Any) -> int:
     """Kills the engine under a generation; whether an acknowledged record was lost."""
-    name = running.tuning.GenerateInstructions(generate(2000)).name
+    name = running.tuning.GenerateInstructions(generate(2000, policy=NEAR)).name
     operation = name.removeprefix("operations/")
     items: dict[str, str] = {}
+    tokens = 0
     for number in range(1, deaths + 1):
-        known = len(items)
-        wait_for(lambda k=known: len(accepted(running.state, operation)) > k, 200, "more records")
+        wait_for(lambda t=tokens: written(running, name) > t, 200, "more tokens")
+        wait_for(lambda: accepted(running.state, operation), 200, "a record")
+        tokens = written(running, name)
         kill_engine(running)
         row.ran += 1
         items |= {r.text: name for r in accepted(running.state, operation)}
@@ -93,6 +113,11 @@ def _die_often(running: Running, deaths: int, row: Any) -> int:
         return len(lost) + (not _told_to_retry(done))
     found = check(running, History({name}, items))
     return len(lost) + found.bad + (state_of(done) != "CANCELLED")
+
+
+def written(running: Running, name: str) -> int:
+    """Tokens that the operation got from the engine so far."""
+    return int(progress(get(running, name)).counts["tokens_generated"])
 
 
 def _told_to_retry(done: lro.Operation) -> bool:
@@ -111,7 +136,7 @@ def _open_circuit(running: Running) -> bool:
     wait_for(lambda: health(running) == "NOT_SERVING", 10, "readiness fails")
     wait_for(lambda: not children(running), 30, "nothing of the engine runs")
     records = list((running.state / "engines" / "children").glob("*"))
-    request = generate(2)
+    request = generate(2, policy=NEAR)
     failed = running.wait(running.tuning.GenerateInstructions(request).name, 60)
     good = not records and state_of(failed) == "FAILED" and _hinted(failed)
     if not good:

@@ -16,6 +16,7 @@ from running import Running, alive, free_port
 from test_stop import p99, resident
 from world import generate, served
 
+import ptalign_client as pt
 from ptalign_proto.v1 import library_pb2 as lib
 
 GENERATE = "/ptalign.v1.SafetyTuning/GenerateInstructions"
@@ -104,25 +105,33 @@ def test_a_large_message_is_refused_with_its_limit(running: Running) -> None:
 @pytest.mark.tier(1)
 @pytest.mark.timeout(1200)
 def test_a_flood_of_resets(score: Any, running: Running) -> None:
-    """Streams that are opened and reset at once, as in CVE-2023-44487."""
+    """Streams opened and reset at once, as in CVE-2023-44487; another client is served.
+
+    gRPC's server drops calls of anybody while too many wait. The client took that for a
+    cancelled operation and gave up.
+    """
     row = score.row("streams opened and reset at once", 50_000)
     watch, waits = Watch(running), []
     connection = Connection(running.port)
-    for number in range(score.size(50_000, 2_000)):
+    client = pt.Client(f"127.0.0.1:{running.port}")
+    for number in range(score.size(50_000, 4_000)):
         stream = connection.open(GENERATE)
         alive_still = connection.send(frame(RESET, stream, CANCEL))
         row.ran += 1
         if number % 500 == 0:
             connection.drain()
-            waits.append(healthy(running))
+            start = time.monotonic()
+            row.bad += not client.catalogue().models
+            waits.append(time.monotonic() - start)
         if not alive_still:  # the server hung up on us, as it may
             connection.close()
             connection = Connection(running.port)
     connection.close()
+    client.close()
     harm = watch.harm()
     row.bad += len(harm)
-    row.notes["health p99 ms"] = f"{1000 * p99(waits):.0f}"
-    assert not harm
+    row.notes["another client's p99 ms, retries included"] = f"{1000 * p99(waits):.0f}"
+    assert not row.bad, harm
 
 
 @pytest.mark.tier(1)
@@ -145,13 +154,14 @@ def test_streams_that_crawl(score: Any, running: Running) -> None:
         for connection, stream in held:
             connection.send(frame(DATA, stream, message[3 + turn : 4 + turn]))
         waits.append(healthy(running))
-        running.tuning.GenerateInstructions(generate(2, dry_run=True), timeout=60)
+        with pt.Client(f"127.0.0.1:{running.port}") as client:
+            row.bad += not client.catalogue().models
     for connection, _ in held:
         connection.close()
     harm = watch.harm()
     row.bad += len(harm)
     row.notes["health p99 ms"] = f"{1000 * p99(waits):.0f}"
-    assert not harm
+    assert not row.bad, harm
 
 
 @pytest.mark.parametrize(
