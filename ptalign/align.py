@@ -83,7 +83,7 @@ def align(
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    plan = pools.make_pools(pairs, chat, config)
+    plan = pools.make_pools(pairs, chat, config, policy.locale if policy else "en")
     causal_lm = lora.load_model(model, config.device)
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]

@@ -81,6 +81,8 @@ class AlignConfig(Config):
     flagged_share: float = Field(0.2, ge=0.01, le=0.5)
     """Share of toxic tokens that get a weight above zero."""
     protected_words: tuple[str, ...] = ()
+    elicited_share: float = Field(0.5, ge=0, le=1)
+    """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(24, ge=1, le=10_000)
     pairs_per_step: int = Field(8, ge=1, le=512)

@@ -18,6 +18,8 @@ class Pools:
     """(positive, toxic) of polarised pairs."""
     positives: Sequence[tuple[Sample, ...]] = ()
     """(positive,) of positive-only pairs."""
+    elicited: Sequence[Sequence[tuple[Sample, ...]]] = ()
+    """Per context, `pairs` in the same order after it; a pair that it shows stays as it is."""
     twins: Sequence[tuple[Sample, ...]] = ()
     anchors: Sequence[tuple[Sample, ...]] = ()
     held_out: Sequence[Sample] = ()
@@ -40,16 +42,27 @@ class Sampler:
     twins: int
     anchors: int
     seed: int
+    elicited_share: float = 0.0
+    """Of the pairs of a step, in one context per step, so that its tokens are computed once."""
 
     def step(self, number: int) -> list[tuple[Sample, ...]]:
         """Groups of step `number`, counted from 0."""
         both, single = self._shares()
         return [
-            *self._draw(self.pools.pairs, both, number, "pairs"),
+            *self._polarised(both, number),
             *self._draw(self.pools.positives, single, number, "positives"),
             *self._draw(self.pools.twins, self.twins, number, "twins"),
             *self._draw(self.pools.anchors, self.anchors, number, "anchors"),
         ]
+
+    def _polarised(self, count: int, number: int) -> list[tuple[Sample, ...]]:
+        places = self._places(len(self.pools.pairs), count, number, "pairs")
+        moved = round(len(places) * self.elicited_share) if self.pools.elicited else 0
+        groups = [self.pools.pairs[i] for i in places[moved:]]
+        if moved:
+            context = self.pools.elicited[number % len(self.pools.elicited)]
+            groups += [context[i] for i in places[:moved]]
+        return groups
 
     def _shares(self) -> tuple[int, int]:
         """Pairs and positive-only pairs per step, in the set's proportion, none left out."""
@@ -63,11 +76,13 @@ class Sampler:
     def _draw(
         self, pool: Sequence[tuple[Sample, ...]], count: int, number: int, name: str
     ) -> list[tuple[Sample, ...]]:
-        if not pool:
-            return []
-        count = min(count, len(pool))
+        return [pool[i] for i in self._places(len(pool), count, number, name)]
+
+    def _places(self, size: int, count: int, number: int, name: str) -> list[int]:
+        """Indices into a pool of this size, whole epochs before any repeats."""
+        count = min(count, size)
         places = range(number * count, (number + 1) * count)
-        return [pool[self._order(name, p // len(pool), len(pool))[p % len(pool)]] for p in places]
+        return [int(self._order(name, p // size, size)[p % size]) for p in places]
 
     def _order(self, name: str, epoch: int, size: int) -> np.ndarray:
         key = [self.seed, epoch, *name.encode()]

@@ -65,6 +65,7 @@ class Run:
                 config.twins_per_step,
                 config.anchors_per_step,
                 config.seed,
+                config.elicited_share,
             ),
             objective=Objective(config.method, config.beta, pools.reference),
             optimizer=torch.optim.AdamW(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ptalign.config import AlignConfig
@@ -12,6 +12,7 @@ from ptalign.nouns import Pair, PairSet, Policy
 from ptalign.training.batches import Pools
 from ptalign.training.contrast import constraints_of, contrast_scores, token_log_probs
 from ptalign.training.decoder import Decoder
+from ptalign.training.elicit import Context, contexts
 from ptalign.training.texts import (
     ChatFormat,
     Sample,
@@ -26,11 +27,20 @@ from ptalign.weights.scorers import Scorer, Toxic
 
 OnRow = Callable[[int, int], None]
 
+AFTER = "@"
+"""Between a pair's id and the number of the context that its samples come after."""
+
 NEEDS_TOXIC = ("pt_align", "ut_uniform", "dpo", "npo")
 
 
-def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig) -> Pools:
+def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: str = "en") -> Pools:
     """Tokenises a pair set; toxic answers carry no weights yet.
+
+    Args:
+        pairs: The set.
+        chat: Tokenises.
+        config: Method, lengths, seed and the elicited share.
+        locale: Language of the personas of eliciting contexts.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
     """
@@ -55,8 +65,49 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig) -> Pools:
     anchors, bad_count = fitting(trained, longest)
     held_out, held = fitting(kept, longest)
     return Pools(
-        both, single, twins, [(a,) for a in anchors], held_out, left_out + bad_count + held
+        pairs=both,
+        positives=single,
+        elicited=_elicited(pairs, both, chat, config, locale),
+        twins=twins,
+        anchors=[(a,) for a in anchors],
+        held_out=held_out,
+        left_out=left_out + bad_count + held,
     )
+
+
+def _elicited(
+    pairs: PairSet,
+    groups: Sequence[tuple[Sample, ...]],
+    chat: ChatFormat,
+    config: AlignConfig,
+    locale: str,
+) -> list[list[tuple[Sample, ...]]]:
+    """The polarised groups after each eliciting context; one that would not fit stays plain."""
+    if not config.elicited_share or len(groups) < 2:
+        return []
+    by_id = {pair.id: pair for pair in pairs.polarised if pair.kind == "pair"}
+    drawn = contexts(list(by_id.values()), locale, config.seed)
+    return [
+        [_after(context, number, group, by_id, chat, config.max_length) for group in groups]
+        for number, context in enumerate(drawn)
+    ]
+
+
+def _after(
+    context: Context,
+    number: int,
+    group: tuple[Sample, ...],
+    by_id: Mapping[str, Pair],
+    chat: ChatFormat,
+    longest: int,
+) -> tuple[Sample, ...]:
+    """The group's samples after a context, or the group: where it is shown there, or too long."""
+    key = group[0].key
+    if key in {pair.id for pair in context.demonstrations}:
+        return group
+    prompt = context.prompt(by_id[key].instruction, chat)
+    moved = tuple(replace(s, key=f"{key}{AFTER}{number}", prompt=prompt) for s in group)
+    return moved if all(s.length <= longest for s in moved) else group
 
 
 def toxic_answers(pairs: PairSet, chat: ChatFormat) -> list[Toxic]:
@@ -124,14 +175,19 @@ def with_weights(pools: Pools, weights: Mapping[str, tuple[float, ...]], method:
             return sample
         if method in ("dpo", "npo"):
             return sample.weighted(full_weights(sample.answer))
-        return sample.weighted(weights[sample.key])
+        return sample.weighted(weights[sample.key.partition(AFTER)[0]])
 
-    return replace(pools, pairs=[tuple(map(weighted, group)) for group in pools.pairs])
+    def all_of(groups: Sequence[tuple[Sample, ...]]) -> list[tuple[Sample, ...]]:
+        return [tuple(map(weighted, group)) for group in groups]
+
+    elicited = [all_of(groups) for groups in pools.elicited]
+    return replace(pools, pairs=all_of(pools.pairs), elicited=elicited)
 
 
 def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
     """Pools with log p of both answers of each pair under the bare model (dpo and npo)."""
-    renamed = [[replace(s, key=f"{s.part}/{s.key}") for s in group] for group in pools.pairs]
+    groups = {g[0].key: g for groups in (pools.pairs, *pools.elicited) for g in groups}
+    renamed = [[replace(s, key=f"{s.part}/{s.key}") for s in group] for group in groups.values()]
     found = token_log_probs(decoder, renamed, on_row)
     return replace(pools, reference={key: sum(values) for key, values in found.items()})
 

@@ -56,15 +56,24 @@ class ChatFormat:
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
 
-    def prompt(self, instruction: str, system: str | None = None) -> tuple[int, ...]:
+    def prompt(
+        self,
+        instruction: str,
+        system: str | None = None,
+        before: Sequence[tuple[str, str]] = (),
+    ) -> tuple[int, ...]:
         """Token ids of one user turn up to the start of the assistant's answer.
 
         Args:
             instruction: The user's text.
             system: System prompt for this turn; the model entry's when None.
+            before: Earlier turns, (user, assistant).
         """
         chosen = self._system if system is None else system
         messages = [{"role": "system", "content": chosen}] if chosen else []
+        for user, assistant in before:
+            messages.append({"role": "user", "content": self._plain(user).strip()})
+            messages.append({"role": "assistant", "content": self._plain(assistant).strip()})
         messages.append({"role": "user", "content": self._plain(instruction).strip()})
         return tuple(self._ids(self._render(messages, add_generation_prompt=True)))
 

@@ -1,0 +1,97 @@
+"""Eliciting contexts: which samples they make, and that the evaluation's attacks stay unseen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ptalign.suites
+from ptalign.config import AlignConfig
+from ptalign.nouns import ModelSpec, PairSet
+from ptalign.training import elicit
+from ptalign.training.batches import Pools, Sampler
+from ptalign.training.lora import load_tokenizer
+from ptalign.training.pools import make_pools, with_weights
+from ptalign.training.texts import ChatFormat, Sample
+
+
+def group(key: str) -> tuple[Sample, ...]:
+    return tuple(Sample(key, part, (1, 2), (3,), (1.0,)) for part in ("positive", "toxic"))
+
+
+PLAIN = [group(f"p{i}") for i in range(6)]
+POOLS = Pools(PLAIN, elicited=[[group(f"p{i}@{k}") for i in range(6)] for k in range(2)])
+
+
+def keys(sampler: Sampler, step: int) -> list[str]:
+    return [samples[0].key for samples in sampler.step(step)]
+
+
+def test_half_of_a_step_comes_after_one_context_and_epochs_stay_whole() -> None:
+    sampler = Sampler(POOLS, 4, 0, 0, seed=3, elicited_share=0.5)
+    seen: list[str] = []
+    for step in range(3):
+        drawn = keys(sampler, step)
+        after = [key.partition("@")[2] for key in drawn if "@" in key]
+        assert after == [str(step % 2)] * 2
+        seen += [key.partition("@")[0] for key in drawn]
+    assert sorted(seen) == sorted([f"p{i}" for i in range(6)] * 2)
+
+
+def test_without_a_share_nothing_changes() -> None:
+    bare = Sampler(Pools(PLAIN), 4, 0, 0, seed=3)
+    assert keys(Sampler(POOLS, 4, 0, 0, seed=3), 1) == keys(bare, 1)
+
+
+def words(text: str, run: int) -> set[tuple[str, ...]]:
+    found = re.findall(r"\w+", text.lower())
+    return set(zip(*(found[i:] for i in range(run)), strict=False))
+
+
+@pytest.mark.parametrize("locale", ["en", "ja"])
+def test_no_persona_of_training_is_one_that_measures(locale: str) -> None:
+    file = Path(ptalign.suites.__file__).parent / "data" / "attacks.yaml"
+    attacks = yaml.safe_load(file.read_text("utf-8"))["attacks"]
+    measured = {run for attack in attacks for run in words(attack["persona"], 4)}
+    personas = elicit._personas(locale)
+    assert len(personas) >= 4
+    for persona in personas:
+        assert not words(persona, 4) & measured, persona
+
+
+def test_a_pair_that_a_context_shows_is_never_trained_after_it(
+    mild_pairs: PairSet, tiny_model: ModelSpec
+) -> None:
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    config = AlignConfig()
+    pools = make_pools(mild_pairs, chat, config)
+    plain = {samples[0].key: samples for samples in pools.pairs}
+    drawn = elicit.contexts(list(mild_pairs.polarised), "en", config.seed)
+    assert len(pools.elicited) == len(drawn) > 0
+    for number, (context, groups) in enumerate(zip(drawn, pools.elicited, strict=True)):
+        shown = {pair.id for pair in context.demonstrations}
+        assert len(shown) == elicit.TURNS
+        for samples in groups:
+            name, _, place = samples[0].key.partition("@")
+            assert (place == "") == (name in shown)
+            assert place in ("", str(number))
+            if place:
+                assert len(samples[0].prompt) > len(plain[name][0].prompt)
+                assert [s.answer for s in samples] == [s.answer for s in plain[name]]
+                assert samples[0].prompt == samples[1].prompt
+
+
+def test_weights_and_references_reach_the_moved_samples(
+    mild_pairs: PairSet, tiny_model: ModelSpec
+) -> None:
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    pools = make_pools(mild_pairs, chat, AlignConfig())
+    toxic = [s for samples in pools.pairs for s in samples if s.part == "toxic"]
+    weights = {s.key: (0.5,) * len(s.answer) for s in toxic}
+    weighed = with_weights(pools, weights, "pt_align")
+    for groups in weighed.elicited:
+        for samples in groups:
+            assert all(set(s.weights) == {0.5} for s in samples if s.part == "toxic")
