@@ -41,7 +41,7 @@ def test_sigterm_under_load(score: Any, tmp_path: Path, slow_url: str) -> None:
             made = insist(running.tuning.GenerateInstructions, generate(40))
             history.operations.add(made.name)
             operation = made.name.removeprefix("operations/")
-            wait_for(lambda o=operation: len(accepted(running.state, o)) > 2, 90, "records")
+            wait_for(lambda o=operation: len(accepted(running.state, o)) > 2, 200, "records")
             row.bad += not _ends_well(running, made.name, 0.5 if score.in_tier else 5.0)
             row.ran += 1
             for record in accepted(running.state, operation):

@@ -76,7 +76,7 @@ def test_a_compressed_bomb_is_not_unpacked(score: Any, running: Running, path: s
     """56 MiB of zeros in 57 KB, ten at once; what the limit allows is 16 MiB."""
     row = score.row(f"gzip bombs to {path.rpartition('/')[2]}", 500)
     watch, pieces = Watch(running), bomb(56 << 20)
-    for _ in range(score.size(50, 2)):
+    for _ in range(score.size(50, 1)):
         connections = [Connection(running.port) for _ in range(10)]
         for connection in connections:
             stream = connection.open(path, grpc_encoding="gzip")
@@ -114,7 +114,7 @@ def test_a_flood_of_resets(score: Any, running: Running) -> None:
     watch, waits = Watch(running), []
     connection = Connection(running.port)
     client = pt.Client(f"127.0.0.1:{running.port}")
-    for number in range(score.size(50_000, 4_000)):
+    for number in range(score.size(50_000, 1_500)):
         stream = connection.open(GENERATE)
         alive_still = connection.send(frame(RESET, stream, CANCEL))
         row.ran += 1
