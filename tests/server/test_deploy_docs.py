@@ -18,6 +18,7 @@ from ptalign.errors import PtalignError
 from ptalign.nouns import PairSet
 from ptalign_server.cli import app
 from ptalign_server.settings import Settings
+from ptalign_server.vault import KeyFile
 
 ROOT = Path(__file__).parents[2]
 DOCS = ("docs/operations.md", "docs/security.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -82,8 +83,11 @@ def test_a_copy_without_its_key_tells_nothing(kept: tuple[Path, str, Any], tmp_p
     for file in copy.rglob("*"):
         if file.is_file():
             assert world.BAD.encode() not in file.read_bytes(), file
+    with pytest.raises(PtalignError, match="is missing. Restore it from its backup"):
+        read(copy, name)
+    KeyFile.create(copy / "operator.key")
     with pytest.raises(PtalignError, match="operator key"):
-        read(copy, name)  # the embedded server made a fresh key, which does not fit
+        read(copy, name)  # a fresh key does not fit
 
 
 def test_the_rotation_of_a_mounted_key_never_leaves_a_server_without_one(
