@@ -83,7 +83,7 @@ def test_a_copy_without_its_key_tells_nothing(kept: tuple[Path, str, Any], tmp_p
     for file in copy.rglob("*"):
         if file.is_file():
             assert world.BAD.encode() not in file.read_bytes(), file
-    with pytest.raises(PtalignError, match="is missing. Restore it from its backup"):
+    with pytest.raises(PtalignError, match=r"is missing\. Restore it"):
         read(copy, name)
     KeyFile.create(copy / "operator.key")
     with pytest.raises(PtalignError, match="operator key"):
