@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.results import Book, Measure, table
+from bench.results import Book, Measure, say, table
 
-APART = {"generation": 8.0, "sets": 6.0, "service": 3.0}
+APART = {"contrast": 2.0, "sets": 12.0, "service": 3.0}
 """Modules run as ``python -m bench.NAME [--quick]`` that print a JSON list of results: minutes."""
 
 ENVIRONMENT = {
@@ -87,12 +87,6 @@ def apart(name: str, quick: bool) -> list[dict[str, Any]]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout)
     return [{**row, "quick": quick} for row in rows]
-
-
-def say(line: str) -> None:
-    """Progress goes to stderr: stdout is the table."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

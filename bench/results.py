@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ def device_name() -> str:
     )
     model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "cpu")
     return f"{model}, 1 thread"
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr: stdout is the table."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def own_folder() -> Path:

@@ -18,7 +18,7 @@ from bench.contestants import (
     padded,
 )
 from bench.memory import peak_over_base
-from bench.results import Measure, Result, compared, device_name
+from bench.results import Measure, Result, compared, device_name, say
 from bench.texts import groups_of, make_items
 from ptalign.config import LoraConfig
 from ptalign.losses import Head, margins, margins_of_logits, mle, unlikelihood
@@ -74,9 +74,11 @@ def race(names: list[str], pairs: int, tokens: int, rounds: int, quick: bool) ->
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for name, step in steps.items():
             seconds[name].append(step())
+        found = ", ".join(f"{name} {spent[-1]:.1f}" for name, spent in seconds.items())
+        say(f"  round {number} of {rounds}: {found} CPU s")
     return [
         compared(
             f"step: {RIVALS[n][0]}, {pairs} pairs, {tokens} tokens",
