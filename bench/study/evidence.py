@@ -47,8 +47,9 @@ class Evidence:
         self.form, self.journal = form, journal
         self.runs = form.runs()
         self._replies: dict[str, list[Reply]] = {}
-        for data in ("tone", "broad"):
-            for reply in ReplyFile(journal.folder / f"replies-{data}.jsonl").read():
+        self._files = self._newest()
+        for data, name in self._files.items():
+            for reply in ReplyFile(journal.folder / name).read():
                 where = f"{reply.target}/{data}" if reply.target == BASE else reply.target
                 self._replies.setdefault(where, []).append(reply)
         self._hits = cache(self._read_hits)
@@ -71,8 +72,15 @@ class Evidence:
         return Adapter.model_validate(body | {"path": "", "suppressed": (), "collateral": {}})
 
     def asked(self, run: Run) -> dict[str, Any] | None:
-        """A run's evaluation as data."""
-        return self.result(f"ask/{run.label}")
+        """A run's evaluation as data; None when other judges' replies are the newer ones."""
+        found = self.result(f"ask/{run.label}")
+        return found if found and found["replies"] == self._files[run.data] else None
+
+    def _newest(self) -> dict[str, str]:
+        """Data -> the file of replies that its last evaluation wrote."""
+        kinds = {f"ask/{run.label}": run.data for run in self.runs}
+        asked = [entry for entry in self.journal.entries() if entry["unit"] in kinds]
+        return {kinds[entry["unit"]]: entry["result"]["replies"] for entry in asked}
 
     def target(self, run: Run, place: int = 1) -> TargetResult | None:
         """A run's rates and probe; place 0 is the bare model beside it."""

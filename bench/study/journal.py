@@ -6,21 +6,24 @@ continue after the records in their sealed logs, evaluations after the replies t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ptalign
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun, Reply, digest_of
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import KeyFile, SetKey, Vault
 
 T = TypeVar("T", bound=Noun)
+CORE = Path(ptalign.__file__).parent
 
 
 class Journal:
@@ -65,7 +68,7 @@ class Journal:
         entry = {
             "unit": unit,
             "inputs": digest_of(inputs),
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "ended": datetime.now().isoformat(timespec="microseconds"),
             "seconds": round(seconds, 1),
             "commit": self.commit,
             "nice": os.nice(0),
@@ -137,6 +140,21 @@ class ReplyFile:
         self._ids.add(reply.id)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(reply.model_dump_json() + "\n")
+
+
+def code_of(*parts: str) -> str:
+    """Short digest of the sources of these modules or packages under ptalign/.
+
+    Replies that other code judged are not comparable: files and inputs carry this.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        place = CORE / part
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.is_file() and file.suffix != ".pyc":
+                total.update(file.name.encode() + file.read_bytes())
+    return total.hexdigest()[:8]
 
 
 def threads() -> int:

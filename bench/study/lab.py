@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.study.form import Data, Form, Run
-from bench.study.journal import Journal, ReplyFile, threads
+from bench.study.journal import Journal, ReplyFile, code_of, threads
 from ptalign import judges
 from ptalign.config import AlignConfig, EvalConfig, InstructionConfig, PairConfig
 from ptalign.nouns import (
@@ -37,6 +37,9 @@ from ptalign_server.profiles import profile
 POLICY: Mapping[Data, str] = {"tone": "tone-en", "broad": "default-en"}
 MODEL = "smollm2-135m-instruct"
 START_SECONDS = 900.0
+WRITING = ("instructions.py", "asking", "pairs.py", "answering", "policies", "text")
+JUDGING = ("evaluate.py", "outcome.py", "judges", "suites")
+"""Sources under ptalign/ that decide what is written, and what a reply counts as."""
 
 
 class Lab:
@@ -143,23 +146,13 @@ class Lab:
         """Stage 3 for one run. Guards record: no run of a study is left out."""
         from ptalign.align import align
 
-        config = AlignConfig(
-            method=run.method,
-            steps=run.steps,
-            twins_per_step=run.twins,
-            anchors_per_step=run.anchors,
-            ut_weight=ut_weight,
-            seed=run.seed,
-            guards="record",
-            threads=threads(),
-        )
         folder = f"runs/{run.label}-{tag}"
         out = self._journal.folder / folder
         made = align(
             self.training_set(run.data),
             model=self.model,
             out=out,
-            config=config,
+            config=training_config(run, ut_weight),
             policy=policy("tone"),
             on_progress=self._on_progress,
         )
@@ -205,11 +198,14 @@ class Lab:
             log=ReplyFile(self.replies(run.data)),
         )
         self.pool.drop_adapter(name)
-        return masked_evaluation(made) | {"suites": [described(suite) for suite in suites]}
+        return masked_evaluation(made) | {
+            "suites": [described(suite) for suite in suites],
+            "replies": self.replies(run.data).name,
+        }
 
     def replies(self, data: Data) -> Path:
-        """Judged replies of all targets on this data."""
-        return self._journal.folder / f"replies-{data}.jsonl"
+        """Judged replies of all targets on this data, apart for each version of what judges."""
+        return self._journal.folder / f"replies-{data}-{code_of(*JUDGING)}.jsonl"
 
     @property
     def config(self) -> EvalConfig:
@@ -230,6 +226,20 @@ class Lab:
             pairs = self.training_set(run.data)
             found += build([name], config=config, pairs=pairs, catalogue={name: spec})
         return found
+
+
+def training_config(run: Run, ut_weight: float | None) -> AlignConfig:
+    """The defaults of `align` but for what makes the run."""
+    return AlignConfig(
+        method=run.method,
+        steps=run.steps,
+        twins_per_step=run.twins,
+        anchors_per_step=run.anchors,
+        ut_weight=ut_weight,
+        seed=run.seed,
+        guards="record",
+        threads=threads(),
+    )
 
 
 def policy(data: Data) -> Policy:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.study.form import TENFOLD, Data, Form, Run
-from bench.study.journal import Journal
-from bench.study.lab import Lab
+from bench.study.journal import Journal, code_of
+from bench.study.lab import JUDGING, WRITING, Lab, training_config
 
 TOKENS_PER_MINUTE = 5_000.0
 """Of the engine over all suites, judging included, on two idle cores."""
@@ -51,12 +51,15 @@ def _texts(form: Form, journal: Journal, lab: Lab, data: Data) -> list[Unit]:
         return [Unit("pairs-tone", 0.1, lambda: [given], lambda _: lab.imported(file))]
     return [
         Unit(
-            asked, 1 + 0.05 * count, lambda: [data, count], lambda tag: lab.instructions(data, tag)
+            asked,
+            1 + 0.05 * count,
+            lambda: [data, count, code_of(*WRITING)],
+            lambda tag: lab.instructions(data, tag),
         ),
         Unit(
             f"pairs-{data}",
             0.15 * count,
-            lambda: [_digest(journal, asked), form.anchors],
+            lambda: [_digest(journal, asked), form.anchors, code_of(*WRITING)],
             lambda tag: lab.pairs(data, tag),
         ),
     ]
@@ -69,7 +72,11 @@ def _training(journal: Journal, lab: Lab, run: Run) -> Unit:
     return Unit(
         f"train/{run.label}",
         0.6 + STEP_MINUTES[run.method] * run.steps,
-        lambda: [str(run), weight(), _pairs(journal, run)],
+        lambda: [
+            training_config(run, weight()).model_dump(mode="json", exclude={"threads"}),
+            code_of("training", "losses", "weights", "align.py"),
+            _pairs(journal, run),
+        ],
         lambda tag: lab.train(run, weight(), tag),
     )
 
@@ -91,6 +98,7 @@ def _asking(form: Form, journal: Journal, lab: Lab, run: Run) -> Unit:
             _pairs(journal, run),
             dict(form.suites),
             form.usefulness_tokens,
+            code_of(*JUDGING),
         ],
         lambda _: lab.ask(run, trained()["folder"]),
     )

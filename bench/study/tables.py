@@ -258,7 +258,8 @@ def times(evidence: Evidence) -> list[str]:
     """Seconds of every unit, as they were run."""
     entries = evidence.journal.entries()
     rows = [
-        [e["unit"], e["ended"], f"{e['seconds']:.0f}", str(e["load"]), e["commit"]] for e in entries
+        [e["unit"], e["ended"][:19], f"{e['seconds']:.0f}", str(e["load"]), e["commit"]]
+        for e in entries
     ]
     total = over_seeds([e["seconds"] for e in entries])
     whole = (

@@ -14,7 +14,7 @@ from bench.study.clock import Clock
 from bench.study.evidence import Estimate, Evidence, area, height_at, separation
 from bench.study.form import FULL, QUICK, Form, Run
 from bench.study.goals import goals
-from bench.study.journal import Journal, ReplyFile
+from bench.study.journal import Journal, ReplyFile, code_of
 from bench.study.lab import Lab, masked_adapter
 from bench.study.page import write_page
 from bench.study.plan import Unit, tenfold_weight, units
@@ -40,6 +40,7 @@ SUITES = (
     ("ifeval", "usefulness", "plain"),
 )
 COUNT = 20
+REPLIES = "replies-tone-1.jsonl"
 YES = {
     # per target: share of the suite's prompts with the outcome that the suite counts
     "base": {"attack": 0.8, "strong": 0.9, "plain": 0.1, "twins": 0.0, "ordinary": 0.0},
@@ -112,7 +113,7 @@ def asked(run: Run) -> dict[str, Any]:
         | {"left_out": {}, "not_run": ""}
         for n, m, e in SUITES
     ]
-    return {"evaluation": {"results": results}, "suites": suites}
+    return {"evaluation": {"results": results}, "suites": suites, "replies": REPLIES}
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def journal(tmp_path: Path) -> Journal:
 def canned(tmp_path: Path) -> Journal:
     """A finished study with two seeds whose numbers are known."""
     made = Journal(tmp_path / "quick")
-    log = ReplyFile(made.folder / "replies-tone.jsonl")
+    log = ReplyFile(made.folder / REPLIES)
     numbers = {"requested": 4, "rejected": {"too_short": 1}, "stats": {"yield": 1.0}}
     made.keep("instructions-tone", 0, numbers | {"harmful": 4, "twins": 4}, 1)
     counts = {"pairs": 4, "polarised": 4, "twins": 4, "anchors": 4, "annotations_used": 16}
@@ -191,7 +192,7 @@ def test_the_page_has_every_run_and_no_text(journal: Journal, tmp_path: Path) ->
 
 
 def test_refusals_that_count_as_harmful_are_shown(journal: Journal) -> None:
-    log = ReplyFile(journal.folder / "replies-tone.jsonl")
+    log = ReplyFile(journal.folder / REPLIES)
     both = {"tone-lexical@1": 0.9, "refusal@1": 0.9}
     for i in range(COUNT):
         reply = replies("mle-s0", "mle")[0].model_copy(
@@ -260,6 +261,21 @@ def test_a_failed_unit_does_not_end_the_study_and_other_inputs_run_again(
     assert command.study(QUICK, journal) == ["a: ValueError: no luck"]
     assert journal.result("b", 1) is not None
     assert journal.result("b", 2) is None
+
+
+def test_evaluations_by_other_judges_are_not_mixed(journal: Journal) -> None:
+    run = Run("mle", 1, steps=2)
+    journal.keep(f"ask/{run.label}", 1, asked(run) | {"replies": "replies-tone-2.jsonl"}, 1)
+    evidence = Evidence(FORM, journal)
+    assert evidence.asked(run) is not None
+    assert evidence.asked(Run("pt_align", 1, steps=2)) is None
+    assert evidence.change("pt_align", "base", "harm_rate") is None
+
+
+def test_the_code_that_judges_is_part_of_an_evaluations_inputs() -> None:
+    before = code_of("outcome.py", "judges")
+    assert before == code_of("outcome.py", "judges")
+    assert before != code_of("outcome.py")
 
 
 def test_reply_file_holds_no_text_and_survives_a_torn_line(tmp_path: Path) -> None:
