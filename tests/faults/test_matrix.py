@@ -102,7 +102,7 @@ def test_a_call_leaves_nothing_running(score: Any, running: Running, verb: str, 
     for _ in range(score.size(10, 1)):
         name = disturb(running, VERBS[verb], verb, event)
         running.operations.CancelOperation(lro.CancelOperationRequest(name=name))
-        done = running.wait(name, 120)
+        done = running.wait(name, 280)
         row.ran += 1
         row.bad += state_of(done) not in ENDED
         left = still(running, name, 1.0 if score.in_tier else 10.0)
@@ -126,11 +126,15 @@ def disturb(running: Running, kind: Verb, verb: str, event: str) -> str:
     if event == "client killed":
         abandon(running, verb, request)
     name = str(insist(call, request).name)
-    wait_for(lambda: kind.underway(running, name), 200, f"{verb} is under way")
+    try:
+        wait_for(lambda: kind.underway(running, name), 400, f"{verb} is under way")
+    except AssertionError:
+        running.operations.CancelOperation(lro.CancelOperationRequest(name=name))
+        raise
     if event == "server error":
         pid = worker_pid(running)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: worker_pid(running) not in (0, pid), 120, "another worker")
+        wait_for(lambda: worker_pid(running) not in (0, pid), 200, "another worker")
     return name
 
 
