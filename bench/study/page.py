@@ -131,6 +131,8 @@ HOW = """\
 - A share of one run has Wilson's interval. With more seeds, outcomes are averaged over seeds per
   prompt and prompts are resampled (bootstrap, 4000 draws); differences are paired by prompt. These
   intervals cover the choice of prompts; what the training seed changes is shown apart, as a range.
+- Where no prompt differs a bootstrap interval has no width: read it as up to 3/n each way (rule of
+  three), and Wilson's intervals beside it.
 - McNemar's exact p-values are not corrected for the number of comparisons.
 - Teacher-forced measures read held-out anchors and toxic answers of the training set under attack;
   they have no sampling error, and no interval but the range over seeds.
