@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="base and PT-ALIGN, smaller budget")
     parser.add_argument("--out", type=Path, default=ROOT / "demo-out")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped on the way out
     began = time.monotonic()
     code = run(HERE / ("fast.yaml" if arguments.fast else "full.yaml"), arguments.out)
     print(
