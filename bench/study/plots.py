@@ -113,6 +113,7 @@ def as_rate(found: Estimate | None) -> Rate | None:
 def _placed(figure: Markup, kind: str, x: float, y: float, width: float) -> str:
     """A figure of the report, inside another picture."""
     where = f'<svg class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}"'
+    where += ' height="200"' if kind == "lines" else ""  # a track brings its own
     return str(figure).replace(f'<svg class="{kind}"', where, 1)
 
 
