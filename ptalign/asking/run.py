@@ -183,7 +183,7 @@ class DraftRun:
         if self._errors > MAX_ERRORS:
             raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
         if isinstance(what, Cell):
-            self._grid.back(what)
+            self._grid.back(what, failed=failed)
             reason = "engine_error" if failed else self._take_draft(what, completion)
         else:
             reason = "engine_error" if failed else self._take_twin(what, completion)

@@ -65,6 +65,7 @@ class Grid:
         self._tried: Counter[tuple[str, str]] = Counter()
         self._drafts: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
 
     def next(self) -> Cell | None:
         """The neediest cell, counted as a draft in flight; None when every topic is done."""
@@ -83,9 +84,15 @@ class Grid:
         self._open[topic.id] += 1
         return Cell(topic, tactic, self._random.choice(tactic.openers))
 
-    def back(self, cell: Cell) -> None:
-        """A draft for this cell came back, whatever became of it."""
+    def back(self, cell: Cell, *, failed: bool = False) -> None:
+        """A draft for this cell came back, whatever became of it.
+
+        Args:
+            failed: The engine gave none. Others come first then: a prompt that the engine pool has
+                set aside would fail at once, over and over.
+        """
         self._open[cell.topic.id] -= 1
+        self._failed[cell.topic.id] += failed
 
     def accept(self, topic_id: str) -> bool:
         """Books an instruction under a topic; False when the topic is full."""
@@ -104,4 +111,5 @@ class Grid:
         """Accepted and expected instructions; a draft in flight counts by the topic's yield."""
         finished = self._drafts[topic_id] - self._open[topic_id]
         share = (self.accepted[topic_id] + 1) / (finished + 2)
-        return self.accepted[topic_id] + self._open[topic_id] * min(1.0, max(share, 0.25))
+        settled = self.accepted[topic_id] + self._failed[topic_id]
+        return settled + self._open[topic_id] * min(1.0, max(share, 0.25))

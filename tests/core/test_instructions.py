@@ -9,7 +9,7 @@ import pytest
 
 from ptalign.asking.validity import Novelty, TwinCheck, malformed
 from ptalign.config import InstructionConfig
-from ptalign.engines.base import Request
+from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput
@@ -269,3 +269,19 @@ def test_drafts_carry_the_openers_of_their_tactic() -> None:
     known = {o for t in POLICY.tactics for o in t.openers}
     assert openers <= known
     assert len(openers) >= 10
+
+
+def test_a_prompt_that_always_fails_does_not_fail_the_set() -> None:
+    """A prompt aboard two engine deaths is set aside; its topic stayed the neediest and was asked
+    for 64 times in a row."""
+    title = POLICY.topics[3].title
+
+    class Partly(ScriptedEngine):
+        def complete(self, request: Request) -> Completion:
+            if f"Topic: {title}\nRequest:" in request.prompt[-len(title) - 20 :]:
+                return Completion(key=request.key, text="", finish="error", error="SetAside")
+            return super().complete(request)
+
+    made = generate(32, engine=Partly(), config=InstructionConfig(twins=False))
+    assert len(made.harmful) == 32
+    assert made.rejected["engine_error"] < 32
