@@ -54,7 +54,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client's wheel, built without a network from a copy of the two rooms."""
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), "client"],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+        + ["--no-index", "-w", str(out), "./client"],
         cwd=ROOT,
         check=True,
         capture_output=True,
