@@ -53,9 +53,9 @@ def test_help_is_there_in_a_moment() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client's wheel, built without a network from a copy of the two rooms."""
     out = tmp_path_factory.mktemp("wheel")
+    flags = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-        + ["--no-index", "-w", str(out), "./client"],
+        [sys.executable, "-m", "pip", "wheel", *flags, "./client"],
         cwd=ROOT,
         check=True,
         capture_output=True,
