@@ -11,6 +11,7 @@ State = Literal["met", "missed", "not measured"]
 OURS = "pt_align"
 ENOUGH, MANY = 300, 200
 """Prompts that the goals ask for: of a generated suite, and of ordinary requests."""
+PAST = "the interval reaches past the limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,13 @@ def _between(found: Estimate, unit: str = "points") -> str:
 
 def _notes(found: Estimate, least: int, settled: bool) -> str:
     """What a sceptic asks next: enough prompts, the spread over seeds, chance."""
-    words = []
-    if found.n < least:
-        words.append(f"{found.n} prompts, the goal asks for {least}")
+    words = [few] if (few := _too_few(found, least)) else []
     if found.seeds == 1:
         words.append("one seed")
     else:
         words.append(f"{found.seeds} seeds, {points(found.least)} to {points(found.most)}")
     if not settled:
-        words.append("the interval reaches past the limit")
+        words.append(PAST)
     return "; ".join(words)
 
 
@@ -147,9 +146,6 @@ def twins(e: Evidence) -> Goal:
     return Goal(
         what, limit, f"{points(found.value)} points", _between(found), _state(ok), note.strip("; ")
     )
-
-
-PAST = "the interval reaches past the limit"
 
 
 def _too_few(found: Estimate, least: int = ENOUGH) -> str:

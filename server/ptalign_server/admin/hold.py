@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ptalign.errors import InvalidInput
+from ptalign_server.gateway.reading import SETS
 from ptalign_server.gateway.retention import Holds
 from ptalign_server.settings import Settings
 
@@ -14,13 +15,9 @@ app = typer.Typer(help="Legal hold: sets that retention leaves alone.", no_args_
 @app.command()
 def add(name: str) -> None:
     """Hold a set (pairSets/ID) or a stopped operation (operations/ID) until it is released."""
-    if name.partition("/")[0] not in {
-        "instructionSets",
-        "annotationSets",
-        "pairSets",
-        "operations",
-    }:
-        mend = "Name instructionSets/ID, annotationSets/ID, pairSets/ID or operations/ID."
+    known = (*SETS, "operations")
+    if name.partition("/")[0] not in known:
+        mend = f"Name one of: {', '.join(f'{each}/ID' for each in known)}."
         raise InvalidInput("name", f"{name[:80]!r} holds no record text", mend)
     settings = Settings()
     settings.make_folders()

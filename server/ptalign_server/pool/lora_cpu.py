@@ -125,7 +125,9 @@ def _matrix(weights: Tensor, slot: int, like: Tensor) -> Tensor:
 def _groups(adapters: Tensor) -> Iterator[tuple[Any, int]]:
     """Rows of each adapter in a batch, a slice where they are all its own."""
     listed = adapters.tolist()
-    found = set(listed) - {-1}
-    for slot in sorted(found):
-        alone = len(set(listed)) == 1
-        yield (slice(len(listed)) if alone else (adapters == slot).nonzero()[:, 0]), slot
+    found = set(listed)
+    if len(found) == 1 and -1 not in found:
+        yield slice(len(listed)), listed[0]
+        return
+    for slot in sorted(found - {-1}):
+        yield (adapters == slot).nonzero()[:, 0], slot
