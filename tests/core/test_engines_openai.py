@@ -258,3 +258,24 @@ def test_a_reply_that_is_no_completion_is_an_error_completion() -> None:
     made, _ = engine(odd)
     [done] = made.stream(asks(1))
     assert (done.finish, done.error) == ("error", "IndexError")
+
+
+def test_the_engine_stays_full_while_the_stage_is_busy() -> None:
+    """Two more than the eight places are in hand; they go out without the stage asking."""
+    running, most = 0, 0
+
+    async def brief(_: httpx.Request) -> httpx.Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return chat("hello")
+
+    made, transport = engine(brief, concurrency=8)
+    with open_stream(made, asks(100)) as completions:
+        next(completions)
+        deadline = time.monotonic() + 5
+        while len(transport.bodies) < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)  # the stage judges: nothing is asked of the stream
+        assert (len(transport.bodies), most) == (10, 8)

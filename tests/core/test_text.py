@@ -9,7 +9,7 @@ import pytest
 
 from ptalign.text.cluster import representatives
 from ptalign.text.diversity import distinct_n, nearest_distances, normalised_entropy, vendi_score
-from ptalign.text.embed import HashedNgrams, default_embedder
+from ptalign.text.embed import HashedNgrams, MiniLM, default_embedder
 from ptalign.text.near import NearDuplicates, rouge_l, tokens
 from ptalign.text.normalise import folded, plain, undisguised
 from ptalign.text.redact import redact
@@ -140,3 +140,13 @@ def test_minilm_matches_meaning_not_letters() -> None:
     assert rows.shape == (3, 384)
     assert rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
     assert np.allclose(embed(["how bees fly"])[0], rows[2])
+
+
+def test_the_embedder_keeps_so_many_vectors_and_no_text() -> None:
+    """A worker embeds for months, toxic drafts among the texts."""
+    embed = MiniLM(keep=2)
+    first = embed(["What a kind note.", "Rain is on its way.", "The soup was cold."])
+    assert len(embed._known) == 2
+    assert not any(isinstance(key, str) for key in embed._known)
+    again = embed(["What a kind note.", "The soup was cold."])
+    np.testing.assert_allclose(again, first[[0, 2]], atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ptalign_server.process import die_with_parent, hold, refuse_unpickling
@@ -13,6 +14,9 @@ LOCK_SECONDS = 30.0
 def main() -> None:
     """Runs the worker until SIGTERM."""
     die_with_parent(int(sys.argv[1]))
+    # The stages judge beside a busy engine: on 2 cores a second thread took three times the
+    # processor time. Set before numpy and torch are read; engines and trainers set their own.
+    os.environ["OMP_NUM_THREADS"] = "1"
     refuse_unpickling()
     from ptalign_server import logs
     from ptalign_server.settings import Settings
