@@ -428,6 +428,29 @@ async def test_overload_is_refused_with_a_hint(tmp_path: Path) -> None:
         assert "PTALIGN_LIMITS__MAX_QUEUED" in text
 
 
+async def test_a_full_queue_refuses_without_the_writer_and_answers_what_was_sent_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "state", limits={"max_queued": 1}) as calls:
+        first = generate(request_id=str(uuid.uuid4()))
+        made = await calls.tuning.GenerateInstructions(first)
+        assert (await calls.tuning.GenerateInstructions(first)).name == made.name
+        dry = await calls.tuning.GenerateInstructions(generate(dry_run=True))
+        assert dry.done
+
+        def busy(*_: Any) -> Any:
+            raise AssertionError("waited for the writer")
+
+        monkeypatch.setattr(calls.store, "write", busy)
+        for request in (
+            generate(),
+            generate(request_id=str(uuid.uuid4())),
+            generate(request_id="x"),
+        ):
+            code, _, _, _ = await refused(calls.tuning.GenerateInstructions(request))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def methods() -> list[str]:
     """Every method of the services on the wire."""
     from google.longrunning import operations_pb2

@@ -17,8 +17,9 @@ from ptalign_server.errors import Overloaded
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.verbs import VERBS, Call, Estimate
 from ptalign_server.store import Store
+from ptalign_server.store.db import reading
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
-from ptalign_server.store.requests import Ticket, once, ticket
+from ptalign_server.store.requests import Ticket, once, sent_before, ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ async def submit(
     kind: str, request: Any, identity: Identity, store: Store, catalogue: Catalogue, max_queued: int
 ) -> operations_pb2.Operation:
     """Checks the call and makes its operation; a dry run answers with an estimate instead."""
+    if not request.dry_run:
+        await asyncio.to_thread(_refuse_early, store, identity.tenant, request, max_queued)
     estimate = await asyncio.to_thread(VERBS[kind].check, request, Call(identity, store, catalogue))
     if request.dry_run:
         return _dry_run(kind, estimate)
@@ -49,6 +52,25 @@ async def submit(
         return wire.operation_message(change.made)
     operation = await asyncio.to_thread(store.operations.get, operation_id, identity.tenant)
     return await asyncio.to_thread(answer, operation, store)
+
+
+def _refuse_early(store: Store, tenant: str, request: Any, max_queued: int) -> None:
+    """Refuses what the writer would refuse, without waiting for it.
+
+    Overload is when the writer is busiest: its own look at the queue stays the one that counts. A
+    call that was sent before may have its answer waiting, so it goes on.
+    """
+    with reading(store.engine) as connection:
+        waiting = store.operations.waiting(connection)
+        if waiting >= max_queued and not sent_before(connection, tenant, request):
+            raise _overloaded(max_queued)
+
+
+def _overloaded(max_queued: int) -> Overloaded:
+    return Overloaded(
+        f"{max_queued} operations wait already. Try again when some are done, or raise "
+        "PTALIGN_LIMITS__MAX_QUEUED."
+    )
 
 
 def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructionsRequest:
@@ -90,10 +112,7 @@ class _Insert:
     def _insert(self, connection: sa.Connection) -> Operation:
         store, submission = self._store, self._submission
         if store.operations.waiting(connection) >= self._max_queued:
-            raise Overloaded(
-                f"{self._max_queued} operations wait already. Try again when some are done, or "
-                "raise PTALIGN_LIMITS__MAX_QUEUED."
-            )
+            raise _overloaded(self._max_queued)
         now = time.time()
         operation_id = new_id()
         key, wrapped = store.vault.fresh_key(operation_id)

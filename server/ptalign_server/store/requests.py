@@ -47,12 +47,26 @@ class Ticket:
 
 def ticket(vault: Vault, tenant: str, method: str, request: Message) -> Ticket | None:
     """The call's ticket; None when it has no request_id."""
-    request_id = str(getattr(request, "request_id", ""))
+    request_id = _request_id(request)
     if not request_id:
         return None
-    # One spelling: a UUID may also come with braces, or without its hyphens.
-    known_as = str(uuid.UUID(request_id))
-    return Ticket(tenant, known_as, method, field_digests(vault, request), vault)
+    return Ticket(tenant, request_id, method, field_digests(vault, request), vault)
+
+
+def sent_before(connection: sa.Connection, tenant: str, request: Message) -> bool:
+    """Whether a call with this request_id was answered already; nothing else is compared."""
+    try:
+        request_id = _request_id(request)
+    except ValueError:  # not checked yet
+        return False
+    place = {"tenant_": tenant, "request_id_": request_id}
+    return bool(request_id) and connection.execute(_FIND, place).first() is not None
+
+
+def _request_id(request: Message) -> str:
+    """In one spelling: a UUID may also come with braces, or without its hyphens."""
+    given = str(getattr(request, "request_id", ""))
+    return str(uuid.UUID(given)) if given else ""
 
 
 def field_digests(vault: Vault, request: Message) -> dict[str, str]:
