@@ -1,0 +1,210 @@
+"""Stage 2 beside the engine it runs on, and that engine beside transformers.
+
+    python -m bench.generation [--quick]
+
+One engine process serves all rows. Stage 2 runs whole (constraints, drafts, judging, anchors) on
+instructions that the model has just written; then the same requests, all of them at once, go to the
+same engine without a stage. That second run finds its prompts in the engine's prefix cache, so the
+ratio is a lower bound. transformers generates in this process, greedily, in left-padded batches, on
+as many threads as the engine has. The judges are loaded beforehand, as the worker does while its
+engine starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from bench.results import Result, compared, device_name, say
+from ptalign.config import InstructionConfig, PairConfig
+from ptalign.engines.base import Completion, Engine, Message, Request
+from ptalign.instructions import generate_instructions
+from ptalign.judges import generation_judges
+from ptalign.nouns import InstructionSet, ModelSpec
+from ptalign.pairs import synthesize_pairs
+from ptalign.policies import load_annotations, load_policy
+from ptalign_server.models import prepare_demo_model
+from ptalign_server.pool import Pool, PoolSettings
+
+POLICY = "tone-en"
+PREFIX_WORDS = 300
+ANSWER_TOKENS = 24
+BATCH = 16
+"""Prompts per call of transformers' generate."""
+
+
+class Recorded:
+    """An engine that remembers what it was asked and counts what it wrote."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.model, self._inner = inner.model, inner
+        self.requests: list[Request] = []
+        self.tokens = 0
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """As `Engine.stream`."""
+        for completion in self._inner.stream(self._noted(requests)):
+            self.tokens += completion.completion_tokens
+            yield completion
+
+    def _noted(self, requests: Iterable[Request]) -> Iterator[Request]:
+        source = iter(requests)
+        while (request := next(source, None)) is not None:
+            self.requests.append(request)
+            yield request
+
+
+def main() -> None:
+    """Prints the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, 24 instructions")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)  # as the worker judges
+    model = ModelSpec(name="smollm2-135m-instruct", path=str(prepare_demo_model()))
+    threads = len(os.sched_getaffinity(0))
+    with engine_of(model, threads) as engine:
+        instructions = generate_instructions(
+            load_policy(POLICY),
+            24 if quick else 48,
+            engine=engine,
+            model=model,
+            config=InstructionConfig(twins=True),
+        )
+        found = [stage(engine, model, instructions, 1 if quick else 3, quick)]
+        found.append(transformers_beside(engine, model, threads, 1 if quick else 3, quick))
+    device = device_name().replace("1 thread", f"{threads} threads")
+    rows = [asdict(replace(result, device=device)) for result in found]
+    sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+
+
+@contextmanager
+def engine_of(model: ModelSpec, threads: int) -> Iterator[Engine]:
+    """A running engine with the product's settings, and judges that are loaded."""
+    with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
+        pool = Pool(PoolSettings(state=Path(folder), threads=threads), model)
+        pool.start()
+        try:
+            for judge in generation_judges():
+                judge.score([""], ["Thank you."])
+            pool.wait_ready(600)
+            yield pool.engine()
+        finally:
+            pool.stop()
+
+
+def stage(
+    engine: Engine, model: ModelSpec, instructions: InstructionSet, rounds: int, quick: bool
+) -> Result:
+    """Seconds per 1,000 tokens through stage 2, and of its requests given to the engine at once."""
+    annotations = load_annotations(POLICY)
+    through, direct = [], []
+    for seed in range(rounds):
+        recorded = Recorded(engine)
+        begun = time.monotonic()
+        synthesize_pairs(
+            instructions,
+            annotations,
+            policy=load_policy(POLICY),
+            engine=recorded,
+            model=model,
+            judges=generation_judges(annotations),
+            config=PairConfig(anchors=len(instructions.harmful), seed=seed),
+        )
+        through.append((time.monotonic() - begun) / recorded.tokens * 1000)
+        begun = time.monotonic()
+        tokens = sum(c.completion_tokens for c in engine.stream(recorded.requests))
+        direct.append((time.monotonic() - begun) / tokens * 1000)
+        say(f"  stage 2 {1000 / through[-1]:.0f} tokens/s, engine {1000 / direct[-1]:.0f}")
+    name = "SynthesizePairs whole, judging included; theirs: its requests, engine alone"
+    return compared(name, through, direct, 0.9, "s/1,000 tokens", quick)
+
+
+def transformers_beside(
+    engine: Engine, model: ModelSpec, threads: int, rounds: int, quick: bool
+) -> Result:
+    """Seconds per 1,000 tokens of short answers behind a long shared prefix."""
+    messages = prompts(32 if quick else 64)
+    ours, theirs = [], []
+    plain = Transformers(model, threads)
+    for _ in range(rounds):
+        requests = [
+            Request(str(i), messages=m, max_tokens=ANSWER_TOKENS, temperature=0.0)
+            for i, m in enumerate(messages)
+        ]
+        begun = time.monotonic()
+        tokens = sum(c.completion_tokens for c in engine.stream(requests))
+        ours.append((time.monotonic() - begun) / tokens * 1000)
+        begun = time.monotonic()
+        tokens = plain.generate(messages)
+        theirs.append((time.monotonic() - begun) / tokens * 1000)
+        say(f"  engine {1000 / ours[-1]:.0f} tokens/s, transformers {1000 / theirs[-1]:.0f}")
+    name = f"engine; theirs: transformers' generate, {PREFIX_WORDS}-word shared prefix"
+    return compared(name, ours, theirs, 2.5, "s/1,000 tokens", quick)
+
+
+def prompts(count: int) -> list[tuple[Message, ...]]:
+    """Chats of one long system prompt and as many different questions."""
+    words = (
+        "Answer briefly, in plain and friendly words, and keep to what was asked. " * 24
+    ).split()
+    system = Message("system", " ".join(words[:PREFIX_WORDS]))
+    return [
+        (system, Message("user", f"Name one use of a garden tool, number {i + 1} on your list."))
+        for i in range(count)
+    ]
+
+
+class Transformers:
+    """transformers' batched generate, as its documentation shows it."""
+
+    def __init__(self, model: ModelSpec, threads: int) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._threads = threads
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            model.path, local_files_only=True, padding_side="left"
+        )
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model.path, local_files_only=True, dtype=torch.float32
+        ).eval()
+
+    def generate(self, chats: list[tuple[Message, ...]]) -> int:
+        """Answers all chats; returns the tokens written."""
+        tokenizer = self._tokenizer
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        written = 0
+        for start in range(0, len(chats), BATCH):
+            batch = tokenizer.apply_chat_template(
+                [[asdict(m) for m in chat] for chat in chats[start : start + BATCH]],
+                add_generation_prompt=True,
+                padding=True,
+                return_tensors="pt",
+                return_dict=True,
+            )
+            with torch.inference_mode():
+                out = self._model.generate(
+                    **batch,
+                    max_new_tokens=ANSWER_TOKENS,
+                    do_sample=False,
+                    pad_token_id=tokenizer.eos_token_id,
+                )
+            new = out[:, batch["input_ids"].shape[1] :]
+            ended = (new == tokenizer.eos_token_id).cumsum(1)
+            written += int((ended <= 1).sum())  # what follows the end is padding
+        torch.set_num_threads(before)
+        return written
+
+
+if __name__ == "__main__":
+    main()
