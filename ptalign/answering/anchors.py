@@ -14,13 +14,14 @@ from ptalign.text.embed import Embedder
 from ptalign.text.normalise import plain
 from ptalign.text.sentences import cut_at_last_sentence
 
-TEMPERATURE = 0.3
-"""Low: an anchor is what the model would mostly say."""
+TEMPERATURE = 1.0
+"""The model's own distribution, uncut: fitting such samples by likelihood is fitting KL(bare ||
+tuned), and nothing else. Likelier ones would sharpen the model (ADR 0009)."""
 
 MAX_SIMILARITY = 0.7
 """Cosine with an instruction of the set above which a benign one is no anchor."""
 
-SPARE = 1.25
+SPARE = 1.5
 """Anchors asked for over those wanted, since some answers do not end properly."""
 
 
@@ -50,7 +51,7 @@ def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: Mode
         messages=(*system, Message("user", draft.instruction)),
         max_tokens=config.max_tokens,
         temperature=TEMPERATURE,
-        min_p=config.min_p,
+        min_p=0.0,
     )
 
 
