@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ptalign.config import AlignConfig
 from ptalign.nouns import Method
 
+DEFAULTS = AlignConfig()
 Data = Literal["tone", "broad"]
 TENFOLD = 10.0
 """Times the automatic weight, for the runs that look past the budget."""
@@ -24,9 +26,9 @@ class Run:
     method: Method
     seed: int
     data: Data = "tone"
-    steps: int = 24
-    twins: int = 4
-    anchors: int = 4
+    steps: int = DEFAULTS.steps
+    twins: int = DEFAULTS.twins_per_step
+    anchors: int = DEFAULTS.anchors_per_step
     tenfold: bool = False
     """At ten times the automatic weight of the run of this method and seed."""
 
