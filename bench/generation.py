@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from bench.contrast import contrast
 from bench.results import Result, compared, device_name, say
 from ptalign.config import InstructionConfig, PairConfig
 from ptalign.engines.base import Completion, Engine, Message, Request
@@ -82,6 +83,7 @@ def main() -> None:
         )
         found = [stage(engine, model, instructions, 1 if quick else 3, quick)]
         found.append(transformers_beside(engine, model, threads, 1 if quick else 3, quick))
+        found += contrast(engine, model, threads, 32 if quick else 64, 1 if quick else 3, quick)
     device = device_name().replace("1 thread", f"{threads} threads")
     rows = [asdict(replace(result, device=device)) for result in found]
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
