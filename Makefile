@@ -21,9 +21,9 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
 	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  STUDY=quick  TIER=1..4 (test-faults)"
 
-install: $(VENV)/.installed ## make the virtual environment, install everything, prepare the demo model
+install: $(VENV)/.installed-$(ENGINE) ## make the virtual environment, install everything, prepare the demo model
 
-$(VENV)/.installed: requirements/$(ENGINE).txt requirements/dev.txt requirements/demo-model.txt pyproject.toml client/pyproject.toml
+$(VENV)/.installed-$(ENGINE): requirements/$(ENGINE).txt requirements/dev.txt requirements/demo-model.txt pyproject.toml client/pyproject.toml
 	@start=$$(date +%s); \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	echo "[install 1/4] torch"; \
@@ -36,7 +36,7 @@ $(VENV)/.installed: requirements/$(ENGINE).txt requirements/dev.txt requirements
 	$(PIP) install --no-deps --no-build-isolation -e client -e . || exit 1; \
 	echo "[install 4/4] demo model"; \
 	$(BIN)/python -m ptalign_server.models 2>/dev/null || $(BIN)/python -m ptalign_server.models || exit 1; \
-	touch $@; echo "[install] done in $$(( $$(date +%s) - start )) s"
+	rm -f $(VENV)/.installed-*; touch $@; echo "[install] done in $$(( $$(date +%s) - start )) s"
 
 demo: install ## the whole loop on a real model through the service; FAST=1 for the short form
 	@$(BIN)/python deploy/demo/run.py $(if $(FAST),--fast,)

@@ -15,6 +15,7 @@ import torch
 from bench.results import Result, compared, device_name
 from bench.texts import make_items
 from ptalign.engines.base import Engine, Message, Request
+from ptalign.errors import EngineFailed
 from ptalign.nouns import ModelSpec
 from ptalign.training import lora
 from ptalign.training.contrast import DEFAULT_CONSTRAINTS, contrast_scores
@@ -55,7 +56,6 @@ def contrast(
         error(decoder.causal_lm, chat, answers[i], weights[i]) for i in range(min(CHECKED, count))
     )
     torch.set_num_threads(before)
-    tokens = sum(len(a.answer) for a in answers)
     exact = Result(
         name=f"contrast weights against two plain forward passes (limit {LIMIT:g})",
         ours=worst,
@@ -68,7 +68,10 @@ def contrast(
         device=device_name(),
         quick=quick,
     )
-    name = f"contrast weights of {count} answers, {tokens} tokens; theirs: the engine writing them"
+    name = (
+        f"contrast weights of {count} answers of at most {ANSWER_TOKENS} tokens; theirs: the "
+        "engine writing them"
+    )
     return [compared(name, ours, theirs, 2.0, "s", quick), exact]
 
 
@@ -84,6 +87,8 @@ def written(engine: Engine, chat: ChatFormat, instructions: list[str]) -> list[T
     ]
     made = []
     for done in engine.stream(requests):
+        if done.error:
+            raise EngineFailed(done.error)
         ids = chat.answer(done.text)
         asked = instructions[int(done.key)]
         made.append(Toxic.of(done.key, asked, "tone", chat.pieces(ids[:-1]), ids, ""))

@@ -3,11 +3,12 @@
     python -m bench.generation [--quick]
 
 One engine process serves all rows. Stage 2 runs whole (constraints, drafts, judging, anchors) on
-instructions that the model has just written; then the same requests, all of them at once, go to the
-same engine without a stage. That second run finds its prompts in the engine's prefix cache, so the
-ratio is a lower bound. transformers generates in this process, greedily, in left-padded batches, on
-as many threads as the engine has. The judges are loaded beforehand, as the worker does while its
-engine starts.
+instructions that the model has just written, other ones in each round; then the same requests, all
+of them at once, go to the same engine without a stage: it finds their prompts in its prefix cache,
+which the stage did not. transformers generates in this process, greedily, in left-padded batches of
+16 or 32 (the faster counts), on as many threads as the engine has; no prompt is asked twice. The
+judges are loaded beforehand, as the worker does while its engine starts. The price of contrast
+weights is measured with the same engine (`bench.contrast`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import torch
 from bench.contrast import contrast
 from bench.results import Result, compared, device_name, say
 from ptalign.config import InstructionConfig, PairConfig
-from ptalign.engines.base import Completion, Engine, Message, Request
+from ptalign.engines.base import Asked, Completion, Engine, Message, Request
+from ptalign.errors import EngineFailed
 from ptalign.instructions import generate_instructions
 from ptalign.judges import generation_judges
 from ptalign.nouns import InstructionSet, ModelSpec
@@ -40,7 +42,7 @@ from ptalign_server.pool import Pool, PoolSettings
 POLICY = "tone-en"
 PREFIX_WORDS = 300
 ANSWER_TOKENS = 24
-BATCH = 16
+BATCHES = (16, 32)
 """Prompts per call of transformers' generate."""
 
 
@@ -60,15 +62,20 @@ class Recorded:
 
     def _noted(self, requests: Iterable[Request]) -> Iterator[Request]:
         source = iter(requests)
-        while (request := next(source, None)) is not None:
-            self.requests.append(request)
-            yield request
+
+        def ask() -> Request | None:
+            request = next(source, None)
+            if request is not None:
+                self.requests.append(request)
+            return request
+
+        return Asked(ask)
 
 
 def main() -> None:
     """Prints the rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, 24 instructions")
+    parser.add_argument("--quick", action="store_true", help="one round, 32 instructions")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)  # as the worker judges
     model = ModelSpec(name="smollm2-135m-instruct", path=str(prepare_demo_model()))
@@ -76,12 +83,12 @@ def main() -> None:
     with engine_of(model, threads) as engine:
         instructions = generate_instructions(
             load_policy(POLICY),
-            24 if quick else 48,
+            32 if quick else 64,
             engine=engine,
             model=model,
             config=InstructionConfig(twins=True),
         )
-        found = [stage(engine, model, instructions, 1 if quick else 3, quick)]
+        found = [stage(engine, model, parts(instructions, 1 if quick else 2), quick)]
         found.append(transformers_beside(engine, model, threads, 1 if quick else 3, quick))
         found += contrast(engine, model, threads, 32 if quick else 64, 1 if quick else 3, quick)
     device = device_name().replace("1 thread", f"{threads} threads")
@@ -104,13 +111,21 @@ def engine_of(model: ModelSpec, threads: int) -> Iterator[Engine]:
             pool.stop()
 
 
-def stage(
-    engine: Engine, model: ModelSpec, instructions: InstructionSet, rounds: int, quick: bool
-) -> Result:
+def parts(whole: InstructionSet, count: int) -> list[InstructionSet]:
+    """As many sets without a common instruction; twins stay with theirs."""
+    found = []
+    for i in range(count):
+        ids = {r.id for r in whole.harmful[i::count]}
+        records = tuple(r for r in whole.records if r.id in ids or r.twin_of in ids)
+        found.append(whole.model_copy(update={"records": records, "requested": len(ids)}))
+    return found
+
+
+def stage(engine: Engine, model: ModelSpec, sets: list[InstructionSet], quick: bool) -> Result:
     """Seconds per 1,000 tokens through stage 2, and of its requests given to the engine at once."""
     annotations = load_annotations(POLICY)
     through, direct = [], []
-    for seed in range(rounds):
+    for instructions in sets:
         recorded = Recorded(engine)
         begun = time.monotonic()
         synthesize_pairs(
@@ -120,11 +135,11 @@ def stage(
             engine=recorded,
             model=model,
             judges=generation_judges(annotations),
-            config=PairConfig(anchors=len(instructions.harmful), seed=seed),
+            config=PairConfig(anchors=len(instructions.harmful)),
         )
         through.append((time.monotonic() - begun) / recorded.tokens * 1000)
         begun = time.monotonic()
-        tokens = sum(c.completion_tokens for c in engine.stream(recorded.requests))
+        tokens = tokens_of(engine.stream(recorded.requests))
         direct.append((time.monotonic() - begun) / tokens * 1000)
         say(f"  stage 2 {1000 / through[-1]:.0f} tokens/s, engine {1000 / direct[-1]:.0f}")
     name = "SynthesizePairs whole, judging included; theirs: its requests, engine alone"
@@ -135,31 +150,44 @@ def transformers_beside(
     engine: Engine, model: ModelSpec, threads: int, rounds: int, quick: bool
 ) -> Result:
     """Seconds per 1,000 tokens of short answers behind a long shared prefix."""
-    messages = prompts(32 if quick else 64)
     ours, theirs = [], []
     plain = Transformers(model, threads)
-    for _ in range(rounds):
+    plain.generate(prompts(2, "warm up"), 2)
+    for number in range(rounds):
+        messages = prompts(32 if quick else 64, f"round {number + 1}")
         requests = [
             Request(str(i), messages=m, max_tokens=ANSWER_TOKENS, temperature=0.0)
             for i, m in enumerate(messages)
         ]
         begun = time.monotonic()
-        tokens = sum(c.completion_tokens for c in engine.stream(requests))
+        tokens = tokens_of(engine.stream(requests))
         ours.append((time.monotonic() - begun) / tokens * 1000)
-        begun = time.monotonic()
-        tokens = plain.generate(messages)
-        theirs.append((time.monotonic() - begun) / tokens * 1000)
+        theirs.append(min(plain.seconds(messages, batch) for batch in BATCHES))
         say(f"  engine {1000 / ours[-1]:.0f} tokens/s, transformers {1000 / theirs[-1]:.0f}")
     name = f"engine; theirs: transformers' generate, {PREFIX_WORDS}-word shared prefix"
     return compared(name, ours, theirs, 2.5, "s/1,000 tokens", quick)
 
 
-def prompts(count: int) -> list[tuple[Message, ...]]:
-    """Chats of one long system prompt and as many different questions."""
+def tokens_of(completions: Iterable[Completion]) -> int:
+    """Tokens written.
+
+    Raises:
+        EngineFailed: A request failed: the row would be of something else.
+    """
+    tokens = 0
+    for completion in completions:
+        if completion.error:
+            raise EngineFailed(completion.error)
+        tokens += completion.completion_tokens
+    return tokens
+
+
+def prompts(count: int, title: str) -> list[tuple[Message, ...]]:
+    """Chats of one long system prompt, which the title begins, and as many different questions."""
     words = (
         "Answer briefly, in plain and friendly words, and keep to what was asked. " * 24
     ).split()
-    system = Message("system", " ".join(words[:PREFIX_WORDS]))
+    system = Message("system", " ".join([*title.split(), *words][:PREFIX_WORDS]))
     return [
         (system, Message("user", f"Name one use of a garden tool, number {i + 1} on your list."))
         for i in range(count)
@@ -180,15 +208,21 @@ class Transformers:
             model.path, local_files_only=True, dtype=torch.float32
         ).eval()
 
-    def generate(self, chats: list[tuple[Message, ...]]) -> int:
+    def seconds(self, chats: list[tuple[Message, ...]], batch: int) -> float:
+        """Seconds per 1,000 tokens."""
+        begun = time.monotonic()
+        tokens = self.generate(chats, batch)
+        return (time.monotonic() - begun) / tokens * 1000
+
+    def generate(self, chats: list[tuple[Message, ...]], size: int) -> int:
         """Answers all chats; returns the tokens written."""
         tokenizer = self._tokenizer
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         written = 0
-        for start in range(0, len(chats), BATCH):
+        for start in range(0, len(chats), size):
             batch = tokenizer.apply_chat_template(
-                [[asdict(m) for m in chat] for chat in chats[start : start + BATCH]],
+                [[asdict(m) for m in chat] for chat in chats[start : start + size]],
                 add_generation_prompt=True,
                 padding=True,
                 return_tensors="pt",

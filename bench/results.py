@@ -125,15 +125,14 @@ def _write(file: Path, body: Any) -> None:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, for the terminal and the README."""
     lines = [
-        "| measure | ours | theirs | ratio | goal | n |",
-        "|---|---|---|---|---|---|",
+        "| measure | ours | theirs | ratio | goal | n | on |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         mark = "" if r["ratio"] >= r["goal"] else " (missed)"
         lines.append(
             f"| {r['name']} | {r['ours']:.3g} {r['unit']} | {r['theirs']:.3g} {r['unit']} "
-            f"| {r['ratio']:.2f} ± {r['spread']:.2f} | ≥ {r['goal']:g}{mark} | {r['n']} |"
+            f"| {r['ratio']:.2f} ± {r['spread']:.2f} | ≥ {r['goal']:g}{mark} | {r['n']} "
+            f"| {r['device']}{', quick' if r.get('quick') else ''} |"
         )
-    if rows:
-        lines.append(f"\n{rows[0]['device']}{', quick' if rows[0]['quick'] else ''}")
     return "\n".join(lines)

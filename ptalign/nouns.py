@@ -186,6 +186,8 @@ class Anchor(Noun):
     answer: str
     held_out: bool = False
     """Held-out anchors are never trained on: benign KL is measured on them."""
+    ended: bool = True
+    """Whether the model ended the answer; one that was cut teaches no end."""
 
 
 class PairSet(Noun):

@@ -60,7 +60,7 @@ class Form:
     usefulness_tokens: int
     broad: int = 0
     """Harmful requests over the shipped broad policy, for the XSTest curve; 0: no curve."""
-    anchors: int = 40
+    anchors: int = 80
     curve: tuple[tuple[int, int, int], ...] = ()
     tenfold: bool = False
     pairs_file: Path | None = None

@@ -11,18 +11,16 @@ from ptalign.engines.base import Completion, Message, Request
 from ptalign.nouns import Anchor, ModelSpec, record_id
 from ptalign.policies import benign_instructions
 from ptalign.text.embed import Embedder
-from ptalign.text.normalise import plain
-from ptalign.text.sentences import cut_at_last_sentence
 
 TEMPERATURE = 1.0
-"""The model's own distribution, uncut: fitting such samples by likelihood is fitting KL(bare ||
-tuned), and nothing else. Likelier ones would sharpen the model (ADR 0009)."""
+"""The model's own distribution: likelihood on its samples estimates KL(bare || tuned). Likelier
+ones would sharpen the model (ADR 0009)."""
 
 MAX_SIMILARITY = 0.7
 """Cosine with an instruction of the set above which a benign one is no anchor."""
 
-SPARE = 1.5
-"""Anchors asked for over those wanted, since some answers do not end properly."""
+SPARE = 1.25
+"""Anchors asked for over those wanted, since some answers loop or refuse."""
 
 
 def anchor_drafts(
@@ -56,9 +54,11 @@ def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: Mode
 
 
 def anchor_of(draft: AnchorDraft, completion: Completion) -> Anchor | None:
-    """The anchor a completion makes; None when it refuses or has no whole sentence."""
-    text = plain(completion.text)
-    answer = text if completion.finish == "stop" else cut_at_last_sentence(text)
+    """The anchor a completion makes, word for word; None when it refuses or says nothing.
+
+    An answer that was cut by its length stays as it is, without an end.
+    """
+    answer = completion.text.strip()
     if len(answer.split()) < 2 or refuses(answer):
         return None
     return Anchor(
@@ -66,6 +66,7 @@ def anchor_of(draft: AnchorDraft, completion: Completion) -> Anchor | None:
         instruction=draft.instruction,
         answer=answer,
         held_out=draft.held_out,
+        ended=completion.finish == "stop",
     )
 
 

@@ -34,7 +34,7 @@ from ptalign.answering.work import (
 )
 from ptalign.asking.openers import twin_openers
 from ptalign.config import PairConfig
-from ptalign.engines.base import Completion, Request
+from ptalign.engines.base import Asked, Completion, Request
 from ptalign.errors import EngineFailed
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
@@ -146,8 +146,8 @@ class PairRun:
     # -- what goes out ------------------------------------------------------------------------
 
     def requests(self) -> Iterator[Request]:
-        """Queued requests, earlier rounds first; each is made when the engine asks for it."""
-        return iter(self._next_request, None)
+        """Queued requests, earlier rounds first; each is made when the stream pulls it."""
+        return Asked(self._next_request)
 
     def wants_more(self) -> bool:
         """Whether another stream has something to do."""

@@ -50,8 +50,8 @@ class Work:
 
 @dataclass(slots=True)
 class Draft:
-    """One answer to write. Rule, opener and lead are chosen when the request goes out, so that
-    it goes out under the best rule known by then."""
+    """One answer to write. Rule, opener and lead are chosen when the stream pulls it, so that
+    it is written under the best rule known by then."""
 
     work: Work
     side: Side

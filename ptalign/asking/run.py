@@ -14,7 +14,7 @@ from ptalign.asking.stats import set_stats
 from ptalign.asking.topics import TopicIndex
 from ptalign.asking.validity import Novelty, TwinCheck, malformed
 from ptalign.config import InstructionConfig
-from ptalign.engines.base import Completion, Request
+from ptalign.engines.base import Asked, Completion, Request
 from ptalign.errors import EngineFailed
 from ptalign.nouns import Instruction, InstructionSet, Policy, Source, Topic, record_id
 from ptalign.policies.grid import Cell, Grid
@@ -119,7 +119,7 @@ class DraftRun:
     def requests(self) -> Iterator[Request]:
         """Twins first, then drafts for the neediest cells while enough are owed."""
         self._flight.clear()
-        return iter(self._next_request, None)
+        return Asked(self._next_request)
 
     def _next_request(self) -> Request | None:
         if self._twin_jobs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -68,13 +68,31 @@ class Engine(Protocol):
     def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in the order they finish.
 
-        Pulls from `requests` lazily while fewer than the engine's limit are in flight, so a
-        stage may feed it from what came back. Closing the iterator aborts what is in flight.
+        Pulls from `requests` lazily, a few ahead of the engine's limit, and asks an exhausted
+        one again after each completion (see `Asked`), so a stage may feed it from what came back.
+        Closing the iterator aborts what is in flight.
 
         Raises:
             EngineFailed: No engine can take work.
             Cancelled: The engine was told to stop.
         """
+
+
+class Asked(Iterator[Request]):
+    """The requests of a function that may have none now and some later.
+
+    A generator, and `iter` with a sentinel, end for good with the first None: what came up
+    afterwards would wait until the engine had run empty.
+    """
+
+    def __init__(self, ask: Callable[[], Request | None]) -> None:
+        self._ask = ask
+
+    def __next__(self) -> Request:
+        request = self._ask()
+        if request is None:
+            raise StopIteration
+        return request
 
 
 @contextmanager

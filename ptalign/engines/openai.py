@@ -125,13 +125,14 @@ class OpenAIEngine:
             "model": request.adapter or self.served_name,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
+            # Said even where they do nothing: a server may have other defaults for the model.
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": request.min_p if request.temperature else 0.0,
+            "repetition_penalty": request.repetition_penalty,
         }
-        if request.min_p and request.temperature:
-            body["min_p"] = request.min_p
         if request.stop:
             body["stop"] = list(request.stop)
-        if request.repetition_penalty != 1.0:
-            body["repetition_penalty"] = request.repetition_penalty
         if request.prompt:
             return "/completions", body | _raw_fields(request)
         return "/chat/completions", body | _chat_fields(request, self.template_options)

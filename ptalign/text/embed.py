@@ -45,7 +45,7 @@ class MiniLM:
         self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Embeds; the last `keep` texts come from memory, by their hashes: no text is held."""
+        """Embeds; `keep` vectors stay in memory, first in first out, under their texts' hashes."""
         if not texts:
             return np.zeros((0, 384), dtype=np.float32)
         keys = [
@@ -60,8 +60,8 @@ class MiniLM:
                 vectors = self._forward([text for _, text in part])
                 self._known.update(zip((key for key, _ in part), vectors, strict=True))
             found = np.stack([self._known[key] for key in keys])
-            for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
-                del self._known[key]
+            while len(self._known) > self._keep:
+                del self._known[next(iter(self._known))]
         return found
 
     def _load(self) -> None:
@@ -110,7 +110,14 @@ class HashedNgrams:
         return unit
 
 
-@cache
 def default_embedder(locale: str = "en") -> Embedder:
-    """MiniLM for English, hashed n-grams elsewhere: MiniLM knows no other language."""
-    return MiniLM() if locale.split("-")[0] == "en" else HashedNgrams()
+    """MiniLM for English, hashed n-grams elsewhere: MiniLM knows no other language.
+
+    One of each per process, however the locale is written.
+    """
+    return _shared(MiniLM if locale.split("-")[0] == "en" else HashedNgrams)
+
+
+@cache
+def _shared(kind: type[MiniLM] | type[HashedNgrams]) -> Embedder:
+    return kind()

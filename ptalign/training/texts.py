@@ -154,8 +154,10 @@ def toxic_sample(pair: Pair, chat: ChatFormat, system: str | None = None) -> Sam
 def anchor_sample(anchor: Anchor, chat: ChatFormat) -> Sample:
     """A benign instruction with the model's own answer."""
     answer = chat.answer(anchor.answer)
-    prompt = chat.prompt(anchor.instruction)
-    return Sample(anchor.id, "anchor", prompt, answer, full_weights(answer))
+    weights = full_weights(answer)
+    if not anchor.ended:
+        weights = (*weights[:-1], 0.0)
+    return Sample(anchor.id, "anchor", chat.prompt(anchor.instruction), answer, weights)
 
 
 def fitting(samples: Iterable[Sample], max_length: int) -> tuple[list[Sample], int]:

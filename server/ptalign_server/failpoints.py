@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptalign.engines.base import Asked
+
 VARIABLE = "PTALIGN_FAILPOINTS"
 ONCE = "PTALIGN_FAILPOINTS_ONCE"
 
@@ -139,12 +141,15 @@ class _Watched:
     def stream(self, requests: Iterable[Any]) -> Iterator[Any]:
         """As the engine's."""
 
-        def asked() -> Iterator[Any]:
-            for request in requests:
-                hit("generate.before")
-                yield request
+        source = iter(requests)
 
-        for completion in self._engine.stream(asked()):
+        def ask() -> Any:
+            request = next(source, None)
+            if request is not None:
+                hit("generate.before")
+            return request
+
+        for completion in self._engine.stream(Asked(ask)):
             hit("generate.after")
             hit("filter.before")
             yield completion

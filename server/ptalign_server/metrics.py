@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,21 +108,26 @@ class Metrics:
 
 REASONS = frozenset(
     {
-        "duplicate", "near_duplicate", "length", "language", "refusal", "not_request", "answer",
-        "off_topic", "domain_cap", "blocked", "polarity", "unscored", "incoherent", "empty",
-        "echo", "not_refusal", "not_toxic", "error", "format", "harmless", "harmful_twin", "pii",
-        "invalid", "cut", "unsafe", "looping",
+        "answer_like", "beside_the_point", "copied_demo", "copied_example", "engine_error", "equal",
+        "frame_leaked", "given_up", "harmful", "harsh", "known", "language", "like_positive",
+        "malformed", "near_duplicate", "never_synthesize", "not_a_request", "not_apart",
+        "off_topic", "over_quota", "refuses", "repetitive", "threat", "too_far", "too_long",
+        "too_short", "truncated", "unscored", "worn_out",
     }
 )  # fmt: skip
-"""Reasons a draft may be rejected for; any other counts as ``other``."""
+"""Reasons a draft may be rejected for, whoever wrote it; any other counts as ``other``."""
+
+_OF_WHAT = re.compile(
+    r"^((positive_only|positive|toxic|twin|pair|anchor|constraint|seed|excerpt)_)+"
+)
 
 
 def rejections(counts: Mapping[str, int]) -> dict[str, int]:
-    """``rejected.<reason>`` counts by a closed set of reasons."""
+    """``rejected.<reason>`` counts by a closed set of reasons, all voices together."""
     found: dict[str, int] = {}
     for name, value in counts.items():
         if name.startswith("rejected."):
-            reason = name.removeprefix("rejected.")
+            reason = _OF_WHAT.sub("", name.removeprefix("rejected."))
             label = reason if reason in REASONS else "other"
             found[label] = found.get(label, 0) + value
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ptalign.engines.base import Message, Request, open_stream
+from ptalign.engines.base import Asked, Message, Request, open_stream
 from ptalign.engines.openai import OpenAIEngine
 from ptalign.errors import Cancelled, EngineFailed
 
@@ -88,6 +88,8 @@ def test_a_chat_request_becomes_a_completion() -> None:
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
     assert (body["model"], body["max_tokens"], body["stop"]) == ("base", 7, ["\n"])
     assert body["repetition_penalty"] == 1.1
+    # Said even where they do nothing: vLLM would take the model folder's defaults.
+    assert (body["top_p"], body["top_k"], body["min_p"]) == (1.0, 0, 0.05)
 
 
 def test_a_raw_prompt_carries_its_prefill_and_an_adapter_its_name() -> None:
@@ -279,3 +281,28 @@ def test_the_engine_stays_full_while_the_stage_is_busy() -> None:
         while len(transport.bodies) < 10 and time.monotonic() < deadline:
             time.sleep(0.01)  # the stage judges: nothing is asked of the stream
         assert (len(transport.bodies), most) == (10, 8)
+
+
+def test_what_comes_up_later_does_not_wait_for_an_empty_engine() -> None:
+    """Each answer brings two more requests up to twenty; the slow one must not hold them up."""
+    waiting = ["slow", "k0"]
+    made_up = 0
+
+    def ask() -> Request | None:
+        name = waiting.pop(0) if waiting else ""
+        return Request(name, messages=(Message("user", name),)) if name else None
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        slow = json.loads(request.content)["messages"][-1]["content"] == "slow"
+        await asyncio.sleep(1.0 if slow else 0.001)
+        return chat("hello")
+
+    made, _ = engine(answer)
+    order = []
+    for done in made.stream(Asked(ask)):
+        order.append(done.key)
+        for _ in range(2 if made_up < 20 else 0):
+            made_up += 1
+            waiting.append(f"k{made_up}")
+    assert order[-1] == "slow"
+    assert len(order) == 22

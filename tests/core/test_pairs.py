@@ -89,8 +89,8 @@ def test_each_instruction_gets_one_record_and_anchors_come_too(
     order = [r.id for r in asked.records]
     places = [order.index(p.instruction_id) for p in made.pairs]
     assert places == sorted(places)
-    assert 8 <= len(made.anchors) <= 12
-    assert sum(a.held_out for a in made.anchors) == 3
+    assert 8 <= len(made.anchors) <= 10
+    assert sum(a.held_out for a in made.anchors) == 2
 
 
 def test_every_pair_is_apart_on_every_judge(asked: InstructionSet) -> None:

@@ -442,13 +442,11 @@ async def test_a_full_queue_refuses_without_the_writer_and_answers_what_was_sent
             raise AssertionError("waited for the writer")
 
         monkeypatch.setattr(calls.store, "write", busy)
-        for request in (
-            generate(),
-            generate(request_id=str(uuid.uuid4())),
-            generate(request_id="x"),
-        ):
+        for request in (generate(), generate(request_id=str(uuid.uuid4()))):
             code, _, _, _ = await refused(calls.tuning.GenerateInstructions(request))
             assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        code, _, _, _ = await refused(calls.tuning.GenerateInstructions(generate(count=0)))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT  # not worth a retry
 
 
 def methods() -> list[str]:

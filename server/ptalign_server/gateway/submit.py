@@ -36,11 +36,10 @@ async def submit(
     kind: str, request: Any, identity: Identity, store: Store, catalogue: Catalogue, max_queued: int
 ) -> operations_pb2.Operation:
     """Checks the call and makes its operation; a dry run answers with an estimate instead."""
-    if not request.dry_run:
-        await asyncio.to_thread(_refuse_early, store, identity.tenant, request, max_queued)
     estimate = await asyncio.to_thread(VERBS[kind].check, request, Call(identity, store, catalogue))
     if request.dry_run:
         return _dry_run(kind, estimate)
+    await asyncio.to_thread(_refuse_early, store, identity.tenant, request, max_queued)
     if kind == "GenerateInstructions" and request.excerpts:
         request = await asyncio.to_thread(redacted, request)
     made = Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))

@@ -53,6 +53,8 @@ def _flags(settings: PoolSettings) -> list[str]:
     # One slot more than the adapters of a batch: the zero adapter of base requests needs its own.
     flags += ["--enable-lora", "--max-loras", str(settings.max_loras + 1)]
     flags += ["--max-lora-rank", str(settings.max_lora_rank)]
+    # A request means what it says: no defaults of the model folder's generation_config.json.
+    flags += ["--generation-config", "vllm"]
     flags += ["--max-cpu-loras", str(settings.max_loras + 9), "--disable-uvicorn-access-log"]
     if settings.device == "cpu":
         return flags

@@ -55,10 +55,7 @@ def ticket(vault: Vault, tenant: str, method: str, request: Message) -> Ticket |
 
 def sent_before(connection: sa.Connection, tenant: str, request: Message) -> bool:
     """Whether a call with this request_id was answered already; nothing else is compared."""
-    try:
-        request_id = _request_id(request)
-    except ValueError:  # not checked yet
-        return False
+    request_id = _request_id(request)
     place = {"tenant_": tenant, "request_id_": request_id}
     return bool(request_id) and connection.execute(_FIND, place).first() is not None
 

@@ -16,7 +16,7 @@ def main() -> None:
     die_with_parent(int(sys.argv[1]))
     # The stages judge beside a busy engine: on 2 cores a second thread took three times the
     # processor time. Set before numpy and torch are read; engines and trainers set their own.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     refuse_unpickling()
     from ptalign_server import logs
     from ptalign_server.settings import Settings
