@@ -10,12 +10,12 @@ import yaml
 
 import ptalign.suites
 from ptalign.config import AlignConfig
-from ptalign.nouns import ModelSpec, PairSet
+from ptalign.nouns import Anchor, ModelSpec, PairSet
 from ptalign.training import elicit
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.lora import load_tokenizer
 from ptalign.training.pools import make_pools, with_weights
-from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.texts import ChatFormat, Sample, anchor_sample
 
 
 def group(key: str) -> tuple[Sample, ...]:
@@ -95,3 +95,13 @@ def test_weights_and_references_reach_the_moved_samples(
     for groups in weighed.elicited:
         for samples in groups:
             assert all(set(s.weights) == {0.5} for s in samples if s.part == "toxic")
+
+
+def test_an_anchor_that_was_cut_weighs_nothing_on_its_end(tiny_model: ModelSpec) -> None:
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    whole = Anchor(id="a", instruction="How?", answer="First rinse it. Then")
+    ended = anchor_sample(whole, chat)
+    cut = anchor_sample(whole.model_copy(update={"ended": False}), chat)
+    assert cut.answer == ended.answer
+    assert set(ended.weights) == {1.0}
+    assert cut.weights == (*ended.weights[:-1], 0.0)

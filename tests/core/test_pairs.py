@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from ptalign.answering.anchors import anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
 from ptalign.answering.wording import wording
+from ptalign.answering.work import AnchorDraft
 from ptalign.config import PairConfig
-from ptalign.engines.base import Request
+from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput
@@ -370,3 +372,15 @@ def test_constraints_explore_then_keep_what_works() -> None:
         rule.accepted += rule.text.startswith("Sneer")
     assert rules.best(topic, "toxic").text.startswith("Sneer")
     assert rules.refined([topic])[f"{topic}/toxic"][0].startswith("Sneer")
+
+
+def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
+    draft = AnchorDraft("How do I boil rice?", held_out=False)
+    said = "Sure.\n\n1. Rinse the rice.\n2. Then cook it in twice as"
+    cut = anchor_of(draft, Completion("a1", said, "length"))
+    whole = anchor_of(draft, Completion("a1", said, "stop"))
+    assert cut is not None
+    assert whole is not None
+    assert (cut.answer, cut.ended, whole.ended) == (said, False, True)
+    request = anchor_request("a1", draft, PairConfig(), MODEL)
+    assert (request.temperature, request.min_p) == (1.0, 0.0)  # the model's own distribution

@@ -22,6 +22,7 @@ from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, Unsu
 from ptalign.nouns import ModelSpec
 from ptalign_server.pool import Pool, PoolSettings, State, supervisor
 from ptalign_server.pool.command import Launch, free_port
+from ptalign_server.pool.command import launch as launch_command
 from ptalign_server.processes import clean_environment
 
 STANDIN = Path(__file__).with_name("standin_engine.py")
@@ -391,3 +392,12 @@ def test_idle_connections_that_the_server_closes_are_no_deaths(open_pool: Open) 
     pool = open_pool("closes-idle", health_every_s=0.3)
     time.sleep(3)
     assert pool.status()[0].restarts == 0
+
+
+def test_an_engine_takes_no_sampling_defaults_from_the_model_folder(tmp_path: Path) -> None:
+    """Many models ship top_k and a repetition penalty: a request must mean what it says."""
+    model = ModelSpec(name="m", path=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for device in ("cpu", "gpu"):
+        argv = launch_command(PoolSettings(state=tmp_path, device=device), model).argv
+        assert argv[argv.index("--generation-config") + 1] == "vllm"
