@@ -29,7 +29,7 @@ import torch
 from bench.contrast import contrast
 from bench.results import Result, compared, device_name, say
 from ptalign.config import InstructionConfig, PairConfig
-from ptalign.engines.base import Asked, Completion, Engine, Message, Request
+from ptalign.engines.base import Completion, Engine, Message, Request, noted
 from ptalign.errors import EngineFailed
 from ptalign.instructions import generate_instructions
 from ptalign.judges import generation_judges
@@ -38,6 +38,7 @@ from ptalign.pairs import synthesize_pairs
 from ptalign.policies import load_annotations, load_policy
 from ptalign_server.models import prepare_demo_model
 from ptalign_server.pool import Pool, PoolSettings
+from ptalign_server.worker.judges import load_judges
 
 POLICY = "tone-en"
 PREFIX_WORDS = 300
@@ -56,20 +57,9 @@ class Recorded:
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """As `Engine.stream`."""
-        for completion in self._inner.stream(self._noted(requests)):
+        for completion in self._inner.stream(noted(requests, self.requests.append)):
             self.tokens += completion.completion_tokens
             yield completion
-
-    def _noted(self, requests: Iterable[Request]) -> Iterator[Request]:
-        source = iter(requests)
-
-        def ask() -> Request | None:
-            request = next(source, None)
-            if request is not None:
-                self.requests.append(request)
-            return request
-
-        return Asked(ask)
 
 
 def main() -> None:
@@ -103,8 +93,7 @@ def engine_of(model: ModelSpec, threads: int) -> Iterator[Engine]:
         pool = Pool(PoolSettings(state=Path(folder), threads=threads), model)
         pool.start()
         try:
-            for judge in generation_judges():
-                judge.score([""], ["Thank you."])
+            load_judges()
             pool.wait_ready(600)
             yield pool.engine()
         finally:

@@ -95,6 +95,19 @@ class Asked(Iterator[Request]):
         return request
 
 
+def noted(requests: Iterable[Request], note: Callable[[Request], object]) -> Iterator[Request]:
+    """The requests, each shown to `note` on its way; as re-askable as they are themselves."""
+    source = iter(requests)
+
+    def ask() -> Request | None:
+        request = next(source, None)
+        if request is not None:
+            note(request)
+        return request
+
+    return Asked(ask)
+
+
 @contextmanager
 def open_stream(engine: Engine, requests: Iterable[Request]) -> Iterator[Iterator[Completion]]:
     """`engine.stream`, closed on the way out: what is in flight is aborted at once."""

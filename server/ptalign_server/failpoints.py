@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptalign.engines.base import Asked
+from ptalign.engines.base import noted
 
 VARIABLE = "PTALIGN_FAILPOINTS"
 ONCE = "PTALIGN_FAILPOINTS_ONCE"
@@ -141,15 +141,8 @@ class _Watched:
     def stream(self, requests: Iterable[Any]) -> Iterator[Any]:
         """As the engine's."""
 
-        source = iter(requests)
-
-        def ask() -> Any:
-            request = next(source, None)
-            if request is not None:
-                hit("generate.before")
-            return request
-
-        for completion in self._engine.stream(Asked(ask)):
+        asked = noted(requests, lambda _: hit("generate.before"))
+        for completion in self._engine.stream(asked):
             hit("generate.after")
             hit("filter.before")
             yield completion
