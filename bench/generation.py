@@ -2,10 +2,10 @@
 
     python -m bench.generation [--quick]
 
-One engine process serves all rows. Stage 2 runs whole (constraints, drafts, judging, anchors) on
-instructions that the model has just written, other ones in each round; then the same requests, all
-of them at once, go to the same engine without a stage: it finds their prompts in its prefix cache,
-which the stage did not. transformers generates in this process, greedily, in left-padded batches of
+Stage 2 runs whole (constraints, drafts, judging, anchors) on instructions that the model has just
+written, other ones in each round; then the same requests, all of them at once, go to an engine
+without a stage. Each side has an engine just started, so that neither finds the other's prompts in
+the prefix cache. transformers generates in this process, greedily, in left-padded batches of
 16 or 32 (the faster counts), on as many threads as the engine has; no prompt is asked twice. The
 judges are loaded beforehand, as the worker does while its engine starts. The price of contrast
 weights is measured with the same engine (`bench.contrast`).
@@ -19,9 +19,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,34 +71,36 @@ def main() -> None:
     torch.set_num_threads(1)  # as the worker judges
     model = ModelSpec(name="smollm2-135m-instruct", path=str(prepare_demo_model()))
     threads = len(os.sched_getaffinity(0))
-    with engine_of(model, threads) as engine:
-        instructions = generate_instructions(
-            load_policy(POLICY),
-            32 if quick else 64,
-            engine=engine,
-            model=model,
-            config=InstructionConfig(twins=True),
-        )
-        found = [stage(engine, model, parts(instructions, 1 if quick else 2), quick)]
-        found.append(transformers_beside(engine, model, threads, 1 if quick else 3, quick))
-        found += contrast(engine, model, threads, 32 if quick else 64, 1 if quick else 3, quick)
+    load_judges()
+    with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
+        fresh = partial(engine_of, PoolSettings(state=Path(folder), threads=threads), model)
+        with fresh() as engine:
+            instructions = generate_instructions(
+                load_policy(POLICY),
+                32 if quick else 64,
+                engine=engine,
+                model=model,
+                config=InstructionConfig(twins=True),
+            )
+        found = [stage(fresh, model, parts(instructions, 1 if quick else 2), quick)]
+        with fresh() as engine:
+            found.append(transformers_beside(engine, model, threads, 1 if quick else 3, quick))
+            found += contrast(engine, model, threads, 32 if quick else 64, 1 if quick else 3, quick)
     device = device_name().replace("1 thread", f"{threads} threads")
     rows = [asdict(replace(result, device=device)) for result in found]
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
 
 @contextmanager
-def engine_of(model: ModelSpec, threads: int) -> Iterator[Engine]:
-    """A running engine with the product's settings, and judges that are loaded."""
-    with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
-        pool = Pool(PoolSettings(state=Path(folder), threads=threads), model)
-        pool.start()
-        try:
-            load_judges()
-            pool.wait_ready(600)
-            yield pool.engine()
-        finally:
-            pool.stop()
+def engine_of(settings: PoolSettings, model: ModelSpec) -> Iterator[Engine]:
+    """An engine just started, with the product's settings."""
+    pool = Pool(settings, model)
+    pool.start()
+    try:
+        pool.wait_ready(600)
+        yield pool.engine()
+    finally:
+        pool.stop()
 
 
 def parts(whole: InstructionSet, count: int) -> list[InstructionSet]:
@@ -110,26 +113,33 @@ def parts(whole: InstructionSet, count: int) -> list[InstructionSet]:
     return found
 
 
-def stage(engine: Engine, model: ModelSpec, sets: list[InstructionSet], quick: bool) -> Result:
-    """Seconds per 1,000 tokens through stage 2, and of its requests given to the engine at once."""
+def stage(
+    fresh: Callable[[], AbstractContextManager[Engine]],
+    model: ModelSpec,
+    sets: list[InstructionSet],
+    quick: bool,
+) -> Result:
+    """Seconds per 1,000 tokens through stage 2, and of its requests given to an engine at once."""
     annotations = load_annotations(POLICY)
     through, direct = [], []
     for instructions in sets:
-        recorded = Recorded(engine)
-        begun = time.monotonic()
-        synthesize_pairs(
-            instructions,
-            annotations,
-            policy=load_policy(POLICY),
-            engine=recorded,
-            model=model,
-            judges=generation_judges(annotations),
-            config=PairConfig(anchors=len(instructions.harmful)),
-        )
-        through.append((time.monotonic() - begun) / recorded.tokens * 1000)
-        begun = time.monotonic()
-        tokens = tokens_of(engine.stream(recorded.requests))
-        direct.append((time.monotonic() - begun) / tokens * 1000)
+        with fresh() as engine:
+            recorded = Recorded(engine)
+            begun = time.monotonic()
+            synthesize_pairs(
+                instructions,
+                annotations,
+                policy=load_policy(POLICY),
+                engine=recorded,
+                model=model,
+                judges=generation_judges(annotations),
+                config=PairConfig(anchors=len(instructions.harmful)),
+            )
+            through.append((time.monotonic() - begun) / recorded.tokens * 1000)
+        with fresh() as engine:
+            begun = time.monotonic()
+            tokens = tokens_of(engine.stream(recorded.requests))
+            direct.append((time.monotonic() - begun) / tokens * 1000)
         say(f"  stage 2 {1000 / through[-1]:.0f} tokens/s, engine {1000 / direct[-1]:.0f}")
     name = "SynthesizePairs whole, judging included; theirs: its requests, engine alone"
     return compared(name, through, direct, 0.9, "s/1,000 tokens", quick)
