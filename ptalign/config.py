@@ -53,6 +53,8 @@ class PairConfig(Config):
     candidates: int = Field(4, ge=1, le=16)
     """Drafts per instruction, side and round at most: the best valid one is kept."""
     seed: int = 0
+    """Which opener each positive starts with, and where in the benign instructions the anchors
+    begin. What the model then writes is sampled by the engine, which has no seed."""
 
 
 class LoraConfig(Config):

@@ -23,17 +23,23 @@ SPARE = 1.25
 """Anchors asked for over those wanted, since some answers loop or refuse."""
 
 
+SEED_STRIDE = 37
+"""Benign instructions between the first anchors of two neighbouring seeds."""
+
+
 def anchor_drafts(
     config: PairConfig, taken: Sequence[str], embed: Embedder
 ) -> Iterator[AnchorDraft]:
-    """The anchors to ask for, in order; the same ones each time.
+    """The anchors to ask for, in order; the same ones each time that the seed is the same.
 
     Args:
-        config: How many, and which share is held out.
+        config: How many, which share is held out, and with the seed where in the list to begin.
         taken: Instructions of the set: anchors keep away from them.
         embed: Sentence embedder.
     """
-    wanted = benign_instructions()[: round(config.anchors * SPARE)]
+    pool = benign_instructions()
+    first = SEED_STRIDE * config.seed % len(pool)
+    wanted = (pool[first:] + pool[:first])[: round(config.anchors * SPARE)]
     apart = _apart(wanted, taken, embed)
     share = config.held_out_share
     for i, text in enumerate(wanted):

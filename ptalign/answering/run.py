@@ -199,9 +199,8 @@ class PairRun:
         if voice != "twin":
             draft.rule = self._constraints.best(work.instruction.topic, draft.side)
         if voice == "positive":
-            turn = work.turn + OPENER_STRIDE * (
-                draft.i + self._config.candidates * (work.round - 1)
-            )
+            later = draft.i + self._config.candidates * (work.round - 1)
+            turn = self._config.seed + work.turn + OPENER_STRIDE * later
             draft.opener, draft.lead = self._words.start(work.tone, turn)
         return prompts.answer(
             key,

@@ -158,10 +158,10 @@ class Run:
         if not self.balance.measures(self.done, self.config.steps):
             return accumulate(self.decoder, groups, self.objective, self.balance.ut_weight)
         values = list(self.parameters.values())
-        losses, good, toxic = accumulate_apart(self.decoder, groups, self.objective, values)
-        self.balance.match(norm(good), norm(toxic), self.config.auto_share)
-        for parameter, g, t in zip(values, good, toxic, strict=True):
-            parameter.grad = g.add_(t, alpha=self.balance.ut_weight)
+        losses, apart = accumulate_apart(self.decoder, groups, self.objective, values)
+        self.balance.match(norm(apart.mle), norm(apart.toxic), self.config.auto_share)
+        for parameter, g, a, t in zip(values, apart.mle, apart.anchor, apart.toxic, strict=True):
+            parameter.grad = g.add_(a).add_(t, alpha=self.balance.ut_weight)
         return losses
 
     def _set_rate(self) -> float:

@@ -151,6 +151,15 @@ def accumulate(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Gradients of each part of the loss, in the order of the parameters."""
+
+    mle: list[Tensor]
+    anchor: list[Tensor]
+    toxic: list[Tensor]
+
+
 def accumulate_apart(
     decoder: Decoder,
     groups: Sequence[Sequence[Sample]],
@@ -158,24 +167,18 @@ def accumulate_apart(
     parameters: Sequence[Tensor],
     *,
     budget: int = ROW,
-) -> tuple[Losses, list[Tensor], list[Tensor]]:
-    """Gradients of the likelihood side and of L_UT apart, to match their norms.
-
-    Returns:
-        Losses, gradients of MLE and anchors, gradients of L_UT; in the order of `parameters`.
-    """
+) -> tuple[Losses, Apart]:
+    """Gradients of L_MLE, of the anchor term and of L_UT apart, to match norms."""
     totals, result = Totals.of(groups), _zeros(decoder)
-    good = [torch.zeros_like(p) for p in parameters]
-    toxic = [torch.zeros_like(p) for p in parameters]
+    apart = Apart(*([torch.zeros_like(p) for p in parameters] for _ in fields(Apart)))
     for row in pack(groups, budget):
         margin, targets = decoder.margins(row)
         losses = objective.losses(row, margin, targets, totals)
         result = result.plus(losses)
-        has_toxic = any(s.part == "toxic" for s in row.samples)
-        _add(good, torch.autograd.grad(losses.likelihood, parameters, retain_graph=has_toxic))
-        if has_toxic:
-            _add(toxic, torch.autograd.grad(losses.toxic, parameters))
-    return result, good, toxic
+        for part in fields(Apart):
+            share, sums = getattr(losses, part.name), getattr(apart, part.name)
+            _add(sums, torch.autograd.grad(share, parameters, retain_graph=True))
+    return result, apart
 
 
 def _zeros(decoder: Decoder) -> Losses:

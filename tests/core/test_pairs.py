@@ -384,3 +384,21 @@ def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
     assert (cut.answer, cut.ended, whole.ended) == (said, False, True)
     request = anchor_request("a1", draft, PairConfig(), MODEL)
     assert (request.temperature, request.min_p) == (1.0, 0.0)  # the model's own distribution
+
+
+def test_the_seed_turns_openers_and_anchors(asked: InstructionSet) -> None:
+    def starts(seed: int) -> tuple[list[str], set[str]]:
+        prefills: list[str] = []
+
+        def watch(request: Request) -> str:
+            prefills.append(request.prefill)
+            return plausible(request)
+
+        config = PairConfig(anchors=8, rounds=1, seed=seed)
+        made = synthesize(asked, engine=ScriptedEngine(watch), config=config)
+        return prefills, {a.instruction for a in made.anchors}
+
+    assert starts(0) == starts(0)
+    turned, others = starts(2**64 - 1), starts(0)
+    assert turned[0] != others[0]
+    assert turned[1] != others[1]
