@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from ptalign.errors import Unsupported
 from ptalign.nouns import Anchor, ModelSpec, Pair
 from ptalign.text.controls import break_up, longest_first
@@ -46,7 +48,12 @@ class ChatFormat:
     """The model's chat template with the system prompt and options of its catalogue entry.
 
     Control tokens inside instructions and answers are data: they are broken up so that they
-    arrive as text.
+    arrive as text. Where a template has no system turn (Gemma's, for one), the constraints and
+    personas of training stand in front of the first user turn.
+
+    Raises:
+        Unsupported: There is no template, it cannot say how a turn ends, or the entry has a system
+            prompt that the template has no place for.
     """
 
     def __init__(self, tokenizer: Any, model: ModelSpec) -> None:
@@ -55,6 +62,11 @@ class ChatFormat:
         self._options = dict(model.template_options)
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
+        self._has_system = self._renders_system()
+        if self._system and not self._has_system:
+            raise Unsupported(
+                "the model's chat template has no system turn: remove system_prompt from its entry"
+            )
 
     def prompt(
         self,
@@ -70,11 +82,15 @@ class ChatFormat:
             before: Earlier turns, (user, assistant).
         """
         chosen = self._system if system is None else system
-        messages = [{"role": "system", "content": chosen}] if chosen else []
+        messages = []
         for user, assistant in before:
             messages.append({"role": "user", "content": self._plain(user).strip()})
             messages.append({"role": "assistant", "content": self._plain(assistant).strip()})
         messages.append({"role": "user", "content": self._plain(instruction).strip()})
+        if chosen and self._has_system:
+            messages.insert(0, {"role": "system", "content": chosen})
+        elif chosen:
+            messages[0]["content"] = f"{chosen}\n\n{messages[0]['content']}"
         return tuple(self._ids(self._render(messages, add_generation_prompt=True)))
 
     def answer(self, text: str) -> tuple[int, ...]:
@@ -114,6 +130,14 @@ class ChatFormat:
         if self._tokenizer.eos_token_id is None:
             raise Unsupported("neither chat template nor tokenizer says how a turn ends")
         return int(self._tokenizer.eos_token_id)
+
+    def _renders_system(self) -> bool:
+        """Whether a system message arrives; some templates raise on one, some drop it."""
+        turns = [{"role": "system", "content": PLACE}, {"role": "user", "content": "x"}]
+        try:
+            return PLACE in self._render(turns, add_generation_prompt=True)
+        except TemplateError:
+            return False
 
 
 def _control_tokens(tokenizer: Any) -> set[str]:
