@@ -91,7 +91,8 @@ def align(
     job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
-    run = Run.start(decoder, config, plan, out / "checkpoints", job.fingerprint)
+    place = out / "checkpoints"
+    run = Run.start(decoder, config, plan, place, job.fingerprint, fresh=parent is None)
     if resume:
         run.resume()
     else:
@@ -131,12 +132,17 @@ class _Job:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that decides the result; a resume under another one is refused."""
+        """Digest of all that decides the result; a resume under another one is refused.
+
+        Threads and device are left out: they move the last bits, and a job whose machine was
+        replaced must be able to go on.
+        """
+        elsewhere = {"checkpoint_every", "threads", "device"}
         return digest_of(
             {
                 "pairs": self.pairs.digest,
                 "model": self.model.model_dump(mode="json", exclude={"path"}),
-                "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
+                "config": self.config.model_dump(mode="json", exclude=elsewhere),
                 "policy": self.policy.digest if self.policy else "",
                 "parent": lora.sha256_of(self.parent / lora.WEIGHTS) if self.parent else "",
                 "judge": self.judge.id if self.judge else "",
@@ -171,7 +177,7 @@ class _Job:
         plan, decoder = run.sampler.pools, run.decoder
         rows = self._rows("measuring")
         kl, measured_on = _final_kl(decoder, plan, rows)
-        guards = verdicts(run, kl, measured_on, fresh=self.parent is None)
+        guards = verdicts(run, kl, measured_on)
         if decoder.reason:
             guards["layout"] = decoder.reason
         if plan.left_out:

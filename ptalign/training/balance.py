@@ -26,6 +26,8 @@ class Balance:
 
     ut_weight: float
     automatic: bool
+    fresh: bool = True
+    """Whether training began at the bare model; a continued adapter already fits."""
     ceiling: float = 0.0
     """The matched weight: later steps may come back to it, never exceed it."""
     norm_mle: float = 0.0
@@ -37,15 +39,23 @@ class Balance:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def start(cls, config: AlignConfig) -> Balance:
-        """0 until measured when automatic or not used; else the caller's weight."""
+    def start(cls, config: AlignConfig, *, fresh: bool = True) -> Balance:
+        """0 until measured when automatic or not used; else the caller's weight.
+
+        Args:
+            config: Its method and ut_weight.
+            fresh: Whether training begins at the bare model, so that a fit can be asked for.
+        """
         used = config.method in ("pt_align", "ut_uniform")
         fixed = config.ut_weight if used and config.ut_weight is not None else 0.0
-        return cls(fixed, used and config.ut_weight is None, fixed)
+        return cls(fixed, used and config.ut_weight is None, fresh, fixed)
 
     def measures(self, step: int, steps: int) -> bool:
-        """Whether this step takes the gradients of both sides apart."""
-        return self.automatic and step == min(MEASURED_AT, steps - 1)
+        """Whether this step takes the gradients of both sides apart.
+
+        One step does, unless its toxic side had no gradient: then the next tries again.
+        """
+        return self.automatic and not self.ceiling and step >= min(MEASURED_AT, steps - 1)
 
     def match(self, norm_mle: float, norm_ut: float, share: float) -> None:
         """lambda = share * |g_mle| / |g_ut|."""
@@ -67,7 +77,7 @@ class Balance:
             self._scale(step, 0.5, "benign KL near its limit")
         elif self.twin_ratio > 1.1:
             self._scale(step, 0.5, "twins fit worse than at the start")
-        elif len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
+        elif self.fresh and len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
             self._scale(step, 0.7, "MLE fit behind")
         elif self.ut_weight < self.ceiling and (kl is None or kl < 0.4 * config.max_benign_kl):
             self._scale(step, 1.25, "room inside the budgets")

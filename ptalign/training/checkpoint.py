@@ -1,4 +1,7 @@
-"""Checkpoints: whole or absent, checked by SHA-256, exact to the bit on resume."""
+"""Checkpoints: whole or absent, checked by SHA-256.
+
+A resume on the same device with as many threads is exact to the bit.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ class Checkpoint:
     """JSON: sampler position, ut_weight control, ledger."""
     rng: Tensor
     """uint8, torch's generator state."""
+    device_rng: Tensor | None = None
+    """uint8, the GPU's generator state, which LoRA's dropout draws from there."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
@@ -48,9 +53,10 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_tensors(partial / "adapter.safetensors", checkpoint.adapter)
-    _write_tensors(
-        partial / "optimizer.safetensors", {**checkpoint.optimizer, "rng": checkpoint.rng}
-    )
+    generators = {"rng": checkpoint.rng}
+    if checkpoint.device_rng is not None:
+        generators["device_rng"] = checkpoint.device_rng
+    _write_tensors(partial / "optimizer.safetensors", {**checkpoint.optimizer, **generators})
     body = json.dumps(
         {"step": checkpoint.step, "fingerprint": fingerprint, "state": dict(checkpoint.state)}
     )
@@ -94,9 +100,9 @@ def _read(folder: Path, fingerprint: str) -> Checkpoint:
             "Resume with the same inputs, or start a new run.",
         )
     optimizer = load_file(folder / "optimizer.safetensors")
-    rng = optimizer.pop("rng")
+    rng, device_rng = optimizer.pop("rng"), optimizer.pop("device_rng", None)
     adapter = load_file(folder / "adapter.safetensors")
-    return Checkpoint(int(body["step"]), adapter, optimizer, body["state"], rng)
+    return Checkpoint(int(body["step"]), adapter, optimizer, body["state"], rng, device_rng)
 
 
 def _steps(folder: Path) -> list[Path]:

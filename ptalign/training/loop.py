@@ -52,9 +52,16 @@ class Run:
 
     @classmethod
     def start(
-        cls, decoder: Decoder, config: AlignConfig, pools: Pools, folder: Path, fingerprint: str
+        cls,
+        decoder: Decoder,
+        config: AlignConfig,
+        pools: Pools,
+        folder: Path,
+        fingerprint: str,
+        *,
+        fresh: bool = True,
     ) -> Run:
-        """A run at step 0."""
+        """A run at step 0; `fresh` when it begins at the bare model."""
         parameters = trainable(decoder)
         return cls(
             decoder=decoder,
@@ -72,7 +79,7 @@ class Run:
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),
             parameters=parameters,
-            balance=Balance.start(config),
+            balance=Balance.start(config, fresh=fresh),
             ledger=[],
             folder=folder,
             fingerprint=fingerprint,
@@ -92,6 +99,8 @@ class Run:
                 parameter.copy_(found.adapter[name])
         checkpoint.load_optimizer(self.optimizer, list(self.parameters), found.optimizer)
         torch.set_rng_state(found.rng)
+        if found.device_rng is not None and self.decoder.device.type == "cuda":
+            torch.cuda.set_rng_state(found.device_rng, self.decoder.device)
         self.balance = Balance(**found.state["balance"])
         self.ledger = [StepLog.model_validate(entry) for entry in found.state["ledger"]]
         self.done = found.step
@@ -109,9 +118,14 @@ class Run:
                     "ledger": [entry.model_dump() for entry in self.ledger],
                 },
                 rng=torch.get_rng_state(),
+                device_rng=self._device_rng(),
             ),
             self.fingerprint,
         )
+
+    def _device_rng(self) -> Tensor | None:
+        device = self.decoder.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def step(self) -> StepLog:
         """Trains one step and returns its ledger entry.
@@ -155,7 +169,8 @@ class Run:
 
     def _gradients(self, groups: list[tuple[Sample, ...]]) -> Losses:
         """Fills `.grad`; matches the norms of both sides on the step that measures them."""
-        if not self.balance.measures(self.done, self.config.steps):
+        toxic = any(w > 0 for g in groups for s in g if s.part == "toxic" for w in s.weights)
+        if not (toxic and self.balance.measures(self.done, self.config.steps)):
             return accumulate(self.decoder, groups, self.objective, self.balance.ut_weight)
         values = list(self.parameters.values())
         losses, apart = accumulate_apart(self.decoder, groups, self.objective, values)
@@ -257,14 +272,13 @@ def benign_kl(
     return total / tokens if tokens else 0.0
 
 
-def verdicts(run: Run, kl: float, measured_on: str, *, fresh: bool) -> dict[str, str]:
+def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
     """What each guard found at the end, in words.
 
     Args:
         run: A finished run.
         kl: Final benign KL.
         measured_on: What it was measured on; empty when it could not be.
-        fresh: Whether the run started from the bare model; a continued adapter already fits.
 
     Raises:
         GuardTripped: A budget was exceeded and guards abort.
@@ -273,7 +287,7 @@ def verdicts(run: Run, kl: float, measured_on: str, *, fresh: bool) -> dict[str,
     long = config.steps >= FIT_STEPS
     checks: list[tuple[str, float, float, bool]] = [
         ("benign_kl", kl, limit, bool(measured_on)),
-        ("mle_fit", run.balance.fit, FIT_LIMIT, long and fresh),
+        ("mle_fit", run.balance.fit, FIT_LIMIT, long and run.balance.fresh),
         ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long),
     ]
     if config.method == "dpo":  # dpo has no likelihood term whose fit could be asked for
@@ -286,6 +300,8 @@ def verdicts(run: Run, kl: float, measured_on: str, *, fresh: bool) -> dict[str,
         found[name] = f"{state}: {value:.3f}, limit {most:.3f}"
     if measured_on:
         found["benign_kl"] += f", on {measured_on}"
-    if run.balance.notes:
+    if run.balance.automatic and not run.balance.ceiling:
+        found["ut_weight"] = "0 throughout: no toxic token had a gradient to match"
+    elif run.balance.notes:
         found["ut_weight"] = "; ".join(run.balance.notes)
     return found

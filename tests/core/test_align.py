@@ -24,7 +24,9 @@ from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign.probe import probe
 from ptalign.progress import Progress
 from ptalign.sealed import SealedText
-from ptalign.training.lora import sha256_of
+from ptalign.training.balance import Balance
+from ptalign.training.lora import load_tokenizer, sha256_of
+from ptalign.training.texts import ChatFormat
 
 SHORT: dict[str, Any] = {
     "steps": 6,
@@ -338,3 +340,58 @@ def test_progress_tells_what_metrics_need(run: Run, tmp_path: Path) -> None:
     keys = "loss_mle loss_ut loss_anchor ut_weight step_seconds tokens_mle tokens_ut retain_kl"
     assert set(keys.split()) <= last.values.keys()
     assert last.counts["tokens_ut"] > 0
+
+
+def test_a_resume_may_have_other_threads(run: Run, tmp_path: Path) -> None:
+    """A job whose pod came back on a machine of another size goes on."""
+    with pytest.raises(Cancelled):
+        run(tmp_path, threads=1, on_progress=stop_at(3))
+    seen: list[int] = []
+    run(
+        tmp_path,
+        threads=2,
+        on_progress=lambda p: seen.append(p.done) if p.phase == "training" else None,
+    )
+    assert seen[0] == 4
+
+
+def test_a_continued_adapter_is_not_asked_for_a_fit() -> None:
+    """It fits from the start: taking that for a fit that lags took lambda to nothing."""
+    weights = {}
+    for fresh in (True, False):
+        balance = Balance.start(AlignConfig(), fresh=fresh)
+        balance.match(1.0, 1.0, 1.0)
+        for step in range(40):
+            balance.observe(1.0, 1.0)
+            balance.adjust(step, None, AlignConfig())
+        weights[fresh] = balance.ut_weight
+    assert weights[False] == 1.0
+    assert weights[True] < 0.1
+
+
+def test_lambda_is_measured_again_when_the_toxic_side_had_no_gradient() -> None:
+    balance = Balance.start(AlignConfig())
+    assert balance.measures(2, 24)
+    balance.match(1.0, 0.0, 1.0)
+    assert balance.measures(3, 24)
+    balance.match(1.0, 2.0, 1.0)
+    assert not balance.measures(4, 24)
+    assert balance.ut_weight == 0.5
+
+
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+DROPPING = "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+TURNS = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [REFUSING + TURNS, DROPPING + TURNS])
+def test_a_template_without_a_system_turn(template: str, tiny_model: ModelSpec) -> None:
+    """Gemma's raises on one: constraints stand before the user's words then."""
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = template
+    chat = ChatFormat(tokenizer, tiny_model)
+    asked = chat.prompt("Say it kindly.", system="Be kind.")
+    assert tokenizer.decode(asked).startswith(tokenizer.decode(chat.prompt("Be kind."))[:8])
+    assert len(asked) > len(chat.prompt("Say it kindly."))
+    with pytest.raises(Unsupported, match="remove system_prompt"):
+        ChatFormat(tokenizer, tiny_model.model_copy(update={"system_prompt": "Be kind."}))
