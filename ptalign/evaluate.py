@@ -339,7 +339,9 @@ def _delta(before: TargetResult, after: TargetResult) -> dict[str, float]:
     found = {n: r.value - before.rates[n].value for n, r in after.rates.items()}
     if before.probe is not None and after.probe is not None:
         for name in PROBED:
-            found[name] = getattr(after.probe, name) - getattr(before.probe, name)
+            first, last = getattr(before.probe, name), getattr(after.probe, name)
+            if first is not None and last is not None:
+                found[name] = last - first
     return found
 
 

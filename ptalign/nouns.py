@@ -292,10 +292,10 @@ class Rate(Noun):
 class Probe(Noun):
     """Teacher-forced measurements of one target against the bare model (no sampling)."""
 
-    benign_kl: float
-    """KL(base || target), nats per token, on held-out anchors."""
-    benign_nll: float
-    """Negative log-likelihood, nats per token, of held-out anchor answers."""
+    benign_kl: float | None
+    """KL(base || target), nats per token, on held-out anchors; None where the set has none."""
+    benign_nll: float | None
+    """Negative log-likelihood, nats per token, of held-out anchor answers; None likewise."""
     harm_word_ratio: float
     """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
     selectivity: float

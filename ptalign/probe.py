@@ -118,7 +118,8 @@ class _Texts:
         ]
         benign = benign_samples(pairs, chat)
         decoder.settle([s.weighted([1.0] * len(s.answer)) for s in (attacked[:2] or benign[:2])])
-        rows = pack([[s] for s in benign], 512)
+        held_out = {a.id for a in pairs.anchors if a.held_out}
+        rows = pack([[s] for s in benign if s.key in held_out], 512)
         return cls(
             toxic=explain.watch(
                 decoder, chat, attacked, pools.topics_of(pairs),
@@ -139,8 +140,8 @@ class _Texts:
             tokens += len(states)
         after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
         return Probe(
-            benign_kl=kl / max(tokens, 1),
-            benign_nll=nll / max(tokens, 1),
+            benign_kl=kl / tokens if tokens else None,
+            benign_nll=nll / tokens if tokens else None,
             harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
             selectivity=explain.selectivity(self.toxic.words, after),
             suppressed=explain.suppressed(self.toxic.words, after),

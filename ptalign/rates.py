@@ -68,6 +68,10 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
     }
     for name in named("over_refusal"):
         table[f"over_refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
+    for suite in asked:
+        table[f"unscored_rate/{suite.name}"] = Measured(
+            frozenset({suite.name}), lambda reply: reply.outcome == "unscored"
+        )
     for name in named("refusal"):
         table[f"refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
     return {name: measured for name, measured in table.items() if measured.suites}

@@ -47,4 +47,5 @@ def _measures(first: Evaluation, second: Evaluation) -> dict[str, dict[str, floa
     if one is None or two is None:
         return {}
     names = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
-    return {n: {"first": getattr(one, n), "second": getattr(two, n)} for n in names}
+    both = {n: (getattr(one, n), getattr(two, n)) for n in names}
+    return {n: {"first": a, "second": b} for n, (a, b) in both.items() if None not in (a, b)}

@@ -88,7 +88,7 @@ def _measures(result: TargetResult) -> dict[str, float]:
     if probe is None:
         return {}
     names = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
-    return {name: getattr(probe, name) for name in names}
+    return {name: value for name in names if (value := getattr(probe, name)) is not None}
 
 
 def _polarity(noun: PairSet) -> dict[str, float]:
