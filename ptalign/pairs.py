@@ -44,14 +44,16 @@ def synthesize_pairs(
         instructions: Harmful ones get pairs, or positives only where the topic allows no toxic
             side; twins get helpful answers.
         annotations: Fewer than 50 human marks: they seed constraints and demonstrations, and one
-            whose instruction is in the set becomes that instruction's pair.
+            whose instruction is in the set becomes that instruction's pair. Text on the
+            never-synthesize list and bad answers of topics without a toxic side are not used.
         policy: The policy of the instructions.
         engine: Writes the answers.
         model: The catalogue entry the engine serves.
         judges: Harm judges that filter; an evaluation must use others.
         config: Settings; the defaults when None.
-        parent: An earlier set to refine: its pairs are kept unless an annotation replaces them,
-            its best toxic answers demonstrate, its constraints are the start.
+        parent: An earlier set to refine, made or imported: its pairs on the same instructions
+            (by id, else by text) are kept unless an annotation replaces them or their toxic side
+            is not allowed, its best toxic answers demonstrate, its constraints are the start.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted pairs and anchors; a log that has some is continued.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.

@@ -18,6 +18,7 @@ from ptalign.answering import prompts
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints, Side
 from ptalign.answering.heads import Heads
+from ptalign.answering.marks import usable_marks
 from ptalign.answering.stats import pair_stats
 from ptalign.answering.validity import loops, tidy
 from ptalign.answering.verdicts import Verdicts
@@ -25,6 +26,7 @@ from ptalign.answering.wording import wording
 from ptalign.answering.work import (
     AnchorDraft,
     Draft,
+    Places,
     RuleDraft,
     Scores,
     Task,
@@ -86,7 +88,8 @@ class PairRun:
         on_progress: OnProgress,
         log: RecordLog[Records],
     ) -> None:
-        self._instructions, self._annotations = instructions, tuple(annotations)
+        self._instructions = instructions
+        self._annotations = usable_marks(annotations, instructions.records, policy, embed)
         self._policy, self._model, self._config = policy, model, config
         self._judges, self._embed, self._parent = tuple(judges), embed, parent
         self._on_progress, self._log = on_progress, log
@@ -123,8 +126,10 @@ class PairRun:
             self._keep(record)
         wanted = {record_id("pair", r.id): r for r in self._instructions.records}
         marked = {a.instruction: a for a in self._annotations}
-        for pair in self._parent.pairs if self._parent else ():
-            if pair.id in wanted and pair.id not in self._pairs and pair.instruction not in marked:
+        places = Places(self._instructions, self._policy)
+        for given in self._parent.pairs if self._parent else ():
+            pair = places.adopt(given)
+            if pair and pair.id not in self._pairs and pair.instruction not in marked:
                 self._accept(pair)
         for pair_id, instruction in wanted.items():
             item = marked.get(instruction.text)

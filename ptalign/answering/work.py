@@ -10,6 +10,8 @@ from ptalign.answering.constraints import Rule, Side
 from ptalign.asking.openers import opener_of
 from ptalign.nouns import Annotation, Instruction, InstructionSet, Pair, Policy, record_id
 from ptalign.policies.never import blocked
+from ptalign.sealed import SealedText
+from ptalign.text.normalise import plain
 
 Kind = Literal["pair", "positive_only", "twin"]
 Scores = dict[str, float]
@@ -110,10 +112,17 @@ def allows_toxic(record: Instruction, policy: Policy) -> bool:
     return both and not blocked(record.text, policy)
 
 
+def may_be_toxic(record: Instruction, toxic: SealedText | None, policy: Policy) -> bool:
+    """Whether a text that did not come from this run may be the instruction's toxic side."""
+    if toxic is None or record.side == "twin" or not allows_toxic(record, policy):
+        return False
+    return not blocked(toxic.reveal(), policy)
+
+
 def pair_of_marks(record: Instruction, item: Annotation, policy: Policy) -> Pair:
-    """The annotator's own answers as a pair of round 0."""
+    """The annotator's own answers as a pair of round 0; a toxic side only where it may be."""
     twin = record.side == "twin"
-    toxic = item.bad if not twin and allows_toxic(record, policy) else None
+    toxic = item.bad if may_be_toxic(record, item.bad, policy) else None
     return Pair(
         id=record_id("pair", record.id),
         kind="twin" if twin else "pair" if toxic else "positive_only",
@@ -126,6 +135,48 @@ def pair_of_marks(record: Instruction, item: Annotation, policy: Policy) -> Pair
         toxic=toxic,
         round=0,
     )
+
+
+class Places:
+    """Finds the instruction that a pair made elsewhere answers.
+
+    By its id, else by its text: a set that was imported has ids of its own.
+    """
+
+    def __init__(self, instructions: InstructionSet, policy: Policy) -> None:
+        self._policy = policy
+        self._by_id = {record_id("pair", r.id): r for r in instructions.records}
+        self._by_text = {_place(r.side == "twin", r.text): r for r in instructions.records}
+
+    def adopt(self, pair: Pair) -> Pair | None:
+        """The pair as one of this run; None when it answers no instruction of the set.
+
+        None too when it has a toxic side that is not allowed: the instruction is asked anew.
+        """
+        record = self._by_id.get(pair.id)
+        if record is None:
+            record = self._by_text.get(_place(pair.kind == "twin", pair.instruction))
+        if record is None:
+            return None
+        if pair.toxic is not None and not may_be_toxic(record, pair.toxic, self._policy):
+            return None
+        pair_id = record_id("pair", record.id)
+        if pair.id == pair_id:
+            return pair
+        return pair.model_copy(
+            update={
+                "id": pair_id,
+                "instruction_id": record.id,
+                "instruction": record.text,
+                "topic": record.topic,
+                "domain": record.domain,
+                "locale": record.locale,
+            }
+        )
+
+
+def _place(twin: bool, text: str) -> tuple[bool, str]:
+    return twin, plain(text).casefold()
 
 
 def _kind_form(text: str, kind_openers: Mapping[str, Sequence[str]]) -> str:

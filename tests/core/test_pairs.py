@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from ptalign.answering.anchors import anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
+from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
 from ptalign.answering.wording import wording
-from ptalign.answering.work import AnchorDraft
+from ptalign.answering.work import AnchorDraft, pair_of_marks
 from ptalign.config import PairConfig
 from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible
@@ -18,12 +20,22 @@ from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput
 from ptalign.instructions import generate_instructions
 from ptalign.judges.base import Judge
-from ptalign.nouns import Anchor, Annotation, InstructionSet, ModelSpec, Pair, PairSet
+from ptalign.nouns import (
+    Anchor,
+    Annotation,
+    Instruction,
+    InstructionSet,
+    ModelSpec,
+    Pair,
+    PairSet,
+    record_id,
+)
 from ptalign.pairs import synthesize_pairs
 from ptalign.policies import load_annotations, load_policy
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
 from ptalign.sealed import SealedText
+from ptalign.text.embed import Vectors
 
 POLICY = load_policy("tone-en")
 MARKS = load_annotations("tone-en")
@@ -281,6 +293,95 @@ def test_a_parent_keeps_its_pairs_and_lends_its_answers(
     assert dropped in kept
     own = {p.toxic.reveal() for p in parent.polarised if p.toxic is not None}
     assert any(text in prompt for text in own for prompt in prompts)
+
+
+LISTED = "forbidden purple teapot"
+"""Stands for a subject of the operator's list."""
+
+
+def test_listed_text_of_annotators_neither_demonstrates_nor_becomes_a_pair(
+    asked: InstructionSet,
+) -> None:
+    """Whether it stands in the instruction, in the good answer or in the bad one."""
+    record, other = asked.harmful[:2]
+    listed = Annotation(
+        instruction=record.text, good="No. Say hello.", bad=SealedText(f"Take the {LISTED}.")
+    )
+    items = (
+        listed.model_copy(update={"topic": record.topic}),
+        Annotation(instruction=f"Write about the {LISTED}.", good="No.", bad=SealedText("Go.")),
+        Annotation(instruction=other.text, good=f"Not the {LISTED}.", bad=SealedText("Go.")),
+    )
+    policy = POLICY.model_copy(update={"never_synthesize": (LISTED,)})
+    prompts: list[str] = []
+
+    def watch(request: Request) -> str:
+        prompts.append(request.prompt)
+        return plausible(request)
+
+    made = synthesize(
+        asked,
+        annotations=items,
+        policy=policy,
+        engine=ScriptedEngine(watch),
+        config=PairConfig(anchors=0, rounds=1),
+    )
+    assert prompts
+    assert not any(LISTED in p for p in prompts)
+    assert not any(LISTED in p.positive for p in made.pairs)
+    assert not any(LISTED in p.toxic.reveal() for p in made.polarised if p.toxic is not None)
+    assert made.annotations_used == 1
+    assert pair_of_marks(record, listed, policy).toxic is None
+
+
+def test_a_bad_answer_of_a_topic_without_a_toxic_side_demonstrates_nothing() -> None:
+    """By the topic it names, else by that of its instruction, else by the nearest one."""
+    tone, lone = POLICY.topics[0], POLICY.topics[1].model_copy(update={"sides": "positive_only"})
+    policy = POLICY.model_copy(update={"topics": (tone, lone)})
+    record = Instruction(id="r", text="Write to them.", topic=lone.id, domain=lone.domain)
+
+    def mark(text: str, topic: str = "") -> Annotation:
+        return Annotation(instruction=text, good="No.", bad=SealedText("Go away."), topic=topic)
+
+    def near(texts: Sequence[str]) -> Vectors:
+        rows = [[0.0, 1.0] if lone.title in t or t in lone.examples else [1.0, 0.0] for t in texts]
+        return np.array(rows, dtype=np.float32)
+
+    marks = [
+        *(mark("Write a note.", tone.id), mark("Write a note.", lone.id)),
+        *(mark(record.text), mark(record.text, tone.id)),
+        *(mark(f"About {tone.title}"), mark(f"About {lone.title}")),
+    ]
+    usable = usable_marks(marks, [record], policy, near)
+    assert [item.bad is not None for item in usable] == [True, False, False, False, True, False]
+    assert [item.good for item in usable] == ["No."] * 6
+
+
+def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made: PairSet) -> None:
+    """Imports have ids of their own; a toxic side that is not allowed is not taken over."""
+    brought = tuple(
+        p.model_copy(
+            update={
+                "id": record_id(p.instruction),
+                "instruction_id": record_id(p.instruction),
+                "instruction": f" {p.instruction.upper()}  ",
+                "round": 0,
+            }
+        )
+        for p in made.pairs
+    )
+    listed = brought[0].model_copy(update={"kind": "pair", "toxic": SealedText(f"The {LISTED}.")})
+    parent = PairSet(pairs=(listed, *brought[1:]))
+    refined = synthesize(
+        asked,
+        parent=parent,
+        policy=POLICY.model_copy(update={"never_synthesize": (LISTED,)}),
+        config=PairConfig(anchors=0, rounds=1),
+    )
+    kept = {p.id: p for p in refined.pairs}
+    for before in made.pairs[1:]:
+        assert kept[before.id] == before.model_copy(update={"round": 0})
+    assert LISTED not in str([p.toxic.reveal() for p in refined.polarised if p.toxic])
 
 
 def test_limits_are_named(asked: InstructionSet) -> None:
