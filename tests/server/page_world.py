@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ptalign.nouns import Pair, PairSet, record_id
+from ptalign.nouns import Pair, PairSet, Policy, Topic, record_id
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
@@ -17,6 +17,8 @@ from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
 
 TOPICS = ("rude-replies", "contempt", "impatience", "sarcasm")
+LISTED = "forbidden purple teapot"
+"""Stands for a subject of the operator's never-synthesize list."""
 BAD = "What a silly question. Figure it out yourself"
 
 
@@ -52,6 +54,9 @@ def add_pair_set(
     set_id = new_id()
     key, wrapped = store.vault.fresh_key(set_id)
     digest = store.sets.write(set_id, key, noun)
+    tree = tuple(Topic(id=t, domain="tone", title=t, sides="both") for t in TOPICS)
+    listed = Policy(name=policy, topics=tree, never_synthesize=(LISTED,))
+    store.sets.write_policy(set_id, key, listed)
     name = f"pairSets/{set_id}"
     meta = res.ResourceMeta(name=name, digest=digest, model=model, policy=policy, tenant=tenant)
     meta.model_digest, meta.policy_digest = "sha256:m", "sha256:p"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
@@ -25,6 +25,7 @@ from ptalign.nouns import (
 )
 from ptalign.policies.never import blocked
 from ptalign.sealed import SealedText
+from ptalign.text.normalise import plain
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
@@ -46,6 +47,7 @@ from ptalign_server.store.requests import Ticket, once, ticket
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
 
+R = TypeVar("R", Instruction, Pair)
 MAX_RECORDS = 20_000
 MAX_MERGED = 50
 ROOM_BYTES = 64 * 1024 * 1024
@@ -88,6 +90,7 @@ async def annotate(
         records=tuple(annotation_of(item) for item in request.items),
         annotator_minutes=request.annotator_minutes,
     )
+    await asyncio.to_thread(refuse_blocked, "items", noun.records, policy)
     message = res.AnnotationSet(
         count=len(noun.records), annotator_minutes=request.annotator_minutes
     )
@@ -106,6 +109,29 @@ def annotation_of(item: res.Annotation) -> Annotation:
         topic=item.topic,
         note=item.note,
     )
+
+
+def refuse_blocked(field: str, records: Sequence[Annotation], policy: Policy) -> None:
+    """Raises `Violations` for marks with text on the never-synthesize list.
+
+    They name the item and its field, and never repeat the text.
+    """
+    problems = [
+        InvalidInput(
+            f"{field}[{number}].{name}",
+            f"is on the never-synthesize list ({category})",
+            "Drop the item, or mark another instruction.",
+        )
+        for number, record in enumerate(records)
+        for name, text in _texts_of(record)
+        if (category := blocked(text, policy))
+    ]
+    _raise(problems)
+
+
+def _texts_of(record: Annotation) -> list[tuple[str, str]]:
+    bad = record.bad.reveal() if record.bad is not None else ""
+    return [("instruction", record.instruction), ("good", record.good), ("bad", bad)]
 
 
 async def take_in(
@@ -198,7 +224,7 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
 async def merge(
     request: lib.MergeSetsRequest, identity: Identity, store: Store
 ) -> lib.MergeSetsResponse:
-    """One set of several: records in order, each instruction once."""
+    """One set of several: records in order, each instruction once, by its id or its text."""
     _raise(request_id_problems(request))
     names = list(request.names)
     if not 2 <= len(names) <= MAX_MERGED or len(set(names)) < len(names):
@@ -247,18 +273,26 @@ def _meta(found: Resource) -> res.ResourceMeta:
 
 
 def _join_instructions(sets: list[InstructionSet]) -> tuple[InstructionSet, int]:
-    records = {r.id: r for s in sets for r in s.records}
-    doubled = sum(len(s.records) for s in sets) - len(records)
-    kept = tuple(records.values())
+    """Each instruction once, by id or text; a twin follows the instruction that stays."""
+    once: _Once[Instruction] = _Once()
+    for record in (r for s in sets for r in s.records):
+        once.add(record, record.side == "twin", record.text)
+    kept = tuple(
+        r.model_copy(update={"twin_of": once.replaced[r.twin_of]})
+        if r.twin_of in once.replaced
+        else r
+        for r in once.records
+    )
     count = sum(r.side == "harmful" for r in kept)
-    return InstructionSet(records=kept, requested=count), doubled
+    return InstructionSet(records=kept, requested=count), once.doubled
 
 
 def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
-    pairs = {p.id: p for s in sets for p in s.pairs}
+    once: _Once[Pair] = _Once()
+    for pair in (p for s in sets for p in s.pairs):
+        once.add(pair, pair.kind == "twin", pair.instruction)
     anchors = {a.id: a for s in sets for a in s.anchors}
-    doubled = sum(len(s.pairs) for s in sets) - len(pairs)
-    kept = tuple(pairs.values())
+    kept, doubled = once.records, once.doubled
     joined = PairSet(
         pairs=kept,
         anchors=tuple(anchors.values()),
@@ -270,6 +304,34 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
         judge_ids=tuple(sorted({j for s in sets for j in s.judge_ids})),
     )
     return joined, doubled
+
+
+class _Once(Generic[R]):
+    """Records, each instruction once: the last one with its id, else the first with its text.
+
+    Imported records have ids of their own, so that ids alone would keep an instruction twice.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, R] = {}
+        self._ids: dict[tuple[bool, str], str] = {}
+        self.replaced: dict[str, str] = {}
+        """Id of a record that was left out -> id of the one that stands for it."""
+        self.doubled = 0
+
+    @property
+    def records(self) -> tuple[R, ...]:
+        """What is kept, in order."""
+        return tuple(self._by_id.values())
+
+    def add(self, record: R, twin: bool, text: str) -> None:
+        """Takes a record, in its first one's place when it was there."""
+        known = self._ids.setdefault((twin, plain(text).casefold()), record.id)
+        self.doubled += known != record.id or record.id in self._by_id
+        if known == record.id:
+            self._by_id[record.id] = record
+        elif record.id not in self._by_id:
+            self.replaced[record.id] = known
 
 
 def _joined_policy(policies: list[Policy]) -> Policy:

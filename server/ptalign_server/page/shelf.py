@@ -21,6 +21,7 @@ from ptalign.nouns import Annotation, Pair, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.gateway.additions import refuse_blocked
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
 from ptalign_server.page.marks import Kept, agreement, annotation, current, item_of, keep, minutes
@@ -96,11 +97,18 @@ class Shelf:
         self._store.write(change).result()
 
     def add_annotation(self, visitor: Visitor, pair_set: str, mark: Mark) -> None:
-        """Appends a mark to the draft."""
+        """Appends a mark to the draft.
+
+        Raises:
+            Violations: What the annotator wrote is on the never-synthesize list.
+        """
         row = self._row(visitor, pair_set)
         pair = next((p for p in self._pairs(row) if p.id == mark.item), None)
         if pair is None:
             raise NotFound
+        if mark.verdict == "edit":
+            edited = annotation(keep(visitor, pair_set, mark, pair.topic, 0), pair)
+            refuse_blocked("marks", [edited], self._store.sets.load_policy(row.name))
         with self._locked(row) as draft:
             log = self._store.sets.log(draft, Kept)
             try:

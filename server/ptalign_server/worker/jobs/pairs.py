@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptalign.judges import GENERATION_JUDGES
 from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
 from ptalign_server import configs, messages
-from ptalign_server.gateway.additions import annotation_of
+from ptalign_server.gateway.additions import annotation_of, refuse_blocked
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
@@ -19,7 +19,9 @@ def validate(job: Job) -> None:
     job.load(job.request.instruction_set, InstructionSet)
     if job.request.parent:
         job.load(job.request.parent, PairSet)
-    _annotations(job)
+    items = _annotations(job)
+    if items and not job.request.annotation_set:  # a set was checked when it was made
+        refuse_blocked("annotations.items", items, job.policy_of(job.request.instruction_set))
 
 
 def make(job: Job) -> Made:

@@ -1,0 +1,143 @@
+"""Sets that callers bring: what is refused of annotators' marks, and what merging keeps once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import page_world as world
+import pytest
+
+from ptalign.errors import PtalignError
+from ptalign.nouns import (
+    Annotation,
+    Instruction,
+    InstructionSet,
+    ModelSpec,
+    Pair,
+    PairSet,
+    Policy,
+    Topic,
+    record_id,
+)
+from ptalign.sealed import SealedText
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import Violations
+from ptalign_server.gateway import additions
+from ptalign_server.gateway.identity import Identity
+from ptalign_server.page.library import Mark, Visitor
+from ptalign_server.page.shelf import Shelf
+from ptalign_server.store import Store
+from ptalign_server.worker.jobs import pairs as stage
+
+ANN = Visitor("ann", "default", frozenset({"annotator"}))
+TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
+POLICY = Policy(name="tone", topics=TREE, never_synthesize=(world.LISTED,))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[tuple[Shelf, Store]]:
+    settings, store = world.open_store(tmp_path)
+    yield Shelf(settings, store), store
+    store.close()
+
+
+def refused(call: Callable[[], object]) -> PtalignError:
+    with pytest.raises(Violations) as caught:
+        call()
+    assert world.LISTED not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("field", ["instruction", "good", "bad"])
+def test_a_listed_mark_is_named_by_item_and_field_not_by_text(field: str) -> None:
+    fine = Annotation(instruction="Write a note.", good="Gladly.", bad=SealedText("No."))
+    text = f"the {world.LISTED}"
+    bad = fine.model_copy(update={field: SealedText(text) if field == "bad" else text})
+    error = refused(lambda: additions.refuse_blocked("items", [fine, bad], POLICY))
+    assert f"items[1].{field}" in str(error)
+    assert "never-synthesize" in str(error)
+    additions.refuse_blocked("items", [fine], POLICY)
+
+
+async def test_an_annotation_set_with_listed_text_is_not_made(place: tuple[Shelf, Store]) -> None:
+    _, store = place
+    items = [res.Annotation(instruction="Write a note.", good="No.", bad=f"The {world.LISTED}.")]
+    request = lib.CreateAnnotationSetRequest(model="m", policy="tone", items=items)
+    known = SimpleNamespace(
+        model=lambda _: ModelSpec(name="m", path=""), policy=lambda _: POLICY, locale="en"
+    )
+    who = Identity("eng", "default", frozenset({"engineer"}))
+    with pytest.raises(Violations, match=r"items\[0\].bad"):
+        await additions.annotate(request, who, store, known)  # type: ignore[arg-type]
+    assert not store.resources.page("default", "annotationSets", 9, before="", model="", policy="")
+
+
+def test_inline_marks_are_checked_before_the_operation_runs() -> None:
+    items = [res.Annotation(instruction="Write a note.", good=f"The {world.LISTED}.")]
+    request = pb.SynthesizePairsRequest(
+        instruction_set="instructionSets/1", annotations=pb.Annotations(items=items)
+    )
+    job = SimpleNamespace(request=request, load=lambda *_: None, policy_of=lambda _: POLICY)
+    error = refused(lambda: stage.validate(job))  # type: ignore[arg-type]
+    assert "annotations.items[0].good" in str(error)
+
+
+def test_an_edit_on_the_page_with_listed_text_is_not_kept(place: tuple[Shelf, Store]) -> None:
+    shelf, store = place
+    name = world.add_pair_set(store, world.pairs(2))
+    item = shelf.annotation_items(ANN, name).items[0].id
+    edit = Mark(item, "edit", "A kinder answer.", SealedText(f"Use the {world.LISTED}."), 30.0)
+    error = refused(lambda: shelf.add_annotation(ANN, name, edit))
+    assert ".bad" in str(error)
+    assert shelf.queues(ANN)[0].marked == 0
+
+
+def instruction(text: str, made_id: str, twin_of: str = "") -> Instruction:
+    return Instruction(
+        id=made_id,
+        text=text,
+        topic="t",
+        domain="tone",
+        side="twin" if twin_of else "harmful",
+        twin_of=twin_of,
+    )
+
+
+def test_merging_imported_and_generated_instructions_keeps_each_once() -> None:
+    text = "Write a cold note."
+    own = record_id("harmful", text)
+    made = InstructionSet(
+        records=(
+            instruction(text, own),
+            instruction("Write a warm note.", record_id("twin", own), own),
+        ),
+        requested=1,
+    )
+    brought = InstructionSet(
+        records=(
+            instruction("Write a cool note.", "twin", "import"),
+            instruction(f"  {text.upper()} ", "import"),
+            instruction("Another one.", "other"),
+        ),
+        requested=2,
+    )
+    joined, doubled = additions._join_instructions([made, brought])
+    assert (doubled, joined.requested) == (1, 2)
+    assert [r.text for r in joined.harmful] == [text, "Another one."]
+    assert {r.twin_of for r in joined.twins} == {own}
+    assert len(joined.twins) == 2
+
+
+def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
+    def pair(text: str, made_id: str, positive: str) -> Pair:
+        return Pair(id=made_id, instruction_id="i", instruction=text, topic="t", positive=positive)
+
+    made = PairSet(pairs=(pair("Write a note.", "a", "first"), pair("Sing.", "b", "old")))
+    brought = PairSet(pairs=(pair("write a  note.", "z", "second"), pair("Sing.", "b", "new")))
+    joined, doubled = additions._join_pairs([made, brought])
+    assert doubled == 2
+    assert [(p.id, p.positive) for p in joined.pairs] == [("a", "first"), ("b", "new")]
