@@ -128,6 +128,49 @@ def test_failed_align_is_resumed_from(cli: Any, loop: Path, tmp_path: Path, serv
     assert (first.resume_from, second.resume_from) == ("", "operations/3")
 
 
+def stop_first_set(served: Any, made: int) -> None:
+    """The first instruction set is cut short after `made` of its instructions."""
+    original = served.service._fill
+
+    def stopping(job: Any) -> None:
+        original(job)
+        if job.kind == "GenerateInstructions":
+            job.result.harmful, job.result.meta.partial = made, True
+            job.cancelled = True
+            served.service._fill = original
+
+    served.service._fill = stopping
+
+
+@pytest.mark.parametrize(("made", "asked"), [(3, [4, 1]), (4, [4]), (5, [4])])
+def test_a_set_cut_short_is_filled_up_to_the_count(
+    cli: Any, loop: Path, tmp_path: Path, served: Any, made: int, asked: list[int]
+) -> None:
+    """The server adds `count` to what the parent holds; nothing is asked when nothing is owed."""
+    stop_first_set(served, made)
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code != 0
+    done = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.stderr
+    requests = served.service.called("GenerateInstructions")
+    assert [r.count for r in requests] == asked
+    assert [r.parent for r in requests] == ["", "instructionSets/1"][: len(asked)]
+    if len(asked) == 1:
+        assert served.service.called("SynthesizePairs")[0].instruction_set == "instructionSets/1"
+        assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+        assert len(served.service.called("SynthesizePairs")) == 1
+
+
+def test_a_set_cut_short_and_gone_is_made_anew(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    stop_first_set(served, 3)
+    cli("run", str(loop), "--out", str(tmp_path / "out"))
+    served.service.resources["instructionSets/1"].meta.purged = True
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    first, second = served.service.called("GenerateInstructions")
+    assert (first.count, second.count, second.parent) == (4, 4, "")
+
+
 def test_run_as_json(cli: Any, loop: Path, tmp_path: Path) -> None:
     result = cli("run", str(loop), "--out", str(tmp_path / "out"), "--json")
     (said,) = lines(result)

@@ -68,23 +68,39 @@ class Runner:
         return evaluation
 
     def instructions(self) -> nouns.InstructionSet:
+        """The set, of `count` accepted instructions over all tries of this stage."""
         plan, loop = self.loop.instructions, self.loop
 
-        def start(stage: Stage) -> Operation[nouns.InstructionSet]:
+        def start(stage: Stage) -> Operation[nouns.InstructionSet] | nouns.InstructionSet:
+            begun = self.begun(stage)
+            if begun is not None and begun.harmful >= plan.count:
+                return begun
             return self.session.client.generate_instructions(
                 model=loop.model,
                 policy=loop.policy,
-                count=plan.count,
+                # The server makes `count` beside what the parent holds.
+                count=plan.count - begun.harmful if begun is not None else plan.count,
                 twins=plan.twins,
                 topics=plan.topics,
                 seeds=plan.seeds,
                 locale=plan.locale,
                 seed=plan.seed,
-                parent=stage.partial,
+                parent=begun or "",
                 request_id=stage.request_id,
             )
 
         return self.stage("instructions", [loop.model, loop.policy, asdict(plan)], start)
+
+    def begun(self, stage: Stage) -> nouns.InstructionSet | None:
+        """What a failed or cancelled try made, if its text is still there."""
+        if not stage.partial:
+            return None
+        try:
+            found = self.session.client.get(stage.partial)
+        except NotFound:
+            return None
+        assert isinstance(found, nouns.InstructionSet)
+        return None if found.purged else found
 
     def annotations(self) -> nouns.AnnotationSet | None:
         """Uploads the annotation file once."""
@@ -167,14 +183,24 @@ class Runner:
         used = {name: adapters[name].name for name in (loop.target, *plan.also)}
         return self.stage("evaluate", [used, asdict(plan)], start)
 
-    def stage(self, label: str, inputs: Any, start: Callable[[Stage], Operation[R]]) -> R:
-        """One operation: kept from an earlier run, attached to, continued or started."""
+    def stage(self, label: str, inputs: Any, start: Callable[[Stage], Operation[R] | R]) -> R:
+        """One operation: kept from an earlier run, attached to, continued or started.
+
+        Args:
+            label: Its name in the state file and on the screen.
+            inputs: What it depends on; others make it run anew.
+            start: Starts the operation, or says what an earlier try made when that is enough.
+        """
         stage = self.state.stage(label, inputs)
         if kept := self.kept(label, stage, Resource):
             return kept  # type: ignore[return-value]
         running = self.attach(stage)
         if running is None:
-            running = start(stage)
+            started = start(stage)
+            if isinstance(started, Resource):
+                self.end(label, stage, started, 0.0)
+                return started
+            running = started
             stage.operation = running.name
             self.state.save()
         began = time.monotonic()
@@ -183,7 +209,7 @@ class Runner:
                 self.session, running, label, cancel_on_interrupt=self.cancel, more=AGAIN
             )
         except ServiceError as error:
-            stage.partial = error.resource if error.operation else stage.partial
+            stage.partial = error.resource or stage.partial
             self.state.save()
             raise
         self.end(label, stage, made, self.seconds(running) or time.monotonic() - began)
@@ -214,7 +240,7 @@ class Runner:
             stage.resume_from = ""
             return None
         if progress.state in (nouns.State.FAILED, nouns.State.CANCELLED):
-            stage.partial = progress.resource
+            stage.partial = progress.resource or stage.partial
             self.state.again(stage)
             return None
         self.session.note(f"[dim]attached to {running.name}[/]")
