@@ -18,6 +18,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from ptalign.config import GateConfig
 from ptalign.nouns import InstructionSet, ModelSpec, PairSet
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import library_pb2 as lib
@@ -34,6 +35,7 @@ from ptalign_server.settings import ROLES, AuthSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import Terms
 
 MODEL = "tiny"
 POLICY = "tone-en"
@@ -564,6 +566,12 @@ async def test_resolve_adapter_says_not_found_until_one_passed(calls: Calls) -> 
                 content="", body=message.SerializeToString(), created=1.0,
             )  # fmt: skip
             calls.store.write(lambda c, r=row: calls.store.resources.insert(c, r)).result()
+        evaluated = evaluation.partition("/")[2]
+        _, wrapped = calls.store.vault.fresh_key(evaluated)
+        calls.store.write(
+            lambda c, i=evaluated, w=wrapped: calls.store.keys.insert(c, i, w)
+        ).result()
+        calls.store.sets.keep_terms(evaluated, Terms(gate=GateConfig()))
         names.append((adapter, evaluation))
         await asyncio.sleep(0.002)
     found = await calls.library.ResolveAdapter(request)

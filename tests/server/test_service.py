@@ -162,6 +162,7 @@ def test_an_evaluation_has_rates_a_verdict_and_a_report(
 ) -> None:
     assert evaluation.verdict in (res.VERDICT_FAIL, res.VERDICT_INCONCLUSIVE, res.VERDICT_PASS)
     assert evaluation.reasons
+    assert (server.state / "sets" / evaluation.meta.name.partition("/")[2] / "terms").exists()
     assert evaluation.baseline["harm_rate"].n > 0
     assert evaluation.measures["harm_word_ratio"] > 0
     _, html = download(server, evaluation.meta.name, "report.html")

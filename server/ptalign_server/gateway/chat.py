@@ -11,6 +11,7 @@ from ptalign.errors import EngineFailed, InvalidInput, NotReady
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.weights import check_weights
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 
@@ -33,6 +34,7 @@ async def chat(
         found = store.resources.get(request.adapter, identity.tenant)
         if found.model != model.name:
             raise InvalidInput("adapter", f"belongs to model {found.model}", "Send its own model.")
+        check_weights("adapter", found, model)
     bodies = [_body(request, label, adapter) for label, adapter in _targets(request)]
     queue: asyncio.Queue[pb.ChatReply | BaseException | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(settings, body, queue)) for body in bodies]

@@ -16,6 +16,7 @@ from ptalign_server.catalogue import GATES, PROFILES, Catalogue
 from ptalign_server.gateway import additions, purge, reading
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.operations import page_size
+from ptalign_server.gateway.release import newest_released
 from ptalign_server.store import Store
 from ptalign_server.wire import COLLECTIONS
 
@@ -93,13 +94,12 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
     async def ResolveAdapter(
         self, request: lib.ResolveAdapterRequest, context: Any
     ) -> lib.ResolveAdapterResponse:
-        self._catalogue.model(request.model)
+        model = self._catalogue.model(request.model)
         self._catalogue.policy(request.policy)
         tenant = caller().tenant
-        evaluation = await asyncio.to_thread(
-            self._store.resources.newest_pass, tenant, request.model, request.policy
+        adapter, evaluation = await asyncio.to_thread(
+            newest_released, self._store, self._catalogue, tenant, model, request.policy
         )
-        adapter = await asyncio.to_thread(self._store.resources.get, evaluation.adapter, tenant)
         return lib.ResolveAdapterResponse(
             adapter=res.Adapter.FromString(adapter.body), evaluation=evaluation.name
         )

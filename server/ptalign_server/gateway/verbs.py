@@ -16,6 +16,7 @@ from ptalign_server import configs
 from ptalign_server.catalogue import PROFILES, Catalogue
 from ptalign_server.errors import NotFound, SetPartial, SetPurged, UnknownName, Violations
 from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.weights import check_weights
 from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED
 from ptalign_server.store.resources import Resource
@@ -43,6 +44,12 @@ class Call:
         found = self.store.resources.get(name, self.identity.tenant)
         if model and found.model != model:
             raise NotFound
+        return found
+
+    def adapter(self, field: str, name: str, model: ModelSpec) -> Resource:
+        """An adapter of this tenant and model, trained on the weights that the model has now."""
+        found = self.resource(name, "adapters", model.name)
+        check_weights(field, found, model)
         return found
 
     def readable(self, name: str, collection: str, model: str, *, whole: bool = False) -> Resource:
@@ -153,7 +160,7 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
     call.readable(request.pair_set, "pairSets", model.name, whole=True)
     if request.parent_adapter:
-        call.resource(request.parent_adapter, "adapters", model.name)
+        call.adapter("parent_adapter", request.parent_adapter, model)
     if request.resume_from:
         _check_resume(request, call)
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
@@ -177,7 +184,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
         )
     _raise(problems)
     model = call.catalogue.model(request.target.model)
-    _check_targets(request, call, model.name)
+    _check_targets(request, call, model)
     gate = call.catalogue.gate(request.gate if request.WhichOneof("gate_choice") == "gate" else "")
     config = configs.eval_config(request, gate)
     call.catalogue.check_suites(request.suites)
@@ -337,19 +344,21 @@ def _check_resume(request: pb.AlignRequest, call: Call) -> None:
             )
 
 
-def _check_targets(request: pb.EvaluateRequest, call: Call, model: str) -> None:
+def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> None:
     baseline = request.baseline.model
-    if baseline and baseline != model:
+    if baseline and baseline != model.name:
         call.catalogue.model(baseline)
         raise InvalidInput(
             "baseline.model",
-            f"is {baseline}, not the target's model {model}",
+            f"is {baseline}, not the target's model {model.name}",
             "Compare targets of one model: they share prompts and template.",
         )
-    for target in (request.target, request.baseline, *request.also):
+    targets = {"target": request.target, "baseline": request.baseline}
+    targets |= {f"also[{number}]": target for number, target in enumerate(request.also)}
+    for field, target in targets.items():
         if target.adapter:
-            call.resource(target.adapter, "adapters", model)
-    labels = [t.label for t in (request.target, request.baseline, *request.also) if t.label]
+            call.adapter(f"{field}.adapter", target.adapter, model)
+    labels = [target.label for target in targets.values() if target.label]
     for label in _doubled(labels):
         raise InvalidInput("label", f"{label!r} stands on two targets", "Label each differently.")
 

@@ -118,31 +118,34 @@ class Resources:
         with reading(self._engine) as connection:
             return [self._checked(row) for row in connection.execute(query).mappings()]
 
-    def newest_pass(self, tenant: str, model: str, policy: str) -> Resource:
-        """The newest evaluation of an adapter for this model and policy that PASSed.
-
-        Raises:
-            NotFound: There is none yet.
-        """
+    def evaluated(self, tenant: str, model: str) -> list[str]:
+        """Adapters of a model that were evaluated, newest first."""
         columns = resources.c
         query = (
-            sa.select(resources)
+            sa.select(columns.adapter)
             .where(
                 columns.tenant == tenant,
                 columns.collection == "evaluations",
-                columns.verdict == "PASS",
                 columns.model == model,
-                columns.policy == policy,
                 columns.adapter != "",
             )
-            .order_by(columns.name.desc())
-            .limit(1)
+            .distinct()
+            .order_by(columns.adapter.desc())
         )
         with reading(self._engine) as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None:
-            raise NotFound
-        return self._checked(row)
+            return [str(row[0]) for row in connection.execute(query)]
+
+    def evaluations_of(self, tenant: str, adapter: str) -> list[Resource]:
+        """Evaluations of an adapter, newest first."""
+        columns = resources.c
+        query = sa.select(resources).where(
+            columns.tenant == tenant,
+            columns.collection == "evaluations",
+            columns.adapter == adapter,
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(columns.name.desc())).mappings()
+            return [self._checked(row) for row in rows]
 
     def _signed(self, resource: Resource) -> dict[str, Any]:
         values = asdict(resource)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ptalign.config import Config, GateConfig
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Annotation, Noun, Policy
 from ptalign_server.store.keys import Keys
@@ -26,6 +27,14 @@ class AnnotationSet(Noun):
 
     records: tuple[Annotation, ...]
     annotator_minutes: float = 0.0
+
+
+class Terms(Config):
+    """What an evaluation's verdict went by; kept because its call may be deleted."""
+
+    gate: GateConfig
+    baseline: str = ""
+    """Adapter that the target was compared with; empty: the bare model."""
 
 
 class Sets:
@@ -109,6 +118,24 @@ class Sets:
         set_id = name.partition("/")[2]
         [(_, data)] = read_sealed(self.folder(set_id) / "policy", self._keys.get(set_id))
         return Policy.model_validate(json.loads(data)["body"])
+
+    def keep_terms(self, set_id: str, terms: Terms) -> None:
+        """Seals what an evaluation's verdict went by."""
+        data = terms.model_dump_json().encode()
+        write_sealed(self.folder(set_id) / "terms", self._keys.get(set_id), [("head", data)])
+
+    def load_terms(self, name: str) -> Terms | None:
+        """What an evaluation's verdict went by; None for one of a version that kept none.
+
+        Raises:
+            DataDamaged: The file was changed.
+        """
+        set_id = name.partition("/")[2]
+        file = self.folder(set_id) / "terms"
+        if not file.exists():
+            return None
+        [(_, data)] = read_sealed(file, self._keys.get(set_id))
+        return Terms.model_validate_json(data)
 
     def erase(self, set_id: str) -> None:
         """Removes the set's files. Their key must be destroyed first."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ptalign.config import EvalConfig
 from ptalign.errors import Cancelled, PtalignError
 from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, status_of
@@ -22,6 +23,7 @@ from ptalign_server.store.operations import (
     Operation,
 )
 from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import Terms
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import JOBS
 from ptalign_server.worker.reporter import Reporter
@@ -166,6 +168,9 @@ def _seal(job: Job, made: Made) -> Resource:
     digest = store.sets.seal(operation.id, made.noun)
     if job.policies:
         store.sets.keep_policy(operation.id, job.policies[-1])
+    if isinstance(made.config, EvalConfig):
+        terms = Terms(gate=made.config.gate, baseline=job.request.baseline.adapter)
+        store.sets.keep_terms(operation.id, terms)
     meta = job.meta(made, digest)
     message = type(made.message)()
     message.CopyFrom(made.message)

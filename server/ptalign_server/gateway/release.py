@@ -1,0 +1,94 @@
+"""Which adapter may be served: the newest whose latest evaluation PASSed the operator's gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ptalign.config import GateConfig
+from ptalign.errors import PtalignError
+from ptalign.nouns import ModelSpec
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import configs
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.errors import NotFound
+from ptalign_server.gateway.weights import same_weights
+from ptalign_server.store import Store
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import Terms
+
+
+def newest_released(
+    store: Store, catalogue: Catalogue, tenant: str, model: ModelSpec, policy: str
+) -> tuple[Resource, Resource]:
+    """The newest adapter of a model and policy that may be served, and the evaluation it PASSed.
+
+    Raises:
+        NotFound: There is none yet.
+    """
+    for name, evaluations in _by_adapter(store, tenant, model.name):
+        adapter = store.resources.get(name, tenant)
+        if adapter.policy != policy or not same_weights(adapter, model):
+            continue
+        passed = _released_by(evaluations, store, catalogue, policy)
+        if passed is not None:
+            return adapter, passed
+    raise NotFound
+
+
+def at_least_as_strict(gate: GateConfig, operator: GateConfig) -> bool:
+    """Whether whatever keeps `gate` keeps the operator's gate too, limit by limit."""
+    return all(
+        _as_strict(name, getattr(gate, name), getattr(operator, name))
+        for name in GateConfig.model_fields
+    )
+
+
+def _as_strict(name: str, limit: float | None, wanted: float | None) -> bool:
+    if wanted is None:
+        return True
+    if limit is None:  # not checked
+        return False
+    return limit >= wanted if name.startswith("min_") else limit <= wanted
+
+
+def _by_adapter(store: Store, tenant: str, model: str) -> Iterator[tuple[str, list[Resource]]]:
+    """Adapters, newest first, with their evaluations, newest first. Names sort by time."""
+    for name in store.resources.evaluated(tenant, model):
+        yield name, store.resources.evaluations_of(tenant, name)
+
+
+def _released_by(
+    evaluations: list[Resource], store: Store, catalogue: Catalogue, policy: str
+) -> Resource | None:
+    """The evaluation that releases an adapter.
+
+    A FAIL blocks the adapter whatever it was measured by. Any other verdict counts only if it was
+    reached as the operator asks: an experiment with limits of its own changes nothing.
+    """
+    for evaluation in evaluations:
+        if evaluation.verdict == "FAIL":
+            return None
+        if evaluation.policy == policy and _counts(evaluation, store, catalogue):
+            return evaluation if evaluation.verdict == "PASS" else None
+    return None
+
+
+def _counts(evaluation: Resource, store: Store, catalogue: Catalogue) -> bool:
+    """Whether the gate was at least the operator's and the baseline the bare model."""
+    terms = store.sets.load_terms(evaluation.name) or _terms_of_call(evaluation, store, catalogue)
+    if terms is None:
+        return False
+    return not terms.baseline and at_least_as_strict(terms.gate, catalogue.gate(""))
+
+
+def _terms_of_call(evaluation: Resource, store: Store, catalogue: Catalogue) -> Terms | None:
+    """What an evaluation of an earlier version went by: its call says it; None once deleted."""
+    try:
+        operation = store.operations.get(evaluation.id, evaluation.tenant)
+        sealed = store.keys.get(operation.id).open("request", operation.request)
+        request = pb.EvaluateRequest.FromString(sealed)
+        named = request.gate if request.WhichOneof("gate_choice") == "gate" else ""
+        gate = configs.eval_config(request, catalogue.gate(named)).gate
+    except PtalignError:  # deleted, or a gate that is no longer known
+        return None
+    return Terms(gate=gate, baseline=request.baseline.adapter)

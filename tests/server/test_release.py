@@ -1,0 +1,229 @@
+"""Which adapter ResolveAdapter names, and what happens to adapters when weights change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from test_gateway import MODEL, POLICY, Calls, put_set, refused, serving
+
+from ptalign.config import GateConfig
+from ptalign.nouns import ModelSpec
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.catalogue import GATES, Catalogue, write_models
+from ptalign_server.errors import NotFound
+from ptalign_server.gateway.release import at_least_as_strict, newest_released
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import SUCCEEDED, Operation
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import Terms
+
+LOOSE = Terms(gate=GateConfig(min_harm_reduction=None))
+TENANT = "default"
+
+
+class Shelf:
+    """Adapters and evaluations of one tenant, in the order they were made."""
+
+    def __init__(self, state: Path) -> None:
+        settings = Settings(state=state)
+        settings.make_folders()
+        self.store = Store(settings, wire.freeze)
+        self.catalogue = Catalogue(settings)
+        self._ids = count(1)
+
+    def adapter(self, digest: str = "", policy: str = POLICY) -> str:
+        message = res.Adapter()
+        message.meta.model_digest = digest
+        return put(self.store, f"adapters/{self._id()}", message, policy=policy)
+
+    def evaluation(
+        self, adapter: str, verdict: str, terms: Terms | None = None, policy: str = POLICY
+    ) -> str:
+        found = self._id()
+        name = f"evaluations/{found}"
+        _, wrapped = self.store.vault.fresh_key(found)
+        self.store.write(lambda c: self.store.keys.insert(c, found, wrapped)).result()
+        self.store.sets.keep_terms(found, terms or Terms(gate=GateConfig()))
+        return put(
+            self.store, name, res.Evaluation(), policy=policy, verdict=verdict, adapter=adapter
+        )
+
+    def old_evaluation(self, adapter: str, request: pb.EvaluateRequest) -> str:
+        """One of a version that kept no terms: its operation's call says what they were."""
+        name = self.evaluation(adapter, "PASS")
+        found = name.partition("/")[2]
+        (self.store.sets.folder(found) / "terms").unlink()
+        sealed = self.store.keys.get(found).seal("request", request.SerializeToString())
+        row = Operation(
+            id=found, tenant=TENANT, identity="me", kind="Evaluate", state=SUCCEEDED, sequence=1,
+            attempt=1, request=sealed, metadata=b"", error=b"", resource=name, created=1.0,
+            started=1.0, updated=1.0, ended=1.0,
+        )  # fmt: skip
+        self.store.write(lambda c: self.store.operations.insert(c, row)).result()
+        return name
+
+    def resolve(self, digest: str = "") -> tuple[str, str]:
+        model = ModelSpec(name=MODEL, path="x", weights_digest=digest)
+        found = newest_released(self.store, self.catalogue, TENANT, model, POLICY)
+        return found[0].name, found[1].name
+
+    def _id(self) -> str:
+        return f"{next(self._ids):024x}"
+
+
+def put(store: Store, name: str, message: Any, **values: Any) -> str:
+    message.meta.name = name
+    row = Resource(
+        name=name, collection=name.partition("/")[0], tenant=TENANT, model=MODEL,
+        partial=False, purged=False, content="", body=message.SerializeToString(), created=1.0,
+        **{"policy": POLICY, "verdict": "", "adapter": "", **values},
+    )  # fmt: skip
+    store.write(lambda c: store.resources.insert(c, row)).result()
+    return name
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    made = Shelf(tmp_path / "state")
+    yield made
+    made.store.close()
+
+
+def test_the_newest_adapter_is_named_not_the_newest_evaluation(shelf: Shelf) -> None:
+    old, new = shelf.adapter(), shelf.adapter()
+    passed = shelf.evaluation(new, "PASS")
+    shelf.evaluation(old, "PASS")  # last month's adapter, measured again
+    assert shelf.resolve() == (new, passed)
+
+
+def test_a_later_fail_takes_an_adapter_back(shelf: Shelf) -> None:
+    old, new = shelf.adapter(), shelf.adapter()
+    passed = shelf.evaluation(old, "PASS")
+    shelf.evaluation(new, "PASS")
+    assert shelf.resolve()[0] == new
+    shelf.evaluation(new, "FAIL", LOOSE)
+    assert shelf.resolve() == (old, passed)
+
+
+def test_a_later_pass_gives_it_back(shelf: Shelf) -> None:
+    adapter = shelf.adapter()
+    shelf.evaluation(adapter, "FAIL")
+    passed = shelf.evaluation(adapter, "PASS")
+    shelf.evaluation(adapter, "PASS", LOOSE)
+    assert shelf.resolve() == (adapter, passed)
+
+
+def test_an_experiment_does_not_lift_a_fail(shelf: Shelf) -> None:
+    adapter = shelf.adapter()
+    for verdict, terms in (("PASS", None), ("FAIL", None), ("PASS", LOOSE)):
+        shelf.evaluation(adapter, verdict, terms)
+    with pytest.raises(NotFound):
+        shelf.resolve()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [LOOSE, Terms(gate=GateConfig(), baseline="adapters/7")],
+    ids=["looser gate", "baseline with an adapter"],
+)
+@pytest.mark.parametrize("verdict", ["PASS", "INCONCLUSIVE"])
+def test_an_experiment_neither_releases_nor_withdraws(
+    shelf: Shelf, terms: Terms, verdict: str
+) -> None:
+    released, tried = shelf.adapter(), shelf.adapter()
+    passed = shelf.evaluation(released, "PASS")
+    shelf.evaluation(released, verdict, terms)
+    shelf.evaluation(tried, verdict, terms)
+    assert shelf.resolve() == (released, passed)
+
+
+def test_an_evaluation_under_another_policy_does_not_release(shelf: Shelf) -> None:
+    shelf.evaluation(shelf.adapter(), "PASS", policy="other")
+    shelf.evaluation(shelf.adapter(policy="other"), "PASS")
+    with pytest.raises(NotFound):
+        shelf.resolve()
+
+
+def test_an_evaluation_of_an_earlier_version_counts_by_its_call(shelf: Shelf) -> None:
+    first, second, third = (shelf.adapter() for _ in range(3))
+    passed = shelf.old_evaluation(first, pb.EvaluateRequest(gate="strict"))
+    shelf.old_evaluation(
+        second, pb.EvaluateRequest(gate_spec=pb.GateSpec(max_unscored=1.0, min_samples=1))
+    )
+    deleted = shelf.old_evaluation(third, pb.EvaluateRequest()).partition("/")[2]
+    shelf.store.write(lambda c: shelf.store.operations.delete(c, deleted)).result()
+    assert shelf.resolve() == (first, passed)
+
+
+def test_adapters_of_earlier_weights_are_passed_over(shelf: Shelf) -> None:
+    unknown, old = shelf.adapter(), shelf.adapter("sha256:old")
+    for adapter in (unknown, old):
+        shelf.evaluation(adapter, "PASS")
+    assert shelf.resolve("sha256:old")[0] == old
+    assert shelf.resolve("")[0] == old
+    assert shelf.resolve("sha256:new")[0] == unknown
+
+
+@pytest.mark.parametrize(
+    ("change", "strict"),
+    [
+        ({}, True),
+        ({"min_harm_reduction": 0.2, "max_unscored": 0.0, "min_samples": 60}, True),
+        ({"min_harm_reduction": 0.09}, False),
+        ({"max_over_refusal_increase": 0.11}, False),
+        ({"max_benign_kl": None}, False),
+        ({"max_unscored": float("nan")}, False),
+        ({"min_samples": 49}, False),
+    ],
+)
+def test_at_least_as_strict_looks_at_every_limit(change: dict[str, Any], strict: bool) -> None:
+    assert at_least_as_strict(GateConfig(**change), GateConfig()) is strict
+    assert all(at_least_as_strict(gate, GATES["default"]) for gate in GATES.values())
+
+
+def reweigh(calls: Calls, state: Path, digest: str) -> None:
+    spec = ModelSpec(name=MODEL, path=str(state), weights_digest=digest)
+    write_models(Settings(state=state).models_path, {MODEL: spec})
+
+
+async def test_an_adapter_of_earlier_weights_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with serving(state) as calls:
+        old, new = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+        message = res.Adapter()
+        message.meta.model_digest = old
+        name = put(calls.store, "adapters/" + "a" * 24, message)
+        pairs = put_set(calls.store, "pairSets")
+        reweigh(calls, state, new)
+
+        async def chat() -> None:
+            turn = pb.ChatMessage(role="user", content="hello")
+            async for _ in calls.tuning.Chat(
+                pb.ChatRequest(model=MODEL, adapter=name, messages=[turn])
+            ):
+                pass
+
+        align = pb.AlignRequest(model=MODEL, pair_set=pairs, parent_adapter=name)
+        evaluate = pb.EvaluateRequest(target=pb.Target(model=MODEL, adapter=name))
+        beside = pb.EvaluateRequest(target=pb.Target(model=MODEL), also=[evaluate.target])
+        for field, call in (
+            ("parent_adapter", calls.tuning.Align(align)),
+            ("target.adapter", calls.tuning.Evaluate(evaluate)),
+            ("also[0].adapter", calls.tuning.Evaluate(beside)),
+            ("adapter", chat()),
+        ):
+            code, text, _, _ = await refused(call)
+            assert code == grpc.StatusCode.FAILED_PRECONDITION
+            assert text.startswith(f"{field}: {name} was trained on weights sha256:1111")
+            assert "now has sha256:2222" in text
+            assert "Align again" in text
+        reweigh(calls, state, old)
+        assert (await calls.tuning.Align(align)).name
