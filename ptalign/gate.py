@@ -1,4 +1,7 @@
-"""From measurements to PASS, FAIL or INCONCLUSIVE, with a reason in words for every limit."""
+"""From measurements to PASS, FAIL or INCONCLUSIVE, with a reason in words for every limit.
+
+What may be called a PASS and why: docs/adr/0010.
+"""
 
 from __future__ import annotations
 

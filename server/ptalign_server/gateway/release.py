@@ -1,4 +1,7 @@
-"""Which adapter may be served: the newest whose latest evaluation PASSed the operator's gate."""
+"""Which adapter may be served: the newest whose latest evaluation PASSed the operator's gate.
+
+See docs/adr/0010.
+"""
 
 from __future__ import annotations
 
