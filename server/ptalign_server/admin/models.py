@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec
@@ -28,29 +31,55 @@ def prepare() -> None:
 def add(
     name: Annotated[str, typer.Argument(help="What callers write.")],
     path: Annotated[Path, typer.Argument(help="Folder with config, tokenizer and safetensors.")],
-    revision: Annotated[str, typer.Option(help="Shown in the catalogue.")] = "",
-    system_prompt: Annotated[str, typer.Option(help="In force in all four stages.")] = "",
+    revision: Annotated[str | None, typer.Option(help="Shown in the catalogue.")] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="In force in all four stages; '' for the template's own.")
+    ] = None,
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=JSON",
+            help="Of the chat template, in all four stages, e.g. enable_thinking=false; repeat. "
+            "KEY= drops one.",
+        ),
+    ] = None,
     locale: Annotated[list[str] | None, typer.Option(help="BCP 47; repeat. en unless set.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. float32 unless set.")
+    ] = None,
 ) -> None:
-    """Add a model folder, or replace the entry of the name. Its files are hashed."""
+    """Add a model folder, or replace the entry of the name. Its files are hashed.
+
+    An entry that is replaced keeps what is not given.
+    """
     check_folder(path)
     settings = Settings()
     settings.make_folders()
-    entry = ModelSpec.model_validate(
+    models = read_models(settings.models_path) or dict(Catalogue(settings).models)
+    known = models.get(name)
+    before = known.model_dump() if known else {}
+    given = {
+        "revision": revision,
+        "system_prompt": system_prompt,
+        "template_options": options_of(template_option, before.get("template_options", {})),
+        "locales": tuple(locale) if locale else None,
+        "dtype": dtype,
+    }
+    entry = entry_of(
         {
+            **before,
+            **{field: value for field, value in given.items() if value is not None},
             "name": name,
             "path": str(path.absolute()),
-            "revision": revision,
             "weights_digest": weights_digest(path),
-            "system_prompt": system_prompt,
-            "locales": tuple(locale or ["en"]),
-            "dtype": dtype,
         }
     )
-    models = read_models(settings.models_path) or dict(Catalogue(settings).models)
     write_models(settings.models_path, {**models, name: entry})
     typer.echo(f"{name}: {entry.weights_digest}")
+    plain = ModelSpec(name="", path="").model_dump()
+    for field, value in given.items():
+        if value is None and known and before[field] != plain[field]:
+            typer.echo(f"kept {field}: {json.dumps(before[field], ensure_ascii=False)}")
 
 
 @app.command("list")
@@ -58,6 +87,45 @@ def show() -> None:
     """List the catalogue."""
     for model in Catalogue(Settings()).models.values():
         typer.echo(f"{model.name}\t{model.dtype}\t{','.join(model.locales)}\t{model.path}")
+
+
+def options_of(words: list[str] | None, before: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Template options with the changes that ``KEY=JSON`` words make; None when there are none.
+
+    Raises:
+        InvalidInput: A word without a key, or whose value is not JSON.
+    """
+    if not words:
+        return None
+    options = dict(before)
+    for word in words:
+        key, _, text = word.partition("=")
+        if not key.isidentifier() or "=" not in word:
+            mend = "Write KEY=JSON, e.g. enable_thinking=false."
+            raise InvalidInput("template_option", f"{word!r} has no KEY=", mend)
+        if not text:
+            options.pop(key, None)
+            continue
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            mend = f"Quote text: '{key}=\"{text}\"'."
+            raise InvalidInput("template_option", f"{text!r} is not JSON", mend) from None
+    return options
+
+
+def entry_of(values: Mapping[str, Any]) -> ModelSpec:
+    """The catalogue entry.
+
+    Raises:
+        InvalidInput: A value outside its limits; the first one is named.
+    """
+    try:
+        return ModelSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InvalidInput(field, first["msg"], "See --help for what it takes.") from None
 
 
 def check_folder(path: Path) -> None:

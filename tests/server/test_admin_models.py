@@ -1,0 +1,78 @@
+"""`ptalign-server models add`: what an entry holds, and what replacing it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from ptalign.errors import InvalidInput
+from ptalign_server.admin.models import app
+
+Add = Callable[..., Result]
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
+    monkeypatch.setenv("PTALIGN_STATE", str(tmp_path / "state"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return lambda *words: CliRunner().invoke(app, ["add", "tiny", str(folder), *words])
+
+
+def entry(tmp_path: Path) -> dict[str, Any]:
+    [found] = [
+        e
+        for e in yaml.safe_load((tmp_path / "state" / "models.yaml").read_text())
+        if e["name"] == "tiny"
+    ]
+    return dict(found)
+
+
+def test_template_options_are_part_of_the_entry(add: Add, tmp_path: Path) -> None:
+    made = add(
+        *("--template-option", "enable_thinking=false", "--template-option", 'tone="plain"'),
+        *("--system-prompt", "Be brief."),
+    )
+    assert made.exit_code == 0, made.output
+    assert "kept" not in made.output
+    assert entry(tmp_path)["template_options"] == {"enable_thinking": False, "tone": "plain"}
+
+
+def test_replacing_keeps_what_is_not_given_and_says_so(add: Add, tmp_path: Path) -> None:
+    first = ("--locale", "ja", "--dtype", "bfloat16", "--system-prompt", "Be brief.")
+    add(*first, "--template-option", "a=1", "--template-option", "b=2")
+    again = add("--revision", "r2")
+    assert again.exit_code == 0, again.output
+    found = entry(tmp_path)
+    assert (found["revision"], found["dtype"], found["locales"]) == ("r2", "bfloat16", ["ja"])
+    assert (found["system_prompt"], found["template_options"]) == ("Be brief.", {"a": 1, "b": 2})
+    assert 'kept system_prompt: "Be brief."' in again.output
+    assert 'kept template_options: {"a": 1, "b": 2}' in again.output
+    assert "kept revision" not in again.output
+    add("--template-option", "a=", "--template-option", "c=[3]", "--system-prompt", "")
+    found = entry(tmp_path)
+    assert (found["system_prompt"], found["template_options"]) == ("", {"b": 2, "c": [3]})
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--template-option", "thinking"), "KEY=JSON"),
+        (("--template-option", "mode=fast"), "Quote text: 'mode=\"fast\"'"),
+        (("--dtype", "int3"), "dtype"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    add: Add, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    failed = add(*words)
+    assert isinstance(failed.exception, InvalidInput)
+    assert says in str(failed.exception)
+    assert not (tmp_path / "state" / "models.yaml").exists()
