@@ -215,7 +215,9 @@ class Verbs(Base):
             judges: Catalogue names; the profile's unless set.
             gate: Catalogue name, or limits written here; the server's default unless set.
             samples: Prompts per suite at most; the profile's unless set.
-            pair_set: Set whose twins and topics are used; the adapter's own unless set.
+            pair_set: A further set whose requests and judges are kept out, and that is measured
+                on where the target's adapter has no set with text. What the adapters were
+                trained on is kept out anyway.
             also: Shown beside, e.g. an adapter trained by MLE only.
             seed: Of the choice of prompts.
             dry_run: Validate and estimate only.

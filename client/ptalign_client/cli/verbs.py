@@ -218,7 +218,9 @@ def evaluate(
     judge: Annotated[list[str] | None, typer.Option(help="Only this judge; repeat.")] = None,
     gate: Annotated[str, typer.Option(help="Catalogue name of the gate.")] = "",
     samples: Annotated[int | None, typer.Option(help="Prompts per suite at most.")] = None,
-    pair_set: Annotated[str, typer.Option(help="Set whose twins are used; the adapter's.")] = "",
+    pair_set: Annotated[
+        str, typer.Option(help="A further set to keep out, besides the adapters' own.")
+    ] = "",
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
     ] = False,
