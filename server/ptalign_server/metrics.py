@@ -102,6 +102,10 @@ class Metrics:
         self.evaluation_rate = gauge(
             "evaluation_rate", "Rates of the newest evaluation, shares in 0..1", "axis", "target"
         )
+        self.retention_success = gauge(
+            "retention_last_success_timestamp_seconds",
+            "When retention last went through all tenants with nothing left out",
+        )
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
         _reserve()
 

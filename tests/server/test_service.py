@@ -229,6 +229,7 @@ def test_every_metric_moved(
         "ptalign_ut_weight",
         "ptalign_train_step_seconds_count",
         'ptalign_evaluation_rate{axis="harm_rate",target="aligned"}',
+        "ptalign_retention_last_success_timestamp_seconds",
     ):
         values = [
             float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)

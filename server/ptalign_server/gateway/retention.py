@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from ptalign.errors import DataDamaged
+import sqlalchemy as sa
+from google.protobuf.message import DecodeError
+
+from ptalign.errors import DataDamaged, PtalignError
 from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.purge import destroy, erase
 from ptalign_server.gateway.reading import SETS
+from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import STATES, TERMINAL, Operation
+from ptalign_server.store.operations import Operation
 from ptalign_server.store.resources import Resource
 
 log = logging.getLogger("ptalign.server")
 PAUSE_SECONDS = 600.0
 DAY_SECONDS = 86_400.0
 WHO = "retention"
+FAILURES = (PtalignError, OSError, sa.exc.SQLAlchemyError, DecodeError)
+"""What one row or file may fail with, while others can still be purged."""
 FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent")
 """Fields of a call that name sets."""
 
@@ -59,40 +68,85 @@ class Holds:
         partial.replace(self._path)
 
 
-def expire(store: Store, settings: Settings, now: float | None = None) -> int:
+class Skip(Protocol):
+    """Told what was left out, and why where its row is not the reason."""
+
+    def __call__(self, name: str, why: object = ..., /) -> None: ...
+
+
+class _Pass:
+    """One round: what lost its text, and what had to be left for somebody to look at."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.done = 0
+        self.skipped = 0
+
+    def skip(self, name: str, why: object = "its row was changed in the database") -> None:
+        """Leaves one thing out: it must not keep the text of all others."""
+        self.skipped += 1
+        log.error("retention: %s is left out: %s", name, why)
+
+    def each(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except FAILURES as error:
+            # A database error quotes the row's values.
+            self.skip(name, error if isinstance(error, PtalignError) else type(error).__name__)
+        else:
+            self.done += 1
+
+
+def expire(
+    store: Store, settings: Settings, now: float | None = None, gauges: Metrics | None = None
+) -> int:
     """Purges what is past its time; at once where a crash left it half done.
+
+    What cannot be read is logged by name and left out, and the others go on.
+
+    Args:
+        gauges: Told the time when nothing had to be left out.
 
     Returns:
         How many sets and operations lost their text.
     """
-    drop_finished_logs(store)
-    if not settings.retention_days:
-        return 0
-    cutoff = (time.time() if now is None else now) - settings.retention_days * DAY_SECONDS
-    kept = {*Holds(settings.state).names(), *_in_use(store)}
-    done = 0
-    for found in store.resources.older_than(cutoff, SETS):
+    now = time.time() if now is None else now
+    turn = _Pass(store)
+    drop_finished_logs(store, turn.skip)
+    if settings.retention_days:
+        _expire(turn, settings, now - settings.retention_days * DAY_SECONDS)
+    if turn.done:
+        log.info("retention: the text of %d sets and stopped operations was destroyed", turn.done)
+    if turn.skipped:
+        log.error("retention: %d rows or files were left out, see above", turn.skipped)
+    elif gauges is not None:
+        gauges.retention_success.set(now)
+    return turn.done
+
+
+def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
+    store = turn.store
+    kept = {*Holds(settings.state).names(), *_in_use(store, turn.skip)}
+    reason = f"older than {settings.retention_days:g} days"
+    for found in store.resources.older_than(cutoff, SETS, turn.skip):
         if found.name not in kept:
-            _purge(store, found, f"older than {settings.retention_days:g} days")
-            done += 1
-    for operation in store.operations.ended_before(cutoff):
-        if wire.operation_name(operation.id) not in kept:
-            _forget(store, operation.id)
-            done += 1
-    if done:
-        log.info("retention: the text of %d sets and stopped operations was destroyed", done)
-    return done
+            turn.each(found.name, partial(_purge, store, found, reason))
+    for operation in store.operations.ended_before(cutoff, turn.skip):
+        name = wire.operation_name(operation.id)
+        if name not in kept:
+            turn.each(name, partial(_forget, store, operation.id))
 
 
-def drop_finished_logs(store: Store) -> None:
+def drop_finished_logs(store: Store, skip: Skip) -> None:
     """Removes logs that nothing will read: a crash came before their owner could."""
     for operation_id in store.sets.logged():
         try:
             operation = store.operations.get(operation_id)
-        except DataDamaged:
-            continue  # its own calls say so
         except NotFound:
             _erase_unless_keyed(store, operation_id)
+            continue
+        except DataDamaged as error:
+            skip(wire.operation_name(operation_id), error)
             continue
         if operation.done and operation.resource:
             store.sets.drop_log(operation_id)
@@ -104,6 +158,8 @@ def _erase_unless_keyed(store: Store, operation_id: str) -> None:
         store.keys.get(operation_id)
     except SetPurged:
         store.sets.erase(operation_id)
+    except DataDamaged:
+        return  # it has a key, if one that nobody can use
 
 
 def _purge(store: Store, found: Resource, reason: str) -> None:
@@ -113,14 +169,19 @@ def _purge(store: Store, found: Resource, reason: str) -> None:
 
 def _forget(store: Store, operation_id: str) -> None:
     store.sets.erase(operation_id)  # first: after a crash its key shows that it is due
+    shutil.rmtree(store.work(operation_id), ignore_errors=True)
     store.write(lambda connection: store.keys.destroy(connection, operation_id)).result()
     store.keys.truncate_wal()
 
 
-def _in_use(store: Store) -> Iterator[str]:
-    """Sets that operations on their way work with."""
-    for operation in store.operations.in_states(set(STATES) - set(TERMINAL)):
-        request = _request(store, operation)
+def _in_use(store: Store, skip: Skip) -> Iterator[str]:
+    """Sets that operations on their way work with; one whose call is unreadable cannot run."""
+    for operation in store.operations.under_way(skip):
+        try:
+            request = _request(store, operation)
+        except (DataDamaged, SetPurged) as error:
+            skip(wire.operation_name(operation.id), error)
+            continue
         for field in FIELDS:
             if name := getattr(request, field, ""):
                 yield str(name)

@@ -186,7 +186,7 @@ class Gateway:
         """Retention, now and then."""
         while True:
             try:
-                await asyncio.to_thread(expire, self._store, self._settings)
+                await asyncio.to_thread(expire, self._store, self._settings, gauges=self._metrics)
             except Exception:
                 log.exception("retention failed; trying again")
             await asyncio.sleep(PAUSE_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,6 +73,7 @@ _EMIT = events.insert()
 _WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
 Freeze = Callable[[Operation], bytes]
 Change = Callable[[Operation], Operation | None]
+Damaged = Callable[[str], None]
 
 
 def new_id() -> str:
@@ -164,15 +165,38 @@ class Operations:
             rows = connection.execute(query.order_by(operations.c.id).limit(limit)).mappings().all()
         return [found for row in rows if (found := self._intact(row)) is not None]
 
-    def ended_before(self, cutoff: float) -> list[Operation]:
-        """Operations that made nothing, ended before `cutoff`, and whose key is still there."""
+    def under_way(self, damaged: Damaged, size: int = 500) -> Iterator[Operation]:
+        """Every operation of all tenants that is not done, oldest first, `size` rows at a time.
+
+        Args:
+            damaged: Told the name of each row that was changed on disk; it is left out.
+        """
+        columns, last = operations.c, ""
+        query = sa.select(operations).where(columns.state.not_in(TERMINAL)).order_by(columns.id)
+        while True:
+            with reading(self._engine) as connection:
+                page = query.where(columns.id > last).limit(size)
+                rows = connection.execute(page).mappings().all()
+            yield from self._intact_ones(rows, damaged)
+            if len(rows) < size:
+                return
+            last = str(rows[-1]["id"])
+
+    def ended_before(self, cutoff: float, damaged: Damaged) -> list[Operation]:
+        """Operations that made nothing, ended before `cutoff`, and whose key is still there.
+
+        Args:
+            damaged: Told the name of each row that was changed on disk; it is left out.
+        """
         query = sa.select(operations).where(
             operations.c.state.in_(TERMINAL),
             operations.c.ended < cutoff,
             operations.c.resource == "",
             operations.c.id.in_(sa.select(set_keys.c.set_id)),
         )
-        return self._read(query)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        return list(self._intact_ones(rows, damaged))
 
     def ids_in(self, states: Iterable[str]) -> list[str]:
         """Ids alone, for polling."""
@@ -243,6 +267,16 @@ class Operations:
 
     def _mac(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("operation", *(values[f] for f in Operation.__slots__))
+
+    def _intact_ones(
+        self, rows: Iterable[Mapping[Any, Any]], damaged: Damaged
+    ) -> Iterator[Operation]:
+        for row in rows:
+            found = self._intact(row)
+            if found is None:
+                damaged(f"operations/{row['id']}")
+            else:
+                yield found
 
     def _intact(self, row: Mapping[Any, Any]) -> Operation | None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -68,8 +68,20 @@ class Resources:
         query = sa.select(resources.c.purged).where(resources.c.name == name).with_for_update()
         return bool(connection.execute(query).scalar())
 
-    def older_than(self, cutoff: float, collections: Sequence[str]) -> list[Resource]:
-        """Resources of all tenants made before `cutoff` whose text is still there."""
+    def older_than(
+        self,
+        cutoff: float,
+        collections: Sequence[str],
+        damaged: Callable[[str], None] | None = None,
+    ) -> list[Resource]:
+        """Resources of all tenants made before `cutoff` whose text is still there.
+
+        Args:
+            damaged: Told the name of each row that was changed on disk; it is left out.
+
+        Raises:
+            DataDamaged: A row was changed on disk, and nobody is told.
+        """
         query = sa.select(resources).where(
             resources.c.created < cutoff,
             resources.c.collection.in_(collections),
@@ -77,7 +89,15 @@ class Resources:
         )
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
-        return [self._checked(row) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(self._checked(row))
+            except DataDamaged:
+                if damaged is None:
+                    raise
+                damaged(str(row["name"]))
+        return found
 
     def purged_ids(self) -> list[str]:
         """Ids of purged sets."""

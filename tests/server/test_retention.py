@@ -1,0 +1,147 @@
+"""Retention goes on past what is damaged, looks at everything, and says when it did."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from test_gateway import put_set
+
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.gateway.retention import DAY_SECONDS, expire
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import FAILED, QUEUED, Operation, new_id
+from ptalign_server.store.schema import operations, resources, set_keys
+
+LATER = 31 * DAY_SECONDS
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state=tmp_path / "state")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    made = Store(settings, wire.freeze)
+    yield made
+    made.close()
+
+
+def put_operation(store: Store, state: str, instruction_set: str = "") -> str:
+    found = new_id()
+    key, wrapped = store.vault.fresh_key(found)
+    request = pb.SynthesizePairsRequest(instruction_set=instruction_set)
+    row = Operation(
+        id=found, tenant="default", identity="me", kind="SynthesizePairs", state=state, sequence=1,
+        attempt=0, request=key.seal("request", request.SerializeToString()), metadata=b"",
+        error=b"", resource="", created=1.0, started=0.0, updated=1.0, ended=1.0,
+    )  # fmt: skip
+
+    def change(connection: sa.Connection) -> None:
+        store.keys.insert(connection, found, wrapped)
+        store.operations.insert(connection, row)
+
+    store.write(change).result()
+    return found
+
+
+def damage(store: Store, statement: Any) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(statement)
+
+
+def damaged_set(store: Store) -> str:
+    name = put_set(store, "instructionSets")
+    damage(store, resources.update().where(resources.c.name == name).values(policy="x"))
+    return name
+
+
+def damaged_operation(store: Store) -> str:
+    found = put_operation(store, FAILED)
+    damage(store, operations.update().where(operations.c.id == found).values(identity="x"))
+    return f"operations/{found}"
+
+
+def damaged_key_in_use(store: Store) -> str:
+    found = put_operation(store, QUEUED)
+    damage(store, set_keys.update().where(set_keys.c.set_id == found).values(wrapped=b"x:y"))
+    return f"operations/{found}"
+
+
+def damaged_log(store: Store) -> str:
+    name = damaged_operation(store)
+    file = store.sets.folder(name.partition("/")[2]) / "log"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    return name
+
+
+@pytest.mark.parametrize("harm", [damaged_set, damaged_operation, damaged_key_in_use, damaged_log])
+def test_a_damaged_row_is_named_and_the_others_go(
+    store: Store, settings: Settings, caplog: pytest.LogCaptureFixture, harm: Any
+) -> None:
+    name = harm(store)
+    whole, stopped = (
+        put_set(store, "instructionSets", tenant="another"),
+        put_operation(store, FAILED),
+    )
+    gauges = Metrics()
+    with caplog.at_level(logging.ERROR, "ptalign.server"):
+        assert expire(store, settings, time.time() + LATER, gauges) == 2
+    assert store.resources.get(whole, None).purged
+    assert not store.sets.folder(stopped).exists()
+    assert f"retention: {name} is left out" in caplog.text
+    assert gauges.retention_success._value.get() == 0
+
+
+def test_a_full_pass_moves_the_gauge(store: Store, settings: Settings) -> None:
+    put_set(store, "instructionSets")
+    gauges, now = Metrics(), time.time() + LATER
+    assert expire(store, settings, now, gauges) == 1
+    assert gauges.retention_success._value.get() == now
+    expire(store, settings.model_copy(update={"retention_days": 0.0}), now + 1, gauges)
+    assert gauges.retention_success._value.get() == now + 1
+
+
+def test_a_set_that_cannot_be_erased_does_not_keep_the_next(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (put_set(store, "instructionSets") for _ in range(2))
+    erase = store.sets.erase
+
+    def erase_all_but_first(set_id: str) -> None:
+        if first.endswith(set_id):
+            raise PermissionError
+        erase(set_id)
+
+    monkeypatch.setattr(store.sets, "erase", erase_all_but_first)
+    assert expire(store, settings, time.time() + LATER) == 1
+    assert store.resources.get(second, None).purged
+
+
+def test_every_operation_under_way_is_looked_at(store: Store) -> None:
+    """Page by page: more may wait than one page holds."""
+    ids = [put_operation(store, state) for state in (QUEUED, FAILED, QUEUED, QUEUED, QUEUED)]
+    hurt = ids[2]
+    damage(store, operations.update().where(operations.c.id == hurt).values(identity="x"))
+    told: list[str] = []
+    found = [o.id for o in store.operations.under_way(told.append, size=2)]
+    assert sorted(found) == sorted({*ids} - {ids[1], hurt})
+    assert told == [f"operations/{hurt}"]
+
+
+def test_the_working_folder_goes_with_a_stopped_operation(store: Store, settings: Settings) -> None:
+    found = put_operation(store, FAILED)
+    folder = store.work(found)
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    assert expire(store, settings, time.time() + LATER) == 1
+    assert not folder.exists()
