@@ -1,37 +1,47 @@
-"""The pools of a worker: one per model of the catalogue that is asked for."""
+"""The pools of a worker: one per model and weights of the catalogue that is asked for."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ptalign.errors import NotReady
+from ptalign.errors import Cancelled, NotReady
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.metrics import Metrics
 from ptalign_server.pool import Pool, PoolSettings, State
-from ptalign_server.pool.pool import OnWait
+from ptalign_server.pool.pool import WAITING, OnWait, say_nothing
 from ptalign_server.profiles import profile
 from ptalign_server.settings import Settings
 
+Key = tuple[str, str]
+POLL_SECONDS = 0.1
 UP = frozenset({State.READY, State.PAUSED})
+
+
+def key_of(model: ModelSpec) -> Key:
+    """What an engine is started for: the name alone would go on serving replaced weights."""
+    return model.name, model.weights_digest
 
 
 class Pools:
     """Starts a model's pool when it is first needed.
 
     Local engines share one device, so there is one local pool at a time: a job of another model
-    waits until the pool has no users and takes its place.
+    waits until the pool has no users and takes its place. A pool serves the weights it was started
+    on: when a catalogue entry is replaced, jobs get a new one.
     """
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings = settings
         self._catalogue = catalogue
         self._local = settings.engine.kind == "vllm"
-        self._pools: dict[str, Pool] = {}
-        self._users: dict[str, int] = {}
+        self._pools: dict[Key, Pool] = {}
+        self._users: dict[Key, int] = {}
+        self._leases = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -39,7 +49,7 @@ class Pools:
         first = next(iter(self._catalogue.models.values()), None)
         if first is not None:
             with self._lock:
-                self._open(first)
+                self._open(key_of(first), first)
 
     def stop(self) -> None:
         """Ends every engine."""
@@ -47,33 +57,55 @@ class Pools:
             pool.stop()
 
     @contextmanager
-    def use(self, model: ModelSpec) -> Iterator[Pool]:
+    def use(
+        self,
+        model: ModelSpec,
+        should_stop: Callable[[], bool] | None = None,
+        on_wait: OnWait = say_nothing,
+    ) -> Iterator[Pool]:
         """The model's pool, kept running inside the block.
 
+        An engine that must be started waits while an executor job has the device.
+
+        Args:
+            should_stop: Asked while waiting; without it, nobody waits.
+            on_wait: Told ``waiting for device`` while waiting, and ``""`` after.
+
         Raises:
-            NotReady: The device's engine serves another model to jobs that are not done.
+            NotReady: The device's engine serves other weights to jobs that are not done; or an
+                executor job has the device and nobody waits for it.
+            Cancelled: `should_stop` said so.
         """
-        with self._lock:
-            pool = self._open(model)
-            self._users[model.name] = self._users.get(model.name, 0) + 1
+        key = key_of(model)
+        pool = self._enter(key, model, should_stop, on_wait)
         try:
             yield pool
         finally:
             with self._lock:
-                self._users[model.name] -= 1
+                self._users[key] -= 1
 
     @contextmanager
     def lease(self, should_stop: Callable[[], bool], on_wait: OnWait) -> Iterator[None]:
         """Lends the device to an executor job; engines elsewhere go on."""
-        with ExitStack() as held:
-            if self._local:
-                for pool in list(self._pools.values()):
-                    held.enter_context(pool.paused(should_stop, on_wait))
+        if not self._local:
             yield
+            return
+        with self._lock:  # from here on none is added
+            self._leases += 1
+            pools = list(self._pools.values())
+        try:
+            with ExitStack() as held:
+                for pool in pools:
+                    held.enter_context(pool.paused(should_stop, on_wait))
+                yield
+        finally:
+            with self._lock:
+                self._leases -= 1
 
     def status(self) -> dict[str, Any]:
         """Whether any engine takes requests, and what each is doing."""
-        engines = [(model, s) for model, pool in self._pools.items() for s in pool.status()]
+        pools = list(self._pools.items())
+        engines = [(name, s) for (name, _), pool in pools for s in pool.status()]
         return {
             "ready": any(s.state in UP for _, s in engines),
             "engines": [
@@ -97,21 +129,50 @@ class Pools:
                 metrics.engine_up.labels(status.name).set(float(status.state in UP))
                 metrics.engine_running.labels(status.name).set(status.outstanding)
 
-    def _open(self, model: ModelSpec) -> Pool:
-        if model.name in self._pools:
-            return self._pools[model.name]
-        if self._local:
-            self._close_others(model.name)
-        pool = Pool(self._pool_settings(), model)
-        pool.start()
-        self._pools[model.name] = pool
+    def _enter(
+        self,
+        key: Key,
+        model: ModelSpec,
+        should_stop: Callable[[], bool] | None,
+        on_wait: OnWait,
+    ) -> Pool:
+        waited = False
+        while True:
+            with self._lock:
+                if key in self._pools or not self._leases:
+                    pool = self._open(key, model)
+                    self._users[key] = self._users.get(key, 0) + 1
+                    break
+            if should_stop is None:
+                raise NotReady(f"a training job has the device; {model.name} waits for it")
+            if should_stop():
+                raise Cancelled("stopped while waiting for the device")
+            if not waited:
+                on_wait(WAITING)
+            waited = True
+            time.sleep(POLL_SECONDS)
+        if waited:
+            on_wait("")
         return pool
 
-    def _close_others(self, wanted: str) -> None:
-        for name in list(self._pools):
-            if self._users.get(name, 0):
-                raise NotReady(f"the engine serves {name} to other jobs; {wanted} waits for them")
-            self._pools.pop(name).stop()
+    def _open(self, key: Key, model: ModelSpec) -> Pool:
+        if key in self._pools:
+            return self._pools[key]
+        self._make_room(key)
+        pool = Pool(self._pool_settings(), model)
+        pool.start()
+        self._pools[key] = pool
+        return pool
+
+    def _make_room(self, wanted: Key) -> None:
+        """Closes what stands in the way: all others on one device, else the name's old weights."""
+        for key in list(self._pools):
+            if not self._local and key[0] != wanted[0]:
+                continue
+            if not self._users.get(key, 0):
+                self._pools.pop(key).stop()
+            elif self._local:
+                raise NotReady(f"the engine serves {key[0]} to other jobs; {wanted[0]} waits")
 
     def _pool_settings(self) -> PoolSettings:
         settings, engine = self._settings, self._settings.engine

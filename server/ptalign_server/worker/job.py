@@ -80,7 +80,7 @@ class Job:
     @contextmanager
     def engine(self, model: ModelSpec) -> Iterator[Engine]:
         """An engine of the model, for as long as the block lasts."""
-        with self.room.pools.use(model) as pool:
+        with self.room.pools.use(model, self.should_stop, self.reporter.waiting) as pool:
             yield failpoints.watch_engine(pool.engine(self.should_stop, self.reporter.waiting))
 
     def check(self) -> None:

@@ -1,0 +1,108 @@
+"""Which engine a job gets: one per weights, and none is started on a device that is lent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptalign.errors import Cancelled, NotReady
+from ptalign.nouns import ModelSpec
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.settings import EngineSettings, Settings
+from ptalign_server.worker import engines
+from ptalign_server.worker.engines import Pools
+
+OLD, NEW = (ModelSpec(name="m", path="x", weights_digest=f"sha256:{d}") for d in "12")
+OTHER = ModelSpec(name="other", path="x")
+
+
+class FakePool:
+    """Says what was done to it."""
+
+    def __init__(self, _: object, model: ModelSpec) -> None:
+        self.model = model
+        self.running = self.lent = False
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+    @contextmanager
+    def paused(self, *_: object) -> Iterator[None]:
+        self.lent = True
+        yield
+        self.lent = False
+
+
+@pytest.fixture(params=["vllm", "scripted"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def pools_of(kind: Any, state: Path, monkeypatch: pytest.MonkeyPatch) -> Pools:
+    monkeypatch.setattr(engines, "Pool", FakePool)
+    settings = Settings(state=state, engine=EngineSettings(kind=kind))
+    return Pools(settings, Catalogue(settings))
+
+
+def test_replaced_weights_get_an_engine_of_their_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = pools_of(kind, tmp_path, monkeypatch)
+    with pools.use(OLD) as first, pools.use(OLD) as same:
+        assert first is same
+    with pools.use(NEW) as second:
+        assert second.model == NEW
+        assert (first.running, second.running) == (False, True)
+
+
+def test_weights_in_use_are_not_taken_away(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = pools_of(kind, tmp_path, monkeypatch)
+    with pools.use(OLD) as first:
+        if kind == "vllm":
+            with pytest.raises(NotReady, match="serves m to other jobs"), pools.use(NEW):
+                pass
+        else:
+            with pools.use(NEW) as second:
+                assert second.model == NEW
+        assert first.running
+
+
+def test_no_engine_starts_on_a_device_that_is_lent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = pools_of("vllm", tmp_path, monkeypatch)
+    opened, told = threading.Event(), list[str]()
+
+    def job() -> None:
+        with pools.use(OTHER, lambda: False, told.append) as pool:
+            assert pool.running
+            opened.set()
+
+    with pools.use(OLD) as first:
+        pass
+    with pools.lease(lambda: False, print):
+        assert first.lent
+        with pools.use(OLD) as same:
+            assert same is first  # it waits by itself
+        with pytest.raises(NotReady, match="training job has the device"), pools.use(OTHER):
+            pass
+        with pytest.raises(Cancelled), pools.use(OTHER, lambda: True):
+            pass
+        waiting = threading.Thread(target=job)
+        waiting.start()
+        assert not opened.wait(0.3)
+        assert first.running
+    assert opened.wait(5)
+    waiting.join()
+    assert told == ["waiting for device", ""]
+    assert not first.running
