@@ -12,6 +12,7 @@ from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
+from ptalign_server.worker.lineage import lineage
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
@@ -75,7 +76,7 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
     """Costs of the stages that led to the target, oldest first, then of this one."""
     from ptalign.report import Stage
 
-    line = list(_lineage(job, job.request.target.adapter))
+    line = list(lineage(job, job.request.target.adapter))
     minutes = sum(
         res.AnnotationSet.FromString(r.body).annotator_minutes
         for r in line
@@ -113,23 +114,6 @@ def _seconds(job: Job, operation: str) -> float:
     except NotFound:
         return 0.0
     return max(0.0, found.ended - found.started)
-
-
-def _lineage(job: Job, name: str) -> Iterator[Resource]:
-    """A resource and all it was made from, nearest first, each once."""
-    waiting, seen = [name] if name else [], set()
-    while waiting:
-        current = waiting.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
-        try:
-            resource = job.resource(current)
-        except NotFound:
-            continue
-        yield resource
-        meta = COLLECTIONS[resource.collection].FromString(resource.body).meta
-        waiting += [parent.partition("@")[0] for parent in meta.parents]
 
 
 def _command(job: Job) -> str:

@@ -38,6 +38,7 @@ from ptalign_server.worker.control import serve_control
 from ptalign_server.worker.engines import Pools
 from ptalign_server.worker.job import Job, Room
 from ptalign_server.worker.jobs import JOBS
+from ptalign_server.worker.jobs.evaluate import publish_newest
 from ptalign_server.worker.judges import load_judges
 from ptalign_server.worker.perform import ShuttingDown, perform
 from ptalign_server.worker.reporter import Reporter
@@ -108,6 +109,7 @@ class Worker:
         if self.settings.engine.kind == "vllm":  # nobody waits for other kinds to start
             threading.Thread(target=load_judges, name="load judges", daemon=True).start()
         serve_control(self.room)
+        publish_newest(self.room)
         self._watch_cancels()
         self._launch()
         self._recover()

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptalign.config import EvalConfig
+from ptalign.errors import PtalignError
 from ptalign.nouns import Adapter, Evaluation, ModelSpec, PairSet, Policy, Probe, Reply
 from ptalign.progress import Progress
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.catalogue import PROFILES
-from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, serve_adapter
-from ptalign_server.worker.job import Job, Made
+from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs.align import REVEAL, run
 from ptalign_server.worker.judges import evaluation_judges
 from ptalign_server.worker.reports import build_report
+from ptalign_server.worker.trained import Trained, trained
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
     from ptalign.suites import Suite
     from ptalign_server.pool import Pool
 
+log = logging.getLogger(__name__)
+
 
 def validate(job: Job) -> None:
-    """Reads the training set, whose digest must hold."""
-    _pairs(job, pair_set_of(job))
+    """Reads the training sets, whose digests must hold."""
+    trained_of(job)
 
 
 def make(job: Job) -> Made:
@@ -39,11 +44,15 @@ def make(job: Job) -> Made:
     request = job.request
     model = job.model(request.target.model)
     config = config_of(job)
-    pair_set = pair_set_of(job)
-    pairs = _pairs(job, pair_set)
-    policy = job.policy_of(pair_set) if pairs is not None else None
-    suites = _suites(job, config, pairs)
-    with job.room.pools.use(model) as pool:
+    data = trained_of(job)
+    pairs = data.pairs
+    policy = job.policy_of(data.name) if pairs is not None else None
+    suites = _suites(job, config, data.seen)
+
+    def prober(pairs: PairSet, folders: Mapping[str, str]) -> dict[str, Probe]:
+        return _probe(job, model, config, policy, pairs, folders)
+
+    with job.room.pools.use(model, job.should_stop, job.reporter.waiting) as pool:
         targets = _targets(job, pool)
         made = evaluate(
             targets,
@@ -52,18 +61,18 @@ def make(job: Job) -> Made:
             model=model,
             judges=evaluation_judges(tuple(request.judges)),
             config=config,
-            pairs=pairs,
-            prober=lambda pairs, folders: _probe(job, model, config, policy, pairs, folders),
+            pairs=data.judged,
+            prober=prober if pairs is not None else None,
             on_progress=job.reporter,
             log=job.log(Reply),
         )
-    _publish(job, made)
+    _publish(job.room, made.baseline.rates, made.aligned.rates)
     files = _report(job, made, targets, suites, pairs, policy)
     return Made(
         noun=made,
         message=messages.evaluation(made, files),
         config=config,
-        parents=tuple(job.parent(n) for n in (request.target.adapter, pair_set) if n),
+        parents=_parents(job, data),
         judges=made.judge_ids,
         verdict=made.verdict,
         adapter=request.target.adapter,
@@ -82,26 +91,17 @@ def config_of(job: Job) -> EvalConfig:
     return config
 
 
-def pair_set_of(job: Job) -> str:
-    """The training set: the call's, else the one that the target's adapter was made from."""
+def trained_of(job: Job) -> Trained:
+    """What the targets were trained on, and what the call adds to it."""
     request = job.request
-    if request.pair_set or not request.target.adapter:
-        return str(request.pair_set)
-    body = job.resource(request.target.adapter).body
-    for parent in res.Adapter.FromString(body).meta.parents:
-        if parent.startswith("pairSets/"):
-            return str(parent.partition("@")[0])
-    return ""
+    targets = (request.target, request.baseline, *request.also)
+    return trained(job, [target.adapter for target in targets], request.pair_set)
 
 
-def _pairs(job: Job, name: str) -> PairSet | None:
-    """The training set; None when there is none or its text was purged."""
-    if not name:
-        return None
-    try:
-        return job.load(name, PairSet)
-    except (NotFound, SetPurged):
-        return None
+def _parents(job: Job, data: Trained) -> tuple[str, ...]:
+    """The adapter, the pair set measured on, and the one that the call names."""
+    names = (job.request.target.adapter, data.name, job.request.pair_set)
+    return tuple(job.parent(name) for name in dict.fromkeys(names) if name)
 
 
 def _suites(job: Job, config: EvalConfig, pairs: PairSet | None) -> tuple[Suite, ...]:
@@ -158,13 +158,28 @@ def _probe(
     return {label: Probe.model_validate(value) for label, value in found.items()}
 
 
-def _publish(job: Job, made: Evaluation) -> None:
+def publish_newest(room: Room) -> None:
+    """Shows the rates of the newest evaluation again, after a start.
+
+    The gauges die with the worker, and an alert on them must not end with it.
+    """
+    try:
+        made = room.store.resources.older_than(time.time(), ["evaluations"])
+    except PtalignError as error:
+        log.error("the rates of the newest evaluation are not shown: %s", error)
+        return
+    if made:
+        newest = max(made, key=lambda resource: resource.name)
+        message = res.Evaluation.FromString(newest.body)
+        _publish(room, message.baseline, message.aligned)
+
+
+def _publish(room: Room, baseline: Mapping[str, Any], aligned: Mapping[str, Any]) -> None:
     """Moves the gauges of the newest rates."""
-    gauge = job.room.metrics.evaluation_rate
-    for target, result in (("baseline", made.baseline), ("aligned", made.aligned)):
-        for axis, rate in result.rates.items():
+    for target, rates in (("baseline", baseline), ("aligned", aligned)):
+        for axis, rate in rates.items():
             if "/" not in axis:
-                gauge.labels(axis, target).set(rate.value)
+                room.metrics.evaluation_rate.labels(axis, target).set(rate.value)
 
 
 def _report(

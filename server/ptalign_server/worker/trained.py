@@ -1,0 +1,78 @@
+"""What the targets of an evaluation were trained on, and by which judges it was filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptalign.nouns import PairSet
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.worker.job import Job
+from ptalign_server.worker.lineage import lineage, parents
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The training data that an evaluation looks at and keeps away from."""
+
+    name: str
+    """The pair set that is measured on and reported: the target adapter's own. Where it has none
+    with text, the one that the call names. Empty: there is none."""
+    pairs: PairSet | None
+    """Its content."""
+    seen: PairSet | None
+    """All pairs and anchors that a target saw, or that the call adds; None: nothing is known."""
+    judge_ids: tuple[str, ...]
+    """Judges that filtered any of them, those of purged sets too."""
+
+    @property
+    def judged(self) -> PairSet | None:
+        """`pairs` with the judges of all, which must not decide the rates."""
+        pairs = self.pairs
+        if pairs is None:
+            return PairSet(pairs=(), judge_ids=self.judge_ids) if self.judge_ids else None
+        return pairs.model_copy(update={"judge_ids": self.judge_ids})
+
+
+def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
+    """Reads the pair sets of the adapters' whole lineage, whose digests must hold.
+
+    An adapter may have been continued from another, and a pair set may be made of others.
+
+    Args:
+        job: An Evaluate.
+        adapters: Of the targets, the one of the verdict first; empty for the bare model.
+        named: A pair set that the call names: it adds to the others. May be empty.
+    """
+    line = [r for r in lineage(job, *adapters, named) if r.collection == "pairSets"]
+    loaded = {r.name: pairs for r in line if (pairs := _pairs(job, r.name)) is not None}
+    judges = {j for pairs in loaded.values() for j in pairs.judge_ids}
+    judges |= {j for r in line for j in res.PairSet.FromString(r.body).meta.judges}
+    name = next((n for n in (_own(job, adapters[0]), named) if n in loaded), "")
+    return Trained(name, loaded.get(name), _union(list(loaded.values())), tuple(sorted(judges)))
+
+
+def _own(job: Job, adapter: str) -> str:
+    """The pair set that an adapter was made from."""
+    if not adapter:
+        return ""
+    made_from = parents(job.resource(adapter))
+    return next((name for name in made_from if name.startswith("pairSets/")), "")
+
+
+def _pairs(job: Job, name: str) -> PairSet | None:
+    """A pair set; None when it is not there or its text was purged."""
+    try:
+        return job.load(name, PairSet)
+    except (NotFound, SetPurged):
+        return None
+
+
+def _union(sets: Sequence[PairSet]) -> PairSet | None:
+    if not sets:
+        return None
+    return PairSet(
+        pairs=tuple(pair for pairs in sets for pair in pairs.pairs),
+        anchors=tuple(anchor for pairs in sets for anchor in pairs.anchors),
+    )

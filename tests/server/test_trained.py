@@ -1,0 +1,146 @@
+"""What an evaluation keeps away from, and the gauges that outlive a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import page_world as world
+import pytest
+
+from ptalign.nouns import Pair, PairSet
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker.jobs.evaluate import publish_newest, trained_of
+
+
+def row(name: str, message: Any, *, created: float = 0.0) -> Resource:
+    return Resource(
+        name=name,
+        collection=name.partition("/")[0],
+        tenant="default",
+        model="m",
+        policy="tone",
+        verdict="",
+        adapter="",
+        partial=False,
+        purged=False,
+        content="sha256:0",
+        body=message.SerializeToString(),
+        created=created,
+    )
+
+
+class World:
+    """A job over dictionaries: an adapter continued from another, each with its pair set."""
+
+    def __init__(self, **request: Any) -> None:
+        self.request = pb.EvaluateRequest(**request)
+        self.rows: dict[str, Resource] = {}
+        self.nouns: dict[str, PairSet] = {}
+        self.pairs("base", judges=["base-judge@1"])
+        self.pairs("own", judges=["own-judge@1"])
+        self.pairs("called", judges=["called-judge@1"])
+        self.pairs("beside", judges=["own-judge@1"])
+        self.adapter("first", "pairSets/base@sha256:0")
+        self.adapter("second", "pairSets/own@sha256:0", "adapters/first@sha256:0")
+        self.adapter("other", "pairSets/beside@sha256:0")
+
+    def pairs(self, name: str, *, judges: list[str]) -> None:
+        message = res.PairSet()
+        message.meta.judges.extend(judges)
+        self.rows[f"pairSets/{name}"] = row(f"pairSets/{name}", message)
+        pair = Pair(id=name, instruction_id=name, instruction=name, topic="t", positive="p")
+        self.nouns[f"pairSets/{name}"] = PairSet(pairs=(pair,), judge_ids=tuple(judges))
+
+    def adapter(self, name: str, *parents: str) -> None:
+        message = res.Adapter()
+        message.meta.parents.extend(parents)
+        self.rows[f"adapters/{name}"] = row(f"adapters/{name}", message)
+
+    def resource(self, name: str) -> Resource:
+        if name not in self.rows:
+            raise NotFound
+        return self.rows[name]
+
+    def load(self, name: str, kind: type) -> PairSet:
+        if name not in self.nouns:
+            raise SetPurged("gone")
+        return self.nouns[name]
+
+    def texts(self) -> set[str]:
+        seen = trained_of(self).seen  # type: ignore[arg-type]
+        return {p.instruction for p in seen.pairs} if seen else set()
+
+
+SECOND = pb.Target(model="m", adapter="adapters/second")
+
+
+def test_the_sets_of_the_whole_lineage_are_kept_away_from() -> None:
+    world = World(target=SECOND)
+    found = trained_of(world)  # type: ignore[arg-type]
+    assert world.texts() == {"own", "base"}
+    assert found.judge_ids == ("base-judge@1", "own-judge@1")
+    assert found.name == "pairSets/own"
+    assert found.judged is not None
+    assert found.judged.judge_ids == found.judge_ids
+    assert found.judged.pairs == world.nouns["pairSets/own"].pairs
+
+
+def test_a_set_that_the_call_names_only_adds() -> None:
+    world = World(target=SECOND, pair_set="pairSets/called")
+    found = trained_of(world)  # type: ignore[arg-type]
+    assert world.texts() == {"own", "base", "called"}
+    assert "called-judge@1" in found.judge_ids
+    assert found.name == "pairSets/own"
+
+
+def test_targets_beside_are_kept_away_from_too() -> None:
+    beside = pb.Target(model="m", adapter="adapters/other")
+    assert World(target=SECOND, also=[beside]).texts() == {"own", "base", "beside"}
+    assert World(target=SECOND, baseline=beside).texts() == {"own", "base", "beside"}
+
+
+def test_a_purged_set_still_names_its_judges() -> None:
+    world = World(target=SECOND)
+    del world.nouns["pairSets/own"], world.nouns["pairSets/base"]
+    found = trained_of(world)  # type: ignore[arg-type]
+    assert (found.name, found.pairs, found.seen) == ("", None, None)
+    assert found.judged is not None
+    assert found.judged.judge_ids == ("base-judge@1", "own-judge@1")
+
+
+@pytest.mark.parametrize("named", ["", "pairSets/called"])
+def test_the_bare_model_has_only_what_the_call_names(named: str) -> None:
+    found = trained_of(World(target=pb.Target(model="m"), pair_set=named))  # type: ignore[arg-type]
+    assert found.name == named
+    assert (found.judged is None) == (not named)
+
+
+class Gauge:
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def labels(self, *names: str) -> Any:
+        return SimpleNamespace(set=lambda value: self.values.update({names: value}))
+
+
+def test_a_worker_shows_the_newest_evaluation_when_it_starts(tmp_path: Path) -> None:
+    _, store = world.open_store(tmp_path)
+    gauge = Gauge()
+    room: Any = SimpleNamespace(store=store, metrics=SimpleNamespace(evaluation_rate=gauge))
+    publish_newest(room)
+    assert not gauge.values
+    for number, value in ((2, 0.25), (1, 0.75)):
+        message = res.Evaluation()
+        message.baseline["harm_rate"].value = 0.5
+        message.aligned["harm_rate"].value = value
+        message.aligned["harm_rate/t"].value = 1.0
+        made = row(f"evaluations/{number}", message, created=float(number))
+        store.write(lambda c, made=made: store.resources.insert(c, made)).result()
+    publish_newest(room)
+    assert gauge.values == {("harm_rate", "baseline"): 0.5, ("harm_rate", "aligned"): 0.25}
+    store.close()
