@@ -40,6 +40,7 @@ from ptalign_server.worker.job import Job, Room
 from ptalign_server.worker.jobs import JOBS
 from ptalign_server.worker.jobs.evaluate import publish_newest
 from ptalign_server.worker.judges import load_judges
+from ptalign_server.worker.patience import Patience, may_pass
 from ptalign_server.worker.perform import ShuttingDown, perform
 from ptalign_server.worker.reporter import Reporter
 
@@ -99,6 +100,7 @@ class Worker:
         self._told: set[str] = set()
         self._running: set[str] = set()
         self._claims = threading.Lock()
+        self._patience = Patience(settings.limits.attempts)
         self._recovered = 0.0
 
     def run(self) -> None:
@@ -223,10 +225,13 @@ class Worker:
     def _take_up(self) -> None:
         """VALIDATING -> QUEUED, many in one commit, so that callers' commits are not held up."""
         queued = []
-        for operation in self.room.store.operations.in_states((VALIDATING,), limit=50):
+        limit = 50 + len(self._patience)  # those that wait must not keep others out
+        found = self.room.store.operations.in_states((VALIDATING,), limit=limit)
+        self._patience.keep_only(operation.id for operation in found)
+        for operation in found:
             if self.ending.is_set():
                 break
-            if self._valid(operation):
+            if self._patience.is_due(operation.id) and self._valid(operation):
                 self._enqueue(operation, operation.id)
                 queued.append(self.room.store.write(partial(self._queue, operation.id)))
         for future in queued:
@@ -240,7 +245,10 @@ class Worker:
         )
 
     def _valid(self, operation: Operation) -> bool:
-        """Checks what needs reading; an operation whose inputs do not hold FAILS here."""
+        """Checks what needs reading; an operation whose inputs do not hold FAILS here.
+
+        What may pass leaves it VALIDATING, to be looked at again.
+        """
         store = self.room.store
         try:
             key = store.keys.get(operation.id)
@@ -252,7 +260,11 @@ class Worker:
                 Job(operation, request, self.room, reporter, lambda: False)
             )
         except Exception as error:
-            self._fail(operation.id, error)
+            if may_pass(error) and self._patience.put_off(operation.id):
+                what = type(error).__name__
+                log.warning("operation %s: its inputs cannot be read now: %s", operation.id, what)
+            else:
+                self._fail(operation.id, error)
             return False
         return True
 

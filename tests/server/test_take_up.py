@@ -1,0 +1,118 @@
+"""VALIDATING: what may pass is waited for, what is wrong fails at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from google.rpc import status_pb2
+from test_retention import put_operation
+
+from ptalign.errors import DataDamaged
+from ptalign_server import wire
+from ptalign_server.errors import reason_of
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, VALIDATING
+from ptalign_server.worker import patience, run
+from ptalign_server.worker.patience import Patience
+from ptalign_server.worker.run import Worker
+
+LOCKED = sa.exc.OperationalError("select 1", {}, Exception("database is locked"))
+
+
+class Bench:
+    """A worker without dbos and engines, whose checks raise what a test says."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = store
+        self.raises: list[BaseException] = []
+        self.checked = 0
+        self.clock = 0.0
+        worker = Worker.__new__(Worker)
+        worker.room = SimpleNamespace(store=store, metrics=None)  # type: ignore[assignment]
+        worker.ending = threading.Event()
+        worker._patience = Patience(4)
+        worker._enqueue = lambda *_: None  # type: ignore[method-assign]
+        self.worker = worker
+        monkeypatch.setattr(run, "Reporter", lambda *_: None)
+        monkeypatch.setitem(run.JOBS, "SynthesizePairs", SimpleNamespace(validate=self._check))
+        monkeypatch.setattr(patience.time, "monotonic", lambda: self.clock)
+
+    def turn(self, seconds: float = 60.0) -> None:
+        self.clock += seconds
+        self.worker._take_up()
+
+    def _check(self, _: Any) -> None:
+        self.checked += 1
+        if self.raises:
+            raise self.raises.pop(0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(Settings(state=tmp_path / "state"), wire.freeze)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bench(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(store, monkeypatch)
+
+
+@pytest.mark.parametrize("error", [LOCKED, OSError(116, "stale file handle"), TimeoutError()])
+def test_what_may_pass_is_tried_again(bench: Bench, error: BaseException) -> None:
+    found = put_operation(bench.store, VALIDATING)
+    bench.raises = [error, error]
+    bench.turn()
+    assert bench.store.operations.get(found).state == VALIDATING
+    bench.turn(0.5)  # not yet
+    assert bench.checked == 1
+    bench.turn()
+    bench.turn()
+    assert bench.store.operations.get(found).state == QUEUED
+    bench.turn()
+    assert len(bench.worker._patience) == 0
+
+
+def test_what_never_passes_fails_in_the_end(bench: Bench) -> None:
+    found = put_operation(bench.store, VALIDATING)
+    bench.raises = [LOCKED] * 9
+    for _ in range(9):
+        bench.turn()
+    assert bench.checked == 4
+    assert bench.store.operations.get(found).state == FAILED
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DataDamaged("changed"), "DATA_DAMAGED"),
+        (FileNotFoundError(), "INTERNAL"),
+        (KeyError("x"), "INTERNAL"),
+    ],
+)
+def test_what_is_wrong_fails_at_once(bench: Bench, error: BaseException, reason: str) -> None:
+    found = put_operation(bench.store, VALIDATING)
+    bench.raises = [error]
+    bench.turn()
+    row = bench.store.operations.get(found)
+    assert row.state == FAILED
+    assert reason_of(status_pb2.Status.FromString(row.error)) == reason
+
+
+def test_one_that_waits_holds_up_no_other_and_is_forgotten_once_cancelled(bench: Bench) -> None:
+    first, second = (put_operation(bench.store, VALIDATING) for _ in range(2))
+    bench.raises = [LOCKED]
+    bench.turn()
+    assert bench.store.operations.get(second).state == QUEUED
+    bench.store.operations.advance(first, lambda o: replace(o, state=CANCELLED))
+    bench.turn()
+    assert (bench.checked, len(bench.worker._patience)) == (2, 0)
