@@ -62,13 +62,13 @@ class Verbs(Base):
         Args:
             model: Catalogue name.
             policy: Catalogue name, or a policy written here.
-            count: Accepted harmful instructions wanted: 1..20000.
+            count: Accepted harmful instructions wanted: 1..20000, beside those of `parent`.
             seeds: Instructions of your own that show the style.
             excerpts: From chat logs; the server redacts them before it stores them.
             locale: BCP 47; the policy's unless set.
             twins: A benign twin for each; on unless set.
             topics: A subset of the policy's topic ids; all unless set.
-            parent: An earlier set to extend.
+            parent: An earlier set to extend: the new one holds its records too.
             seed: Of the sampling.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.

@@ -379,6 +379,14 @@ def test_every_command_has_help_with_words(cli: Any, name: str) -> None:
     assert group.commands[name].help
 
 
+def test_help_says_where_names_come_from_and_what_a_count_means(cli: Any) -> None:
+    for name in ("generate", "align", "evaluate", "annotate", "import", "chat", "resolve"):
+        assert "`ptalign catalogue`" in cli(name, "--help", columns=200).output
+    assert "beside its own" in cli("generate", "--help", columns=200).output
+    assert "pairSets/OTHER" in cli("merge", "--help").output
+    assert "adapters/ID" not in cli("purge", "--help").output  # only sets are purged
+
+
 # A terminal and a signal
 
 

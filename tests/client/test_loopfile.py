@@ -89,8 +89,9 @@ def test_near_miss_is_guessed(tmp_path: Path) -> None:
 
 
 def test_no_file_and_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(LoopError, match="No such file"):
+    with pytest.raises(LoopError, match="No such file") as caught:
         read_loop(tmp_path / "nowhere.yaml")
+    assert "examples/loop.yaml" in caught.value.hint
     assert "is empty" in str(read(tmp_path, "# nothing\n"))
     assert "must be a mapping" in str(read(tmp_path, "- a\n"))
 

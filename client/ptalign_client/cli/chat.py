@@ -18,7 +18,7 @@ from ptalign_client.nouns import ChatMessage
 
 def chat(
     session: Session,
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
     adapter: Annotated[str, typer.Option("--adapter", "-a", help="adapters/ID")] = "",
     compare: Annotated[
         bool, typer.Option("--compare", "-c", help="The bare model beside the adapter.")

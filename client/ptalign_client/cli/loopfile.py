@@ -119,7 +119,8 @@ class Reader:
         try:
             node = yaml.compose(self.file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except OSError as error:
-            raise self.fail(None, "", error.strerror or "cannot be read") from None
+            hint = "examples/loop.yaml of the repository shows a whole one."
+            raise self.fail(None, "", error.strerror or "cannot be read", hint) from None
         except UnicodeDecodeError:
             raise self.fail(None, "", "is not UTF-8 text") from None
         except yaml.YAMLError as error:

@@ -137,14 +137,18 @@ def export(
 
 def annotate(
     session: Session,
-    file: Annotated[Path, typer.Argument(help="YAML or JSONL: instruction, good, bad.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")],
+    file: Annotated[Path, typer.Argument(help="YAML or JSONL: instruction, good, bad, topic.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
     policy: Annotated[str, typer.Option("--policy", "-p", help="The file's own unless set.")] = "",
     minutes: Annotated[
         float | None, typer.Option(help="What they cost; the file's own unless set.", min=0)
     ] = None,
 ) -> None:
     """Upload fewer than 50 annotations as a set.
+
+    Each says what a good and a bad answer to an instruction look like. Text on the policy's
+    never-synthesize list is refused; a bad answer of a topic without a toxic side is never shown
+    to the model.
 
     [bold]Examples[/]
 
@@ -169,8 +173,8 @@ def import_set(
     session: Session,
     file: Annotated[Path, typer.Argument(help="JSONL of records, as `ptalign records` prints.")],
     kind: Annotated[Literal["instructions", "pairs"], typer.Option(help="What the set is.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")],
-    policy: Annotated[str, typer.Option("--policy", "-p", help="Catalogue name of the policy.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
+    policy: Annotated[str, typer.Option("--policy", "-p", help="A name of `ptalign catalogue`.")],
 ) -> None:
     """Make a set from records of your own: the same checks as for generated ones.
 
@@ -193,13 +197,18 @@ def merge(
     session: Session,
     names: Annotated[list[str], typer.Argument(help="2..50 sets of one kind and model.")],
 ) -> None:
-    """Merge sets into a new one, duplicates left out."""
+    """Merge sets into a new one that holds each instruction once, in the order of the sets.
+
+    [bold]Examples[/]
+
+      ptalign merge pairSets/ID pairSets/OTHER
+    """
     _show_imported(session, session.client.merge(names))
 
 
 def purge(
     session: Session,
-    name: Name,
+    name: Annotated[str, typer.Argument(help="A set, e.g. pairSets/ID.")],
     reason: Annotated[str, typer.Option(help="Kept in the audit record.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -217,8 +226,8 @@ def purge(
 
 def resolve(
     session: Session,
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")],
-    policy: Annotated[str, typer.Option("--policy", "-p", help="Catalogue name of the policy.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
+    policy: Annotated[str, typer.Option("--policy", "-p", help="A name of `ptalign catalogue`.")],
 ) -> None:
     """Name the adapter to serve: the newest whose evaluation PASSed.
 

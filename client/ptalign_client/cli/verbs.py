@@ -19,7 +19,7 @@ from ptalign_client.sync import Operation
 
 WAIT = "Waiting"
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name of the model.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")]
 Seed = Annotated[int, typer.Option(help="Seed of the stage.")]
 DryRun = Annotated[
     bool,
@@ -48,7 +48,7 @@ RequestId = Annotated[
 def generate(
     session: Session,
     model: Model,
-    policy: Annotated[str, typer.Option("--policy", "-p", help="Catalogue name of the policy.")],
+    policy: Annotated[str, typer.Option("--policy", "-p", help="A name of `ptalign catalogue`.")],
     count: Annotated[int, typer.Option("--count", "-n", help="Accepted instructions wanted.")],
     twins: Annotated[bool, typer.Option(help="A benign twin for each.")] = True,
     topic: Annotated[list[str] | None, typer.Option(help="Only this topic id; repeat.")] = None,
@@ -60,7 +60,7 @@ def generate(
         typer.Option(help="Text file: one chat excerpt a line; redacted by the server."),
     ] = None,
     locale: Annotated[str, typer.Option(help="BCP 47; the policy's unless set.")] = "",
-    parent: Annotated[str, typer.Option(help="Extend this instruction set.")] = "",
+    parent: Annotated[str, typer.Option(help="Extend this set: --count more beside its own.")] = "",
     seed: Seed = 0,
     dry_run: DryRun = False,
     detach: Detach = False,
@@ -216,7 +216,9 @@ def evaluate(
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="Only this suite; repeat.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help="Only this judge; repeat.")] = None,
-    gate: Annotated[str, typer.Option(help="Catalogue name of the gate.")] = "",
+    gate: Annotated[
+        str, typer.Option(help="A name of `ptalign catalogue`; default unless set.")
+    ] = "",
     samples: Annotated[int | None, typer.Option(help="Prompts per suite at most.")] = None,
     pair_set: Annotated[
         str, typer.Option(help="A further set to keep out, besides the adapters' own.")
