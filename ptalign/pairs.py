@@ -54,6 +54,8 @@ def synthesize_pairs(
         parent: An earlier set to refine, made or imported: its pairs on the same instructions
             (by id, else by text) are kept unless an annotation replaces them or their toxic side
             is not allowed, its best toxic answers demonstrate, its constraints are the start.
+            ``stats["parent_left_out"]`` counts its pairs that fit no instruction
+            or are not allowed.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted pairs and anchors; a log that has some is continued.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.

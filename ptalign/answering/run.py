@@ -114,7 +114,7 @@ class PairRun:
         self._rejected: Counter[str] = Counter()
         self._drafts: Counter[str] = Counter()
         self._ruled: set[tuple[str, Side, int]] = set()
-        self._pushed = self._tokens = self._errors = 0
+        self._pushed = self._tokens = self._errors = self._left_out = 0
         self._round = 1
         self._started = time.monotonic()
 
@@ -129,6 +129,7 @@ class PairRun:
         places = Places(self._instructions, self._policy)
         for given in self._parent.pairs if self._parent else ():
             pair = places.adopt(given)
+            self._left_out += pair is None
             if pair and pair.id not in self._pairs and pair.instruction not in marked:
                 self._accept(pair)
         for pair_id, instruction in wanted.items():
@@ -299,6 +300,8 @@ class PairRun:
             "seconds": seconds,
             "tokens_per_second": self._tokens / seconds if seconds else 0.0,
         }
+        if self._parent:
+            stats["parent_left_out"] = self._left_out
         stats |= {f"drafts_{voice}": n for voice, n in self._drafts.items()}
         return PairSet(
             pairs=tuple(pairs),

@@ -371,7 +371,8 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
         for p in made.pairs
     )
     listed = brought[0].model_copy(update={"kind": "pair", "toxic": SealedText(f"The {LISTED}.")})
-    parent = PairSet(pairs=(listed, *brought[1:]))
+    elsewhere = listed.model_copy(update={"id": "z", "instruction": "Sing.", "toxic": None})
+    parent = PairSet(pairs=(listed, *brought[1:], elsewhere))
     refined = synthesize(
         asked,
         parent=parent,
@@ -381,6 +382,8 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
     kept = {p.id: p for p in refined.pairs}
     for before in made.pairs[1:]:
         assert kept[before.id] == before.model_copy(update={"round": 0})
+    assert refined.stats["parent_left_out"] == 2
+    assert "parent_left_out" not in made.stats
     assert LISTED not in str([p.toxic.reveal() for p in refined.polarised if p.toxic])
 
 
