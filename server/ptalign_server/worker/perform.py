@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,7 @@ def perform(
     operation = room.store.operations.advance(operation_id, _begin)
     failpoints.hit("lease.after")
     if operation.done:
+        _tidy(operation, room)  # a crash may have come before
         return operation.state
 
     def should_stop() -> bool:
@@ -160,7 +162,14 @@ def _end_with(job: Job, state: str, error: BaseException | None, made: Made | No
     failpoints.hit("state_commit.after")
     if made is not None:
         store.sets.drop_log(job.operation.id)
+    _tidy(ended, job.room)
     return ended.state
+
+
+def _tidy(operation: Operation, room: Room) -> None:
+    """Removes the working folder of a success; that of a stopped run may be resumed from."""
+    if operation.state == SUCCEEDED:
+        shutil.rmtree(room.store.work(operation.id), ignore_errors=True)
 
 
 def _seal(job: Job, made: Made) -> Resource:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ptalign.config import AlignConfig
+from ptalign.errors import InvalidInput
 from ptalign.judges import GENERATION_JUDGES
 from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server import configs, failpoints, manifest, messages
+from ptalign_server import configs, failpoints, manifest, messages, wire
+from ptalign_server.errors import NotFound
 from ptalign_server.executor import run_job
 from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
@@ -30,13 +32,13 @@ def validate(job: Job) -> None:
 def make(job: Job) -> Made:
     """Trains, then stores the adapter's files."""
     request = job.request
+    out = _run_folder(job)
     policy = job.policy_of(request.pair_set)
     model = job.model(request.model)
     budget = profile(job.room.settings.profile).trainer
     config = configs.align_config(request).model_copy(
         update={"device": budget.device, "threads": budget.threads}
     )
-    out = _run_folder(job)
     parent = request.parent_adapter
     payload = {
         "pairs": job.load(request.pair_set, PairSet, whole=True).model_dump(
@@ -56,9 +58,8 @@ def make(job: Job) -> Made:
     files = [_store(job, Path(adapter.path) / part) for part in FILES]
     files.append(_sign(job, files))
     failpoints.hit("adapter_publish.after")
-    made = _made(job, adapter.model_copy(update={"path": job.name}), config, files)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return made
+    # Checkpoints stay until the result is committed: a crash before would train anew.
+    return _made(job, adapter.model_copy(update={"path": job.name}), config, files)
 
 
 def run(job: Job, model: ModelSpec, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -76,17 +77,39 @@ def run(job: Job, model: ModelSpec, kind: str, payload: dict[str, Any]) -> dict[
 
 
 def _run_folder(job: Job) -> Path:
-    """The run's folder; a resumed run begins with a copy of the earlier one's checkpoints."""
+    """The run's folder; a resumed run begins with a copy of the earlier one's checkpoints.
+
+    Raises:
+        InvalidInput: The earlier run took steps, and its folder is not on this machine.
+    """
     out = job.folder / "run"
     earlier = job.request.resume_from.removeprefix("operations/")
-    source = job.folder.parent / earlier / "run"
-    if earlier and source.exists() and not out.exists():
+    source = job.room.store.work(earlier) / "run"
+    if earlier and not out.exists() and _began(job, earlier, source):
         partial = out.with_name("run.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         partial.rename(out)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     return out
+
+
+def _began(job: Job, earlier: str, source: Path) -> bool:
+    """Whether the earlier run left a folder to go on from; one that took no step need not."""
+    if source.exists():
+        return True
+    try:
+        found = job.room.store.operations.get(earlier, job.operation.tenant)
+        trained = any(wire.metadata_of(found).progress.counts.values())
+    except NotFound:  # deleted since the call was checked, and its folder with it
+        trained = True
+    if trained:
+        raise InvalidInput(
+            "resume_from",
+            f"names operations/{earlier}, whose checkpoints are not on this machine",
+            "Leave resume_from out to start afresh, or call the server that ran it.",
+        )
+    return False
 
 
 def _store(job: Job, file: Path) -> res.FileInfo:

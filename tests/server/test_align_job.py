@@ -1,0 +1,153 @@
+"""What an Align leaves behind: checkpoints until its result is committed, nothing after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_retention import put_operation
+
+from ptalign.errors import InvalidInput, TrainingFailed
+from ptalign.nouns import Adapter, ModelSpec, PairSet
+from ptalign.policies import load_policy
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
+from ptalign_server.metrics import Metrics
+from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import FAILED, QUEUED, SUCCEEDED, Operation
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker import perform as performing
+from ptalign_server.worker.job import Made
+from ptalign_server.worker.jobs import JOBS, align
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(Settings(state=tmp_path / "state"), wire.freeze)
+    yield made
+    made.close()
+
+
+def job_of(store: Store, request: pb.AlignRequest) -> Any:
+    """As much of a job as Align touches, training aside."""
+    operation = store.operations.get(put_operation(store, QUEUED))
+    room = SimpleNamespace(store=store, settings=Settings(state=store.work("x").parents[1]))
+    return SimpleNamespace(
+        operation=operation, request=request, room=room, name=f"adapters/{operation.id}",
+        folder=store.work(operation.id), model=lambda name: ModelSpec(name=name, path="x"),
+        policy_of=lambda _: load_policy("tone-en"), load=lambda *_, **__: PairSet(pairs=()),
+        parent=lambda name: f"{name}@sha256:1",
+    )  # fmt: skip
+
+
+def trained(payload: dict[str, Any]) -> dict[str, Any]:
+    """What a training job leaves in its folder, and its result."""
+    out = Path(payload["out"])
+    (out / "checkpoints" / "step-000006").mkdir(parents=True)
+    (out / "adapter").mkdir()
+    for part in align.FILES:
+        (out / "adapter" / part).write_text("{}")
+    noun = Adapter(
+        path=str(out / "adapter"), weights_sha256="sha256:1", method="pt_align", tokens_mle=1,
+        tokens_ut=1, tokens_anchor=1, ledger=(), retain_kl=0.0,
+    )  # fmt: skip
+    return noun.model_dump(mode="json")
+
+
+def test_checkpoints_outlive_the_training(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "run", lambda job, model, kind, payload: trained(payload))
+    job = job_of(store, pb.AlignRequest(model="m", pair_set="pairSets/1"))
+    align.make(job)
+    assert (job.folder / "run" / "checkpoints" / "step-000006").exists()
+
+
+def performed(store: Store, operation: str) -> str:
+    room: Any = SimpleNamespace(
+        store=store,
+        metrics=Metrics(),
+        settings=Settings(state=store.work("x").parents[1]),
+    )
+    return performing.perform(operation, room, lambda: False, lambda: False)
+
+
+def sealed(job: Any, _: Made) -> Resource:
+    return Resource(
+        name=job.name, collection="pairSets", tenant="default", model="m", policy="", verdict="",
+        adapter="", partial=False, purged=False, content="", body=b"", created=1.0,
+    )  # fmt: skip
+
+
+def test_the_folder_goes_after_the_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = put_operation(store, QUEUED)
+    folder, seen = store.work(operation) / "run", dict[str, bool]()
+
+    def make(_: Any) -> Made:
+        folder.mkdir(parents=True)
+        return Made(noun=PairSet(pairs=()), message=None, config=None)
+
+    monkeypatch.setattr(performing, "_seal", sealed)
+    monkeypatch.setattr(
+        performing.failpoints, "hit", lambda point: seen.update({point: folder.exists()})
+    )
+    monkeypatch.setitem(JOBS, "SynthesizePairs", replace(JOBS["SynthesizePairs"], make=make))
+    assert performed(store, operation) == SUCCEEDED
+    assert seen["state_commit.after"]
+    assert not folder.parent.exists()
+    folder.mkdir(parents=True)  # a crash came between commit and removal
+    assert performed(store, operation) == SUCCEEDED
+    assert not folder.parent.exists()
+
+
+def test_the_folder_of_a_failed_run_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = put_operation(store, QUEUED)
+    folder = store.work(operation) / "run"
+
+    def make(_: Any) -> Made:
+        folder.mkdir(parents=True)
+        raise TrainingFailed("a planted failure")
+
+    monkeypatch.setitem(
+        JOBS, "SynthesizePairs", replace(JOBS["SynthesizePairs"], make=make, partial=None)
+    )
+    assert performed(store, operation) == FAILED
+    assert folder.exists()
+
+
+def stopped(store: Store, *, tokens: int) -> Operation:
+    """An Align that failed after it had trained so many tokens."""
+    found = store.operations.get(put_operation(store, FAILED))
+    metadata = pb.AlignMetadata()
+    metadata.progress.counts["tokens_mle"] = tokens
+    body = metadata.SerializeToString()
+    return store.operations.advance(
+        found.id, lambda o: replace(o, kind="Align", started=2.0, metadata=body)
+    )
+
+
+def test_resume_from_another_machine_is_refused(store: Store) -> None:
+    earlier = stopped(store, tokens=9)
+    job = job_of(store, pb.AlignRequest(resume_from=f"operations/{earlier.id}"))
+    with pytest.raises(InvalidInput, match="are not on this machine") as caught:
+        align._run_folder(job)
+    assert caught.value.field == "resume_from"
+    assert not (job.folder / "run").exists()
+    gone = job_of(store, pb.AlignRequest(resume_from="operations/deleted"))
+    with pytest.raises(InvalidInput, match="operations/deleted"):
+        align._run_folder(gone)
+
+
+def test_resume_from_goes_on_where_it_can(store: Store) -> None:
+    no_step = stopped(store, tokens=0)
+    fresh = job_of(store, pb.AlignRequest(resume_from=f"operations/{no_step.id}"))
+    assert align._run_folder(fresh).exists()
+    ran = stopped(store, tokens=9)
+    (store.work(ran.id) / "run" / "checkpoints").mkdir(parents=True)
+    job = job_of(store, pb.AlignRequest(resume_from=f"operations/{ran.id}"))
+    assert (align._run_folder(job) / "checkpoints").exists()
+    (store.work(ran.id) / "run" / "checkpoints").rmdir()
+    assert (align._run_folder(job) / "checkpoints").exists()  # its own by now
