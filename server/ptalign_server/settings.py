@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Operator's key; ``operator.key`` in the state folder unless set."""
     models_file: Path | None = None
     """Catalogue of models; ``models.yaml`` in the state folder unless set."""
+    tokens_file: Path | None = None
+    """Hashes of the bearer tokens; ``tokens.json`` in the state folder unless set."""
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
@@ -126,6 +128,10 @@ class Settings(BaseSettings):
     @property
     def models_path(self) -> Path:
         return self.models_file or self.state / "models.yaml"
+
+    @property
+    def tokens_path(self) -> Path:
+        return self.tokens_file or self.state / "tokens.json"
 
     @cached_property
     def run_dir(self) -> Path:

@@ -249,6 +249,25 @@ def test_the_servers_settings_parse_what_the_chart_sets(
         assert len(settings.engine.urls) == 3
 
 
+def test_mounted_secrets_are_brought_up_to_date(manifests: list[Manifest]) -> None:
+    """Kubernetes never refreshes what is mounted by subPath."""
+    for pod in pods(manifests):
+        for container in containers(pod):
+            for mount in container.get("volumeMounts", []):
+                assert "subPath" not in mount, mount
+
+
+def test_the_token_file_is_read_where_the_secret_is_mounted() -> None:
+    manifests = render(example("scaled"))
+    file = Path(str(env_of(manifests, "pt")["PTALIGN_TOKENS_FILE"]))
+    pod = named(manifests, "StatefulSet", "pt")["spec"]["template"]["spec"]
+    [mount] = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "tokens"]
+    [volume] = [v for v in pod["volumes"] if v["name"] == "tokens"]
+    assert mount["mountPath"] == str(file.parent)
+    assert [item["path"] for item in volume["secret"]["items"]] == [file.name]
+    assert "PTALIGN_TOKENS_FILE" not in env_of(render(example("embedded")), "pt")
+
+
 def test_no_secret_value_stands_in_a_manifest(manifests: list[Manifest]) -> None:
     assert [m for m in manifests if m["kind"] == "Secret"] == []
     for pod in pods(manifests):

@@ -27,8 +27,8 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.catalogue import write_models
-from ptalign_server.errors import status_of
-from ptalign_server.gateway.identity import RULES, Identity, Tokens
+from ptalign_server.errors import Unauthenticated, status_of
+from ptalign_server.gateway.identity import RULES, Gate, Identity, Tokens
 from ptalign_server.gateway.serve import make_server
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import ROLES, AuthSettings, Settings
@@ -518,6 +518,31 @@ async def test_no_token_or_a_wrong_one_is_unauthenticated(tmp_path: Path) -> Non
         wrong = (("authorization", "Bearer pta_wrong"),)
         code, _, _, _ = await refused(calls.library.GetCatalogue(request, metadata=wrong))
         assert code == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_tokens_of_a_mounted_secret_are_read_again(tmp_path: Path) -> None:
+    """Kubernetes swaps the link to the folder that the file lies in."""
+    for version in ("old", "new"):
+        (tmp_path / version).mkdir()
+    tokens = [
+        Tokens(tmp_path / v / "tokens.json").add(v, "t", ["engineer"]) for v in ("old", "new")
+    ]
+    link = tmp_path / "secret"
+    link.symlink_to("old")
+    gate = Gate(
+        Settings(
+            state=tmp_path / "state",
+            tokens_file=link / "tokens.json",
+            auth=AuthSettings(tokens_on_loopback=True),
+        )
+    )
+    method = "/ptalign.v1.Library/GetCatalogue"
+    gate.admit(method, [("authorization", f"Bearer {tokens[0]}")])
+    link.unlink()
+    link.symlink_to("new")
+    gate.admit(method, [("authorization", f"Bearer {tokens[1]}")])
+    with pytest.raises(Unauthenticated):
+        gate.admit(method, [("authorization", f"Bearer {tokens[0]}")])
 
 
 async def test_the_tenant_comes_from_the_token(tmp_path: Path) -> None:

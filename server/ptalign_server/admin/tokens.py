@@ -16,7 +16,7 @@ app = typer.Typer(help="Bearer tokens: stored as hashes, shown once.", no_args_i
 def _tokens() -> Tokens:
     settings = Settings()
     settings.make_folders()
-    return Tokens(settings.state / "tokens.json")
+    return Tokens(settings.tokens_path)
 
 
 @app.command()

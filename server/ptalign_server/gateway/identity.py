@@ -92,7 +92,7 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         auth = settings.auth
-        self._tokens = Tokens(settings.state / "tokens.json")
+        self._tokens = Tokens(settings.tokens_path)
         self._loopback = settings.loopback and not auth.tokens_on_loopback
         self._local = Identity("local", "default", frozenset(auth.loopback_roles))
 

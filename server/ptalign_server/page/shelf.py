@@ -46,7 +46,7 @@ class Shelf:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._store = store
-        self._tokens = Tokens(settings.state / "tokens.json")
+        self._tokens = Tokens(settings.tokens_path)
         auth = settings.auth
         free = settings.loopback and not auth.tokens_on_loopback
         self._local = Visitor("local", "default", frozenset(auth.loopback_roles)) if free else None

@@ -13,6 +13,9 @@
 - {name: PTALIGN_PAGE_PORT, value: "8080"}
 {{- end }}
 - {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
+{{- if .Values.secrets.tokens.existingSecret }}
+- {name: PTALIGN_TOKENS_FILE, value: /etc/ptalign/tokens/tokens.json}
+{{- end }}
 - {name: PTALIGN_KEY_FILE, value: /etc/ptalign/key/operator.key}
 - {name: PTALIGN_AUTH__TLS_CERT, value: /etc/ptalign/tls/tls.crt}
 - {name: PTALIGN_AUTH__TLS_KEY, value: /etc/ptalign/tls/tls.key}
