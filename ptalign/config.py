@@ -86,7 +86,7 @@ class AlignConfig(Config):
     elicited_share: float = Field(0.5, ge=0, le=1)
     """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()
-    steps: int = Field(36, ge=1, le=10_000)
+    steps: int = Field(28, ge=1, le=10_000)
     pairs_per_step: int = Field(8, ge=1, le=512)
     anchors_per_step: int = Field(8, ge=0, le=512)
     """Few of them, read often, are learned by heart (ADR 0009)."""

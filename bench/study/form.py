@@ -88,7 +88,7 @@ FULL = Form(
     methods=("mle", "pt_align", "ut_uniform", "dpo", "npo"),
     seeds=3,
     instructions=96,
-    steps=36,
+    steps=28,
     suites={
         "attack": 300,
         "strong": 300,
@@ -109,7 +109,7 @@ QUICK = Form(
     methods=("pt_align", "mle"),
     seeds=1,
     instructions=40,
-    steps=36,
+    steps=28,
     suites={
         "attack": 60,
         "strong": 60,
