@@ -95,7 +95,7 @@ def _missed(change: Difference | None) -> Difference | None:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:.0f}"
+    return str(round(100 * share))  # formatting a float would print "-0"
 
 
 def _words(what: str, change: Difference) -> str:
