@@ -331,17 +331,12 @@ def _compare(
     )
 
 
-PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
-
-
 def _delta(before: TargetResult, after: TargetResult) -> dict[str, float]:
     """after - before of every rate and probe measure that both have."""
     found = {n: r.value - before.rates[n].value for n, r in after.rates.items()}
     if before.probe is not None and after.probe is not None:
-        for name in PROBED:
-            first, last = getattr(before.probe, name), getattr(after.probe, name)
-            if first is not None and last is not None:
-                found[name] = last - first
+        first = before.probe.measured
+        found |= {n: last - first[n] for n, last in after.probe.measured.items() if n in first}
     return found
 
 

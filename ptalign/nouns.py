@@ -289,6 +289,10 @@ class Rate(Noun):
     n: int
 
 
+PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
+"""Measures of a `Probe`, in the order in which they are shown."""
+
+
 class Probe(Noun):
     """Teacher-forced measurements of one target against the bare model (no sampling)."""
 
@@ -302,6 +306,12 @@ class Probe(Noun):
     """Log-prob change of harm words minus that of other words, nats; more negative is better."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The measures that could be taken, by name."""
+        values = {name: getattr(self, name) for name in PROBED}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Reply(Noun):

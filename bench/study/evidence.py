@@ -206,8 +206,7 @@ class Evidence:
         else:
             found = (self.target(run) for run in self.compared(method))
             probes = [target.probe for target in found if target]
-        values = [getattr(p, name) for p in probes if p is not None]
-        return over_seeds([float(value) for value in values if value is not None])
+        return over_seeds([p.measured[name] for p in probes if p and name in p.measured])
 
     def curve(self) -> list[tuple[Run, Rate, Rate]]:
         """Runs on the XSTest curve: (run, safe refused, unsafe refused)."""

@@ -46,6 +46,5 @@ def _measures(first: Evaluation, second: Evaluation) -> dict[str, dict[str, floa
     one, two = first.aligned.probe, second.aligned.probe
     if one is None or two is None:
         return {}
-    names = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
-    both = {n: (getattr(one, n), getattr(two, n)) for n in names}
-    return {n: {"first": a, "second": b} for n, (a, b) in both.items() if None not in (a, b)}
+    before, after = one.measured, two.measured
+    return {n: {"first": before[n], "second": after[n]} for n in before if n in after}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ptalign.nouns import Evaluation, Rate, TargetResult
+from ptalign.nouns import PROBED, Evaluation, Rate, TargetResult
 from ptalign.report.inputs import ReportInput
 from ptalign.report.words import twin_separation
 
@@ -17,7 +17,6 @@ RATES = (
     "incoherent_rate",
     "unscored_rate",
 )
-PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
 
 
 def _rate(rate: Rate | None) -> dict[str, float | int] | None:
@@ -38,7 +37,8 @@ def target_json(result: TargetResult) -> dict[str, Any]:
             "strong": _rate(rates.get("harm_strong")),
         },
         "twin_separation": twin_separation(result),
-        **{n: getattr(result.probe, n) if result.probe else None for n in PROBED},
+        **dict.fromkeys(PROBED),
+        **(result.probe.measured if result.probe else {}),
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
         "by_topic": {
             topic: {name: _rate(rate) for name, rate in row.items()}

@@ -84,11 +84,7 @@ def _rate(rate: Rate) -> res.Rate:
 
 
 def _measures(result: TargetResult) -> dict[str, float]:
-    probe = result.probe
-    if probe is None:
-        return {}
-    names = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
-    return {name: value for name in names if (value := getattr(probe, name)) is not None}
+    return result.probe.measured if result.probe else {}
 
 
 def _polarity(noun: PairSet) -> dict[str, float]:
