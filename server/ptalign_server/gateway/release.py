@@ -5,8 +5,6 @@ See docs/adr/0010.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ptalign.config import GateConfig
 from ptalign.errors import PtalignError
 from ptalign.nouns import ModelSpec
@@ -28,10 +26,11 @@ def newest_released(
     Raises:
         NotFound: There is none yet.
     """
-    for name, evaluations in _by_adapter(store, tenant, model.name):
+    for name in store.resources.evaluated(tenant, model.name):
         adapter = store.resources.get(name, tenant)
         if adapter.policy != policy or not same_weights(adapter, model):
             continue
+        evaluations = store.resources.evaluations_of(tenant, name)
         passed = _released_by(evaluations, store, catalogue, policy)
         if passed is not None:
             return adapter, passed
@@ -54,16 +53,10 @@ def _as_strict(name: str, limit: float | None, wanted: float | None) -> bool:
     return limit >= wanted if name.startswith("min_") else limit <= wanted
 
 
-def _by_adapter(store: Store, tenant: str, model: str) -> Iterator[tuple[str, list[Resource]]]:
-    """Adapters, newest first, with their evaluations, newest first. Names sort by time."""
-    for name in store.resources.evaluated(tenant, model):
-        yield name, store.resources.evaluations_of(tenant, name)
-
-
 def _released_by(
     evaluations: list[Resource], store: Store, catalogue: Catalogue, policy: str
 ) -> Resource | None:
-    """The evaluation that releases an adapter.
+    """The evaluation that releases an adapter, of all of them, newest first.
 
     A FAIL blocks the adapter whatever it was measured by. Any other verdict counts only if it was
     reached as the operator asks: an experiment with limits of its own changes nothing.

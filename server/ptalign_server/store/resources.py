@@ -72,15 +72,12 @@ class Resources:
         self,
         cutoff: float,
         collections: Sequence[str],
-        damaged: Callable[[str], None] | None = None,
+        damaged: Callable[[str], None],
     ) -> list[Resource]:
         """Resources of all tenants made before `cutoff` whose text is still there.
 
         Args:
             damaged: Told the name of each row that was changed on disk; it is left out.
-
-        Raises:
-            DataDamaged: A row was changed on disk, and nobody is told.
         """
         query = sa.select(resources).where(
             resources.c.created < cutoff,
@@ -94,10 +91,22 @@ class Resources:
             try:
                 found.append(self._checked(row))
             except DataDamaged:
-                if damaged is None:
-                    raise
                 damaged(str(row["name"]))
         return found
+
+    def newest(self, collection: str) -> Resource | None:
+        """The newest resource of a collection, of all tenants; None when there is none.
+
+        Raises:
+            DataDamaged: Its row was changed on disk.
+        """
+        columns = resources.c
+        query = sa.select(resources).where(columns.collection == collection)
+        with reading(self._engine) as connection:
+            row = (
+                connection.execute(query.order_by(columns.name.desc()).limit(1)).mappings().first()
+            )
+        return None if row is None else self._checked(row)
 
     def purged_ids(self) -> list[str]:
         """Ids of purged sets."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -164,12 +163,11 @@ def publish_newest(room: Room) -> None:
     The gauges die with the worker, and an alert on them must not end with it.
     """
     try:
-        made = room.store.resources.older_than(time.time(), ["evaluations"])
+        newest = room.store.resources.newest("evaluations")
     except PtalignError as error:
         log.error("the rates of the newest evaluation are not shown: %s", error)
         return
-    if made:
-        newest = max(made, key=lambda resource: resource.name)
+    if newest is not None:
         message = res.Evaluation.FromString(newest.body)
         _publish(room, message.baseline, message.aligned)
 
