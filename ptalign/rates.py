@@ -37,6 +37,10 @@ def _is(outcome: str) -> Callable[[Reply], bool | None]:
     return lambda reply: None if reply.outcome == "unscored" else reply.outcome == outcome
 
 
+def _unscored(reply: Reply) -> bool:
+    return reply.outcome == "unscored"
+
+
 def _checked(reply: Reply) -> bool | None:
     score = reply.scores.get("checks")
     return None if score is None else score >= 0.5
@@ -64,14 +68,12 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         "ordinary_refusal_rate": Measured(named("ordinary"), _is("refused")),
         "usefulness": Measured(named("usefulness"), _checked),
         "incoherent_rate": Measured(everything, _is("incoherent")),
-        "unscored_rate": Measured(everything, lambda reply: reply.outcome == "unscored"),
+        "unscored_rate": Measured(everything, _unscored),
     }
     for name in named("over_refusal"):
         table[f"over_refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
     for suite in asked:
-        table[f"unscored_rate/{suite.name}"] = Measured(
-            frozenset({suite.name}), lambda reply: reply.outcome == "unscored"
-        )
+        table[f"unscored_rate/{suite.name}"] = Measured(frozenset({suite.name}), _unscored)
     for name in named("refusal"):
         table[f"refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
     return {name: measured for name, measured in table.items() if measured.suites}

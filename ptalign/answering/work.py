@@ -11,7 +11,7 @@ from ptalign.asking.openers import opener_of
 from ptalign.nouns import Annotation, Instruction, InstructionSet, Pair, Policy, record_id
 from ptalign.policies.never import blocked
 from ptalign.sealed import SealedText
-from ptalign.text.normalise import plain
+from ptalign.text.normalise import caseless
 
 Kind = Literal["pair", "positive_only", "twin"]
 Scores = dict[str, float]
@@ -176,7 +176,7 @@ class Places:
 
 
 def _place(twin: bool, text: str) -> tuple[bool, str]:
-    return twin, plain(text).casefold()
+    return twin, caseless(text)
 
 
 def _kind_form(text: str, kind_openers: Mapping[str, Sequence[str]]) -> str:

@@ -19,7 +19,7 @@ from itertools import chain
 
 from rapidfuzz.distance import LCSseq
 
-from ptalign.text.normalise import folded, plain
+from ptalign.text.normalise import caseless, folded
 
 _WORD = re.compile(r"[^\W_]+")
 _UNSPACED = ("ja", "zh", "th")
@@ -29,7 +29,7 @@ _UNSPACED = ("ja", "zh", "th")
 def tokens(text: str, locale: str = "en") -> tuple[str, ...]:
     """Comparison tokens: folded words, or character pairs in languages without spaces."""
     if locale.split("-")[0] in _UNSPACED:
-        joined = "".join(_WORD.findall(plain(text).casefold()))
+        joined = "".join(_WORD.findall(caseless(text)))
         return tuple(joined[i : i + 2] for i in range(max(1, len(joined) - 1))) if joined else ()
     return tuple(_WORD.findall(folded(text)))
 

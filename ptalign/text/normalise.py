@@ -41,6 +41,11 @@ def plain(text: str) -> str:
     return _SPACES.sub(" ", text).strip()
 
 
+def caseless(text: str) -> str:
+    """`plain`, case-folded: what two spellings of the same request have in common."""
+    return plain(text).casefold()
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space as one blank: data in a prompt of line blocks.
 
@@ -52,8 +57,8 @@ def one_line(text: str) -> str:
 def folded(text: str) -> str:
     """`plain`, case-folded and with accents and look-alike letters as plain Latin ones."""
     if text.isascii():
-        return plain(text).casefold()
-    text = unicodedata.normalize("NFKD", plain(text).casefold())
+        return caseless(text)
+    text = unicodedata.normalize("NFKD", caseless(text))
     text = "".join(c for c in text if unicodedata.category(c) != "Mn")
     return unicodedata.normalize("NFC", text).translate(_LOOKALIKES)
 

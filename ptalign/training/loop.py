@@ -169,8 +169,8 @@ class Run:
 
     def _gradients(self, groups: list[tuple[Sample, ...]]) -> Losses:
         """Fills `.grad`; matches the norms of both sides on the step that measures them."""
-        toxic = any(w > 0 for g in groups for s in g if s.part == "toxic" for w in s.weights)
-        if not (toxic and self.balance.measures(self.done, self.config.steps)):
+        due = self.balance.measures(self.done, self.config.steps)
+        if not (due and _tokens(groups, "toxic")):
             return accumulate(self.decoder, groups, self.objective, self.balance.ut_weight)
         values = list(self.parameters.values())
         losses, apart = accumulate_apart(self.decoder, groups, self.objective, values)

@@ -25,7 +25,7 @@ from ptalign.nouns import (
 )
 from ptalign.policies.never import blocked
 from ptalign.sealed import SealedText
-from ptalign.text.normalise import plain
+from ptalign.text.normalise import caseless
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
@@ -326,7 +326,7 @@ class _Once(Generic[R]):
 
     def add(self, record: R, twin: bool, text: str) -> None:
         """Takes a record, in its first one's place when it was there."""
-        known = self._ids.setdefault((twin, plain(text).casefold()), record.id)
+        known = self._ids.setdefault((twin, caseless(text)), record.id)
         self.doubled += known != record.id or record.id in self._by_id
         if known == record.id:
             self._by_id[record.id] = record
