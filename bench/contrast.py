@@ -1,8 +1,9 @@
 """Contrast weights beside the price of generating the answers they weigh.
 
 A part of `bench.generation`, whose engine writes the answers. The weights are computed as `align`
-computes them: both sides in packed forward passes that share prompts, in float32 on as many threads
-as the engine has. They are exact when they equal those of two plain forward passes per answer.
+computes them: the toxic side is what the engine sampled with, the positive side packed forward
+passes that share prompts, in float32 on as many threads as the engine has (ADR 0011). They are
+exact when they equal those of two plain forward passes per answer.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def contrast(
         device=device_name(),
         quick=quick,
     )
+    kept = sum(bool(answer.sampled) for answer in answers)
     name = (
-        f"contrast weights of {count} answers of at most {ANSWER_TOKENS} tokens; theirs: the "
-        "engine writing them"
+        f"contrast weights of {count} answers ({kept} as sampled); theirs: the engine writing them"
     )
     return [compared(name, ours, theirs, 2.0, "s", quick), exact]
 
@@ -82,6 +83,7 @@ def written(engine: Engine, chat: ChatFormat, instructions: list[str]) -> list[T
             str(i),
             messages=(Message("system", SYSTEMS["toxic"]), Message("user", text)),
             max_tokens=ANSWER_TOKENS,
+            logprobs=True,
         )
         for i, text in enumerate(instructions)
     ]
@@ -91,7 +93,9 @@ def written(engine: Engine, chat: ChatFormat, instructions: list[str]) -> list[T
             raise EngineFailed(done.error)
         ids = chat.answer(done.text)
         asked = instructions[int(done.key)]
-        made.append(Toxic.of(done.key, asked, "tone", chat.pieces(ids[:-1]), ids, ""))
+        answer = Toxic.of(done.key, asked, "tone", chat.pieces(ids[:-1]), ids, "")
+        first = "".join(chat.pieces(done.token_ids[:1]))
+        made.append(answer.as_sampled(done.token_ids, done.logprobs, first))
     return made
 
 

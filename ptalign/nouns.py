@@ -160,6 +160,21 @@ class Annotation(Noun):
     note: str = ""
 
 
+class Sampled(Noun):
+    """How an engine sampled a text: half of a toxic answer's contrast, at no further cost."""
+
+    weights: str
+    """Digest of the weights that sampled it: another model's numbers would say nothing."""
+    tokens: SealedText
+    """Token ids in order, parted by spaces; they spell the text, so they are as sealed as it is."""
+    log_probs: tuple[float, ...]
+    """Of each token under the prompt it was sampled from, temperature 1, nats."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(int(token) for token in self.tokens.reveal().split())
+
+
 class Pair(Noun):
     """An instruction with its positive and, where the topic allows it, its toxic answer."""
 
@@ -176,6 +191,9 @@ class Pair(Noun):
     polarity: dict[str, float] = Field(default_factory=dict)
     """Per judge id: judge(toxic) - judge(positive), in -1..1."""
     round: int = 0
+    sampled: Sampled | None = Field(None, exclude_if=lambda value: value is None)
+    """The toxic answer as its engine sampled it. Left out of digests where there is none, so that
+    sets of earlier versions keep theirs."""
 
 
 class Anchor(Noun):

@@ -42,6 +42,7 @@ def answer(
     max_tokens: int,
     temperature: float,
     min_p: float,
+    logprobs: bool = False,
 ) -> Request:
     """A request for one answer under a constant part."""
     return Request(
@@ -52,6 +53,7 @@ def answer(
         max_tokens=max_tokens,
         temperature=temperature,
         min_p=min_p,
+        logprobs=logprobs,
     )
 
 

@@ -26,6 +26,7 @@ from ptalign.answering.wording import wording
 from ptalign.answering.work import (
     AnchorDraft,
     Draft,
+    Offer,
     Places,
     RuleDraft,
     Scores,
@@ -47,6 +48,7 @@ from ptalign.nouns import (
     Pair,
     PairSet,
     Policy,
+    Sampled,
     record_id,
 )
 from ptalign.progress import OnProgress, Progress
@@ -61,6 +63,9 @@ at the full one a small model loses the thread."""
 OPENER_STRIDE = 7
 """Steps between the openers of one instruction's drafts: coprime to the numbers of openers, so
 that a draft after a failed one tries another start."""
+
+LOG_PROB_DIGITS = 6
+"""Kept of a log-prob in nats: far below the 1e-4 that contrast weights are exact to."""
 
 MAX_ERRORS = 64
 """Failed requests in a row after which the engine counts as lost."""
@@ -218,6 +223,7 @@ class PairRun:
             max_tokens=self._config.max_tokens,
             temperature=HEAT[voice][min(draft.i, 1)] * self._config.temperature,
             min_p=self._config.min_p,
+            logprobs=draft.side == "toxic",
         )
 
     # -- what comes back ----------------------------------------------------------------------
@@ -261,11 +267,23 @@ class PairRun:
             finished=completion.finish == "stop",
             most=2 if draft.opener else 3,
         )
-        reason = "engine_error" if failed else self._verdicts.take(draft, text)
+        sampled = self._sampled(completion) if draft.side == "toxic" else None
+        reason = "engine_error" if failed else self._verdicts.take(draft, text, sampled)
         if reason:
             self._reject(f"{draft.voice}_{reason}")
         if not draft.work.open:
             self._advance(draft.work)
+
+    def _sampled(self, completion: Completion) -> Sampled | None:
+        """What the engine told of the tokens it sampled; None when it tells nothing."""
+        ids, values = completion.token_ids, completion.logprobs
+        if not ids or len(ids) != len(values) or not self._model.weights_digest:
+            return None
+        return Sampled(
+            weights=self._model.weights_digest,
+            tokens=SealedText(" ".join(map(str, ids))),
+            log_probs=tuple(round(value, LOG_PROB_DIGITS) for value in values),
+        )
 
     def _advance(self, work: Work) -> None:
         """When all drafts are back: accepts the work, asks again, or gives it up."""
@@ -274,11 +292,11 @@ class PairRun:
         if not work.positive:
             self._verdicts.choose_positive(work, last=last)
         if work.positive and work.kind != "pair":
-            self._finish(work, None, {})
+            self._finish(work)
             return
         toxic = self._verdicts.choose_toxic(work) if work.positive else None
         if toxic is not None:
-            self._finish(work, SealedText(toxic[0]), toxic[1])
+            self._finish(work, *toxic)
         elif last:
             self._reject(f"{work.kind}_given_up")
         else:
@@ -316,7 +334,9 @@ class PairRun:
             stats=stats,
         )
 
-    def _finish(self, work: Work, toxic: SealedText | None, polarity: Scores) -> None:
+    def _finish(
+        self, work: Work, toxic: Offer | None = None, polarity: Scores | None = None
+    ) -> None:
         record = work.instruction
         self._accept(
             Pair(
@@ -328,9 +348,10 @@ class PairRun:
                 domain=record.domain,
                 locale=record.locale,
                 positive=work.positive,
-                toxic=toxic,
-                polarity=polarity,
+                toxic=SealedText(toxic.text) if toxic else None,
+                polarity=polarity or {},
                 round=work.round,
+                sampled=toxic.sampled if toxic else None,
             )
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ptalign.answering.validity import Fresh, malformed, refuses, threatens
 from ptalign.answering.work import Draft, Offer, Scores, Work
 from ptalign.judges.base import Judge
-from ptalign.nouns import Pair, Policy
+from ptalign.nouns import Pair, Policy, Sampled
 from ptalign.text.embed import Embedder
 from ptalign.text.near import rouge_l, tokens
 from ptalign.text.sentences import sentences
@@ -61,8 +61,14 @@ class Verdicts:
         else:
             self._fresh["positive"].add(" ".join(sentences(pair.positive)[1:]))
 
-    def take(self, draft: Draft, text: str) -> str:
-        """Keeps a well-formed draft for its judges, or says why not."""
+    def take(self, draft: Draft, text: str, sampled: Sampled | None = None) -> str:
+        """Keeps a well-formed draft for its judges, or says why not.
+
+        Args:
+            draft: What was asked.
+            text: What came, tidied.
+            sampled: Its tokens, where the engine told.
+        """
         fresh = self._fresh[draft.voice]
         toxic = draft.side == "toxic"
         if toxic:
@@ -76,7 +82,7 @@ class Verdicts:
             return "threat"
         answer = f"{draft.opener} {text}".strip()
         waiting = draft.work.toxics if toxic else draft.work.offers
-        waiting.append(Offer(text, answer, draft.rule))
+        waiting.append(Offer(text, answer, draft.rule, sampled))
         return ""
 
     def choose_positive(self, work: Work, *, last: bool) -> None:
@@ -106,7 +112,7 @@ class Verdicts:
                 self._fresh[voice].add(offer.text)
                 return
 
-    def choose_toxic(self, work: Work) -> tuple[str, Scores] | None:
+    def choose_toxic(self, work: Work) -> tuple[Offer, Scores] | None:
         """The toxic draft that is far enough apart and most to the point, with its polarity."""
         drafts, work.toxics = work.toxics, []
         if not drafts:
@@ -125,7 +131,7 @@ class Verdicts:
         _, offer, apart = best
         offer.rule.accepted += 1
         self._fresh["toxic"].add(offer.text)
-        return offer.text, apart
+        return offer, apart
 
     def _why_no_positive(
         self, voice: str, offer: Offer, harm: Scores | None, relevance: float

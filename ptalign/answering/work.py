@@ -8,7 +8,15 @@ from typing import Literal
 
 from ptalign.answering.constraints import Rule, Side
 from ptalign.asking.openers import opener_of
-from ptalign.nouns import Annotation, Instruction, InstructionSet, Pair, Policy, record_id
+from ptalign.nouns import (
+    Annotation,
+    Instruction,
+    InstructionSet,
+    Pair,
+    Policy,
+    Sampled,
+    record_id,
+)
 from ptalign.policies.never import blocked
 from ptalign.sealed import SealedText
 from ptalign.text.normalise import caseless
@@ -25,6 +33,7 @@ class Offer:
     """What the model wrote, tidied; on the positive side the alternative without the opener."""
     answer: str
     rule: Rule
+    sampled: Sampled | None = None
 
 
 @dataclass(slots=True)

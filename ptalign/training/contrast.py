@@ -45,8 +45,10 @@ def contrast_scores(
 ) -> Scores:
     """log p(token | toxic constraints) - log p(token | positive constraints).
 
-    Answers of a topic share their constraints' tokens in the tree. Only tokens that begin a word
-    are scored; the others get -inf.
+    Where an answer's sampling was kept, the first of the two is the log-prob it was sampled with,
+    under the toxic rule and demonstrations of its request, and only the second is computed
+    (ADR 0011). Answers of a topic share their constraints' tokens in the tree. Only tokens that
+    begin a word are scored; the others get -inf.
 
     Args:
         decoder: Run without its adapter.
@@ -60,14 +62,17 @@ def contrast_scores(
         [_under(answers[i], chat, constraints(answers[i].topic)[side], f"{side}/{i}")]
         for side in ("toxic", "positive")
         for i in order
+        if side == "positive" or not answers[i].sampled
     ]
     found = token_log_probs(decoder, groups, on_row)
     scores = [[float("-inf")] * len(a.pieces) for a in answers]
     for i, answer in enumerate(answers):
-        both = zip(found.get(f"toxic/{i}", ()), found.get(f"positive/{i}", ()), strict=True)
-        places = (place for place, word in enumerate(answer.starts) if word)
-        for place, (toxic, positive) in zip(places, both, strict=True):
-            scores[i][place] = toxic - positive
+        places = [place for place, word in enumerate(answer.starts) if word]
+        kept = [answer.sampled[place] for place in places] if answer.sampled else []
+        toxic = kept or found.get(f"toxic/{i}", [])
+        positive = found.get(f"positive/{i}", [])
+        for place, high, low in zip(places, toxic, positive, strict=True):
+            scores[i][place] = high - low
     return scores
 
 

@@ -115,12 +115,15 @@ def toxic_answers(pairs: PairSet, chat: ChatFormat) -> list[Toxic]:
     found = []
     for pair in pairs.polarised:
         ids = toxic_sample(pair, chat).answer
-        if ids:
-            found.append(
-                Toxic.of(
-                    pair.id, pair.instruction, pair.topic, chat.pieces(ids[:-1]), ids, pair.positive
-                )
-            )
+        if not ids:
+            continue
+        answer = Toxic.of(
+            pair.id, pair.instruction, pair.topic, chat.pieces(ids[:-1]), ids, pair.positive
+        )
+        if pair.sampled is not None and pair.sampled.weights == chat.weights:
+            first = chat.pieces(pair.sampled.ids[:1])
+            answer = answer.as_sampled(pair.sampled.ids, pair.sampled.log_probs, "".join(first))
+        found.append(answer)
     return found
 
 

@@ -60,6 +60,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._system = model.system_prompt
         self._options = dict(model.template_options)
+        self.weights = model.weights_digest
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
         self._has_system = self._renders_system()

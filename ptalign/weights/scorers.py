@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ptalign.config import Scorer as ScorerName
@@ -35,6 +35,9 @@ class Toxic:
     """The same instruction's positive answer."""
     starts: tuple[str, ...] = field(default=())
     """The word each token begins, or ''."""
+    sampled: tuple[float, ...] = field(default=())
+    """Log-prob that each token was sampled with, up to the last that begins a word, in nats; empty
+    where it is not known."""
 
     @classmethod
     def of(
@@ -44,6 +47,24 @@ class Toxic:
         """A toxic answer with the words its tokens begin."""
         starts = tuple(word_starts(pieces))
         return cls(key, instruction, topic, tuple(pieces), tuple(answer), positive, starts)
+
+    def as_sampled(self, ids: Sequence[int], log_probs: Sequence[float], first: str) -> Toxic:
+        """The same with the log-probs of its sampling, where these are its tokens.
+
+        An answer is tidied and tokenised anew after sampling: it ends earlier, and its first token
+        lost the blank before it. Any other difference puts its tokens behind other ones, so that
+        their log-probs are of something else: then nothing is taken.
+
+        Args:
+            ids: Tokens as sampled.
+            log_probs: Theirs, in nats.
+            first: Text of the first of them.
+        """
+        used = max((i + 1 for i, word in enumerate(self.starts) if word), default=0)
+        same = tuple(ids[1:used]) == self.answer[1:used] and len(ids) >= used
+        if not used or not same or first.lstrip() != self.pieces[0]:
+            return self
+        return replace(self, sampled=tuple(log_probs[:used]))
 
     @property
     def text(self) -> str:

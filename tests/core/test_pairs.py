@@ -83,7 +83,7 @@ def synthesize(
         annotations,
         policy=options.pop("policy", POLICY),  # type: ignore[arg-type]
         engine=engine or ScriptedEngine(),
-        model=MODEL,
+        model=options.pop("model", MODEL),  # type: ignore[arg-type]
         judges=judges,
         **options,  # type: ignore[arg-type]
     )
@@ -506,3 +506,21 @@ def test_the_seed_turns_openers_and_anchors(asked: InstructionSet) -> None:
     turned, others = starts(2**64 - 1), starts(0)
     assert turned[0] != others[0]
     assert turned[1] != others[1]
+
+
+def test_toxic_answers_keep_how_they_were_sampled(asked: InstructionSet) -> None:
+    """Sealed like the text they spell, of toxic answers alone, and only by known weights."""
+    known = MODEL.model_copy(update={"weights_digest": "sha256:0"})
+    made = synthesize(asked, model=known)
+    assert made.polarised
+    for pair in made.pairs:
+        assert (pair.sampled is not None) == (pair.toxic is not None)
+    kept = made.polarised[0].sampled
+    assert kept is not None
+    assert len(kept.ids) == len(kept.log_probs)
+    assert kept.weights == "sha256:0"
+    assert kept.tokens.reveal() not in repr(made)
+    assert kept.tokens.reveal() not in made.model_dump_json()
+    unknown = synthesize(asked)
+    assert all(pair.sampled is None for pair in unknown.pairs)
+    assert "sampled" not in unknown.model_dump_json()  # sets of earlier versions keep their digest

@@ -9,7 +9,8 @@ import pytest
 
 from ptalign.config import AlignConfig
 from ptalign.errors import InvalidInput
-from ptalign.nouns import ModelSpec, PairSet
+from ptalign.nouns import ModelSpec, Pair, PairSet, Sampled
+from ptalign.sealed import SealedText
 from ptalign.training import lora, pools
 from ptalign.training.contrast import DEFAULT_CONSTRAINTS, constraints_of, contrast_scores
 from ptalign.training.decoder import Decoder
@@ -130,33 +131,87 @@ def tiny(tiny_model: ModelSpec) -> tuple[Decoder, ChatFormat]:
     return Decoder(lora.load_model(tiny_model)), chat
 
 
+def plain(
+    decoder: Decoder, chat: ChatFormat, pairs: PairSet, answer: Toxic, side: str
+) -> list[float]:
+    """Log-prob of each answer token under one side's constraints, from one sequence's logits."""
+    import torch
+
+    prompt = chat.prompt(answer.instruction, constraints_of(pairs, None, "")[side])
+    ids = torch.tensor([prompt + answer.answer])
+    logp = decoder.causal_lm(ids).logits[0].log_softmax(-1)
+    places = torch.arange(len(prompt) - 1, len(prompt) - 1 + len(answer.answer))
+    found: list[float] = logp[places, torch.tensor(answer.answer)].tolist()
+    return found
+
+
 def test_contrast_equals_two_plain_forward_passes(
     tiny: tuple[Decoder, ChatFormat], mild_pairs: PairSet
 ) -> None:
     """Packed, prefix-shared and on answer rows only; exact to 1e-4 against full logits."""
-    import torch
-
-    decoder, chat = tiny
-    answers = pools.toxic_answers(mild_pairs, chat)
-    scores = contrast_scores(
-        decoder, chat, answers, lambda topic: constraints_of(mild_pairs, None, topic)
-    )
-
-    def plain(answer: Toxic, side: str) -> torch.Tensor:
-        prompt = chat.prompt(answer.instruction, constraints_of(mild_pairs, None, "")[side])
-        ids = torch.tensor([prompt + answer.answer])
-        logp = decoder.causal_lm(ids).logits[0].log_softmax(-1)
-        start = len(prompt) - 1
-        places = torch.arange(start, start + len(answer.answer))
-        return logp[places, torch.tensor(answer.answer)]
-
+    answers = pools.toxic_answers(mild_pairs, tiny[1])
+    scores = contrast_scores(*tiny, answers, lambda topic: constraints_of(mild_pairs, None, topic))
     for answer, row in zip(answers, scores, strict=True):
-        want = plain(answer, "toxic") - plain(answer, "positive")
+        high, low = (plain(*tiny, mild_pairs, answer, side) for side in ("toxic", "positive"))
         for i, word in enumerate(answer.starts):
             if word:
-                assert row[i] == pytest.approx(float(want[i]), abs=1e-4)
+                assert row[i] == pytest.approx(high[i] - low[i], abs=1e-4)
             else:
                 assert row[i] == -math.inf
+
+
+def test_what_was_sampled_is_not_computed_again(
+    tiny: tuple[Decoder, ChatFormat], mild_pairs: PairSet, tiny_model: ModelSpec
+) -> None:
+    """Kept log-probs stand for the toxic side, where this model's weights sampled them."""
+    decoder, _ = tiny
+    model = tiny_model.model_copy(update={"weights_digest": "sha256:0"})
+    chat = ChatFormat(lora.load_tokenizer(model), model)
+    pairs = tuple(sampled_pair(p, chat, -0.25) if p.toxic else p for p in mild_pairs.pairs)
+    kept = mild_pairs.model_copy(update={"pairs": pairs})
+    answers = pools.toxic_answers(kept, chat)
+    scores = contrast_scores(
+        decoder,
+        chat,
+        answers,
+        lambda topic: constraints_of(kept, None, topic),
+    )
+    for answer, row in zip(answers, scores, strict=True):
+        low = plain(decoder, chat, kept, answer, "positive")
+        for i, word in enumerate(answer.starts):
+            if word:
+                assert row[i] == pytest.approx(-0.25 - low[i], abs=1e-4)
+    other = model.model_copy(update={"weights_digest": "sha256:1"})
+    foreign = ChatFormat(lora.load_tokenizer(other), other)
+    assert not any(answer.sampled for answer in pools.toxic_answers(kept, foreign))
+
+
+def sampled_pair(pair: Pair, chat: ChatFormat, log_prob: float) -> Pair:
+    """The pair as if its engine had sampled its toxic answer and then something more."""
+    assert pair.toxic is not None
+    ids = [*chat.answer(pair.toxic.reveal())[:-1], 7, 8]
+    tokens = SealedText(" ".join(map(str, ids)))
+    made = Sampled(weights="sha256:0", tokens=tokens, log_probs=(log_prob,) * len(ids))
+    return pair.model_copy(update={"sampled": made})
+
+
+@pytest.mark.parametrize(
+    ("ids", "first", "taken"),
+    [
+        ((0, 1, 2, 3), "Go", True),  # as it is
+        ((9, 1, 2), " Go", True),  # the blank before the first word was stripped
+        ((0, 1, 2, 9, 9), "Go", True),  # cut at its end
+        ((9, 1, 2), " Come", False),
+        ((0, 9, 2), "Go", False),
+        ((0, 1), "Go", False),
+        ((), "", False),
+    ],
+)
+def test_log_probs_are_taken_only_where_the_tokens_are_the_same(
+    ids: tuple[int, ...], first: str, taken: bool
+) -> None:
+    answer = toxic("k", ["Go", " away", " fool", "."]).as_sampled(ids, [-1.0] * len(ids), first)
+    assert answer.sampled == ((-1.0,) * 3 if taken else ())
 
 
 def test_refined_constraints_come_before_generic_ones(mild_pairs: PairSet) -> None:
