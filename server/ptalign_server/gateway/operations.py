@@ -53,8 +53,11 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         self._feeds = feeds
 
     async def GetOperation(self, request: Any, context: Any) -> operations_pb2.Operation:
-        found = await self._get(request.name)
-        return await asyncio.to_thread(answer, found, self._store)
+        tenant = caller().tenant
+        found = operation_id(request.name)
+        return await asyncio.to_thread(
+            lambda: answer(self._store.operations.get(found, tenant), self._store)
+        )
 
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Any
@@ -62,14 +65,17 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         kind, states = parse_filter(request.filter)
         size = page_size(request.page_size)
         tenant = caller().tenant
-        rows = await asyncio.to_thread(
-            lambda: self._store.operations.page(
+
+        def read() -> operations_pb2.ListOperationsResponse:
+            rows = self._store.operations.page(
                 tenant, size + 1, before=request.page_token, kind=kind, states=states
             )
-        )
-        answers = await asyncio.to_thread(lambda: [answer(row, self._store) for row in rows[:size]])
-        token = rows[size - 1].id if len(rows) > size else ""
-        return operations_pb2.ListOperationsResponse(operations=answers, next_page_token=token)
+            return operations_pb2.ListOperationsResponse(
+                operations=[answer(row, self._store) for row in rows[:size]],
+                next_page_token=rows[size - 1].id if len(rows) > size else "",
+            )
+
+        return await asyncio.to_thread(read)
 
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Any

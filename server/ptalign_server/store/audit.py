@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ptalign_server import failpoints
-from ptalign_server.store.db import reading
+from ptalign_server.store.db import reading, snapshot
 from ptalign_server.store.schema import audit
 from ptalign_server.vault import Vault
 
@@ -72,7 +72,7 @@ class Audit:
         """Sequence number of the first entry that was edited, dropped or moved; 0: none."""
         previous, expected = "", 1
         query = sa.select(audit).order_by(audit.c.sequence)
-        with reading(self._engine) as connection:
+        with snapshot(self._engine) as connection:
             head = connection.execute(query.where(audit.c.sequence == HEAD)).mappings().first()
             for row in connection.execute(query.where(audit.c.sequence > HEAD)).mappings():
                 values = {name: row[name] for name in row if name != "hash"}

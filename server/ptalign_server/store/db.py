@@ -31,8 +31,18 @@ def connect(url: str) -> sa.Engine:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that takes no write lock."""
-    with engine.connect().execution_options(reading=True) as connection:
+    """A connection for a statement that reads: no write lock, and on SQLite no transaction."""
+    with engine.connect().execution_options(begin="") as connection:
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection whose statements all see the database as it was at the first of them."""
+    options: dict[str, Any] = {"begin": "BEGIN"}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"
+    with engine.connect().execution_options(**options) as connection:
         yield connection
 
 
@@ -121,9 +131,10 @@ def _sqlite_connect(connection: Any, _: Any) -> None:
 
 
 def _sqlite_begin(connection: sa.Connection) -> None:
-    reads = connection.get_execution_options().get("reading", False)
-    # A writer takes its lock at once: upgrading a read lock later can fail with SQLITE_BUSY.
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    # A writer takes its lock at once: upgrading a read lock later can fail with SQLITE_BUSY. A
+    # single statement that reads needs none: beginning and ending one costs more than reading.
+    if statement := connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"):
+        connection.exec_driver_sql(statement)
 
 
 def protect_file(url: str) -> None:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,7 +71,24 @@ class Event:
 # Built once: making an expression costs more than running it.
 _INSERT = operations.insert()
 _EMIT = events.insert()
+_GET = sa.select(operations).where(operations.c.id == sa.bindparam("wanted"))
 _WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
+
+
+@cache
+def _page(before: bool, kind: bool, states: bool) -> sa.Select[Any]:
+    """A page of a tenant's operations, newest first, under the conditions that are given."""
+    columns, wanted = operations.c, sa.bindparam
+    query = sa.select(operations).where(columns.tenant == wanted("tenant"))
+    if before:
+        query = query.where(columns.id < wanted("before"))
+    if kind:
+        query = query.where(columns.kind == wanted("kind"))
+    if states:
+        query = query.where(columns.state.in_(wanted("states", expanding=True)))
+    return query.order_by(columns.id.desc()).limit(wanted("size"))
+
+
 Freeze = Callable[[Operation], bytes]
 Change = Callable[[Operation], Operation | None]
 Damaged = Callable[[str], None]
@@ -130,8 +148,8 @@ class Operations:
             NotFound: There is none, or it is another tenant's.
         """
         with reading(self._engine) as connection:
-            query = sa.select(operations).where(operations.c.id == operation_id)
-            found = self._checked(connection.execute(query).mappings().first())
+            row = connection.execute(_GET, {"wanted": operation_id}).mappings().first()
+        found = self._checked(row)
         if tenant is not None and found.tenant != tenant:
             raise NotFound
         return found
@@ -146,14 +164,14 @@ class Operations:
         states: Sequence[str] = (),
     ) -> list[Operation]:
         """At most `size` operations, newest first, older than the id `before`."""
-        query = sa.select(operations).where(operations.c.tenant == tenant)
-        if before:
-            query = query.where(operations.c.id < before)
-        if kind:
-            query = query.where(operations.c.kind == kind)
-        if states:
-            query = query.where(operations.c.state.in_(states))
-        return self._read(query.order_by(operations.c.id.desc()).limit(size))
+        query = _page(bool(before), bool(kind), bool(states))
+        values = {"tenant": tenant, "size": size}
+        values |= {"before": before} if before else {}
+        values |= {"kind": kind} if kind else {}
+        values |= {"states": states} if states else {}
+        with reading(self._engine) as connection:
+            rows = connection.execute(query, values).mappings().all()
+        return [self._checked(row) for row in rows]
 
     def in_states(self, states: Iterable[str], limit: int = 1000) -> list[Operation]:
         """Operations of all tenants in these states, oldest first.
@@ -244,10 +262,6 @@ class Operations:
         if mac != row["mac"]:
             raise DataDamaged(f"event {row['sequence']} of operation {row['operation']} changed")
         return Event(int(row["sequence"]), float(row["time"]), bytes(row["body"]))
-
-    def _read(self, query: sa.Select[Any]) -> list[Operation]:
-        with reading(self._engine) as connection:
-            return [self._checked(row) for row in connection.execute(query).mappings()]
 
     def _emit(self, connection: sa.Connection, operation: Operation) -> None:
         body = self._freeze(operation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 
@@ -85,11 +84,12 @@ class Vault:
 
     def mac(self, *parts: str | bytes | int | float | bool | None) -> str:
         """HMAC-SHA256 over length-prefixed parts, as 64 hex digits."""
-        total = hmac.new(self._mac_key, digestmod=hashlib.sha256)
+        whole = bytearray()
         for part in parts:
             data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-            total.update(len(data).to_bytes(8, "big") + data)
-        return total.hexdigest()
+            whole += len(data).to_bytes(8, "big")
+            whole += data
+        return hmac.digest(self._mac_key, whole, "sha256").hex()
 
     def _wrap(self, set_id: str, key: bytes) -> bytes:
         self.keyfile.refresh()
