@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import wrappers_pb2
+from google.longrunning import operations_pb2 as lro
+from grpc_health.v1 import health_pb2
 
 from ptalign.nouns import ModelSpec
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -35,26 +36,43 @@ from ptalign_server.catalogue import write_models
 
 CALLERS = 50
 ECHO = "/bench.Echo/Say"
+OPERATIONS = "/google.longrunning.Operations/"
+LISTED = 10
+"""Operations on a page that is listed."""
 CALLS_PER_SECOND = 100.0
 P99_MS = 200.0
 START_SECONDS = 3.0
 WATCHERS = 1000
 WATCHERS_MB = 100.0
+READS_SHARE = 0.5
+"""Of the echo behind the same interceptors."""
 ECHO_SERVER = """
-import asyncio, grpc
+import asyncio, sys, grpc
+from pathlib import Path
+from ptalign_server import metrics
+from ptalign_server.gateway.identity import Gate
+from ptalign_server.gateway.interceptor import Guard
+from ptalign_server.settings import Settings
+METHOD = sys.argv[1].strip("/").split("/")
 async def main():
     async def say(request, context):
         return request
-    handler = grpc.unary_unary_rpc_method_handler(say)
-    server = grpc.aio.server()
+    guards = []
+    if len(sys.argv) > 2:
+        settings = Settings(state=Path(sys.argv[2]))
+        metrics.prepare(Path(sys.argv[2]) / "metrics")
+        guards = [Guard(Gate(settings), metrics.Metrics())]
+    handler = grpc.unary_unary_rpc_method_handler(say, bytes, bytes)
+    server = grpc.aio.server(interceptors=guards)
     server.add_generic_rpc_handlers([
-        grpc.method_handlers_generic_handler("bench.Echo", {"Say": handler})
+        grpc.method_handlers_generic_handler(METHOD[0], {METHOD[1]: handler})
     ])
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()
 asyncio.run(main())
 """
+"""Answers on one method what it is sent; with a state folder, behind the gateway's interceptors."""
 
 
 async def measure(quick: bool) -> list[dict[str, Any]]:
@@ -64,6 +82,7 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
         async with serving(Path(folder)) as (port, pid, seconds):
             verbs = [await submit(port, calls) for _ in range(rounds)]
+            reads = await reading(port, calls, rounds)
             memory = await watch(port, pid, WATCHERS)
     rates = [rate for rate, _ in verbs]
     tails = [p99 for _, p99 in verbs]
@@ -71,6 +90,7 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
         row("service_verbs_per_second", rates, CALLS_PER_SECOND, 1.0, "calls/s", calls, over=True),
         row("service_verbs_p99", tails, P99_MS, 1.0, "ms", calls),
         row("service_verbs_against_echo", rates, median(echoes), 0.03, "calls/s", calls, over=True),
+        *reads,
         row("service_start", [seconds], START_SECONDS, 1.0, "s", 1),
         row("service_1000_watchers", [memory], WATCHERS_MB, 1.0, "MB", WATCHERS),
     ]
@@ -123,25 +143,65 @@ async def hammer(calls: int, call: Callable[[int], Awaitable[Any]]) -> tuple[flo
     return calls / elapsed, sorted(times)[int(len(times) * 0.99)] * 1000
 
 
-async def echo(calls: int) -> float:
-    """Calls per second of a bare grpc.aio server in a process of its own."""
+@asynccontextmanager
+async def echoing(method: str, *state: str) -> AsyncIterator[Any]:
+    """A call of a bare grpc.aio server in a process of its own, bytes in and the same bytes out."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ECHO_SERVER], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ECHO_SERVER, method, *state], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
-        port = int(process.stdout.readline())
+        port = int(await asyncio.to_thread(process.stdout.readline))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            say: Any = channel.unary_unary(
-                ECHO, request_serializer=wrappers_pb2.StringValue.SerializeToString
-            )
-            message = wrappers_pb2.StringValue(value="x" * 100)
-            await hammer(CALLERS, lambda _: say(message))
-            rate, _ = await hammer(calls, lambda _: say(message))
-            return rate
+            yield channel.unary_unary(method)
     finally:
         process.kill()
         process.wait()
+
+
+async def echo(calls: int) -> float:
+    """Calls per second of the bare server."""
+    async with echoing(ECHO) as say:
+        message = b"x" * 100
+        await hammer(CALLERS, lambda _: say(message))
+        rate, _ = await hammer(calls, lambda _: say(message))
+        return rate
+
+
+async def reading(port: int, calls: int, rounds: int) -> list[dict[str, Any]]:
+    """Get, List and health beside an echo of the same answer behind the same interceptors."""
+    rows = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
+        made = await stub.GenerateInstructions(
+            pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
+        )
+        for name, method, request in (
+            ("get", OPERATIONS + "GetOperation", lro.GetOperationRequest(name=made.name)),
+            ("list", OPERATIONS + "ListOperations", lro.ListOperationsRequest(page_size=LISTED)),
+            ("health", "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()),
+        ):
+            asked = request.SerializeToString()
+            rows.append(
+                await beside_echo(name, method, channel.unary_unary(method), asked, calls, rounds)
+            )
+    return rows
+
+
+async def beside_echo(
+    name: str, method: str, read: Any, asked: bytes, calls: int, rounds: int
+) -> dict[str, Any]:
+    """One read and its echo, taking turns."""
+    ours, theirs = [], []
+    answer = await read(asked)
+    with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as state:
+        async with echoing(method, state) as say:
+            for call, message in ((read, asked), (say, answer)):
+                await hammer(CALLERS, lambda _, call=call, message=message: call(message))
+            for _ in range(rounds):
+                ours.append((await hammer(calls, lambda _: read(asked)))[0])
+                theirs.append((await hammer(calls, lambda _: say(answer)))[0])
+    return row(f"service_{name}", ours, median(theirs), READS_SHARE, "calls/s", calls, over=True)
 
 
 @asynccontextmanager
