@@ -27,6 +27,8 @@ POINTS = [
 ]
 FEW = ["checkpoint_rename.before", "adapter_publish.after"]
 STEPS = 6
+KILLED_STEPS = 28
+"""Seven checkpoints: four kills, each at the second of its process at the latest, leave some over."""
 
 
 def import_pairs(running: Running) -> str:
@@ -47,8 +49,8 @@ def import_pairs(running: Running) -> str:
     return str(running.library.ImportSet(iter(parts), timeout=60).name)
 
 
-def align(running: Running, pairs: str, **more: Any) -> str:
-    budget = pb.Budget(steps=STEPS, pairs_per_step=4, anchors_per_step=0, max_benign_kl=9.0)
+def align(running: Running, pairs: str, steps: int = STEPS, **more: Any) -> str:
+    budget = pb.Budget(steps=steps, pairs_per_step=4, anchors_per_step=0, max_benign_kl=9.0)
     values = {"model": MODEL, "pair_set": pairs, "budget": budget, "guards": "record", "seed": 3}
     return str(running.tuning.Align(pb.AlignRequest(**(values | more)), timeout=60).name)
 
@@ -75,7 +77,7 @@ def test_killed_around_checkpoints(
     running = server(state, author_url, tiny_model).start()
     try:
         pairs = import_pairs(running)
-        truth = weights(running, align(running, pairs))
+        truth = weights(running, align(running, pairs, KILLED_STEPS))
     finally:
         end(running)
     draw = random.Random(4)
@@ -88,7 +90,7 @@ def test_killed_around_checkpoints(
         variables = {failpoints.VARIABLE: spec, failpoints.ONCE: str(once)}
         running = server(state, author_url, tiny_model, **variables).start()
         try:
-            name = align(running, pairs)
+            name = align(running, pairs, KILLED_STEPS)
             same = weights(running, name) == truth
             found = check(running, History(operations={name}))
         finally:
