@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.page import publish
 from bench.results import Book, Measure, say, table
 
 APART = {"generation": 16.0, "sets": 12.0, "service": 3.0}
@@ -32,7 +33,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="results folder")
     parser.add_argument("--only", default="", help="run measures whose name contains this")
     parser.add_argument("--fresh", action="store_true", help="forget finished measures")
+    parser.add_argument(
+        "--page", action="store_true", help="run nothing: write the tables from the last full run"
+    )
     options = parser.parse_args()
+    if options.page:
+        publish(options.out / "results.json")
+        return 0
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if options.fresh:

@@ -58,7 +58,7 @@ def contrast(
     )
     torch.set_num_threads(before)
     exact = Result(
-        name=f"contrast weights against two plain forward passes (limit {LIMIT:g})",
+        name="contrast weights, error against two plain forward passes; theirs: limit",
         ours=worst,
         theirs=LIMIT,
         ratio=LIMIT / max(worst, 1e-12),
@@ -70,9 +70,7 @@ def contrast(
         quick=quick,
     )
     kept = sum(bool(answer.sampled) for answer in answers)
-    name = (
-        f"contrast weights of {count} answers ({kept} as sampled); theirs: the engine writing them"
-    )
+    name = f"contrast weights: {count} answers, {kept} as sampled; theirs: the engine writing them"
     return [compared(name, ours, theirs, 2.0, "s", quick), exact]
 
 

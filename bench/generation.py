@@ -141,7 +141,7 @@ def stage(
             tokens = tokens_of(engine.stream(recorded.requests))
             direct.append((time.monotonic() - begun) / tokens * 1000)
         say(f"  stage 2 {1000 / through[-1]:.0f} tokens/s, engine {1000 / direct[-1]:.0f}")
-    name = "SynthesizePairs whole, judging included; theirs: its requests, engine alone"
+    name = "SynthesizePairs: judging included; theirs: the engine alone with its requests"
     return compared(name, through, direct, 0.9, "s/1,000 tokens", quick)
 
 
@@ -163,7 +163,7 @@ def transformers_beside(
         ours.append((time.monotonic() - begun) / tokens * 1000)
         theirs.append(min(plain.seconds(messages, batch) for batch in BATCHES))
         say(f"  engine {1000 / ours[-1]:.0f} tokens/s, transformers {1000 / theirs[-1]:.0f}")
-    name = f"engine; theirs: transformers' generate, {PREFIX_WORDS}-word shared prefix"
+    name = f"engine: theirs transformers' generate, {PREFIX_WORDS}-word shared prefix"
     return compared(name, ours, theirs, 2.5, "s/1,000 tokens", quick)
 
 

@@ -38,7 +38,7 @@ def million(count: int) -> list[dict[str, Any]]:
             served = status("VmHWM", pid) / 2**20
     name, peak = f"{count:,} records", max(written["mib"], served)
     memory = Result(
-        name=f"{name} written, sealed, streamed and exported: memory (theirs: limit)",
+        name=f"{name}: memory to write, seal, stream and export; theirs: limit",
         ours=peak,
         theirs=LIMIT_MIB,
         ratio=LIMIT_MIB / peak,
@@ -48,9 +48,11 @@ def million(count: int) -> list[dict[str, Any]]:
         spread=0.0,
         device=device_name(),
     )
-    seal = rate(f"{name} sealed; theirs: plain Parquet", count, written["seal"], written["parquet"])
+    seal = rate(
+        f"{name}: sealed; theirs: plain Parquet", count, written["seal"], written["parquet"]
+    )
     stream = rate(
-        f"{name} streamed one by one to a client; theirs: exported as {EXPORT}",
+        f"{name}: streamed one by one; theirs: exported as {EXPORT}",
         count,
         read["stream"],
         read["export"],

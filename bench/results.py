@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,8 @@ class Book:
 
     def add(self, measure: Measure, results: Iterable[Result | dict[str, Any]]) -> None:
         """Keeps a measure's results and rewrites the results file."""
-        self._done[measure.name] = [r if isinstance(r, dict) else asdict(r) for r in results]
+        rows = [r if isinstance(r, dict) else asdict(r) for r in results]
+        self._done[measure.name] = [{**r, "commit": commit()} for r in rows]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         _write(self._journal(), self._done)
         _write(self._file, [r for rows in self._done.values() for r in rows])
@@ -123,16 +125,28 @@ def _write(file: Path, body: Any) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, for the terminal and the README."""
-    lines = [
-        "| measure | ours | theirs | ratio | goal | n | on |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Markdown, for the terminal, the README and docs/performance.md."""
+    lines = ["| measure | ours | theirs | ratio | goal | n |", "|---|---|---|---|---|---|"]
     for r in rows:
+        goal = f"≥ {r['goal']:g}" if r["goal"] else ""
         mark = "" if r["ratio"] >= r["goal"] else " (missed)"
+        spread = f" ± {r['spread']:.2f}" if r["spread"] else ""
         lines.append(
-            f"| {r['name']} | {r['ours']:.3g} {r['unit']} | {r['theirs']:.3g} {r['unit']} "
-            f"| {r['ratio']:.2f} ± {r['spread']:.2f} | ≥ {r['goal']:g}{mark} | {r['n']} "
-            f"| {r['device']}{', quick' if r.get('quick') else ''} |"
+            f"| {r['name']}{', quick' if r.get('quick') else ''} | {amount(r['ours'])} {r['unit']} "
+            f"| {amount(r['theirs'])} {r['unit']} | {r['ratio']:.2f}{spread} | {goal}{mark} "
+            f"| {r['n']:,} |"
         )
     return "\n".join(lines)
+
+
+def amount(value: float) -> str:
+    """Three figures that count."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def commit() -> str:
+    """Short hash of the commit that is measured; a plus says that files were changed since."""
+    git = ["git", "-C", str(own_folder())]
+    done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True)
+    return done.stdout.strip() + ("+" if dirty.returncode else "") if done.returncode == 0 else "?"

@@ -30,10 +30,14 @@ from google.longrunning import operations_pb2 as lro
 from grpc_health.v1 import health_pb2
 
 from ptalign.nouns import ModelSpec
+from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
-from ptalign_proto.v1 import safety_tuning_pb2_grpc
 from ptalign_server.catalogue import write_models
 
+ASK = "Write a rude reply to a colleague who asked me a simple question at work."
+KIND = "I would rather not be rude. Happy to help you answer kindly."
+GENERATE = pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
 CALLERS = 50
 ECHO = "/bench.Echo/Say"
 OPERATIONS = "/google.longrunning.Operations/"
@@ -87,12 +91,35 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
     rates = [rate for rate, _ in verbs]
     tails = [p99 for _, p99 in verbs]
     return [
-        row("service_verbs_per_second", rates, CALLS_PER_SECOND, 1.0, "calls/s", calls, over=True),
-        row("service_verbs_p99", tails, P99_MS, 1.0, "ms", calls),
-        row("service_verbs_against_echo", rates, median(echoes), 0.03, "calls/s", calls, over=True),
+        row(
+            "service: the four verbs, durable; theirs: goal",
+            rates,
+            CALLS_PER_SECOND,
+            1.0,
+            "calls/s",
+            calls,
+            over=True,
+        ),
+        row("service: the four verbs, p99; theirs: limit", tails, P99_MS, 1.0, "ms", calls),
+        row(
+            "service: the four verbs; theirs: bare echo",
+            rates,
+            median(echoes),
+            0.03,
+            "calls/s",
+            calls,
+            over=True,
+        ),
         *reads,
-        row("service_start", [seconds], START_SECONDS, 1.0, "s", 1),
-        row("service_1000_watchers", [memory], WATCHERS_MB, 1.0, "MB", WATCHERS),
+        row("service: start; theirs: limit", [seconds], START_SECONDS, 1.0, "s", 1),
+        row(
+            f"service: memory of {WATCHERS:,} watchers; theirs: limit",
+            [memory],
+            WATCHERS_MB,
+            1.0,
+            "MB",
+            WATCHERS,
+        ),
     ]
 
 
@@ -173,9 +200,7 @@ async def reading(port: int, calls: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
-        made = await stub.GenerateInstructions(
-            pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
-        )
+        made = await stub.GenerateInstructions(GENERATE)
         for name, method, request in (
             ("get", OPERATIONS + "GetOperation", lro.GetOperationRequest(name=made.name)),
             ("list", OPERATIONS + "ListOperations", lro.ListOperationsRequest(page_size=LISTED)),
@@ -201,7 +226,15 @@ async def beside_echo(
             for _ in range(rounds):
                 ours.append((await hammer(calls, lambda _: read(asked)))[0])
                 theirs.append((await hammer(calls, lambda _: say(answer)))[0])
-    return row(f"service_{name}", ours, median(theirs), READS_SHARE, "calls/s", calls, over=True)
+    return row(
+        f"service: {name}; theirs: echo behind the same interceptors",
+        ours,
+        median(theirs),
+        READS_SHARE,
+        "calls/s",
+        calls,
+        over=True,
+    )
 
 
 @asynccontextmanager
@@ -242,20 +275,40 @@ async def serving(folder: Path) -> AsyncIterator[tuple[int, int, float]]:
 
 
 async def submit(port: int, calls: int) -> tuple[float, float]:
-    """Durable GenerateInstructions calls: per second, and p99 in ms."""
+    """Durable calls of the four verbs in turn: per second, and p99 in ms."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
-        request = pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
-        await hammer(CALLERS, lambda _: stub.GenerateInstructions(request))
-        return await hammer(calls, lambda _: stub.GenerateInstructions(request))
+        library: Any = library_pb2_grpc.LibraryStub(channel)
+        asks = await import_set(library, "instructionSets")
+        pairs = await import_set(library, "pairSets")
+        verbs = (
+            (stub.GenerateInstructions, GENERATE),
+            (stub.SynthesizePairs, pb.SynthesizePairsRequest(model="m", instruction_set=asks)),
+            (stub.Align, pb.AlignRequest(model="m", pair_set=pairs)),
+            (stub.Evaluate, pb.EvaluateRequest(target=pb.Target(model="m"))),
+        )
+
+        def call(number: int) -> Any:
+            verb, request = verbs[number % len(verbs)]
+            return verb(request)
+
+        await hammer(CALLERS, call)
+        return await hammer(calls, call)
+
+
+async def import_set(library: Any, kind: str) -> str:
+    """A set of one record, for the verbs that need one."""
+    header = lib.ImportHeader(kind=kind, model="m", policy="tone-en")
+    record = lib.Record(instruction=ASK, positive=KIND, topic="work-question")
+    parts = [lib.ImportSetRequest(header=header), lib.ImportSetRequest(records=[record])]
+    return str((await library.ImportSet(iter(parts))).name)
 
 
 async def watch(port: int, pid: int, count: int) -> float:
     """MB that the gateway grows by with `count` watchers of one operation."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
-        request = pb.GenerateInstructionsRequest(model="m", policy="tone-en", count=5)
-        operation = await stub.GenerateInstructions(request)
+        operation = await stub.GenerateInstructions(GENERATE)
         wanted = pb.WatchOperationRequest(name=operation.name)
         before = resident_mb(pid)
         streams = [stub.WatchOperation(wanted) for _ in range(count)]

@@ -81,7 +81,7 @@ def race(names: list[str], pairs: int, tokens: int, rounds: int, quick: bool) ->
         say(f"  round {number} of {rounds}: {found} CPU s")
     return [
         compared(
-            f"step: {RIVALS[n][0]}, {pairs} pairs, {tokens} tokens",
+            f"step, {tokens} tokens: {RIVALS[n][0]}",
             seconds["ours"],
             seconds[n],
             RIVALS[n][1],
@@ -97,7 +97,7 @@ def memory(name: str, pairs: int, quick: bool) -> list[Result]:
     label, goal = MEMORY[name]
     return [
         compared(
-            f"peak memory over base: {label}, {pairs} pairs, 64 tokens",
+            f"memory, 64 tokens: {label}",
             [own_peak(pairs) / 2**20],
             [peak_over_base(name, pairs, 64) / 2**20],
             goal,
@@ -154,8 +154,7 @@ def exact_gradients(quick: bool) -> list[Result]:
     limit = 1e-5
     return [
         Result(
-            "gradient error on saturated tokens, float32 against float64 "
-            f"(limit {limit:g}; theirs: CUT-style)",
+            f"gradient error on saturated tokens, limit {limit:g}; theirs: CUT-style",
             worst["ours"],
             worst["cut"],
             limit / worst["ours"],
@@ -234,7 +233,7 @@ def against_naive(quick: bool) -> list[Result]:
     worst, limit = max((apart / whole) ** 0.5, loss_error), 2e-5
     return [
         Result(
-            f"loss and LoRA gradients against the naive padded step (limit {limit:g})",
+            "loss and LoRA gradients against the naive padded step; theirs: limit",
             worst,
             limit,
             limit / worst,

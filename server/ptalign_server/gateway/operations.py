@@ -18,7 +18,7 @@ from ptalign.errors import Cancelled, InvalidInput
 from ptalign_server.errors import NotFound, OperationRunning, status_of
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.purge import erase
-from ptalign_server.gateway.submit import answer
+from ptalign_server.gateway.submit import answer, answers
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.store import Store
 from ptalign_server.store.operations import (
@@ -71,7 +71,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
                 tenant, size + 1, before=request.page_token, kind=kind, states=states
             )
             return operations_pb2.ListOperationsResponse(
-                operations=[answer(row, self._store) for row in rows[:size]],
+                operations=answers(rows[:size], self._store),
                 next_page_token=rows[size - 1].id if len(rows) > size else "",
             )
 

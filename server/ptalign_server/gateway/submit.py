@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,16 @@ from google.longrunning import operations_pb2
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue
-from ptalign_server.errors import Overloaded
+from ptalign_server.errors import NotFound, Overloaded
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.verbs import VERBS, Call, Estimate
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
 from ptalign_server.store.requests import Ticket, once, sent_before, ticket
+
+MAX_SHOWN = 4096
+"""Messages of operations that are remembered: about a kilobyte each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +88,39 @@ def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructions
 
 def answer(operation: Operation, store: Store) -> operations_pb2.Operation:
     """An operation with its response, when it has one."""
-    message = wire.operation_message(operation)
-    if wire.needs_response(operation):
-        resource = store.resources.get(operation.resource, None)
-        message.response.CopyFrom(wire.response(resource.collection, resource.body))
-    return message
+    return answers([operation], store)[0]
+
+
+def answers(found: Sequence[Operation], store: Store) -> list[operations_pb2.Operation]:
+    """The operations with their responses, which are read in one go."""
+    named = [operation.resource for operation in found if wire.needs_response(operation)]
+    made = store.resources.get_all(named) if named else {}
+    messages = []
+    for operation in found:
+        message = operations_pb2.Operation.FromString(_shown(operation))
+        if wire.needs_response(operation):
+            if operation.resource not in made:
+                raise NotFound
+            resource = made[operation.resource]
+            message.response.CopyFrom(wire.response(resource.collection, resource.body))
+        messages.append(message)
+    return messages
+
+
+_SHOWN: dict[tuple[str, int], bytes] = {}
+"""Messages by operation and sequence number, which every change raises. Making one costs more than
+reading its row."""
+
+
+def _shown(operation: Operation) -> bytes:
+    """The operation without its response, serialised."""
+    key = operation.id, operation.sequence
+    found = _SHOWN.get(key)
+    if found is None:
+        if len(_SHOWN) >= MAX_SHOWN:
+            _SHOWN.clear()
+        found = _SHOWN[key] = wire.freeze(operation)
+    return found
 
 
 class _Insert:

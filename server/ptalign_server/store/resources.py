@@ -129,6 +129,13 @@ class Resources:
             raise NotFound
         return self._checked(row)
 
+    def get_all(self, names: Sequence[str]) -> dict[str, Resource]:
+        """Resources by name; those that are not there are left out."""
+        query = sa.select(resources).where(resources.c.name.in_(names))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        return {row["name"]: self._checked(row) for row in rows}
+
     def page(
         self, tenant: str, collection: str, size: int, *, before: str, model: str, policy: str
     ) -> list[Resource]:
