@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc
 from google.longrunning import operations_pb2 as lro
+from google.longrunning import operations_pb2_grpc as lro_grpc
 from grpc_health.v1 import health_pb2
 
 from ptalign.nouns import ModelSpec
@@ -48,6 +49,7 @@ P99_MS = 200.0
 START_SECONDS = 3.0
 WATCHERS = 1000
 WATCHERS_MB = 100.0
+FAN_OUT_SECONDS = 2.0
 READS_SHARE = 0.5
 """Of the echo behind the same interceptors."""
 ECHO_SERVER = """
@@ -85,9 +87,9 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
     echoes = [await echo(calls) for _ in range(rounds)]
     with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
         async with serving(Path(folder)) as (port, pid, seconds):
-            verbs = [await submit(port, calls) for _ in range(rounds)]
             reads = await reading(port, calls, rounds)
-            memory = await watch(port, pid, WATCHERS)
+            verbs = [await submit(port, calls) for _ in range(rounds)]
+            memory, fan_out = await watch(port, pid, WATCHERS)
     rates = [rate for rate, _ in verbs]
     tails = [p99 for _, p99 in verbs]
     return [
@@ -118,6 +120,14 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
             WATCHERS_MB,
             1.0,
             "MB",
+            WATCHERS,
+        ),
+        row(
+            f"service: the end of an operation, seen by {WATCHERS:,} watchers; theirs: limit",
+            [fan_out],
+            FAN_OUT_SECONDS,
+            1.0,
+            "s",
             WATCHERS,
         ),
     ]
@@ -200,7 +210,8 @@ async def reading(port: int, calls: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
-        made = await stub.GenerateInstructions(GENERATE)
+        for _ in range(LISTED + 1):
+            made = await stub.GenerateInstructions(GENERATE)
         for name, method, request in (
             ("get", OPERATIONS + "GetOperation", lro.GetOperationRequest(name=made.name)),
             ("list", OPERATIONS + "ListOperations", lro.ListOperationsRequest(page_size=LISTED)),
@@ -304,10 +315,12 @@ async def import_set(library: Any, kind: str) -> str:
     return str((await library.ImportSet(iter(parts))).name)
 
 
-async def watch(port: int, pid: int, count: int) -> float:
-    """MB that the gateway grows by with `count` watchers of one operation."""
+async def watch(port: int, pid: int, count: int) -> tuple[float, float]:
+    """MB that the gateway grows by with `count` watchers of one operation, and the seconds until
+    all of them have seen it cancelled."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = safety_tuning_pb2_grpc.SafetyTuningStub(channel)
+        operations: Any = lro_grpc.OperationsStub(channel)
         operation = await stub.GenerateInstructions(GENERATE)
         wanted = pb.WatchOperationRequest(name=operation.name)
         before = resident_mb(pid)
@@ -315,9 +328,16 @@ async def watch(port: int, pid: int, count: int) -> float:
         await asyncio.gather(*(stream.read() for stream in streams))
         await asyncio.sleep(2.0)
         grown = resident_mb(pid) - before
-        for stream in streams:
-            stream.cancel()
-        return grown
+        begun = time.perf_counter()
+        await operations.CancelOperation(lro.CancelOperationRequest(name=operation.name))
+        await asyncio.gather(*(until_done(stream) for stream in streams))
+        return grown, time.perf_counter() - begun
+
+
+async def until_done(stream: Any) -> None:
+    """Reads a watch to its end, which comes when the operation is done."""
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 def resident_mb(pid: int) -> float:

@@ -28,7 +28,7 @@ POINTS = [
 FEW = ["checkpoint_rename.before", "adapter_publish.after"]
 STEPS = 6
 KILLED_STEPS = 28
-"""Seven checkpoints: four kills, each at the second of its process at the latest, leave some over."""
+"""Seven checkpoints: of four kills each comes at the second of its process at the latest."""
 
 
 def import_pairs(running: Running) -> str:
