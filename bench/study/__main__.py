@@ -68,7 +68,9 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="base, mle, pt_align; one seed")
+    parser.add_argument(
+        "--quick", action="store_true", help="base, mle, pt_align, ut_uniform; one seed"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; page stays in --out")
     parser.add_argument("--out", type=Path, default=Path("study-out"), help="journal folder")
     parser.add_argument("--fresh", action="store_true", help="forget what is finished")

@@ -106,7 +106,7 @@ FULL = Form(
 )
 QUICK = Form(
     name="quick",
-    methods=("pt_align", "mle"),
+    methods=("pt_align", "mle", "ut_uniform"),
     seeds=1,
     instructions=40,
     steps=28,
@@ -120,6 +120,7 @@ QUICK = Form(
         "ifeval": 40,
     },
     usefulness_tokens=64,
+    tenfold=True,
 )
 SMOKE = Form(
     name="smoke",

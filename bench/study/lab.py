@@ -58,10 +58,11 @@ class Lab:
 
     @cached_property
     def model(self) -> ModelSpec:
-        """The demo model, prepared on first use."""
-        from ptalign_server.models import prepare_demo_model
+        """The demo model, prepared on first use, with the digest that the service would give it."""
+        from ptalign_server.models import prepare_demo_model, weights_digest
 
-        return ModelSpec(name=MODEL, path=str(prepare_demo_model()))
+        folder = prepare_demo_model()
+        return ModelSpec(name=MODEL, path=str(folder), weights_digest=weights_digest(folder))
 
     @contextmanager
     def opened(self) -> Iterator[Lab]:

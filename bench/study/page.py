@@ -171,7 +171,7 @@ def head(evidence: Evidence) -> list[str]:
     ]
     if form.name == "quick":
         found.append(
-            "**Quick form: one seed, fewer prompts than the goals ask for, three of six targets. "
+            "**Quick form: one seed, fewer prompts than the goals ask for, four of six targets. "
             "It shows that the path works and where the numbers lie; it proves nothing that needs "
             "seeds.** "
             "`make study` is the full form."
