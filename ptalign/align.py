@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,9 +31,12 @@ from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import ChatFormat, Sample, toxic_sample
 from ptalign.training.tree import pack
+from ptalign.weights.sheet import sheet
 
 EXPLAINED = 24
 """Toxic answers whose words the explanation follows."""
+TOKEN_SHEET = "token_weights.json"
+"""Which tokens were weighed, with every word masked."""
 CHECKED = 2
 """Groups of samples that the layout and the saved adapter are checked on."""
 
@@ -52,7 +56,8 @@ def align(
     """Trains an adapter on a pair set.
 
     Writes ``out/adapter`` (a PEFT folder), ``out/checkpoints``, ``out/token_weights.safetensors``
-    (positions and weights, no text) and ``out/ledger.json``.
+    (positions and weights, no text), ``out/token_weights.json`` (the same for people, words masked;
+    not for `mle`) and ``out/ledger.json``.
 
     Args:
         pairs: What SynthesizePairs made.
@@ -166,6 +171,9 @@ class _Job:
                 self._rows("weighing tokens"),
             )
             weights = dict(found.by_key)
+            scorer = self.config.scorer if self.config.method == "pt_align" else "uniform"
+            shown = sheet(pools.toxic_answers(self.pairs, chat), found, scorer)
+            _write_json(self.out / TOKEN_SHEET, shown)
             _write_weights(file, weights, self.fingerprint)
         plan = pools.with_weights(plan, weights, self.config.method)
         if self.config.method in ("dpo", "npo"):
@@ -256,5 +264,11 @@ def _read_weights(file: Path, fingerprint: str) -> dict[str, tuple[float, ...]] 
 
 def _write_ledger(file: Path, adapter: Adapter) -> None:
     """The ledger without the explanation's tokens: nothing in it needs a role to read."""
-    body = adapter.model_dump(mode="json", exclude={"path", "suppressed", "collateral"})
-    file.write_text(json.dumps(body, indent=1), "utf-8")
+    _write_json(file, adapter.model_dump(mode="json", exclude={"path", "suppressed", "collateral"}))
+
+
+def _write_json(file: Path, body: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(body, indent=1), "utf-8")
+    partial.rename(file)

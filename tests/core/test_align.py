@@ -27,6 +27,7 @@ from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
 from ptalign.training.lora import load_tokenizer, sha256_of
 from ptalign.training.texts import ChatFormat
+from ptalign.weights.words import words_of
 
 SHORT: dict[str, Any] = {
     "steps": 6,
@@ -106,6 +107,24 @@ def test_suppressed_tokens_are_sealed_and_lost_probability(finished: Adapter) ->
     assert all(isinstance(s.token, SealedText) for s in finished.suppressed)
     assert all(s.p_after < s.p_before for s in finished.suppressed)
     assert {s.topic for s in finished.suppressed} <= {"mocking", "contempt"}
+
+
+def test_the_sheet_of_weights_shows_places_and_no_words(
+    finished: Adapter, mild_pairs: PairSet
+) -> None:
+    text = (finished.folder.parent / "token_weights.json").read_text("utf-8")
+    sheet = json.loads(text)
+    assert sheet["scorer"] == AlignConfig().scorer
+    assert 0 < sheet["share"] == sheet["flagged"] / sheet["tokens"] <= AlignConfig().flagged_share
+    assert set(sheet["pairs"]) == {p.id for p in mild_pairs.polarised}
+    places = [place for pair in sheet["pairs"].values() for place in pair["flagged"]]
+    assert len(places) == sheet["flagged"] == sum(w["flagged"] for w in sheet["words"])
+    assert all(w["flagged"] <= w["said"] for w in sheet["words"])
+    numbers = {w["word"] for w in sheet["words"]}
+    assert {number for _, number in places} == numbers == set(range(1, len(numbers) + 1))
+    toxic = {w for p in mild_pairs.polarised if p.toxic for w in words_of(p.toxic.reveal())}
+    named = {"mocking", "contempt", *sheet["words"][0], *sheet, "blend"}
+    assert not (toxic & words_of(text)) - {w for n in named for w in words_of(n)}
 
 
 def test_the_folder_is_an_ordinary_peft_adapter(finished: Adapter, tiny_model: ModelSpec) -> None:

@@ -22,6 +22,9 @@ from ptalign_server.worker.job import Job, Made
 REVEAL = {"reveal": True}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What a PEFT folder consists of, and all that leaves it."""
+TOKEN_SHEET = "token_weights.json"
+"""Beside that folder: which tokens were weighed, masked. `ptalign.align` names it; importing that
+would load torch into the worker."""
 
 
 def validate(job: Job) -> None:
@@ -56,6 +59,8 @@ def make(job: Job) -> Made:
     adapter = Adapter.model_validate(result)
     failpoints.hit("adapter_publish.before")
     files = [_store(job, Path(adapter.path) / part) for part in FILES]
+    if (sheet := out / TOKEN_SHEET).is_file():  # mle weighs none
+        files.append(_store(job, sheet))
     files.append(_sign(job, files))
     failpoints.hit("adapter_publish.after")
     # Checkpoints stay until the result is committed: a crash before would train anew.
