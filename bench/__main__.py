@@ -38,7 +38,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.page:
-        publish(options.out / "results.json")
+        rows = Book(options.out / "results.json", quick=False).rows()
+        if not rows:
+            parser.error(f"{options.out} holds no full run: `make bench` makes one")
+        publish(rows)
         return 0
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

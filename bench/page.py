@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.results import own_folder, table
@@ -32,15 +31,8 @@ FIRST = (
 PAGES = {ROOT / "README.md": FIRST, ROOT / "docs" / "performance.md": ("",)}
 
 
-def publish(results: Path) -> None:
-    """Keeps the results of a full run and rewrites both tables.
-
-    Raises:
-        RuntimeError: The run was a quick one, or there is none.
-    """
-    rows = json.loads(results.read_text("utf-8")) if results.is_file() else []
-    if not rows or any(row["quick"] for row in rows):
-        raise RuntimeError(f"{results} holds no full run: `make bench` makes one")
+def publish(rows: Sequence[dict[str, Any]]) -> None:
+    """Keeps the rows of a full run and rewrites both tables."""
     KEPT.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     write()
 
