@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     """Object store URL (s3://, gs://, az://); a folder in the state folder unless set."""
     key_file: Path | None = None
     """Operator's key; ``operator.key`` in the state folder unless set."""
+    key_command: str = ""
+    """Command that prints the operator's keys as a key file holds them, instead of a file (a KMS,
+    a secret store). Split as by a shell, run without one; the keys stay in memory."""
     models_file: Path | None = None
     """Catalogue of models; ``models.yaml`` in the state folder unless set."""
     tokens_file: Path | None = None

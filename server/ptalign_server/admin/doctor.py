@@ -13,8 +13,10 @@ from importlib.util import find_spec
 
 import typer
 
+from ptalign.errors import PtalignError
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.settings import Settings
+from ptalign_server.vault import operator_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,13 @@ def check_state(settings: Settings) -> Iterator[Finding]:
         free = shutil.disk_usage(settings.state).free
         mend = "Free at least 2 GB: checkpoints and sets are written there."
         yield Finding("free space", free > 2e9, f"{free / 1e9:.0f} GB", mend)
-    if settings.key_path.exists():
+    if settings.key_command:
+        try:
+            found, mend = ", ".join(operator_keys(settings).keys), ""
+        except PtalignError as error:
+            found, mend = "", str(error)
+        yield Finding("key command", not mend, found or "no key", mend)
+    elif settings.key_path.exists():
         mode = stat.S_IMODE(settings.key_path.stat().st_mode)
         mend = f"chmod 600 {settings.key_path}"
         yield Finding("key file", not mode & 0o077, f"{settings.key_path} {mode:04o}", mend)

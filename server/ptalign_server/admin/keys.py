@@ -6,28 +6,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ptalign.errors import Unsupported
 from ptalign_server.settings import Settings
-from ptalign_server.vault import KeyFile
+from ptalign_server.vault import KeyFile, operator_keys
 
 if TYPE_CHECKING:
     from ptalign_server.store import Store
 
-app = typer.Typer(help="The operator's key file.", no_args_is_help=True)
+app = typer.Typer(help="The operator's keys.", no_args_is_help=True)
 
 
 @app.command()
 def create() -> None:
     """Make the key file (mode 0600). Back it up: without it, sealed text is lost."""
     settings = Settings()
+    if settings.key_command:
+        raise Unsupported(
+            "keys come from the command of PTALIGN_KEY_COMMAND: make them where it reads them. "
+            "To make a key file, unset PTALIGN_KEY_COMMAND."
+        )
     key_id, _ = KeyFile.create(settings.key_path).current
     typer.echo(f"{settings.key_path}: key {key_id}. Back it up now, apart from the database.")
 
 
 @app.command()
 def show() -> None:
-    """Show the ids of the keys in the file, the current one first; never the keys."""
-    settings = Settings()
-    for number, key_id in enumerate(KeyFile(settings.key_path).keys):
+    """Show the ids of the operator's keys, the current one first; never the keys."""
+    for number, key_id in enumerate(operator_keys(Settings()).keys):
         typer.echo(f"{key_id}{' (current)' if number == 0 else ''}")
 
 
@@ -35,12 +40,16 @@ def show() -> None:
 def rotate() -> None:
     """Wrap every set's key under a fresh operator key. Works while servers run.
 
-    Running servers read the file again when they meet a key they do not know.
+    Running servers read the keys again when they meet one they do not know. With
+    PTALIGN_KEY_COMMAND the fresh key is the one that you have put first: nothing is written here.
     """
     from ptalign_server.store import Store
     from ptalign_server.wire import freeze
 
     settings = Settings()
+    if settings.key_command:
+        rewrap()
+        return
     store = Store(settings, freeze)
     key_id, count = rotate_all(store)
     store.close()
@@ -61,15 +70,27 @@ def rotate_all(store: Store) -> tuple[str, int]:
 
 @app.command()
 def rewrap() -> None:
-    """Wrap every set's key under the first key of the file, which is not changed.
+    """Wrap every set's key under the first of the operator's keys, which are not changed.
 
-    For key files that are mounted secrets: put the new key first, restart, rewrap, then drop the
-    old one.
+    For keys that are kept elsewhere. Mounted secrets: put the new key first, restart, rewrap, then
+    drop the old one. PTALIGN_KEY_COMMAND: the same without a restart.
     """
     from ptalign_server.store import Store
     from ptalign_server.wire import freeze
 
-    store = Store(Settings(), freeze)
-    count, key_id = store.keys.rotate(), store.vault.keyfile.current[0]
+    settings = Settings()
+    store = Store(settings, freeze)
+    count, key_id = store.keys.rotate(), store.keys.in_force()
     store.close()
-    typer.echo(f"key {key_id} wraps {count} more set keys now; older keys may go.")
+    typer.echo(f"key {key_id} wraps {count} more set keys now; {_older(settings, count)}")
+
+
+def _older(settings: Settings, count: int) -> str:
+    if not settings.key_command:
+        return "older keys may go."
+    if not count:
+        return "put a new key before it to rotate."
+    return (
+        "older keys may go from what PTALIGN_KEY_COMMAND prints, once this was run on every server "
+        "with a database of its own."
+    )

@@ -18,7 +18,7 @@ from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
 from ptalign_server.store.sets import Sets
 from ptalign_server.store.writer import Writer
-from ptalign_server.vault import KeyFile, Vault
+from ptalign_server.vault import KeyFile, Vault, operator_keys
 
 T = TypeVar("T")
 
@@ -36,9 +36,10 @@ class Store:
         self.engine = connect(settings.database_url)
         try:
             migrate(self.engine)
-            if settings.embedded and not settings.key_path.exists() and no_keys(self.engine):
+            made_here = settings.embedded and not settings.key_command
+            if made_here and not settings.key_path.exists() and no_keys(self.engine):
                 KeyFile.create(settings.key_path)
-            self.vault = Vault(KeyFile(settings.key_path))
+            self.vault = Vault(operator_keys(settings))
             self.audit = Audit(self.engine, self.vault)
             self.keys = Keys(self.engine, self.vault, self.audit.begin)
         except BaseException:

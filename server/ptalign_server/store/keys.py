@@ -14,8 +14,13 @@ from ptalign_server.errors import SetPurged
 from ptalign_server.store.db import alone, reading
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
+from ptalign_server.vault.seal import key_id_of
 
+MAC = "mac"
+"""Row of the key of the MACs. A rotation moves it with all others in one transaction, so the key
+that wraps it is the operator's key in force, whatever a server has last read."""
 _INSERT = set_keys.insert()
+_IN_FORCE = sa.select(set_keys.c.wrapped).where(set_keys.c.set_id == MAC)
 
 
 log = logging.getLogger("ptalign.server")
@@ -43,14 +48,18 @@ class Keys:
         self._use_mac_key(begin)
 
     def insert(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
-        """Stores a wrapped key, under the operator's current one.
+        """Stores a wrapped key, under the operator's key in force.
 
-        A rotation may have begun since it was wrapped. Looking after the insert leaves no gap:
-        the rotation's transaction either waits for this one, or had put its key first by now.
+        A rotation may have ended since it was wrapped, or since this server read its keys. Looking
+        after the insert leaves no gap: the rotation's transaction waits for this one, or is seen.
+
+        Raises:
+            NotReady, DataDamaged: The key in force is not known here and cannot be had.
         """
         connection.execute(_INSERT, {"set_id": set_id, "wrapped": wrapped})
-        if not self._vault.is_current(wrapped):
-            self._wrap_anew(connection, set_id, wrapped)
+        found: Any = connection.execute(_IN_FORCE).scalar_one()
+        if key_id_of(bytes(found)) != key_id_of(wrapped):
+            self._wrap_anew(connection, set_id, wrapped, self._vault.meet(MAC, bytes(found)))
 
     def get(self, set_id: str) -> SetKey:
         """A set's key.
@@ -96,31 +105,44 @@ class Keys:
         Returns:
             How many were wrapped anew.
         """
-        count = 0
+        operator, count = self._vault.operator, 0
+        operator.reload()
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":  # waits for inserts that are under way
                 connection.execute(sa.text("lock table set_keys in share row exclusive mode"))
-            for row in connection.execute(sa.select(set_keys)).all():
-                if not self._vault.is_current(row.wrapped):
-                    self._wrap_anew(connection, row.set_id, bytes(row.wrapped))
+            rows = connection.execute(sa.select(set_keys)).all()
+            for row in rows:  # another rotation may have ended since: its key comes first then
+                self._vault.meet(row.set_id, bytes(row.wrapped))
+            key_id, _ = operator.current
+            for row in rows:
+                if key_id_of(bytes(row.wrapped)) != key_id:
+                    self._wrap_anew(connection, row.set_id, bytes(row.wrapped), key_id)
                     count += 1
         return count
 
-    def _wrap_anew(self, connection: sa.Connection, set_id: str, wrapped: bytes) -> None:
+    def in_force(self) -> str:
+        """Id of the operator's key that wraps everything since the last rotation."""
+        wrapped = self._wrapped(MAC)
+        assert wrapped is not None
+        return key_id_of(wrapped)
+
+    def _wrap_anew(
+        self, connection: sa.Connection, set_id: str, wrapped: bytes, key_id: str
+    ) -> None:
         change = set_keys.update().where(set_keys.c.set_id == set_id)
-        connection.execute(change.values(wrapped=self._vault.rewrap(set_id, wrapped)))
+        connection.execute(change.values(wrapped=self._vault.rewrap(set_id, wrapped, key_id)))
 
     def _use_mac_key(self, begin: Callable[[sa.Connection], None]) -> None:
-        wrapped = self._wrapped("mac")
+        wrapped = self._wrapped(MAC)
         if wrapped is None:
             with alone(self._engine) as connection:
-                known = connection.execute(self._query("mac")).scalar()
+                known = connection.execute(self._query(MAC)).scalar()
                 if known is None:
                     made = self._vault.fresh_mac_key()
-                    self.insert(connection, "mac", made)
+                    self.insert(connection, MAC, made)
                     self._vault.use_mac_key(made)
                     begin(connection)
-            wrapped = self._wrapped("mac")
+            wrapped = self._wrapped(MAC)
         assert wrapped is not None
         self._vault.use_mac_key(wrapped)
 

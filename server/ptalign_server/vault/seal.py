@@ -8,8 +8,9 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ptalign.errors import DataDamaged
-from ptalign_server.vault.keyfile import KEY_BYTES, KeyFile
+from ptalign.errors import DataDamaged, Unsupported
+from ptalign_server.vault.keyfile import KeyFile
+from ptalign_server.vault.operator import KEY_BYTES, OperatorKeys
 
 NONCE_BYTES = 12
 
@@ -46,11 +47,26 @@ class SetKey:
 
 
 class Vault:
-    """Wraps and unwraps set keys, and makes the MACs of database rows."""
+    """Wraps and unwraps set keys, and makes the MACs of database rows.
 
-    def __init__(self, keyfile: KeyFile) -> None:
-        self.keyfile = keyfile
+    Args:
+        operator: The operator's keys, from wherever they come.
+    """
+
+    def __init__(self, operator: OperatorKeys) -> None:
+        self.operator = operator
         self._mac_key = b""
+
+    @property
+    def keyfile(self) -> KeyFile:
+        """The operator's keys where they can be changed.
+
+        Raises:
+            Unsupported: They come from elsewhere and are changed there.
+        """
+        if not isinstance(self.operator, KeyFile):
+            raise Unsupported("the operator's keys are not in a file: change them at their source.")
+        return self.operator
 
     def fresh_key(self, set_id: str) -> tuple[SetKey, bytes]:
         """A new key for a set, and its wrapped form to store."""
@@ -61,18 +77,30 @@ class Vault:
         """The set's key.
 
         Raises:
-            DataDamaged: The wrapped key was changed or belongs to another set or key file.
+            DataDamaged: The wrapped key was changed or belongs to another set or operator.
+            NotReady: Its operator's key is not known and the source of keys cannot be read.
         """
         return SetKey(set_id, self._unwrap(set_id, wrapped))
 
-    def rewrap(self, set_id: str, wrapped: bytes) -> bytes:
-        """The same key under the operator's current key."""
-        return self._wrap(set_id, self._unwrap(set_id, wrapped))
+    def rewrap(self, set_id: str, wrapped: bytes, key_id: str) -> bytes:
+        """The same key under another of the operator's keys, which must be known."""
+        return self._wrap(set_id, self._unwrap(set_id, wrapped), key_id)
 
-    def is_current(self, wrapped: bytes) -> bool:
-        """Whether the operator's current key wraps it, as its file says now."""
-        self.keyfile.refresh()
-        return wrapped.split(b":", 1)[0].decode("ascii", "replace") == self.keyfile.current[0]
+    def meet(self, set_id: str, wrapped: bytes) -> str:
+        """Id of the operator's key that wraps it; the source is read again if that is not known.
+
+        Raises:
+            DataDamaged, NotReady: See `unwrap`.
+        """
+        key_id = key_id_of(wrapped)
+        if key_id not in self.operator.keys:
+            self.operator.reload()
+        if key_id not in self.operator.keys:
+            raise DataDamaged(
+                f"the key of set {set_id} is wrapped by an operator key that "
+                f"{self.operator.lacking}"
+            )
+        return key_id
 
     def fresh_mac_key(self) -> bytes:
         """A wrapped MAC key to store once per database."""
@@ -91,19 +119,19 @@ class Vault:
             whole += data
         return hmac.digest(self._mac_key, whole, "sha256").hex()
 
-    def _wrap(self, set_id: str, key: bytes) -> bytes:
-        self.keyfile.refresh()
-        key_id, operator_key = self.keyfile.current
-        return key_id.encode() + b":" + SetKey(set_id, operator_key).seal("key", key)
+    def _wrap(self, set_id: str, key: bytes, key_id: str = "") -> bytes:
+        """Wraps under the key that the source puts first, unless another is named."""
+        if not key_id:
+            self.operator.refresh()
+            key_id, _ = self.operator.current
+        return key_id.encode() + b":" + SetKey(set_id, self.operator.keys[key_id]).seal("key", key)
 
     def _unwrap(self, set_id: str, wrapped: bytes) -> bytes:
-        head, _, blob = wrapped.partition(b":")
-        key_id = head.decode("ascii", "replace")
-        if key_id not in self.keyfile.keys:
-            self.keyfile.reload()
-        if key_id not in self.keyfile.keys:
-            raise DataDamaged(
-                f"the key of set {set_id} is wrapped by an operator key that {self.keyfile.path} "
-                "does not hold. Restore that file from its backup."
-            )
-        return SetKey(set_id, self.keyfile.keys[key_id]).open("key", blob)
+        key_id = self.meet(set_id, wrapped)
+        blob = wrapped.partition(b":")[2]
+        return SetKey(set_id, self.operator.keys[key_id]).open("key", blob)
+
+
+def key_id_of(wrapped: bytes) -> str:
+    """Id of the operator's key that wraps a key."""
+    return wrapped.partition(b":")[0].decode("ascii", "replace")

@@ -16,7 +16,11 @@
 {{- if .Values.secrets.tokens.existingSecret }}
 - {name: PTALIGN_TOKENS_FILE, value: /etc/ptalign/tokens/tokens.json}
 {{- end }}
+{{- with .Values.secrets.operatorKey.command }}
+- {name: PTALIGN_KEY_COMMAND, value: {{ . | quote }}}
+{{- else }}
 - {name: PTALIGN_KEY_FILE, value: /etc/ptalign/key/operator.key}
+{{- end }}
 - {name: PTALIGN_AUTH__TLS_CERT, value: /etc/ptalign/tls/tls.crt}
 - {name: PTALIGN_AUTH__TLS_KEY, value: /etc/ptalign/tls/tls.key}
 {{- if .Values.secrets.tls.mutual }}

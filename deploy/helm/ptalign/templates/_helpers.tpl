@@ -99,8 +99,12 @@ affinity:
 
 {{- /* What the schema cannot say in words that teach */}}
 {{- define "ptalign.check" -}}
-{{- if not .Values.secrets.operatorKey.existingSecret -}}
-{{- fail "secrets.operatorKey.existingSecret is empty. It wraps the keys of all record text; make it once and back it up: see docs/operations.md, Install." -}}
+{{- $key := .Values.secrets.operatorKey -}}
+{{- if not (or $key.existingSecret $key.command) -}}
+{{- fail "secrets.operatorKey.existingSecret is empty. It wraps the keys of all record text; make it once and back it up, or set secrets.operatorKey.command: see docs/operations.md, Install." -}}
+{{- end -}}
+{{- if and $key.existingSecret $key.command -}}
+{{- fail "secrets.operatorKey has both existingSecret and command. Keys come from one place: empty the one that does not hold the keys of this database." -}}
 {{- end -}}
 {{- if not .Values.secrets.tls.existingSecret -}}
 {{- fail "secrets.tls.existingSecret is empty. The server refuses to listen off loopback without TLS: make a kubernetes.io/tls secret, for example with cert-manager." -}}
