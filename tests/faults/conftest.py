@@ -7,11 +7,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import Cluster
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -169,6 +173,16 @@ def author_url() -> Iterator[str]:
 
     with author(0.02) as url:
         yield url
+
+
+@pytest.fixture
+def cluster(program: Callable[..., str]) -> Iterator[Cluster]:
+    """A PostgreSQL of the test's own."""
+    from postgres import Cluster
+
+    made = Cluster(program).start()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(scope="session")

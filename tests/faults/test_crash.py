@@ -6,12 +6,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from history import Findings, History, check
+from history import Findings, History, check, failures, unasked
 from running import Running, alive
 from world import (
     accepted,
@@ -26,6 +27,7 @@ from world import (
 )
 
 from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import failpoints
 
 IN_WORKER = [
@@ -33,6 +35,10 @@ IN_WORKER = [
     for name in ("lease", "generate", "filter", "write_item", "acknowledge", "state_commit")
     for side in ("before", "after")
 ]
+
+
+Kill = Callable[[Running, History, random.Random, int], None]
+"""What kills something, and remembers what it asked for meanwhile; the number counts the kills."""
 
 
 def full(value: str) -> Any:
@@ -48,10 +54,15 @@ def at(point: str, draw: random.Random) -> int:
     return draw.randint(1, 3) if point.startswith(("generate", "filter", "write")) else 1
 
 
-def remember(history: History, state: Path, name: str) -> None:
+def remember(history: History, where: Path | Running, name: str) -> None:
     """Adds what lies in the operation's log, after a kill."""
-    for record in accepted(state, name.removeprefix("operations/")):
-        history.items[record.text] = name
+    for record in accepted(where, name.removeprefix("operations/")):
+        history.items[text_of(record)] = name
+
+
+def text_of(record: Any) -> str:
+    """What a record is told apart by: an instruction, or the one that was answered."""
+    return str(getattr(record, "text", None) or record.instruction)
 
 
 def merge(score: Any, what: str, planned: int, ran: int, found: Findings) -> None:
@@ -220,32 +231,53 @@ def import_two(running: Running) -> str:
 @pytest.mark.timeout(2600)
 def test_killed_at_random_times(score: Any, tmp_path: Path, author_url: str) -> None:
     """SIGKILL to the gateway or the worker while several operations run."""
-    draw = random.Random(7)
     running = server(tmp_path / "state", author_url).start()
-    history = History()
     kills = score.size(112, 1)
     try:
-        for _ in range(kills):
-            while len(history.operations) % 4 or not history.operations:
-                request = generate(draw.randint(2, 8), seed=draw.randint(0, 999))
-                history.operations.add(insist(running.tuning.GenerateInstructions, request).name)
-            time.sleep(draw.uniform(0.0, 6.0))
-            _kill(running, draw)
-            for name in history.operations:
-                remember(history, running.state, name)
-            request = generate(draw.randint(2, 8), seed=draw.randint(0, 999))
-            history.operations.add(insist(running.tuning.GenerateInstructions, request).name)
-        found = check(running, history)
+        found = under_kills(running, random.Random(7), kills, _kill)
     finally:
         end(running)
     merge(score, "kills of gateway or worker at random times", 112, kills, found)
 
 
-def _kill(running: Running, draw: random.Random) -> None:
+def under_kills(running: Running, draw: random.Random, kills: int, kill: Kill) -> Findings:
+    """Several operations at any time, and something killed now and then; what the history says."""
+    history = History()
+    for number in range(kills):
+        while len(history.operations) % 4 or not history.operations:
+            history.operations.add(ask(running, small(draw)))
+        time.sleep(draw.uniform(0.0, 6.0))
+        kill(running, history, draw, number)
+        for name in history.operations:
+            remember(history, running, name)
+        history.operations.add(ask(running, small(draw)))
+    found = check(running, history)
+    found.doubled_operations += unasked(running, history)
+    found.failed += failures(running, history)
+    return found
+
+
+def small(draw: random.Random) -> pb.GenerateInstructionsRequest:
+    """A call for a few instructions."""
+    return generate(draw.randint(2, 8), seed=draw.randint(0, 999))
+
+
+def ask(running: Running, request: pb.GenerateInstructionsRequest) -> str:
+    """Calls until the call is taken; the operation's name."""
+    return str(insist(running.tuning.GenerateInstructions, request).name)
+
+
+def _kill(running: Running, _: History, draw: random.Random, __: int) -> None:
+    kill_server(running, draw)
+
+
+def kill_server(running: Running, draw: random.Random) -> str:
+    """SIGKILL to the worker or to the gateway, which is started again; which of them."""
     pid = worker_pid(running)
     if pid and draw.random() < 0.5:
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not alive(pid), 10, "the worker is gone")
-        return
+        return "worker"
     running.kill_tree()
     running.start()
+    return "gateway"

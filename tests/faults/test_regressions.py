@@ -6,17 +6,24 @@ import base64
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import sqlalchemy as sa
 from gate import gateway, import_two, methods
 from google.longrunning import operations_pb2 as lro
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from postgres import Cluster
 from test_adapter_files import info
 from test_adapter_files import write as write_adapter
 from world import MODEL, POLICY, generate, opened
@@ -25,15 +32,24 @@ from ptalign.errors import DataDamaged, NotReady
 from ptalign.nouns import Instruction, InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
+from ptalign_server.errors import status_of
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.manifest import PART, Signer
+from ptalign_server.metrics import Metrics
 from ptalign_server.process import hold
+from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import VALIDATING, Operation, new_id
+from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.operations import RUNNING, SUCCEEDED, VALIDATING, Operation, new_id
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import audit, operations, request_ids, resources
-from ptalign_server.worker.job import Job, Room
+from ptalign_server.store.writer import Writer, _Task
+from ptalign_server.vault import KeyFile
+from ptalign_server.worker import perform, run
+from ptalign_server.worker.job import Job, Made, Room
+from ptalign_server.worker.jobs import JOBS
 from ptalign_server.worker.run import set_damaged_aside
 
 
@@ -374,3 +390,74 @@ def test_a_row_read_before_a_rotation_is_opened_after_it(store: Store, tmp_path:
         rotate_all(beside)
     assert store.keys.get(made.id).set_id == made.id
     assert store.vault.unwrap(made.id, held).set_id == made.id
+
+
+@pytest.fixture
+def on_postgres(cluster: Cluster, tmp_path: Path) -> Iterator[Store]:
+    key = tmp_path / "key"
+    KeyFile.create(key)
+    settings = Settings(state=tmp_path / "scaled", database=cluster.url, key_file=key)
+    made = Store(settings, wire.freeze)
+    yield made
+    made.close()
+
+
+def test_postgres_away_is_told_as_such_and_nothing_needs_a_restart(
+    cluster: Cluster, on_postgres: Store
+) -> None:
+    """Calls ended in INTERNAL, which no client tries again."""
+    store = on_postgres
+    known = add_operation(store)
+    cluster.stop_at_once()
+    for _ in range(2):  # a connection that breaks, and none to be had
+        for use in (lambda: add_operation(store), lambda: store.operations.get(known)):
+            with pytest.raises(NotReady) as caught:
+                use()
+            status = status_of(caught.value)
+            assert status.code == grpc.StatusCode.UNAVAILABLE.value[0]
+            assert any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in status.details)
+    cluster.start()
+    add_operation(store)
+    assert store.operations.get(known).id == known
+
+
+def test_an_operation_whose_connection_is_cut_goes_on(
+    on_postgres: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended FAILED with INTERNAL where another connection could still write that."""
+    store, states = on_postgres, list[str]()
+
+    def make(job: Job) -> Made:
+        states.append(store.operations.get(job.operation.id).state)
+        if len(states) < 8:  # oftener than a dead engine is forgiven
+            with store.engine.begin() as connection:
+                connection.execute(sa.text("select pg_terminate_backend(pg_backend_pid())"))
+        return Made(noun=InstructionSet(records=(), requested=0), message=None, config=None)
+
+    kind = "GenerateInstructions"
+    monkeypatch.setitem(JOBS, kind, replace(JOBS[kind], make=make))
+    monkeypatch.setattr(perform, "_seal", lambda *_: None)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.0)
+    worker = run.Worker.__new__(run.Worker)
+    worker.room = Room(Settings(), store, None, None, Metrics())  # type: ignore[arg-type]
+    worker.ending, worker._told = threading.Event(), set()
+    assert worker._persist(add_operation(store)) == SUCCEEDED
+    assert states == [RUNNING] * 8
+
+
+def test_changes_that_may_stand_are_not_made_again(store: Store) -> None:
+    """The answer to a commit was lost, and each change of its batch was made once more."""
+    made: Counter[str] = Counter()
+
+    @contextmanager
+    def begin() -> Iterator[sa.Connection]:
+        with store.engine.begin() as connection:
+            yield connection
+        raise DatabaseAway
+
+    writer = Writer(SimpleNamespace(begin=begin))  # type: ignore[arg-type]
+    tasks = [_Task(lambda _, name=name: made.update([name]), Future()) for name in "ab"]
+    writer._commit(tasks)
+    assert made == {"a": 1, "b": 1}
+    assert all(isinstance(task.future.exception(), DatabaseAway) for task in tasks)
+    writer.close()

@@ -23,7 +23,7 @@ import grpc
 import yaml
 from running import Running, descendants, free_port
 
-from ptalign.nouns import Instruction, ModelSpec
+from ptalign.nouns import Anchor, Instruction, ModelSpec, Pair
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
@@ -127,33 +127,44 @@ def insist(call: Any, request: Any, seconds: float = 60.0) -> Any:
             time.sleep(0.1)
 
 
-def accepted(state: Path, operation_id: str) -> list[Instruction]:
+def accepted(where: Path | Running, operation_id: str) -> list[Any]:
     """Records in an operation's log, read beside the running server."""
-    with opened(state) as store:
-        path = store.sets.folder(operation_id) / "log"
-        if not path.exists():
+    with opened(where) as store:
+        try:
+            return list(_records(store, operation_id))
+        except FileNotFoundError:  # not begun, or sealed by now
             return []
-        return list(_records(store, operation_id))
 
 
-def _records(store: Store, operation_id: str) -> Iterator[Instruction]:
+def _records(store: Store, operation_id: str) -> Iterator[Any]:
     from ptalign_server.store.records import decode, frames
 
-    key = store.keys.get(operation_id)
+    kinds = {kind.__name__: kind for kind in (Instruction, Pair, Anchor)}
     path = store.sets.folder(operation_id) / "log"
     with path.open("rb") as stream:
+        key = store.keys.get(operation_id)
         for place, blob in frames(stream, path):
-            yield decode(key.open(place, blob), {"Instruction": Instruction})  # type: ignore[misc]
+            yield decode(key.open(place, blob), kinds)
 
 
 @contextlib.contextmanager
-def opened(state: Path) -> Iterator[Store]:
-    """The store of a state folder, in this process."""
-    store = Store(Settings(state=state), wire.freeze)
+def opened(where: Path | Running) -> Iterator[Store]:
+    """The store of a state folder, or of a server whose database is elsewhere, in this process."""
+    store = Store(settings_of(where), wire.freeze)
     try:
         yield store
     finally:
         store.close()
+
+
+def settings_of(where: Path | Running) -> Settings:
+    """Where a server keeps what it keeps."""
+    if isinstance(where, Path):
+        return Settings(state=where)
+    told = where.environment
+    key = told.get("PTALIGN_KEY_FILE")
+    database = told.get("PTALIGN_DATABASE", "")
+    return Settings(state=where.state, database=database, key_file=Path(key) if key else None)
 
 
 def records_of(server: Running, name: str) -> list[lib.Record]:

@@ -31,7 +31,7 @@ class Running:
 
     def __init__(self, state: Path, **environment: str) -> None:
         self.state = state
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PTALIGN_STATE": str(state),
             "PTALIGN_PORT": "0",
@@ -40,7 +40,7 @@ class Running:
             "OMP_NUM_THREADS": "1",
             **environment,
         }
-        self.metrics_port = int(self._environment["PTALIGN_METRICS_PORT"])
+        self.metrics_port = int(self.environment["PTALIGN_METRICS_PORT"])
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
 
@@ -49,7 +49,7 @@ class Running:
         self.state.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ptalign_server.cli", "serve"],
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=(self.state / "gateway.log").open("a"),
             text=True,

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from google.longrunning import operations_pb2 as lro
-from running import Running, free_port, progress, state_of
+from postgres import Cluster
+from running import Running, progress, state_of
 
 from ptalign.nouns import ModelSpec
 from ptalign_proto.v1 import library_pb2 as lib
@@ -22,32 +19,15 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import write_models
 from ptalign_server.vault import KeyFile
 
-BINARIES = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
-
-
 MODEL = "tiny"
 
 
 @pytest.fixture
 def database(program: Callable[..., str]) -> Iterator[str]:
     """URL of a PostgreSQL of our own, on loopback, gone afterwards."""
-    tools = Path(BINARIES[-1] if BINARIES else Path(program("initdb", "postgresql")).parent)
-    folder, port = Path(tempfile.mkdtemp(prefix="ptalign-pg-")), free_port()
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(folder, "postgres")
-
-    def call(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    control = [str(tools / "pg_ctl"), "-D", str(folder / "data")]
-    flags = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-    make = [str(tools / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "ptalign"]
-    call(*make, "--no-sync")
-    call(*control, "-o", flags, "-w", "-l", str(folder / "log"), "start")
-    yield f"postgresql://ptalign@127.0.0.1:{port}/postgres"
-    call(*control, "-m", "immediate", "stop")
-    shutil.rmtree(folder)
+    cluster = Cluster(program).start()
+    yield cluster.url
+    cluster.remove()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,27 @@ import sqlalchemy as sa
 from ptalign.errors import NotReady, Unsupported
 from ptalign_server.store.schema import metadata
 
+log = logging.getLogger("ptalign.server")
 HEAD = "0001"
 """Newest schema this program knows."""
+
+
+class DatabaseAway(NotReady):
+    """The database server cannot be reached, or ended while it was asked.
+
+    A change that was under way may stand or not: only who asked knows whether to ask again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the database is away. Calls work again, without a restart, with it.")
 
 
 def connect(url: str) -> sa.Engine:
     """An engine whose commits are on disk when they return."""
     if not url.startswith("sqlite"):
-        return sa.create_engine(_driver(url), pool_size=10, max_overflow=10, pool_pre_ping=True)
+        engine = sa.create_engine(_driver(url), pool_size=10, max_overflow=10, pool_pre_ping=True)
+        sa.event.listen(engine, "handle_error", _away)
+        return engine
     engine = sa.create_engine(
         url, connect_args={"timeout": 20, "check_same_thread": False}, pool_size=8, max_overflow=8
     )
@@ -115,6 +129,20 @@ def _driver(url: str) -> str:
                 raise NotReady("PostgreSQL needs: pip install 'ptalign[postgres]'") from None
             return "postgresql+psycopg://" + url.removeprefix(prefix)
     return url
+
+
+def _away(context: sa.engine.ExceptionContext) -> BaseException | None:
+    """One error for all the ways in which a driver says that its server is gone."""
+    if context.is_pre_ping:
+        return None  # the pool makes a new connection
+    connecting = context.connection is None
+    if connecting and isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+        # A wrong password looks the same: the operator needs the reason, a caller does not.
+        log.error(
+            "no connection to the database: %s", " ".join(str(context.original_exception).split())
+        )
+        return DatabaseAway()
+    return DatabaseAway() if context.is_disconnect else None
 
 
 def _sqlite_connect(connection: Any, _: Any) -> None:

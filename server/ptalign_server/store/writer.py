@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ptalign_server.store.db import DatabaseAway
+
 T = TypeVar("T")
 BATCH = 64
 TRIES = 6
@@ -67,6 +69,10 @@ class Writer:
         try:
             with self._engine.begin() as connection:
                 errors = [_apply(connection, task) for task in batch]
+        except DatabaseAway as error:  # all of it may stand: done again, it could stand twice
+            for task in batch:
+                task.future.set_exception(error)
+            return
         except BaseException as error:
             if len(batch) > 1:  # a deadlock with another server, say
                 for task in batch:
@@ -95,6 +101,8 @@ def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
             return None
         except sa.exc.IntegrityError as error:
             failure = error
+        except DatabaseAway:
+            raise  # for all of the batch
         except Exception as error:
             return error
     return failure

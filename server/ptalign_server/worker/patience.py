@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
+from ptalign_server.store.db import DatabaseAway
+
 MAX_BACKOFF_SECONDS = 30.0
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -15,7 +17,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same may work later. What ptalign raises on purpose is decided."""
     if isinstance(error, OSError):
         return not isinstance(error, LASTING)
-    return isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+    return isinstance(error, (DatabaseAway, sa.exc.OperationalError, sa.exc.InterfaceError))
 
 
 class Patience:

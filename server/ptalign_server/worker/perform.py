@@ -15,6 +15,7 @@ from ptalign.config import EvalConfig
 from ptalign.errors import Cancelled, PtalignError
 from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, status_of
+from ptalign_server.store.db import DatabaseAway
 from ptalign_server.store.operations import (
     CANCELLED,
     CANCELLING,
@@ -51,6 +52,7 @@ def perform(
 
     Raises:
         ShuttingDown: The worker ends before the operation does.
+        DatabaseAway: Its state cannot be read or written now: it stays as it is.
     """
     failpoints.hit("lease.before")
     operation = room.store.operations.advance(operation_id, _begin)
@@ -70,6 +72,8 @@ def perform(
         if ending() and not told():
             raise ShuttingDown from None
         return _end(job, CANCELLED, error)
+    except DatabaseAway:
+        raise  # the operation has done nothing wrong
     except Exception as error:
         if ending() and not told():
             raise ShuttingDown from None
@@ -105,6 +109,8 @@ def _make(job: Job) -> Made:
         job.check()
         try:
             return JOBS[job.operation.kind].make(job)
+        except DatabaseAway:
+            raise  # nothing goes on without it, however often it is tried
         except PtalignError as error:  # a dead engine, a killed trainer
             attempts += 1
             if not error.retryable or attempts >= limits.engine_attempts:
@@ -136,6 +142,8 @@ def _end(job: Job, state: str, error: BaseException) -> str:
     try:
         partial = JOBS[job.operation.kind].partial
         made = partial(job) if partial is not None else None
+    except DatabaseAway:
+        raise  # or the operation would end without what it accepted
     except Exception:
         log.exception("operation %s: what it accepted could not be sealed", job.operation.id)
     return _end_with(job, state, error, made)

@@ -26,6 +26,7 @@ from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+from ptalign_server.store.db import DatabaseAway
 from ptalign_server.store.operations import (
     CANCELLING,
     FAILED,
@@ -151,7 +152,10 @@ class Worker:
             self._running.discard(operation_id)
 
     def _persist(self, operation_id: str) -> str:
-        """Runs an operation until its end is on disk: a full or locked disk is waited out."""
+        """Runs an operation until its end is on disk: what may pass there is waited out.
+
+        A full or locked disk, a database that is away.
+        """
         while True:
             try:
                 return perform(
@@ -159,11 +163,11 @@ class Worker:
                 )
             except ShuttingDown:
                 raise
-            except PtalignError as error:  # its row or its key is gone or damaged
-                return self._fail(operation_id, error)
             except Exception as error:
+                if isinstance(error, PtalignError) and not isinstance(error, DatabaseAway):
+                    return self._fail(operation_id, error)  # its row or its key is gone or damaged
                 log.error(
-                    "operation %s: its end could not be written", operation_id, exc_info=error
+                    "operation %s: its state cannot be written now", operation_id, exc_info=error
                 )
             if self.ending.wait(RETRY_SECONDS):
                 raise ShuttingDown
