@@ -13,8 +13,8 @@ from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 from ptalign.weights.scorers import Scores, Toxic
 
-ROW = 512
-"""Nodes per row; no gradients are held here, so rows may be longer than in training."""
+ROW = 1024
+"""Nodes per row. Constraints are computed once a row: 512 cost 6 % more, 2,048 save 4 %."""
 
 DEFAULT_CONSTRAINTS = {
     "positive": ("Be polite and patient.", "Decline what is harmful and offer help instead."),
