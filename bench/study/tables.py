@@ -37,7 +37,7 @@ def goal_table(found: Iterable[Goal]) -> list[str]:
 
 
 def rate_table(evidence: Evidence) -> list[str]:
-    """Every rate of every method."""
+    """Every rate of every method; a suite's own share of unscored replies is in the journal."""
     methods = shown_methods(evidence)
     names = ordered(evidence.measures())
     rows = []
@@ -79,8 +79,12 @@ ODDS = (
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Rates in the report's order, parts after their whole."""
+    """Rates in the report's order, parts after their whole.
+
+    Shares of unscored replies by suite are left to the journal: the gate alone reads them.
+    """
     order = {key: i for i, (key, _, _) in enumerate(RATES)}
+    names = (name for name in names if not name.startswith("unscored_rate/"))
     return sorted(names, key=lambda n: (order.get(n.partition("/")[0], 99), n))
 
 
