@@ -51,11 +51,11 @@ def measures(quick: bool) -> list[Measure]:
         Measure("against the naive step", 0.7, lambda: against_naive(quick)),
         Measure(
             "step, 64 tokens",
-            2 if quick else 9,
+            1.5 if quick else 8,
             lambda: race(names, pairs, 64, rounds, quick),
         ),
         *(
-            Measure(f"memory, {name}", 1, lambda name=name: memory(name, pairs, quick))  # type: ignore[misc]
+            Measure(f"memory, {name}", 0.4 if quick else 1, lambda name=name: memory(name, pairs, quick))  # type: ignore[misc]
             for name in MEMORY
         ),
     ]
