@@ -145,16 +145,16 @@ def row(
 ) -> dict[str, Any]:
     """One result; `over`: larger is better, so the ratio is ours / theirs."""
     value = median(ours)
-    ratio = value / theirs if over else theirs / max(value, 1e-9)
+    ratios = [one / theirs if over else theirs / max(one, 1e-9) for one in ours]
     return {
         "name": name,
         "ours": round(value, 3),
         "theirs": round(theirs, 3),
-        "ratio": round(ratio, 3),
+        "ratio": round(median(ratios), 3),
         "goal": goal,
         "unit": unit,
         "n": n,
-        "spread": round(max(ours) - min(ours), 3),
+        "spread": round((max(ratios) - min(ratios)) / 2, 3),
         "device": f"{os.cpu_count()} cores",
     }
 

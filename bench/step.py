@@ -45,7 +45,7 @@ MEMORY = {
 def measures(quick: bool) -> list[Measure]:
     """All measures of the step."""
     pairs, rounds = (4, 2) if quick else (8, 5)
-    names = [n for n in RIVALS if n != "dpo"]
+    names, minute = [n for n in RIVALS if n != "dpo"], 0.4 if quick else 1.0
     found = [
         Measure("exact gradients", 0.2, lambda: exact_gradients(quick)),
         Measure("against the naive step", 0.7, lambda: against_naive(quick)),
@@ -55,7 +55,7 @@ def measures(quick: bool) -> list[Measure]:
             lambda: race(names, pairs, 64, rounds, quick),
         ),
         *(
-            Measure(f"memory, {name}", 0.4 if quick else 1, lambda name=name: memory(name, pairs, quick))  # type: ignore[misc]
+            Measure(f"memory, {name}", minute, lambda name=name: memory(name, pairs, quick))  # type: ignore[misc]
             for name in MEMORY
         ),
     ]
