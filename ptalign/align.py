@@ -35,8 +35,6 @@ from ptalign.weights.sheet import sheet
 
 EXPLAINED = 24
 """Toxic answers whose words the explanation follows."""
-TOKEN_SHEET = "token_weights.json"
-"""Which tokens were weighed, with every word masked."""
 CHECKED = 2
 """Groups of samples that the layout and the saved adapter are checked on."""
 
@@ -173,7 +171,7 @@ class _Job:
             weights = dict(found.by_key)
             scorer = self.config.scorer if self.config.method == "pt_align" else "uniform"
             shown = sheet(pools.toxic_answers(self.pairs, chat), found, scorer)
-            _write_json(self.out / TOKEN_SHEET, shown)
+            _write_json(self.out / lora.TOKEN_SHEET, shown)
             _write_weights(file, weights, self.fingerprint)
         plan = pools.with_weights(plan, weights, self.config.method)
         if self.config.method in ("dpo", "npo"):

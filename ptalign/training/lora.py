@@ -19,7 +19,9 @@ from ptalign.training.decoder import Decoder
 from ptalign.training.tree import Row
 
 WEIGHTS = "adapter_model.safetensors"
-ALLOWED = {WEIGHTS, "adapter_config.json", "README.md", "manifest.json"}
+TOKEN_SHEET = "token_weights.json"
+"""Which tokens were weighed, with every word masked: for people, kept beside an adapter's files."""
+ALLOWED = {WEIGHTS, "adapter_config.json", "README.md", "manifest.json", TOKEN_SHEET}
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
@@ -116,7 +118,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuses an adapter folder that holds anything PEFT might unpickle or run.
 
     Raises:
-        Unsupported: A file is not one of the three an adapter has.
+        Unsupported: A file is not one of those that ptalign keeps with an adapter.
         DataDamaged: A file is missing or the configuration is not one of a LoRA.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / "adapter_config.json").is_file():

@@ -25,7 +25,7 @@ from ptalign.probe import probe
 from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
-from ptalign.training.lora import load_tokenizer, sha256_of
+from ptalign.training.lora import TOKEN_SHEET, load_tokenizer, sha256_of
 from ptalign.training.texts import ChatFormat
 from ptalign.weights.words import words_of
 
@@ -112,7 +112,7 @@ def test_suppressed_tokens_are_sealed_and_lost_probability(finished: Adapter) ->
 def test_the_sheet_of_weights_shows_places_and_no_words(
     finished: Adapter, mild_pairs: PairSet
 ) -> None:
-    text = (finished.folder.parent / "token_weights.json").read_text("utf-8")
+    text = (finished.folder.parent / TOKEN_SHEET).read_text("utf-8")
     sheet = json.loads(text)
     assert sheet["scorer"] == AlignConfig().scorer
     assert 0 < sheet["share"] == sheet["flagged"] / sheet["tokens"] <= AlignConfig().flagged_share
@@ -125,6 +125,17 @@ def test_the_sheet_of_weights_shows_places_and_no_words(
     toxic = {w for p in mild_pairs.polarised if p.toxic for w in words_of(p.toxic.reveal())}
     named = {"mocking", "contempt", *sheet["words"][0], *sheet, "blend"}
     assert not (toxic & words_of(text)) - {w for n in named for w in words_of(n)}
+
+
+def test_a_folder_that_holds_the_sheet_too_is_an_adapter(
+    finished: Adapter, tiny_model: ModelSpec, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    """As the server keeps it: evaluation and a continued training load from there."""
+    folder = tmp_path / "kept"
+    shutil.copytree(finished.path, folder)
+    shutil.copy(finished.folder.parent / TOKEN_SHEET, folder)
+    found = probe(mild_pairs, {"tuned": str(folder)}, model=tiny_model)
+    assert found["tuned"].benign_kl > 0
 
 
 def test_the_folder_is_an_ordinary_peft_adapter(finished: Adapter, tiny_model: ModelSpec) -> None:
