@@ -23,8 +23,8 @@ REVEAL = {"reveal": True}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What a PEFT folder consists of, and all that leaves it."""
 TOKEN_SHEET = "token_weights.json"
-"""Beside that folder: which tokens were weighed, masked. `ptalign.training.lora` names it; importing that
-would load torch into the worker."""
+"""Beside that folder: which tokens were weighed, masked. `ptalign.training.lora` names it too;
+importing that would load torch into the worker."""
 
 
 def validate(job: Job) -> None:
