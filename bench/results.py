@@ -108,7 +108,8 @@ class Book:
     def add(self, measure: Measure, results: Iterable[Result | dict[str, Any]]) -> None:
         """Keeps a measure's results and rewrites the results file."""
         rows = [r if isinstance(r, dict) else asdict(r) for r in results]
-        self._done[measure.name] = [{**r, "commit": commit()} for r in rows]
+        measured = commit("ptalign", "server", "bench")
+        self._done[measure.name] = [{**r, "commit": measured} for r in rows]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         _write(self._journal(), self._done)
         _write(self._file, [r for rows in self._done.values() for r in rows])
@@ -144,9 +145,17 @@ def amount(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def commit() -> str:
-    """Short hash of the commit that is measured; a plus says that files were changed since."""
-    git = ["git", "-C", str(own_folder())]
-    done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True)
-    return done.stdout.strip() + ("+" if dirty.returncode else "") if done.returncode == 0 else "?"
+def commit(*watched: str) -> str:
+    """The commit that runs, with a plus sign when the code differs from it; empty without git.
+
+    Args:
+        watched: Folders of the code, from the repository root.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(own_folder()), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *watched)
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")

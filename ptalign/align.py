@@ -169,8 +169,7 @@ class _Job:
                 self._rows("weighing tokens"),
             )
             weights = dict(found.by_key)
-            scorer = self.config.scorer if self.config.method == "pt_align" else "uniform"
-            shown = sheet(pools.toxic_answers(self.pairs, chat), found, scorer)
+            shown = sheet(found, pools.scorer_of(self.config))
             _write_json(self.out / lora.TOKEN_SHEET, shown)
             _write_weights(file, weights, self.fingerprint)
         plan = pools.with_weights(plan, weights, self.config.method)

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ptalign
+from bench.results import commit
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun, Reply, digest_of
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
@@ -35,7 +35,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.commit = commit()
+        self.commit = commit("ptalign", "bench/study")
         (folder / "units").mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def forget(self) -> None:
@@ -160,14 +160,3 @@ def code_of(*parts: str) -> str:
 def threads() -> int:
     """Threads of engine and trainer: OMP_NUM_THREADS, or the cores."""
     return int(os.environ.get("OMP_NUM_THREADS", 0)) or min(len(os.sched_getaffinity(0)), 8)
-
-
-def commit() -> str:
-    """The commit that runs, with a plus sign when the code differs from it; empty without git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ptalign", "bench/study")
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ptalign.config import AlignConfig
+from ptalign.config import Scorer as ScorerName
 from ptalign.errors import InvalidInput, TrainingFailed
 from ptalign.judges.base import Judge
 from ptalign.nouns import Pair, PairSet, Policy
@@ -132,6 +133,11 @@ def benign_answers(pairs: PairSet) -> list[str]:
     return [p.positive for p in pairs.pairs] + [a.answer for a in pairs.anchors]
 
 
+def scorer_of(config: AlignConfig) -> ScorerName:
+    """The scorer in force: only pt_align asks for one."""
+    return config.scorer if config.method == "pt_align" else "uniform"
+
+
 def weigh_pairs(
     pairs: PairSet,
     decoder: Decoder,
@@ -153,7 +159,7 @@ def weigh_pairs(
         on_row: Called with rows of the contrast pass done and in all.
     """
     scorer: Scorer = scorer_named(
-        "uniform" if config.method != "pt_align" else config.scorer,
+        scorer_of(config),
         benign=benign_answers(pairs),
         contrast=lambda answers: contrast_scores(
             decoder, chat, answers, lambda topic: constraints_of(pairs, policy, topic), on_row

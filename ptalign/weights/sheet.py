@@ -11,7 +11,7 @@ from ptalign.weights.scorers import Toxic
 from ptalign.weights.threshold import TokenWeights
 
 
-def sheet(answers: Sequence[Toxic], found: TokenWeights, scorer: str) -> dict[str, Any]:
+def sheet(found: TokenWeights, scorer: str) -> dict[str, Any]:
     """The weights of a set as JSON, masked.
 
     A word stands as a number, the same wherever it is flagged: how often one is flagged, of how
@@ -19,8 +19,7 @@ def sheet(answers: Sequence[Toxic], found: TokenWeights, scorer: str) -> dict[st
     finds the words by pair id and place.
 
     Args:
-        answers: The toxic answers that were weighed.
-        found: Their weights.
+        found: The toxic answers that were weighed, with their weights.
         scorer: Name of the scorer.
 
     Returns:
@@ -30,7 +29,7 @@ def sheet(answers: Sequence[Toxic], found: TokenWeights, scorer: str) -> dict[st
         token), ``topics``; ``pairs`` by id: ``topic``, ``tokens`` and ``flagged``, pairs of token
         place and word number (0 where the token begins no word).
     """
-    weights = found.by_key
+    answers, weights = found.answers, found.by_key
     said = Counter(word for answer in answers for word in answer.starts if word)
     flagged: Counter[str] = Counter()
     topics: dict[str, set[str]] = {}

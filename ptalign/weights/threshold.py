@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ptalign.weights.scorers import Scorer, Toxic, UniformScorer
 from ptalign.weights.words import STOP_WORDS, words_of
@@ -14,6 +14,8 @@ from ptalign.weights.words import STOP_WORDS, words_of
 class TokenWeights:
     """Weights of a whole set."""
 
+    answers: Sequence[Toxic] = field(repr=False)
+    """What was weighed; its text is not shown."""
     by_key: Mapping[str, tuple[float, ...]]
     """Pair id -> one weight per answer token, end of turn included (always 0)."""
     threshold: float
@@ -57,7 +59,7 @@ def weigh(
         for a, row in zip(answers, masked, strict=True)
     }
     flagged = sum(w > 0 for row in weights.values() for w in row)
-    return TokenWeights(weights, threshold, flagged, total)
+    return TokenWeights(answers, weights, threshold, flagged, total)
 
 
 def _allowed(answer: Toxic, protected: set[str], plain: bool) -> list[bool]:
