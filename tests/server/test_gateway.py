@@ -395,7 +395,7 @@ async def test_unexpected_text_never_reaches_the_caller(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("secret-path /etc/shadow")
 
-    monkeypatch.setattr(calls.store.operations, "page", broken)
+    monkeypatch.setattr(type(calls.store.operations), "page", broken)
     code, text, reason, _ = await refused(
         calls.operations.ListOperations(lro.ListOperationsRequest())
     )

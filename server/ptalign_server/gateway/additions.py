@@ -243,7 +243,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     collection = names[0].partition("/")[0]
     if collection not in {"instructionSets", "pairSets"}:
         raise InvalidInput("names", "are no sets that merge", "Name instruction or pair sets.")
-    found = [find(store, name, collection, identity.tenant) for name in names]
+    found = [find(store.resources, name, collection, identity.tenant) for name in names]
     for resource in found:
         if resource.purged:
             raise SetPurged(f"{resource.name} was purged: its text is gone.")

@@ -108,24 +108,23 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         return await asyncio.to_thread(catalogue_message, self._catalogue)
 
     async def _get(self, request: lib.GetResourceRequest, collection: str) -> Any:
-        found = await asyncio.to_thread(
-            reading.find, self._store, request.name, collection, caller().tenant
-        )
+        found = await reading.look_up(self._store, request.name, collection, caller().tenant)
         return COLLECTIONS[collection].FromString(found.body)
 
     async def _list(
         self, request: lib.ListResourcesRequest, collection: str
     ) -> tuple[list[Any], str]:
         size, tenant = page_size(request.page_size), caller().tenant
-        rows = await asyncio.to_thread(
-            lambda: self._store.resources.page(
+        rows = await self._store.glances.read(
+            lambda shelf: shelf.resources.page(
                 tenant,
                 collection,
                 size + 1,
                 before=request.page_token,
                 model=request.model,
                 policy=request.policy,
-            )
+            ),
+            size,
         )
         found = [COLLECTIONS[collection].FromString(row.body) for row in rows[:size]]
         return found, rows[size - 1].name if len(rows) > size else ""

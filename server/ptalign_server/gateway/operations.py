@@ -21,6 +21,7 @@ from ptalign_server.gateway.purge import erase
 from ptalign_server.gateway.submit import answer, answers
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.store import Store
+from ptalign_server.store.glance import Shelf
 from ptalign_server.store.operations import (
     CANCELLED,
     CANCELLING,
@@ -55,8 +56,8 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
     async def GetOperation(self, request: Any, context: Any) -> operations_pb2.Operation:
         tenant = caller().tenant
         found = operation_id(request.name)
-        return await asyncio.to_thread(
-            lambda: answer(self._store.operations.get(found, tenant), self._store)
+        return await self._store.glances.read(
+            lambda shelf: answer(shelf.operations.get(found, tenant), shelf)
         )
 
     async def ListOperations(
@@ -66,16 +67,16 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         size = page_size(request.page_size)
         tenant = caller().tenant
 
-        def read() -> operations_pb2.ListOperationsResponse:
-            rows = self._store.operations.page(
+        def read(shelf: Shelf) -> operations_pb2.ListOperationsResponse:
+            rows = shelf.operations.page(
                 tenant, size + 1, before=request.page_token, kind=kind, states=states
             )
             return operations_pb2.ListOperationsResponse(
-                operations=answers(rows[:size], self._store),
+                operations=answers(rows[:size], shelf),
                 next_page_token=rows[size - 1].id if len(rows) > size else "",
             )
 
-        return await asyncio.to_thread(read)
+        return await self._store.glances.read(read, size)
 
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Any
@@ -86,7 +87,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         while not found.done and (left := end - time.monotonic()) > 0:
             await self._feeds.wait(found.id, found.sequence, left)
             found = await self._get(request.name)
-        return await asyncio.to_thread(answer, found, self._store)
+        return await self._store.glances.read(lambda shelf: answer(found, shelf))
 
     async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
         found = await self._get(request.name)
@@ -121,7 +122,8 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
 
     async def _get(self, name: str) -> Operation:
         found = operation_id(name)
-        return await asyncio.to_thread(self._store.operations.get, found, caller().tenant)
+        tenant = caller().tenant
+        return await self._store.glances.read(lambda shelf: shelf.operations.get(found, tenant))
 
 
 def cancel(operation: Operation) -> Operation | None:

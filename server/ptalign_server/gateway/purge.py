@@ -12,7 +12,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_server import failpoints
 from ptalign_server.errors import Violations
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, find
+from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, look_up
 from ptalign_server.gateway.verbs import request_id_problems
 from ptalign_server.store import Store
 from ptalign_server.store.requests import once, ticket
@@ -31,7 +31,7 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
     if problems:
         raise Violations(problems)
     collection = request.name.partition("/")[0]
-    found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
+    found = await look_up(store, request.name, collection, identity.tenant)
     if collection not in SETS:
         raise InvalidInput("name", "holds no record text", f"Name one of: {', '.join(SETS)}.")
     seen = ticket(store.vault, identity.tenant, "PurgeSet", request)

@@ -16,7 +16,7 @@ from ptalign_server.errors import NotFound, OutOfRange, SetPurged
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.store import Store
 from ptalign_server.store.artefacts import CHUNK
-from ptalign_server.store.resources import Resource
+from ptalign_server.store.resources import Resource, Resources
 from ptalign_server.wire import COLLECTIONS
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ MAX_OFFSET = 2**32
 """Beyond any set; a uint64 may say more than a machine can count to."""
 
 
-def find(store: Store, name: str, collection: str, tenant: str) -> Resource:
+def find(resources: Resources, name: str, collection: str, tenant: str) -> Resource:
     """A resource of one collection and tenant.
 
     Raises:
@@ -36,7 +36,12 @@ def find(store: Store, name: str, collection: str, tenant: str) -> Resource:
     """
     if name.partition("/")[0] != collection:
         raise NotFound
-    return store.resources.get(name, tenant)
+    return resources.get(name, tenant)
+
+
+async def look_up(store: Store, name: str, collection: str, tenant: str) -> Resource:
+    """`find` from the event loop."""
+    return await store.glances.read(lambda shelf: find(shelf.resources, name, collection, tenant))
 
 
 async def stream(
@@ -44,7 +49,7 @@ async def stream(
 ) -> AsyncIterator[lib.Record]:
     """A set's records in order, masked unless the full view is asked for and allowed."""
     collection = request.name.partition("/")[0]
-    found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
+    found = await look_up(store, request.name, collection, identity.tenant)
     if collection not in SETS:
         raise InvalidInput("name", "has no records", f"Name one of: {', '.join(SETS)}.")
     full = request.view == lib.RECORD_VIEW_FULL
@@ -62,7 +67,7 @@ async def download(
 ) -> AsyncIterator[lib.DownloadChunk]:
     """A file in chunks from `offset` on; its size and sha256 come first."""
     collection = request.name.partition("/")[0]
-    found = await asyncio.to_thread(find, store, request.name, collection, identity.tenant)
+    found = await look_up(store, request.name, collection, identity.tenant)
     if collection in SETS:
         info, chunks = await _export(request, found, identity, store)
     else:

@@ -19,6 +19,7 @@ from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.verbs import VERBS, Call, Estimate
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
+from ptalign_server.store.glance import Shelf
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
 from ptalign_server.store.requests import Ticket, once, sent_before, ticket
 
@@ -53,8 +54,9 @@ async def submit(
     failpoints.hit("enqueue.after")
     if change.made is not None:
         return wire.operation_message(change.made)
-    operation = await asyncio.to_thread(store.operations.get, operation_id, identity.tenant)
-    return await asyncio.to_thread(answer, operation, store)
+    return await store.glances.read(
+        lambda shelf: answer(shelf.operations.get(operation_id, identity.tenant), shelf)
+    )
 
 
 def _refuse_early(store: Store, tenant: str, request: Any, max_queued: int) -> None:
@@ -86,15 +88,15 @@ def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructions
     return clean
 
 
-def answer(operation: Operation, store: Store) -> operations_pb2.Operation:
+def answer(operation: Operation, shelf: Shelf) -> operations_pb2.Operation:
     """An operation with its response, when it has one."""
-    return answers([operation], store)[0]
+    return answers([operation], shelf)[0]
 
 
-def answers(found: Sequence[Operation], store: Store) -> list[operations_pb2.Operation]:
+def answers(found: Sequence[Operation], shelf: Shelf) -> list[operations_pb2.Operation]:
     """The operations with their responses, which are read in one go."""
     named = [operation.resource for operation in found if wire.needs_response(operation)]
-    made = store.resources.get_all(named) if named else {}
+    made = shelf.resources.get_all(named) if named else {}
     messages = []
     for operation in found:
         message = operations_pb2.Operation.FromString(_shown(operation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -51,13 +50,16 @@ class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
         self, request: pb.WatchOperationRequest, context: Any
     ) -> AsyncIterator[pb.OperationEvent]:
         found = operation_id(request.name)
-        operation = await asyncio.to_thread(self._store.operations.get, found, caller().tenant)
+        tenant, glances = caller().tenant, self._store.glances
+        operation = await glances.read(lambda shelf: shelf.operations.get(found, tenant))
         if operation.done and request.after_sequence >= operation.sequence:
             return  # the caller has seen the end
         async for event in self._feeds.events(found, min(request.after_sequence, MAX_SEQUENCE)):
             message = operations_pb2.Operation.FromString(event.body)
             if message.done and not message.HasField("error"):
-                message = answer(self._store.operations.get(found), self._store)
+                message = await glances.read(
+                    lambda shelf: answer(shelf.operations.get(found), shelf)
+                )
             yield pb.OperationEvent(
                 sequence=event.sequence, time=wire.timestamp(event.time), operation=message
             )

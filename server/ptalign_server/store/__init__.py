@@ -13,6 +13,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
 from ptalign_server.store.db import connect, migrate, protect_file
+from ptalign_server.store.glance import Glances, Shelf
 from ptalign_server.store.keys import Keys, no_keys
 from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
@@ -47,6 +48,8 @@ class Store:
             raise
         self.operations = Operations(self.engine, self.vault, freeze)
         self.resources = Resources(self.engine, self.vault)
+        shelf = Shelf(self.operations, self.resources)
+        self.glances = Glances(settings.database_url, self.vault, freeze, shelf)
         self.sets = Sets(settings.state / "sets", self.keys)
         self.artefacts = Artefacts(
             settings.state / "artefacts", settings.artefacts, settings.state / "work" / "cache"
@@ -65,4 +68,5 @@ class Store:
     def close(self) -> None:
         """Finishes queued changes and closes the database."""
         self._writer.close()
+        self.glances.close()
         self.engine.dispose()

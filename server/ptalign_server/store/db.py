@@ -43,6 +43,16 @@ def connect(url: str) -> sa.Engine:
     return engine
 
 
+def connect_to_glance(url: str) -> sa.Engine | None:
+    """One connection of one thread, which fails at once where it would wait; SQLite only."""
+    if not url.startswith("sqlite"):
+        return None
+    arguments = {"timeout": 0, "check_same_thread": False}
+    engine = sa.create_engine(url, connect_args=arguments, poolclass=sa.StaticPool)
+    sa.event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection for a statement that reads: no write lock, and on SQLite no transaction."""
