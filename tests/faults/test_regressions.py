@@ -41,7 +41,7 @@ from ptalign_server.metrics import Metrics
 from ptalign_server.process import hold
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseAway, DatabaseBusy
 from ptalign_server.store.operations import RUNNING, SUCCEEDED, VALIDATING, Operation, new_id
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import audit, operations, request_ids, resources
@@ -461,3 +461,15 @@ def test_changes_that_may_stand_are_not_made_again(store: Store) -> None:
     assert made == {"a": 1, "b": 1}
     assert all(isinstance(task.future.exception(), DatabaseAway) for task in tasks)
     writer.close()
+
+
+def test_a_locked_database_says_try_again(store: Store) -> None:
+    """Another process held the file for longer than a change waits: the caller read INTERNAL."""
+    store.engine.dispose()
+    sa.event.listen(store.engine, "connect", lambda made, _: made.execute("PRAGMA busy_timeout=50"))
+    other = sqlite3.connect(store.engine.url.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseBusy):
+        store.write(lambda _: None).result(20)
+    other.close()
+    store.write(lambda _: None).result(20)

@@ -75,6 +75,28 @@ def test_events_stay_gapless_when_two_servers_write_them(stores: tuple[Store, St
     assert found == list(range(1, 14))
 
 
+def test_a_deadlock_of_two_servers_is_nobodys_error(stores: tuple[Store, Store]) -> None:
+    """Each locks the row that the other wants next: PostgreSQL ends one, which is made again."""
+    ids = [submit(stores[0], str(uuid.uuid4())) for _ in range(2)]
+    both = threading.Barrier(2)
+    runs = [0, 0]
+
+    def change(number: int, connection: sa.Connection) -> None:
+        runs[number] += 1
+        for turn in range(2):
+            stores[number].operations.advance_in(
+                connection, ids[number ^ turn], lambda o: replace(o, state=QUEUED)
+            )
+            if turn == 0 and runs[number] == 1:
+                both.wait(20)
+
+    written = [stores[n].write(lambda c, n=n: change(n, c)) for n in range(2)]
+    for one in written:
+        one.result(60)
+    assert sorted(runs) == [1, 2]
+    assert [stores[0].operations.get(i).sequence for i in ids] == [3, 3]
+
+
 def test_the_audit_chain_holds_over_two_servers(stores: tuple[Store, Store]) -> None:
     def add(number: int) -> None:
         store = stores[number % 2]

@@ -29,6 +29,27 @@ class DatabaseAway(NotReady):
         super().__init__("the database is away. Calls work again, without a restart, with it.")
 
 
+class DatabaseBusy(NotReady):
+    """Other servers' changes came in between each time this one was tried: nothing was changed."""
+
+    def __init__(self) -> None:
+        super().__init__("the database is busy with other changes. Nothing was changed; try again.")
+
+
+def clashed(error: BaseException) -> bool:
+    """Whether the database undid a transaction so that another could go on: it may be made again.
+
+    These are PostgreSQL's deadlock_detected and serialization_failure. SQLite has one writer.
+    """
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlstate", None) in {"40P01", "40001"}
+
+
+def locked(error: BaseException) -> bool:
+    """Whether another process held SQLite's file for longer than a change waits."""
+    return "database is locked" in str(getattr(error, "orig", ""))
+
+
 def connect(url: str) -> sa.Engine:
     """An engine whose commits are on disk when they return."""
     if not url.startswith("sqlite"):

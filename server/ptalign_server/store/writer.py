@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseAway, DatabaseBusy, clashed, locked
 
 T = TypeVar("T")
 BATCH = 64
@@ -23,6 +23,7 @@ class _Task:
     change: Callable[[sa.Connection], Any]
     future: Future[Any]
     value: Any = None
+    tries: int = 0
 
 
 class Writer:
@@ -65,7 +66,10 @@ class Writer:
         return batch, False
 
     def _commit(self, batch: list[_Task]) -> None:
-        """One transaction for all; when it cannot be committed, one for each."""
+        """One transaction for all; when it cannot be committed, one for each.
+
+        That one is made again when another server's change ended it.
+        """
         try:
             with self._engine.begin() as connection:
                 errors = [_apply(connection, task) for task in batch]
@@ -74,11 +78,13 @@ class Writer:
                 task.future.set_exception(error)
             return
         except BaseException as error:
-            if len(batch) > 1:  # a deadlock with another server, say
-                for task in batch:
+            for task in batch:
+                task.tries += 1
+                if len(batch) > 1 or (clashed(error) and task.tries < TRIES):
                     self._commit([task])
-            elif batch:
-                batch[0].future.set_exception(error)
+                else:
+                    busy = clashed(error) or locked(error)
+                    task.future.set_exception(DatabaseBusy() if busy else error)
             return
         for task, failure in zip(batch, errors, strict=True):
             if failure is None:
@@ -104,5 +110,7 @@ def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
         except DatabaseAway:
             raise  # for all of the batch
         except Exception as error:
+            if clashed(error):
+                raise  # the locks of all of the batch are gone
             return error
     return failure
