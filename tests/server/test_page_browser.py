@@ -75,10 +75,6 @@ def chromium(program: Callable[..., str]) -> Iterator[Any]:
         running.close()
 
 
-SETTLE_MS = 250
-"""The page takes the focus to the title shortly after a swap: keys come at a person's pace."""
-
-
 class Tab:
     """A logged-in tab that notes console errors and requests to other hosts."""
 
@@ -101,16 +97,12 @@ class Tab:
 
     def press(self, key: str, notice: str) -> None:
         """Presses a key and waits until the page says what happened."""
-        self.page.wait_for_timeout(SETTLE_MS)
         self.page.keyboard.press(key)
         expect(self.page.get_by_role("status")).to_have_text(notice)
-        self.page.wait_for_timeout(SETTLE_MS)
 
     def reveal(self) -> None:
-        self.page.wait_for_timeout(SETTLE_MS)
         self.page.keyboard.press(" ")
         expect(self.page.locator(".text").first).to_be_visible()
-        self.page.wait_for_timeout(SETTLE_MS)
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
