@@ -290,8 +290,8 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
         ("mle_fit", run.balance.fit, FIT_LIMIT, long and run.balance.fresh),
         ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long),
     ]
-    if config.method == "dpo":  # dpo has no likelihood term whose fit could be asked for
-        checks = checks[:1]
+    if config.method == "dpo":  # it prefers most good answers, and need not make them likelier
+        checks = [check for check in checks if check[0] != "mle_fit"]
     found: dict[str, Any] = {}
     for name, value, most, judged in checks:
         if judged and value > most and config.guards == "abort":

@@ -30,6 +30,7 @@ class Totals:
     anchor: float
     toxic: float
     pairs: float
+    unpaired: float
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[Sample]]) -> Totals:
@@ -39,18 +40,36 @@ class Totals:
             return sum(sum(s.weights) for g in groups for s in g if s.part in parts) or 1.0
 
         pairs = sum(any(s.part == "toxic" for s in g) for g in groups) or 1
-        return cls(weight(*LIKELY), weight("twin"), weight("anchor"), weight("toxic"), float(pairs))
+        alone = [
+            s for g in groups for s, unpaired in zip(g, unpaired_of(g), strict=True) if unpaired
+        ]
+        return cls(
+            mle=weight(*LIKELY),
+            twin=weight("twin"),
+            anchor=weight("anchor"),
+            toxic=weight("toxic"),
+            pairs=float(pairs),
+            unpaired=sum(sum(s.weights) for s in alone) or 1.0,
+        )
+
+
+def unpaired_of(samples: Sequence[Sample]) -> list[bool]:
+    """Which samples are good answers without a toxic one to prefer them to."""
+    paired = {s.key for s in samples if s.part == "toxic"}
+    return [s.part in LIKELY and s.key not in paired for s in samples]
 
 
 @dataclass(slots=True)
 class Losses:
-    """Parts of the loss of one row or step. `twin` is a share of `mle`, only watched."""
+    """Parts of the loss of one row or step. `twin` is a part of `mle`, only watched."""
 
     mle: Tensor
     anchor: Tensor
     toxic: Tensor
     """L_UT, or the preference term of dpo and npo."""
     twin: Tensor
+    unpaired: Tensor
+    """L_MLE of good answers without a toxic one: with dpo nothing else would teach them."""
 
     @property
     def likelihood(self) -> Tensor:
@@ -83,10 +102,12 @@ class Objective:
             totals: Denominators of the step.
         """
 
-        def masked(*parts: Part) -> Tensor:
-            """[targets] weights of these parts, 0 elsewhere."""
-            mine = [s.part in parts for s in row.samples]
+        def of(mine: Sequence[bool]) -> Tensor:
+            """[targets] weights of these samples, 0 elsewhere."""
             return targets.weights * torch.tensor(mine, device=margin.device)[targets.owners]
+
+        def masked(*parts: Part) -> Tensor:
+            return of([s.part in parts for s in row.samples])
 
         likely = masked(*LIKELY)
         if self.method in ("dpo", "npo"):
@@ -98,6 +119,7 @@ class Objective:
             anchor=mle(margin, masked("anchor"), totals.anchor),
             toxic=toxic,
             twin=mle(margin, masked("twin"), totals.twin).detach(),
+            unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
 
     def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
@@ -120,7 +142,7 @@ class Objective:
     def total(self, losses: Losses, ut_weight: float) -> Tensor:
         """The scalar that is differentiated."""
         if self.method == "dpo":
-            return losses.toxic + losses.anchor
+            return losses.toxic + losses.unpaired + losses.anchor
         if self.method == "npo":
             return losses.likelihood + losses.toxic
         if self.method == "mle":
@@ -183,7 +205,7 @@ def accumulate_apart(
 
 def _zeros(decoder: Decoder) -> Losses:
     zero = torch.zeros((), device=decoder.device)
-    return Losses(zero, zero, zero, zero)
+    return Losses(*(zero for _ in fields(Losses)))
 
 
 def _add(sums: Sequence[Tensor], more: Sequence[Tensor]) -> None:

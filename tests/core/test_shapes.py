@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 from ptalign.config import LoraConfig
 from ptalign.errors import InvalidInput, Unsupported
@@ -148,6 +150,42 @@ def test_tree_step_equals_the_naive_padded_step(name: str) -> None:
             assert parameter.grad is not None, label
             error = float((parameter.grad - grad).norm() / grad.norm())
             assert error < 2e-5, (label, error)
+
+
+def test_dpo_prefers_pairs_and_is_taught_what_has_no_rejected_answer() -> None:
+    """Twins and positive-only answers had no gradient under dpo: it refused what MLE answers."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    groups = [
+        [replace(s, weights=(1.0,) * len(s.answer)) for s in group] for group in make_groups()
+    ]
+    groups.append([replace(make_groups(seed=1)[0][0], key="alone")])
+    parameters = trainable(decoder)
+    warm(parameters)
+    reference = {f"{s.part}/{s.key}": -20.0 - len(s.answer) for g in groups for s in g}
+
+    def log_p(sample: Sample) -> torch.Tensor:
+        logits = decoder.causal_lm(
+            input_ids=torch.tensor([[*sample.prompt, *sample.answer]])
+        ).logits
+        here = logits[0, len(sample.prompt) - 1 : -1].log_softmax(-1)  # [answer, vocabulary]
+        return here.gather(1, torch.tensor(sample.answer)[:, None]).sum()
+
+    def gap(sample: Sample) -> torch.Tensor:
+        return log_p(sample) - reference[f"{sample.part}/{sample.key}"]
+
+    def nll(samples: list[Sample]) -> torch.Tensor:
+        return -sum(map(log_p, samples)) / sum(len(s.answer) for s in samples)
+
+    pairs, (twin,), (anchor,), (alone,) = groups[:3], *groups[3:]
+    preferred = sum(-logsigmoid(0.1 * (gap(good) - gap(bad))) for good, bad in pairs) / 3
+    naive = preferred + nll([twin, alone]) + nll([anchor])
+    want = torch.autograd.grad(naive, list(parameters.values()))
+    decoder.peft.zero_grad(set_to_none=True)
+    objective = Objective("dpo", 0.1, reference)
+    losses = accumulate(decoder, groups, objective, 0.0, budget=40)
+    assert float(objective.total(losses, 0.0)) == pytest.approx(naive.item(), rel=2e-5)
+    for parameter, grad in zip(parameters.values(), want, strict=True):
+        assert float((parameter.grad - grad).norm() / grad.norm()) < 2e-5
 
 
 @pytest.mark.parametrize("name", SHAPES)
