@@ -71,7 +71,7 @@ def children(running: Running) -> list[int]:
     return descendants(worker_pid(running))
 
 
-@pytest.mark.tier(4)
+@pytest.mark.tier(3)
 @pytest.mark.timeout(2600)
 def test_an_engine_is_killed_until_its_circuit_opens(score: Any, tmp_path: Path) -> None:
     row = score.row("SIGKILL of the engine: work goes on, at the fifth the circuit opens", 20)

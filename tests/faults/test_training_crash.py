@@ -66,7 +66,7 @@ def weights(running: Running, name: str) -> str:
     return made.weights_sha256
 
 
-@pytest.mark.tier(4)
+@pytest.mark.tier(3)
 @pytest.mark.timeout(2600)
 def test_killed_around_checkpoints(
     score: Any, tmp_path: Path, author_url: str, tiny_model: Path
@@ -103,7 +103,7 @@ def test_killed_around_checkpoints(
 
 
 @pytest.mark.full
-@pytest.mark.tier(4)
+@pytest.mark.tier(3)
 @pytest.mark.timeout(2600)
 def test_killed_at_random_steps(
     score: Any, tmp_path: Path, author_url: str, tiny_model: Path
