@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from running import Running
 
 from ptalign_server.gateway.ports import bind
 from ptalign_server.settings import AuthSettings, Settings
@@ -150,3 +152,25 @@ async def test_a_broken_certificate_keeps_the_one_before(tmp_path: Path, damage:
         put(tmp_path, "tls.key", second.key)
         async with connect(port, second, 3) as after:
             assert await ask(after) == "OK"
+
+
+def test_strangers_at_the_door_fill_no_log(tmp_path: Path) -> None:
+    """gRPC wrote a line for every connection that was no TLS."""
+    made = issue("server")
+    put(tmp_path, "tls.crt", made.certificate)
+    put(tmp_path, "tls.key", made.key)
+    running = Running(
+        tmp_path / "state",
+        PTALIGN_AUTH__TLS_CERT=str(tmp_path / "tls.crt"),
+        PTALIGN_AUTH__TLS_KEY=str(tmp_path / "tls.key"),
+        PTALIGN_ENGINE__KIND="remote",
+        PTALIGN_ENGINE__URLS='["http://127.0.0.1:9"]',
+    ).start()
+    try:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                stranger.recv(100)
+    finally:
+        running.stop()
+    assert "andshake" not in (running.state / "gateway.log").read_text()

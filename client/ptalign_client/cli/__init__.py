@@ -13,7 +13,6 @@ from ptalign_client.cli.app import app
 
 def main() -> None:
     """Entry point of the `ptalign` command. No traceback reaches the person unless asked for."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a server that restarts is no news
     try:
         app(prog_name="ptalign")
     except Exception as error:
