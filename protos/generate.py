@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RELEASES = HERE.parent / "tests" / "data" / "golden"
+"""``VERSION.binpb`` of each release, written by make.py there."""
 TOOLS = "grpcio-tools==1.76.0"
 
 
@@ -76,20 +78,40 @@ def generate(out: Path, root: Path) -> None:
     )
 
 
-def lint(root: Path) -> None:
-    """buf lint and format over a copy that holds the imported files beside ours."""
+def buf_tree(root: Path) -> Path:
+    """A copy of the .proto files that holds the imported ones beside ours, as buf wants them."""
     tree = root / "buf"
     shutil.copytree(
         HERE, tree / "protos", ignore=lambda _, names: [n for n in names if n.endswith(".py")]
     )
     include_folder(tree / "include")
-    config = (HERE.parent / "buf.yaml").read_text()
-    (tree / "buf.yaml").write_text(config)
-    buf = shutil.which("buf", path=str(Path(sys.executable).parent))
-    if buf is None:
+    shutil.copy(HERE.parent / "buf.yaml", tree)
+    return tree
+
+
+def buf(*words: str, tree: Path) -> None:
+    """Runs buf in a tree; its own words say what is wrong."""
+    program = shutil.which("buf", path=str(Path(sys.executable).parent))
+    if program is None:
         raise SystemExit("buf is missing: run `make install`")
-    subprocess.run([buf, "lint", "protos"], cwd=tree, check=True)
-    subprocess.run([buf, "format", "--diff", "--exit-code", "protos"], cwd=tree, check=True)
+    if subprocess.run([program, *words], cwd=tree).returncode:
+        raise SystemExit(f"buf {words[0]} found the above")
+
+
+def lint(root: Path) -> None:
+    """buf lint and format, and nothing that breaks a client of any release."""
+    tree = buf_tree(root)
+    buf("lint", "protos", tree=tree)
+    buf("format", "--diff", "--exit-code", "protos", tree=tree)
+    for release in sorted(RELEASES.glob("*.binpb")):
+        buf("breaking", "protos", "--against", str(release), tree=tree)
+
+
+def write_image(target: Path) -> None:
+    """What a release speaks, for `lint` to compare every later one with."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ("build", "protos", "--exclude-source-info", "-o", str(target.resolve()))
+        buf(*words, tree=buf_tree(Path(folder)))
 
 
 def write_format() -> None:

@@ -2,7 +2,8 @@
 
 A server of this release runs the loop on the tiny model and is killed in the middle of a
 generation. Its state folder goes into ``VERSION.tar.gz`` and what must be found in it into
-``VERSION.json``; every later release opens it (tests/faults/test_golden.py). Made once per release
+``VERSION.json``; every later release opens it (tests/faults/test_golden.py). Its .proto files go
+into ``VERSION.binpb``; `make lint` refuses what would break their callers. Made once per release
 and never again: the operator's key inside protects nothing but this test's mild texts.
 """
 
@@ -18,8 +19,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TESTS = HERE.parents[1]
-sys.path[:0] = [str(TESTS / "faults"), str(TESTS / "server")]
+sys.path[:0] = [str(TESTS / "faults"), str(TESTS / "server"), str(TESTS.parent / "protos")]
 
+from generate import write_image  # noqa: E402
 from running import Running, state_of  # noqa: E402
 from test_training_crash import align, import_pairs  # noqa: E402
 from world import accepted, author, generate, load, records_of, server, wait_for  # noqa: E402
@@ -104,6 +106,7 @@ def main() -> None:
         known = fill(running)
     (HERE / f"{__version__}.json").write_text(json.dumps(known, indent=1) + "\n")
     pack(folder / "state", target)
+    write_image(HERE / f"{__version__}.binpb")
     shutil.rmtree(folder)
 
 
