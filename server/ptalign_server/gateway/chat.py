@@ -11,6 +11,7 @@ from ptalign.errors import EngineFailed, InvalidInput, NotReady
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.reading import look_up
 from ptalign_server.gateway.weights import check_weights
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -31,7 +32,7 @@ async def chat(
     _check(request)
     model = catalogue.model(request.model)
     if request.adapter:
-        found = store.resources.get(request.adapter, identity.tenant)
+        found = await look_up(store, request.adapter, "adapters", identity.tenant)
         if found.model != model.name:
             raise InvalidInput("adapter", f"belongs to model {found.model}", "Send its own model.")
         check_weights("adapter", found, model)

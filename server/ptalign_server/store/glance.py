@@ -28,7 +28,7 @@ class Shelf:
 
 
 class Glances:
-    """Runs short reads for the event loop.
+    """Runs short reads for the event loop (docs/adr/0012).
 
     A SQLite row is read and checked in less time than it takes to hand the read to a thread and
     wait for the interpreter's lock twice, and its readers never wait for a writer. So it is read
