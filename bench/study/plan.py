@@ -32,10 +32,12 @@ class Unit:
 
 
 def units(form: Form, journal: Journal, lab: Lab) -> list[Unit]:
-    """Texts first, then for each run its training and its evaluation."""
-    kinds: list[Data] = ["tone", "broad"] if form.broad and form.curve else ["tone"]
-    found = [unit for data in kinds for unit in _texts(form, journal, lab, data)]
+    """Texts, then for each run on them its training and its evaluation; the curve comes last."""
+    found, written = [], set[Data]()
     for run in form.runs():
+        if run.data not in written:
+            found += _texts(form, journal, lab, run.data)
+            written.add(run.data)
         found.append(_training(journal, lab, run))
         if not run.tenfold:
             found.append(_asking(form, journal, lab, run))
