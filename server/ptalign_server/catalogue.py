@@ -18,7 +18,8 @@ from ptalign.errors import DataDamaged
 from ptalign.judges import judge_names
 from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
-from ptalign.suites import SuiteSpec, read_specs, shipped
+from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
+from ptalign.suites.catalogue import data_folder
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.models import DEMO_MODEL, cache_root
@@ -113,6 +114,12 @@ class Catalogue:
         """The shipped suites and those that the operator added."""
         own = read_specs(self._suites.read_text()) if self._suites.exists() else {}
         return {**shipped(), **own}
+
+    def without_data(self, names: Iterable[str] = DEFAULT) -> dict[str, str]:
+        """Suite -> the file it lacks in the folder PTALIGN_EVAL_DATA; empty where none does."""
+        folder, known = data_folder(), self.suites
+        files = {name: known[name].file for name in names if known[name].file}
+        return {n: f for n, f in files.items() if folder is None or not (folder / f).is_file()}
 
     def check_suites(self, names: Iterable[str]) -> None:
         """Raises `UnknownName` for the first suite that is not known."""

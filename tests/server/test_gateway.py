@@ -287,6 +287,51 @@ async def test_dry_run_estimates_and_makes_nothing(calls: Calls) -> None:
     await refused(calls.tuning.GenerateInstructions(generate(dry_run=True, count=0)))
 
 
+def evaluate(*suites: str, **changes: Any) -> pb.EvaluateRequest:
+    target = pb.Target(model=MODEL)
+    return pb.EvaluateRequest(target=target, suites=suites, dry_run=True, **changes)
+
+
+async def estimate(calls: Calls, request: pb.EvaluateRequest) -> pb.Estimate:
+    answer = await calls.tuning.Evaluate(request)
+    metadata = pb.EvaluateMetadata()
+    answer.metadata.Unpack(metadata)
+    return metadata.progress.estimate
+
+
+async def test_an_evaluation_is_estimated_by_the_suites_that_can_be_asked(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PTALIGN_EVAL_DATA", raising=False)
+    one, two = (
+        await estimate(calls, evaluate("attack")),
+        await estimate(calls, evaluate("attack", "strong")),
+    )
+    assert two.seconds == pytest.approx(2 * one.seconds)
+    assert "1 suite per target" in one.basis
+    assert "INCONCLUSIVE" not in one.basis
+    usual = await estimate(calls, evaluate())
+    assert "5 suites per target; not run for lack of data: xstest-safe, ifeval" in usual.basis
+    assert "cannot PASS" in usual.basis
+    assert "PTALIGN_EVAL_DATA" in usual.basis
+    for name in ("xstest_prompts.csv", "ifeval_en_odd.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("PTALIGN_EVAL_DATA", str(tmp_path))
+    assert (await estimate(calls, evaluate())).basis.endswith("7 suites per target")
+
+
+async def test_an_evaluation_with_nothing_to_ask_is_refused_in_the_call(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PTALIGN_EVAL_DATA", raising=False)
+    _, _, reason, violations = await refused(calls.tuning.Evaluate(evaluate("ifeval", "catqa")))
+    assert reason == "INVALID_INPUT"
+    for words in ("ifeval needs ifeval_en_odd.jsonl", "catqa needs", "PTALIGN_EVAL_DATA"):
+        assert words in violations["suites"]
+    _, _, _, violations = await refused(calls.tuning.Evaluate(evaluate("attack", "attack")))
+    assert "names 'attack' twice" in violations["suites"]
+
+
 async def test_the_call_is_sealed_at_rest(calls: Calls, tmp_path: Path) -> None:
     canary = "canary-seed-7f3a"
     await calls.tuning.GenerateInstructions(generate(seeds=[canary]))

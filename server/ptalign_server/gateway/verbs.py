@@ -10,6 +10,7 @@ from typing import Any
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
+from ptalign.suites import DEFAULT
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
@@ -27,6 +28,7 @@ MAX_SEEDS = 2_000
 MAX_TEXT = 8_000
 MAX_TOPICS = 500
 MAX_ALSO = 8
+SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
         problems.append(
             InvalidInput("also", f"holds more than {MAX_ALSO} targets", "Evaluate in two calls.")
         )
+    for name in _doubled(request.suites):
+        problems.append(InvalidInput("suites", f"names {name!r} twice", "Name it once."))
     _raise(problems)
     model = call.catalogue.model(request.target.model)
     _check_targets(request, call, model)
@@ -191,9 +195,15 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     call.catalogue.check_judges(request.judges)
     if request.pair_set:
         call.readable(request.pair_set, "pairSets", model.name)
+    names = tuple(request.suites) or DEFAULT
+    lacking = call.catalogue.without_data(names)
+    _can_ask(names, lacking)
     samples = request.samples or int(PROFILES[call.catalogue.profile]["samples"])
-    drafts = samples * 6 * (2 + len(request.also))
-    return _generation(model, drafts, config.max_tokens, "six suites per target")
+    specs = [call.catalogue.suites[name] for name in names if name not in lacking]
+    prompts = sum(max(1, round(samples * spec.share)) for spec in specs)
+    drafts = prompts * (2 + len(request.also))
+    basis = f"{_count(len(specs), 'suite')} per target{_not_run(lacking)}"
+    return _generation(model, drafts, config.max_tokens, basis)
 
 
 VERBS: Mapping[str, Verb] = {
@@ -342,6 +352,31 @@ def _check_resume(request: pb.AlignRequest, call: Call) -> None:
                 f"differs from the operation that is resumed ({request.resume_from})",
                 "Send the same inputs, or leave resume_from out to start afresh.",
             )
+
+
+def _can_ask(names: Sequence[str], lacking: Mapping[str, str]) -> None:
+    """Refuses an evaluation that has nothing to ask, before it waits for an engine."""
+    if set(names) <= set(lacking):
+        files = ", ".join(f"{name} needs {file}" for name, file in lacking.items())
+        raise InvalidInput(
+            "suites",
+            f"no suite named has data on the server ({files})",
+            f"{SET_DATA}, or name suites that need none, e.g. attack.",
+        )
+
+
+def _not_run(lacking: Mapping[str, str]) -> str:
+    """What the caller should know before a run that cannot PASS."""
+    if not lacking:
+        return ""
+    return (
+        f"; not run for lack of data: {', '.join(lacking)}: this evaluation cannot PASS, only FAIL "
+        f"or stay INCONCLUSIVE. {SET_DATA}"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> None:
