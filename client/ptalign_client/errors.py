@@ -52,7 +52,10 @@ class Violation:
 class PtalignError(Exception):
     """Base of all errors this package raises on purpose.
 
+    `str` gives both the message and the hint: most callers see no more than that.
+
     Attributes:
+        message: What went wrong, in words.
         hint: What to do about it, in words; empty when the message says it all.
         retryable: Whether the same call may succeed later without a change.
     """
@@ -60,13 +63,28 @@ class PtalignError(Exception):
     hint: str = ""
     retryable: bool = False
 
+    def __init__(self, message: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        if hint:
+            self.hint = hint
+
+    @property
+    def words(self) -> str:
+        """What went wrong, without the hint."""
+        return self.message
+
+    def __str__(self) -> str:
+        words = self.words
+        if not self.hint:
+            return words
+        return (
+            f"{words} {self.hint}" if words.endswith((".", "!", "?")) else f"{words}. {self.hint}"
+        )
+
 
 class ConfigError(PtalignError):
     """An option, an environment variable or a file on this side is wrong."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class LoopError(ConfigError):
@@ -91,10 +109,6 @@ class DeadlineExceeded(PtalignError):
 
     retryable = True
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
 
 class DownloadDamaged(PtalignError):
     """The bytes that arrived do not have the sha256 the server named."""
@@ -110,7 +124,6 @@ class ServiceError(PtalignError):
         code: gRPC status code.
         reason: UPPER_SNAKE name that does not change between versions; empty when the error
             comes from the network and not from ptalign.
-        message: What went wrong, in words.
         violations: Fields outside their limits.
         metadata: The rest of what the server said, as strings.
         retry_after: Seconds to wait before trying again, where the server named them.
@@ -123,6 +136,7 @@ class ServiceError(PtalignError):
     def __init__(
         self,
         message: str,
+        hint: str = "",
         *,
         reason: str = "",
         violations: tuple[Violation, ...] = (),
@@ -131,8 +145,7 @@ class ServiceError(PtalignError):
         operation: str = "",
         resource: str = "",
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(message, hint)
         self.reason = reason
         self.violations = violations
         self.metadata = metadata or {}
@@ -140,7 +153,9 @@ class ServiceError(PtalignError):
         self.operation = operation
         self.resource = resource
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """What went wrong and the fields at fault, without the hint."""
         fields = map(str, self.violations)
         return "; ".join([self.message, *(f for f in fields if f not in self.message)])
 
@@ -249,6 +264,8 @@ class Internal(ServiceError):
         return self.metadata.get("id", "")
 
 
+TOO_LATE = "no answer within the timeout", "Raise timeout, or look whether the server is busy."
+"""Message and hint of a call that took too long."""
 _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
     kind.code: kind for kind in ServiceError.__subclasses__()
 }
@@ -273,13 +290,11 @@ def from_status(
     return error
 
 
-def from_rpc(error: grpc.RpcError) -> PtalignError:
-    """The typed error of a failed call."""
+def from_rpc(error: grpc.RpcError, endpoint: str = "") -> PtalignError:
+    """The typed error of a failed call to this endpoint."""
     code, message = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(
-            "no answer within the timeout", "Raise timeout, or look whether the server is busy."
-        )
+        return DeadlineExceeded(*TOO_LATE)
     status = status_pb2.Status(code=code.value[0], message=message)
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -288,7 +303,36 @@ def from_rpc(error: grpc.RpcError) -> PtalignError:
     if code is grpc.StatusCode.CANCELLED and not status.details:
         # Not ours: a gRPC server ends calls so, without a word, when too many wait for it.
         return Unavailable("the server dropped the call: more calls came than it can take")
+    if code is grpc.StatusCode.UNAVAILABLE and not status.details:
+        return _unreachable(endpoint or "the endpoint", status.message)
     return from_status(status)
+
+
+def _unreachable(endpoint: str, message: str) -> Unavailable:
+    """The error of a connection that failed: the words are gRPC's, the mend is ours."""
+    why = _shorten(message)
+    if "handshake" in message:
+        return Unavailable(
+            f"no secure connection to {endpoint} ({why})",
+            "Set --tls-root (PTALIGN_TLS_ROOT) to the authority of the server's certificate; "
+            "leave TLS out where the server has none.",
+        )
+    if "connect" in message and "closed" in message:
+        return Unavailable(
+            f"{endpoint} hung up ({why})",
+            "It may want TLS: set --tls-root (PTALIGN_TLS_ROOT), and --tls-cert and --tls-key "
+            "where it asks for a client certificate.",
+        )
+    return Unavailable(
+        f"nobody answers at {endpoint} ({why})",
+        "Start it with `ptalign-server serve`, or name another with --endpoint (PTALIGN_ENDPOINT).",
+    )
+
+
+def _shorten(message: str) -> str:
+    """gRPC's connection errors without their chain of addresses."""
+    said = message.removesuffix(": OK").rsplit(":", 1)[-1].strip()
+    return (said if "[" in said else said.rstrip("]")) or message
 
 
 def _details(status: status_pb2.Status) -> dict[str, Any]:

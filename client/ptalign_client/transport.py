@@ -16,7 +16,13 @@ import grpc
 import grpc.aio
 from google.longrunning import operations_pb2_grpc
 
-from ptalign_client.errors import DeadlineExceeded, PtalignError, ServiceError, from_rpc
+from ptalign_client.errors import (
+    TOO_LATE,
+    DeadlineExceeded,
+    PtalignError,
+    ServiceError,
+    from_rpc,
+)
 from ptalign_client.options import TLS, Options
 from ptalign_proto import __version__
 from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
@@ -58,16 +64,19 @@ class Transport:
 
         Raises:
             ServiceError: The last error, when retrying did not help or cannot.
-            DeadlineExceeded: No answer within the timeout.
+            DeadlineExceeded: No answer within the timeout, nor an error before.
         """
         clock = asyncio.get_running_loop().time
         end = None if options.timeout is None else clock() + options.timeout
+        heard: ServiceError | None = None
         for failures in range(1, options.retry.attempts + 1):
             left = None if end is None else end - clock()
             try:
                 return await self._once(service, method, request, left)
+            except DeadlineExceeded:
+                raise heard or DeadlineExceeded(*TOO_LATE) from None  # why it failed says more
             except ServiceError as error:
-                wait = _wait(options, failures, error)
+                heard, wait = error, _wait(options, failures, error)
                 last = failures == options.retry.attempts
                 if last or not error.retryable or (end is not None and clock() + wait >= end):
                     raise
@@ -82,15 +91,13 @@ class Transport:
                     sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
                 )
         except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            raise from_rpc(error, self.options.endpoint) from None
         except asyncio.CancelledError:
             if isinstance(sent, Outgoing) and sent.error:
                 raise sent.error from None
             raise
         except TimeoutError:
-            raise DeadlineExceeded(
-                "no answer within the timeout", "Raise timeout, or look whether the server is busy."
-            ) from None
+            raise DeadlineExceeded(*TOO_LATE) from None
 
     async def stream(self, service: str, method: str, request: Any) -> AsyncGenerator[Any, None]:
         """The answers of one server stream, not retried: the caller knows where to resume.
@@ -104,7 +111,7 @@ class Transport:
                 async for message in call:
                     yield message
             except grpc.RpcError as error:
-                raise from_rpc(error) from None
+                raise from_rpc(error, self.options.endpoint) from None
             finally:
                 call.cancel()  # an abandoned aio stream keeps its slot on the server
 

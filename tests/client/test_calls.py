@@ -92,6 +92,15 @@ def test_deadline(client: pt.Client, served: Any) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_a_deadline_after_an_error_tells_the_error(client: pt.Client, served: Any) -> None:
+    """It said "no answer within the timeout" of a server that had answered why not."""
+    served.service.faults["GetCatalogue"] = [Fault(details=(info("NOT_READY"),))]
+    served.service.pace = 0.4
+    with pytest.raises(pt.Unavailable):
+        client.with_options(timeout=0.7).catalogue()
+    assert len(served.service.called("GetCatalogue")) == 2
+
+
 async def test_cap_holds_and_everything_is_answered(served: Any) -> None:
     served.service.pace = 0.02
     options = pt.Options(endpoint=served.endpoint, max_calls=8, timeout=30)

@@ -308,12 +308,21 @@ def test_chat_talks_until_an_empty_line(cli: Any, served: Any) -> None:
 
 def test_nobody_there_is_told_in_three_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    words = ["catalogue", "--endpoint", "127.0.0.1:1", "--timeout", "1"]
+    words = ["catalogue", "--endpoint", "127.0.0.1:1", "--timeout", "5"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 3
     assert "nobody answers at 127.0.0.1:1" in result.stderr
-    assert "ptalign-server serve" in result.stderr
+    assert result.stderr.count("ptalign-server serve") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_option_is_told_with_one_mend() -> None:
+    result = CliRunner().invoke(app, ["catalogue", "--endpoint", "http://x:1", "--json"])
+    assert result.exit_code == 2
+    assert result.stderr.count("without a scheme") == 1
+    (said,) = lines(result)
+    assert "scheme" not in said["error"]["message"]
+    assert "without a scheme" in said["error"]["hint"]
 
 
 def test_fields_at_fault_stand_one_a_line(cli: Any, served: Any) -> None:

@@ -108,12 +108,47 @@ def test_details_of_another_domain_are_not_ours() -> None:
     assert from_status(status).reason == ""
 
 
-def test_nobody_there_is_unavailable_and_names_no_reason() -> None:
+def test_nobody_there_is_unavailable_and_says_how_to_start_it() -> None:
+    """The command had the mend; who called the SDK got gRPC's chain of addresses and no hint."""
     with pt.Client("127.0.0.1:1", retry=pt.Retry(attempts=2, base=0.01)) as client:
         with pytest.raises(pt.Unavailable) as caught:
             client.catalogue()
     assert caught.value.reason == ""
     assert caught.value.retryable
+    assert caught.value.message == "nobody answers at 127.0.0.1:1 (Connection refused)"
+    assert "`ptalign-server serve`" in caught.value.hint
+    assert "PTALIGN_ENDPOINT" in str(caught.value)
+
+
+def test_a_name_that_no_host_has_is_told_without_a_stray_bracket() -> None:
+    said = "errors resolving x:5: [field:hostname lookup error:x:5: Domain name not found]"
+    error = from_rpc(unavailable(said), "x:5")
+    assert error.message == "nobody answers at x:5 (Domain name not found)"
+
+
+def test_a_failed_handshake_is_not_told_as_nobody() -> None:
+    error = from_rpc(unavailable("last error: Tls handshake failed: bad certificate: OK"), "x:5")
+    assert error.message == "no secure connection to x:5 (bad certificate)"
+    assert "PTALIGN_TLS_ROOT" in error.hint
+
+
+def test_a_server_that_says_why_it_is_unavailable_is_not_told_as_nobody() -> None:
+    status = status_pb2.Status(code=14, message="starting", details=[packed(info("NOT_READY"))])
+    error = from_rpc(unavailable("starting", status), "x:5")
+    assert (error.message, error.hint) == ("starting", "")
+
+
+def unavailable(said: str, status: status_pb2.Status | None = None) -> grpc.aio.AioRpcError:
+    trailers = (("grpc-status-details-bin", status.SerializeToString()),) if status else ()
+    nothing, trailing = grpc.aio.Metadata(), grpc.aio.Metadata(*trailers)
+    return grpc.aio.AioRpcError(Code.UNAVAILABLE, nothing, trailing, details=said)
+
+
+def test_text_of_an_error_has_the_mend_once() -> None:
+    """A traceback shows the text alone: it dropped the hint."""
+    assert str(pt.ConfigError("no such file", "Send one.")) == "no such file. Send one."
+    assert str(pt.ConfigError("No such file.", "Send one.")) == "No such file. Send one."
+    assert str(pt.ConfigError("no such file")) == "no such file"
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:

@@ -276,7 +276,7 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
 
 def report(session: Session, error: PtalignError) -> None:
     """Says what went wrong, why and how to mend it; as JSON too when asked."""
-    what, fields, mend = explain(error, session)
+    what, fields, mend = explain(error)
     table = Table.grid(padding=(0, 1))
     table.add_row(Text("Error:", style="bold red"), Text(plain(what), overflow="fold"))
     for line in fields:
@@ -288,34 +288,22 @@ def report(session: Session, error: PtalignError) -> None:
         session.emit({"error": _facts(error)})
 
 
-def explain(error: PtalignError, session: Session) -> tuple[str, list[str], str]:
+def explain(error: PtalignError) -> tuple[str, list[str], str]:
     """What went wrong in one sentence, the fields at fault, and the mend."""
-    if isinstance(error, Unavailable) and not (error.reason or error.operation):
-        endpoint = session.client.options.endpoint
-        return (
-            f"nobody answers at {endpoint} ({_shorten(error.message)})",
-            [],
-            "Start it with `ptalign-server serve`, or name another with --endpoint.",
-        )
     if isinstance(error, ServiceError) and error.violations:
         head = "the request has fields outside their limits"
         return _after(error, head), [str(v) for v in error.violations], error.hint
     if isinstance(error, ServiceError):
         return _after(error, error.message), [], error.hint
-    return str(error), [], error.hint
+    return error.words, [], error.hint
 
 
 def _after(error: ServiceError, text: str) -> str:
     return f"{error.operation} ended with: {text}" if error.operation else text
 
 
-def _shorten(message: str) -> str:
-    """gRPC's connection errors without their chain of addresses."""
-    return message.rsplit(":", 1)[-1].strip() or message
-
-
 def _facts(error: PtalignError) -> dict[str, Any]:
-    facts: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    facts: dict[str, Any] = {"type": type(error).__name__, "message": error.words}
     facts |= {"hint": error.hint, "retryable": error.retryable}
     if isinstance(error, ServiceError):
         code = error.code.name if isinstance(error.code, grpc.StatusCode) else ""
