@@ -409,8 +409,14 @@ class Service(
 
     async def GetCatalogue(self, request: Any, context: Any) -> Any:
         await self._enter("GetCatalogue", request, context)
-        entry = lib.CatalogueEntry(name="tiny", digest="sha256:0", title="A tiny model")
-        return lib.Catalogue(models=[entry], policies=[lib.CatalogueEntry(name="tone-en")])
+        entry = lib.CatalogueEntry
+        return lib.Catalogue(
+            models=[entry(name="tiny", digest="sha256:0", title="A tiny model")],
+            policies=[entry(name="tone-en")],
+            suites=[entry(name="attack"), entry(name="plain")],
+            judges=[entry(name="tone@1")],
+            gates=[entry(name="default")],
+        )
 
 
 MISSING = Fault(

@@ -184,7 +184,99 @@ def test_check_says_line_and_field_and_starts_nothing(cli: Any, loop: Path, serv
     result = cli("run", str(loop), columns=200)
     assert result.exit_code == 2
     assert "loop.yaml:4: instructions.count" in result.stderr
-    assert not served.service.calls
+    assert {method for method, _ in served.service.calls} == {"GetCatalogue"}
+
+
+def started(served: Any) -> list[str]:
+    return [method for method, _ in served.service.calls if method != "GetCatalogue"]
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("marks", "says"),
+    [
+        (None, "marks.yaml: No such file or directory"),
+        ("items: [{good: g}]", "marks.yaml: items[0]: instruction is missing"),
+        ("items: []", "marks.yaml holds no marks"),
+        ("items:\n" + 50 * "- {instruction: i, good: g}\n", "holds 50 marks; at most 49"),
+    ],
+)
+def test_marks_that_cannot_be_used_stop_a_run_before_its_first_stage(
+    cli: Any, loop: Path, served: Any, marks: str | None, says: str, words: tuple[str, ...]
+) -> None:
+    """`--check` called the file well-formed, and a run made the instructions first."""
+    (loop.parent / "marks.yaml").unlink()
+    if marks is not None:
+        (loop.parent / "marks.yaml").write_text(marks)
+    result = cli("run", str(loop), *words, columns=300)
+    assert result.exit_code == 2
+    assert "loop.yaml:3: annotations: " in result.stderr
+    assert says in result.stderr
+    assert not started(served)
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("model: tiny", "model: big", "loop.yaml:1: model: no model is named 'big'"),
+        ("policy: tone-en", "policy: x", "loop.yaml:2: policy: no policy is named 'x'"),
+        (
+            "samples: 10",
+            "suites: [attack, nope]",
+            "loop.yaml:8: evaluate.suites[1]: no suite is named 'nope'",
+        ),
+        ("samples: 10", "judges: [x]", "loop.yaml:8: evaluate.judges[0]: no judge is named 'x'"),
+        ("samples: 10", "gate: x", "loop.yaml:8: evaluate.gate: no gate is named 'x'"),
+    ],
+)
+def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
+    cli: Any, loop: Path, served: Any, old: str, new: str, says: str, words: tuple[str, ...]
+) -> None:
+    """A suite that nobody knows was found out after the adapters were trained."""
+    loop.write_text(LOOP.replace(old, new))
+    result = cli("run", str(loop), *words, columns=300)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Known: " in result.stderr
+    assert not started(served)
+
+
+def test_a_judge_is_known_without_its_version(cli: Any, loop: Path) -> None:
+    names = "suites: [attack], judges: [tone], gate: default"
+    loop.write_text(LOOP.replace("samples: 10", names))
+    assert cli("run", str(loop), "--check").exit_code == 0
+
+
+def test_check_without_a_server_says_that_names_were_not_checked(loop: Path) -> None:
+    words = ["run", str(loop), "--check", "--endpoint", "127.0.0.1:1", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    said = " ".join(result.stderr.split())
+    assert "names in it were not checked: nobody answers at 127.0.0.1:1" in said
+    assert lines(result) == [{"file": str(loop), "well_formed": True, "names_checked": False}]
+
+
+def test_check_prints_one_json_line(cli: Any, loop: Path) -> None:
+    (said,) = lines(cli("run", str(loop), "--check", "--json"))
+    assert said == {"file": str(loop), "well_formed": True, "names_checked": True}
+
+
+def test_a_refusal_after_a_stage_ended_is_not_told_as_nothing_started(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    served.service.faults["Align"] = [Fault(Code.INVALID_ARGUMENT, message="no such rank")]
+    broken = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert broken.exit_code == 1
+    assert "no such rank" in broken.stderr
+
+
+def test_marks_that_the_server_refuses_cost_no_stage(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    served.service.faults["CreateAnnotationSet"] = [Fault(Code.INVALID_ARGUMENT)]
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 2
+    assert started(served) == ["CreateAnnotationSet"]
 
 
 def test_state_of_another_program_is_left_alone(cli: Any, loop: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ptalign_client import nouns
 from ptalign_client.cli import show
-from ptalign_client.cli.annotations import read_annotations
+from ptalign_client.cli.annotations import Marks
 from ptalign_client.cli.follow import clock, follow
 from ptalign_client.cli.loopfile import Loop, Training
 from ptalign_client.cli.session import Session
@@ -43,15 +43,23 @@ class Runner:
     """One run of a loop file."""
 
     def __init__(
-        self, session: Session, loop: Loop, folder: Path, out: Path, *, cancel_on_interrupt: bool
+        self,
+        session: Session,
+        loop: Loop,
+        marks: Marks | None,
+        out: Path,
+        *,
+        cancel_on_interrupt: bool,
     ) -> None:
         self.session = session
         self.loop = loop
-        self.folder = folder
+        self.marks = marks
         self.out = out
         self.state = RunState(out)
         self.cancel = cancel_on_interrupt
         self.finished: list[Finished] = []
+        self.began = False
+        """Whether this run started anything on the server, or attached to it."""
 
     def run(self) -> nouns.Evaluation:
         """The whole loop, then its files.
@@ -60,8 +68,9 @@ class Runner:
             PtalignError: A stage failed. What ended before stays; run again to continue.
         """
         loop = self.loop
+        annotations = self.annotations()  # first: marks that are refused cost no model's time
         instructions = self.instructions()
-        pairs = self.pairs(instructions, self.annotations())
+        pairs = self.pairs(instructions, annotations)
         adapters = {t.name: self.train(t, pairs) for t in loop.align}
         evaluation = self.evaluate(adapters)
         self.fetch(evaluation, adapters[loop.target])
@@ -103,10 +112,10 @@ class Runner:
         return None if found.purged else found
 
     def annotations(self) -> nouns.AnnotationSet | None:
-        """Uploads the annotation file once."""
-        if not self.loop.annotations:
+        """Uploads the marks once."""
+        marks = self.marks
+        if marks is None:
             return None
-        marks = read_annotations(self.folder / self.loop.annotations)
         items = [asdict(item) for item in marks.items]
         inputs = [self.loop.model, self.loop.policy, items, marks.annotator_minutes]
         stage = self.state.stage("annotations", inputs)
@@ -197,6 +206,7 @@ class Runner:
         running = self.attach(stage)
         if running is None:
             started = start(stage)
+            self.began = True
             if isinstance(started, Resource):
                 self.end(label, stage, started, 0.0)
                 return started
@@ -243,6 +253,7 @@ class Runner:
             stage.partial = progress.resource or stage.partial
             self.state.again(stage)
             return None
+        self.began = True
         self.session.note(f"[dim]attached to {running.name}[/]")
         return running
 
@@ -254,6 +265,7 @@ class Runner:
         return (progress.end_time - progress.start_time).total_seconds()
 
     def end(self, label: str, stage: Stage, made: Resource, seconds: float) -> None:
+        self.began = True
         stage.resource, stage.seconds = made.name, round(seconds, 1)
         self.state.save()
         self.say(Finished(label, made, stage.seconds, kept=False))

@@ -105,6 +105,12 @@ class Reader:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.places: dict[str, yaml.Node] = {}
+        """Path of a field to its value, e.g. ``evaluate.suites[0]``."""
+
+    def at(self, path: str, message: str, hint: str = "") -> LoopError:
+        """The error of a field that was read well and cannot be used."""
+        return self.fail(self.places.get(path), path, message, hint)
 
     def fail(self, node: yaml.Node | None, path: str, message: str, hint: str = "") -> LoopError:
         line = node.start_mark.line + 1 if node is not None else 0
@@ -152,6 +158,7 @@ class Reader:
 
     def value(self, hint: Any, spec: Field[Any], node: yaml.Node, path: str) -> Any:
         """One value of the type that the field has, inside its limits."""
+        self.places[path] = node
         if get_origin(hint) in (Union, types.UnionType):
             hint = next(a for a in get_args(hint) if a is not type(None))
         if is_dataclass(hint):
@@ -198,11 +205,16 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def read_loop(file: Path) -> Loop:
-    """Reads and checks a loop file.
+    """Reads a loop file and checks all that can be told from it alone.
 
     Raises:
         LoopError: Names the file, the line and the field.
     """
+    return open_loop(file)[0]
+
+
+def open_loop(file: Path) -> tuple[Loop, Reader]:
+    """A loop file as `read_loop` reads it, and the reader that knows its lines."""
     reader = Reader(file)
     root = reader.root()
     loop = reader.object(Loop, root, "")
@@ -225,7 +237,7 @@ def read_loop(file: Path) -> Loop:
                 f"means nothing to {training.method}",
                 "Leave it out, or use pt_align or ut_uniform.",
             )
-    return loop
+    return loop, reader
 
 
 def _named(names: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -9,9 +9,13 @@ import typer
 from rich.markup import escape
 
 from ptalign_client.cli import show
+from ptalign_client.cli.check import check_names, read_marks
 from ptalign_client.cli.loop import Runner, stage_table
-from ptalign_client.cli.loopfile import read_loop
-from ptalign_client.cli.session import Session, command
+from ptalign_client.cli.loopfile import Loop, Reader, open_loop
+from ptalign_client.cli.session import Session, command, exit_code, report
+from ptalign_client.errors import DeadlineExceeded, PtalignError, ServiceError
+from ptalign_client.nouns import Evaluation
+from ptalign_client.options import Retry
 
 
 def run(
@@ -20,7 +24,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the results; the file's own.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check the file and stop.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check file, marks and names, and stop.")
+    ] = False,
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
     ] = False,
@@ -40,13 +46,15 @@ def run(
 
       ptalign run loop.yaml --out demo-out --require-pass
     """
-    loop = read_loop(file)
+    loop, reader = open_loop(file)
+    marks = read_marks(loop, reader)
     if check:
-        session.note(f"[green]{escape(str(file))} is well-formed.[/]")
+        _check(session, loop, reader)
         return
+    check_names(loop, reader, session.client.catalogue())
     folder = out or Path(loop.out)
-    runner = Runner(session, loop, file.parent, folder, cancel_on_interrupt=cancel_on_interrupt)
-    evaluation = runner.run()
+    runner = Runner(session, loop, marks, folder, cancel_on_interrupt=cancel_on_interrupt)
+    evaluation = _run(session, runner)
     if session.as_json:
         stages = {
             done.label: {"name": done.resource.name, "seconds": done.seconds}
@@ -63,6 +71,35 @@ def run(
         session.out.print(f"report:  {folder / 'report.html'}", soft_wrap=True, markup=False)
     if require_pass and evaluation.verdict != "pass":
         raise typer.Exit(5)
+
+
+def _run(session: Session, runner: Runner) -> Evaluation:
+    """Runs it. The code for "nothing was started" is not for an error after something was."""
+    try:
+        return runner.run()
+    except PtalignError as error:
+        if not (runner.began and exit_code(error) == 2):
+            raise
+        report(session, error)
+        raise typer.Exit(1) from None
+
+
+def _check(session: Session, loop: Loop, reader: Reader) -> None:
+    """Says that the file can be run; the names are checked where a server answers."""
+    why = ""
+    try:
+        # One try: a check needs no server, so it does not wait for one.
+        once = session.client.with_options(timeout=5, retry=Retry(attempts=1))
+        catalogue = once.catalogue()
+    except (ServiceError, DeadlineExceeded) as error:
+        why = error.words
+    else:
+        check_names(loop, reader, catalogue)
+    if session.as_json:
+        session.emit({"file": reader.file, "well_formed": True, "names_checked": not why})
+    session.note(f"[green]{escape(str(reader.file))} is well-formed.[/]")
+    if why:
+        session.note(f"The names in it were not checked: {escape(why)}.")
 
 
 def register(app: typer.Typer) -> None:

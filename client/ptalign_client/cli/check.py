@@ -1,0 +1,67 @@
+"""What a loop file names outside itself, checked before its first stage starts.
+
+A name that only the last stage uses would else fail after hours of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ptalign_client.cli.annotations import Marks, read_annotations
+from ptalign_client.cli.loopfile import Loop, Reader
+from ptalign_client.errors import ConfigError
+from ptalign_client.nouns import Catalogue, CatalogueEntry
+
+MAX_MARKS = 49
+"""Annotations the service takes per policy and model."""
+
+
+def read_marks(loop: Loop, reader: Reader) -> Marks | None:
+    """The marks of the loop's annotation file; None when it names none.
+
+    Raises:
+        LoopError: No such file, not an annotation file, or not 1..49 marks; names the line.
+    """
+    if not loop.annotations:
+        return None
+    file = reader.file.parent / loop.annotations
+    try:
+        marks = read_annotations(file)
+    except ConfigError as error:
+        hint = error.hint if file.exists() else "The path is relative to the loop file."
+        raise reader.at("annotations", error.message, hint) from None
+    held = len(marks.items)
+    if not held:
+        raise reader.at("annotations", f"{file} holds no marks", "Add one, or drop the field.")
+    if held > MAX_MARKS:
+        message = f"{file} holds {held} marks; at most {MAX_MARKS} are used per policy and model"
+        raise reader.at("annotations", message, "Keep the most telling ones.")
+    return marks
+
+
+def check_names(loop: Loop, reader: Reader, catalogue: Catalogue) -> None:
+    """Whether the server knows every name that the loop uses.
+
+    Raises:
+        LoopError: It does not; names the line and those that it knows.
+    """
+    for path, noun, name, entries in _named(loop, catalogue):
+        known = [entry.name for entry in entries]
+        # A judge's version may be left out.
+        if name not in known and name not in [n.partition("@")[0] for n in known]:
+            hint = f"Known: {', '.join(known) or 'none is set up yet'}."
+            raise reader.at(path, f"no {noun} is named {name!r}", hint)
+
+
+def _named(
+    loop: Loop, catalogue: Catalogue
+) -> Iterator[tuple[str, str, str, Sequence[CatalogueEntry]]]:
+    """Path in the loop file, noun, name, and what it may be."""
+    yield "model", "model", loop.model, catalogue.models
+    yield "policy", "policy", loop.policy, catalogue.policies
+    for i, name in enumerate(loop.evaluate.suites):
+        yield f"evaluate.suites[{i}]", "suite", name, catalogue.suites
+    for i, name in enumerate(loop.evaluate.judges):
+        yield f"evaluate.judges[{i}]", "judge", name, catalogue.judges
+    if loop.evaluate.gate:
+        yield "evaluate.gate", "gate", loop.evaluate.gate, catalogue.gates
