@@ -111,9 +111,17 @@ class Catalogue:
 
     @property
     def suites(self) -> Mapping[str, SuiteSpec]:
-        """The shipped suites and those that the operator added."""
-        own = read_specs(self._suites.read_text()) if self._suites.exists() else {}
-        return {**shipped(), **own}
+        """The shipped suites and those that the operator added.
+
+        Raises:
+            DataDamaged: The operator's file does not hold a list of suites.
+        """
+        if not self._suites.exists():
+            return shipped()
+        try:
+            return {**shipped(), **read_specs(self._suites.read_text())}
+        except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+            raise DataDamaged(f"suites file {self._suites} cannot be read: {error}") from None
 
     def without_data(self, names: Iterable[str] = DEFAULT) -> dict[str, str]:
         """Suite -> the file it lacks in the folder PTALIGN_EVAL_DATA; empty where none does."""

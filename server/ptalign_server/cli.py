@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from typing import Annotated
 
@@ -41,12 +42,15 @@ def serve() -> None:
     from ptalign_server import logs
     from ptalign_server.gateway.serve import quiet_environment
     from ptalign_server.gateway.serve import serve as run
+    from ptalign_server.notices import notices
     from ptalign_server.process import refuse_unpickling
     from ptalign_server.settings import Settings
 
     refuse_unpickling()
     settings = Settings()
     logs.set_up(settings.log_level)
+    for notice in notices(settings):
+        logging.getLogger("ptalign.server").warning(notice)
     quiet_environment()
 
     def ready(port: int) -> None:

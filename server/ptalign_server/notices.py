@@ -1,0 +1,40 @@
+"""What `serve` says once at its start: nothing is broken, but somebody would miss it later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ptalign.errors import PtalignError
+from ptalign_server.catalogue import Catalogue
+from ptalign_server.settings import Settings
+
+NO_PASS = "evaluations cannot PASS, they stay INCONCLUSIVE at best"
+"""What an evaluation without its data costs."""
+
+
+def notices(settings: Settings) -> Iterator[str]:
+    """Warnings for the log, one line each."""
+    yield from _evaluation_data(settings)
+
+
+def missing_data(settings: Settings) -> str:
+    """Files that the default suites lack, with the suites: empty where nothing is missing.
+
+    Raises:
+        DataDamaged: The operator's suites cannot be read.
+    """
+    lacking = Catalogue(settings).without_data()
+    return ", ".join(f"{file} (suite {suite})" for suite, file in lacking.items())
+
+
+def _evaluation_data(settings: Settings) -> Iterator[str]:
+    try:
+        missing = missing_data(settings)
+    except PtalignError as error:
+        yield str(error)
+        return
+    if missing:
+        yield (
+            f"no evaluation data: {missing}. {NO_PASS[0].upper()}{NO_PASS[1:]}. Set "
+            "PTALIGN_EVAL_DATA to the folder of these files (docs/operations.md)."
+        )
