@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from ptalign.errors import PtalignError
 from ptalign_server.admin import audit, hold, keys, models, suites, tokens
@@ -85,12 +87,22 @@ def health(
 
 
 def main() -> None:
-    """Entry of the command: errors made on purpose are shown as one line."""
+    """Entry of the command: errors made on purpose, and wrong settings, are shown as one line."""
     try:
         app()
     except PtalignError as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise SystemExit(2) from None
+        _end(error)
+    except (ValidationError, SettingsError) as error:
+        if isinstance(error, ValidationError) and error.title != "Settings":
+            raise
+        from ptalign_server.variables import explained
+
+        _end(explained(error))
+
+
+def _end(error: PtalignError) -> NoReturn:
+    typer.secho(str(error), fg="red", err=True)
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from ptalign.errors import DataDamaged
 from ptalign_server.admin.doctor import check_evaluation_data
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
+from ptalign_server.variables import explained
 
 FILES = ("xstest_prompts.csv", "ifeval_en_odd.jsonl")
 
@@ -66,3 +69,58 @@ def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_pat
     assert "[cpu]" in done.stdout
     assert "PTALIGN_EVAL_DATA" in done.stdout
     assert "evaluation data" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PTALIGN_PORT", "abc", "must be a whole number, 0..65535, not 'abc'. "),
+        ("PTALIGN_PORT", "99999", "must be a whole number, 0..65535, not '99999'. "),
+        ("PTALIGN_PROFILE", "tpu", "must be one of cpu, gpu, not 'tpu'. "),
+        ("PTALIGN_PAGE", "maybe", "must be true or false, not 'maybe'. "),
+        ("PTALIGN_ENGINE__KIND", "x", "must be one of vllm, remote, scripted, not 'x'. "),
+        ("PTALIGN_ENGINE__MAX_LORA_RANK", "ten", "one of 8, 16, 32, 64, 128, 256, not 'ten'. "),
+        ("PTALIGN_LIMITS__ATTEMPTS", "0", "must be a whole number, at least 1, not '0'. "),
+        ("PTALIGN_ENGINE__URLS", "http://me:hush-1@x", "must be JSON, and is not. "),
+        ("PTALIGN_PORT", "postgresql://me:hush-1@x", "must be a whole number, 0..65535. "),
+        ("ptalign_port", "abc", "must be a whole number"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_with_its_name_and_mend(
+    name: str, value: str, words: str
+) -> None:
+    with (
+        pytest.raises((ValidationError, SettingsError)) as caught,
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setenv(name, value)
+        m.setenv("PTALIGN_DATABASE", "postgresql://me:hush-2@x")
+        try:
+            Settings()
+        except (ValidationError, SettingsError) as error:
+            text = str(explained(error))
+            raise
+    assert caught.value
+    assert text.startswith(f"{name.upper()}: ")
+    assert words in text
+    assert "nset it" in text
+    assert "\n" not in text
+    assert "hush" not in text
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["doctor"], ["health"], ["models", "list"]])
+def test_every_command_says_what_is_wrong_with_the_settings(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    done = command(
+        *arguments,
+        PTALIGN_STATE=str(tmp_path),
+        PTALIGN_PORT="abc",
+        PTALIGN_LIMITS__FLOOR="3",
+        PTALIGN_DATABASE="postgresql://me:hush-1@x",
+    )
+    assert done.returncode == 2
+    port, floor = done.stderr.strip().splitlines()
+    assert port.startswith("PTALIGN_PORT: ")
+    assert floor.startswith("PTALIGN_LIMITS__FLOOR: ")
+    assert "hush" not in done.stdout + done.stderr

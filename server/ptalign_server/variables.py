@@ -1,0 +1,122 @@
+"""The environment variables that start with PTALIGN_: which there are, what is wrong with one.
+
+A value is quoted only where it should be a number or one of a few words: other ones may hold a
+secret, as a database URL holds its password.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import SettingsError
+
+from ptalign.errors import PtalignError
+from ptalign_server.limits import bounds
+from ptalign_server.settings import Settings
+
+PREFIX = "PTALIGN_"
+OTHERS = frozenset(
+    {"PTALIGN_CACHE", "PTALIGN_EVAL_DATA"}  # read by the core and `models`
+    | {"PTALIGN_ENDPOINT", "PTALIGN_TOKEN", "PTALIGN_DEBUG"}  # the client's
+    | {f"PTALIGN_TLS_{name}" for name in ("ROOT", "CERT", "KEY", "SERVER_NAME")}  # the client's
+    | {"PTALIGN_JOB_NICENESS", "PTALIGN_LORA_CPU"}  # set for children
+    | {"PTALIGN_FAILPOINTS", "PTALIGN_FAILPOINTS_ONCE", "PTALIGN_REQUIRE_ALL"}  # the tests'
+)
+"""Variables that others than `Settings` read."""
+TESTS = "PTALIGN_TEST_"
+MAX_SHOWN = 40
+"""Characters of a wrong value that are shown."""
+
+
+class BadSettings(PtalignError):
+    """Variables that cannot be what they are set to, one line each."""
+
+    reason = "INVALID_INPUT"
+
+
+def known() -> dict[str, FieldInfo]:
+    """Name of each variable of `Settings` -> its field. A group is there too, as JSON."""
+    return dict(_fields(Settings, PREFIX))
+
+
+def unknown(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str]]:
+    """Variables with our prefix that nobody reads, each with the nearest name, empty if none."""
+    names = {*known(), *OTHERS}
+    for name in sorted(environment):
+        upper = name.upper()  # settings are read in either case
+        if upper.startswith(PREFIX) and upper not in names and not upper.startswith(TESTS):
+            yield name, next(iter(difflib.get_close_matches(upper, names, 1)), "")
+
+
+def explained(
+    error: ValidationError | SettingsError, environment: Mapping[str, str] = os.environ
+) -> BadSettings:
+    """What pydantic says of `Settings`, with the variables' names and the mend."""
+    if isinstance(error, ValidationError):
+        fields = known()
+        return BadSettings("\n".join(_line(item, fields) for item in error.errors()))
+    return BadSettings("\n".join(_no_json(environment)) or str(error))
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        yield variable, field
+        if _is_group(field):
+            yield from _fields(field.annotation, f"{variable}__")  # type: ignore[arg-type]
+
+
+def _is_group(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
+    """One error in one line."""
+    parts = [str(part).upper() for part in item["loc"]]
+    while PREFIX + "__".join(parts) not in fields:  # a place inside a list has no variable
+        parts.pop()
+    name = PREFIX + "__".join(parts)
+    field = fields[name]
+    wanted = _wanted(field)
+    if not wanted:
+        return f"{name}: {str(item['msg'])[:200].lower()}. Correct it, or unset it."
+    default = field.default
+    return f"{name}: must be {wanted}{_got(item['input'])}. Correct it, or unset it for {default}."
+
+
+def _wanted(field: FieldInfo) -> str:
+    """What a variable of numbers or a few words may be; empty for any other."""
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(str(choice) for choice in get_args(kind))}"
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    limits = bounds(field)
+    return words[kind] + (f", {limits}" if limits else "") if kind in words else ""
+
+
+def _got(value: Any) -> str:
+    """The value, where it can be no URL with a password that went into the wrong variable."""
+    if not isinstance(value, (str, int, float)) or "@" in str(value):
+        return ""
+    return f", not {str(value)[:MAX_SHOWN]!r}"
+
+
+def _no_json(environment: Mapping[str, str]) -> Iterator[str]:
+    """Variables of lists and groups that hold no JSON."""
+    set_to = {name.upper(): value for name, value in environment.items()}
+    for name, field in known().items():
+        if get_origin(field.annotation) is not tuple and not _is_group(field):
+            continue
+        try:
+            json.loads(set_to.get(name) or "null")
+        except ValueError:
+            form = '{"kind": ...}' if _is_group(field) else '["a", "b"]'
+            if name.endswith("URLS"):
+                form = '["http://127.0.0.1:8000/v1"]'
+            yield f"{name}: must be JSON, and is not. Write it as '{form}', or unset it."
