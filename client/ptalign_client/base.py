@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from ptalign_client.errors import invalid
 from ptalign_client.options import TLS, Options, Retry
 from ptalign_client.transport import Transport
 
@@ -89,9 +90,28 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def name_of(resource: Any) -> str:
-    """The name of a resource that was passed as noun or as name."""
-    return resource if isinstance(resource, str) else str(resource.name)
+def name_of(resource: Any, field: str = "name") -> str:
+    """The name of a resource that was passed as noun or as name.
+
+    Raises:
+        InvalidArgument: It is neither; names the field of the call.
+    """
+    name = resource if isinstance(resource, str) else getattr(resource, "name", None)
+    if not isinstance(name, str):
+        found = type(resource).__name__
+        raise invalid(field, f"must be a name or a resource, not {found}. Send e.g. 'pairSets/ID'.")
+    return name
+
+
+def names_of(resources: Any, field: str) -> list[str]:
+    """The names of a list of resources.
+
+    Raises:
+        InvalidArgument: Not a list of names or resources.
+    """
+    if isinstance(resources, str) or not isinstance(resources, Iterable):
+        raise invalid(field, "must be a list of names or resources. Send [...].")
+    return [name_of(item, f"{field}[{i}]") for i, item in enumerate(resources)]
 
 
 def as_path(path: str | Path) -> Path:

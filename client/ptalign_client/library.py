@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ptalign_client import wire
-from ptalign_client.base import Base, as_path, name_of, new_request_id
+from ptalign_client.base import Base, as_path, name_of, names_of, new_request_id
 from ptalign_client.download import OnBytes, fetch, inside
 from ptalign_client.errors import invalid
 from ptalign_client.nouns import (
@@ -211,15 +211,21 @@ class Library(Base):
             policy: Catalogue name.
             request_id: A UUID of your own.
         """
-        header = pb.ImportHeader(
-            request_id=request_id or new_request_id(), kind=kind, model=model, policy=policy
+        header = wire.build(
+            pb.ImportHeader,
+            request_id=request_id or new_request_id(),
+            kind=kind,
+            model=model,
+            policy=policy,
         )
         opened = records if callable(records) else tuple(records).__iter__
 
         def messages() -> Iterator[pb.ImportSetRequest]:
             yield pb.ImportSetRequest(header=header)
-            rest = iter(opened())
-            while batch := [wire.to_message(r) for r in islice(rest, IMPORT_BATCH)]:
+            rest = enumerate(opened())
+            while batch := [
+                wire.sent(f"records[{i}]", Record, r) for i, r in islice(rest, IMPORT_BATCH)
+            ]:
                 yield pb.ImportSetRequest(records=batch)
 
         made = await self._call("library", "ImportSet", messages)
@@ -228,14 +234,17 @@ class Library(Base):
     async def merge(self, names: Sequence[str | Resource], *, request_id: str = "") -> Imported:
         """One set out of 2..50 instruction sets or pair sets of one model."""
         request = pb.MergeSetsRequest(
-            request_id=request_id or new_request_id(), names=[name_of(n) for n in names]
+            request_id=request_id or new_request_id(), names=names_of(names, "names")
         )
         return wire.to_noun(Imported, await self._call("library", "MergeSets", request))
 
     async def purge(self, name: str | Resource, *, reason: str, request_id: str = "") -> None:
         """Destroys a set's record text for good. Counts, digests and the audit record stay."""
-        request = pb.PurgeSetRequest(
-            request_id=request_id or new_request_id(), name=name_of(name), reason=reason
+        request = wire.build(
+            pb.PurgeSetRequest,
+            request_id=request_id or new_request_id(),
+            name=name_of(name),
+            reason=reason,
         )
         await self._call("library", "PurgeSet", request)
 
@@ -257,11 +266,12 @@ class Library(Base):
             annotator_minutes: What they cost, for the report.
             request_id: A UUID of your own.
         """
-        request = pb.CreateAnnotationSetRequest(
+        request = wire.build(
+            pb.CreateAnnotationSetRequest,
             request_id=request_id or new_request_id(),
             model=model,
             policy=policy,
-            items=[wire.to_message(item) for item in items],
+            items=wire.all_sent("items", Annotation, items),
             annotator_minutes=annotator_minutes,
         )
         made = await self._call("library", "CreateAnnotationSet", request)
@@ -273,7 +283,7 @@ class Library(Base):
         Raises:
             NotFound: None has passed yet: serve the bare model, or nothing.
         """
-        request = pb.ResolveAdapterRequest(model=model, policy=policy)
+        request = wire.build(pb.ResolveAdapterRequest, model=model, policy=policy)
         return wire.to_noun(Resolved, await self._call("library", "ResolveAdapter", request))
 
     async def catalogue(self) -> Catalogue:
@@ -282,7 +292,7 @@ class Library(Base):
         return wire.to_noun(Catalogue, found)
 
     async def _get(self, kind: type[R], name: str) -> R:
-        request = pb.GetResourceRequest(name=name)
+        request = pb.GetResourceRequest(name=name_of(name))
         return wire.to_noun(kind, await self._call("library", f"Get{kind.__name__}", request))
 
     async def _list(
@@ -290,8 +300,12 @@ class Library(Base):
     ) -> AsyncGenerator[R, None]:
         token = ""
         while True:
-            request = pb.ListResourcesRequest(
-                page_size=page_size, page_token=token, model=model, policy=policy
+            request = wire.build(
+                pb.ListResourcesRequest,
+                page_size=page_size,
+                page_token=token,
+                model=model,
+                policy=policy,
             )
             page = await self._call("library", f"List{kind.__name__}s", request)
             items = next(f.name for f in page.DESCRIPTOR.fields if f.name != "next_page_token")
@@ -303,7 +317,7 @@ class Library(Base):
 
 
 def _kind_of(name: str) -> type[Resource]:
-    kind = KINDS.get(name.partition("/")[0])
+    kind = KINDS.get(name_of(name).partition("/")[0])
     if kind is None:
         raise invalid("name", f"{name!r} is not a resource; names start with {', '.join(KINDS)}")
     return kind

@@ -30,6 +30,7 @@ from ptalign_client.nouns import (
     Target,
 )
 from ptalign_client.operation import AsyncOperation
+from ptalign_proto.v1 import library_pb2
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 
 
@@ -73,19 +74,20 @@ class Verbs(Base):
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """
-        request = pb.GenerateInstructionsRequest(
+        request = wire.build(
+            pb.GenerateInstructionsRequest,
             request_id=request_id or new_request_id(),
             dry_run=dry_run,
             model=model,
             policy=policy if isinstance(policy, str) else None,
-            policy_spec=None if isinstance(policy, str) else wire.to_message(policy),
-            count=_natural("count", count),
+            policy_spec=_spec("policy", PolicySpec, policy),
+            count=_natural("count", count, 1, 20_000),
             seeds=seeds,
             excerpts=excerpts,
             locale=locale,
             **({} if twins is None else {"twins": twins}),
             topics=topics,
-            parent=name_of(parent),
+            parent=name_of(parent, "parent"),
             seed=_natural("seed", seed),
         )
         return await self._start("GenerateInstructions", request)
@@ -119,17 +121,18 @@ class Verbs(Base):
             request_id: A UUID of your own.
         """
         named = isinstance(annotations, str | AnnotationSet)
-        request = pb.SynthesizePairsRequest(
+        request = wire.build(
+            pb.SynthesizePairsRequest,
             request_id=request_id or new_request_id(),
             dry_run=dry_run,
             model=model,
-            instruction_set=name_of(instruction_set),
+            instruction_set=name_of(instruction_set, "instruction_set"),
             annotation_set=name_of(annotations) if named and annotations else None,
             annotations=_inline(annotations) if not named and annotations else None,
-            rounds=_natural("rounds", rounds or 0),
+            rounds=_natural("rounds", rounds or 0, 1, 8),
             min_polarity=min_polarity,
-            parent=name_of(parent),
-            anchors=None if anchors is None else _natural("anchors", anchors),
+            parent=name_of(parent, "parent"),
+            anchors=None if anchors is None else _natural("anchors", anchors, 0, 2000),
             seed=_natural("seed", seed),
         )
         return await self._start("SynthesizePairs", request)
@@ -172,19 +175,20 @@ class Verbs(Base):
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """
-        request = pb.AlignRequest(
+        request = wire.build(
+            pb.AlignRequest,
             request_id=request_id or new_request_id(),
             dry_run=dry_run,
             model=model,
-            pair_set=name_of(pair_set),
-            parent_adapter=name_of(parent_adapter),
+            pair_set=name_of(pair_set, "pair_set"),
+            parent_adapter=name_of(parent_adapter, "parent_adapter"),
             method=_method(method),
             ut_weight=ut_weight,
             token_weighting=token_weighting,
             flagged_share=flagged_share,
             protected_words=protected_words,
-            lora=wire.to_message(lora) if lora else None,
-            budget=wire.to_message(budget) if budget else None,
+            lora=wire.sent("lora", Lora, lora) if lora else None,
+            budget=wire.sent("budget", Budget, budget) if budget else None,
             guards=guards,
             seed=_natural("seed", seed),
             resume_from=resume_from,
@@ -194,14 +198,14 @@ class Verbs(Base):
     async def evaluate(
         self,
         *,
-        target: Target | Adapter,
-        baseline: Target | Adapter | None = None,
+        target: Target | Adapter | str,
+        baseline: Target | Adapter | str | None = None,
         suites: Sequence[str] = (),
         judges: Sequence[str] = (),
         gate: str | GateSpec | None = None,
         samples: int = 0,
         pair_set: str | PairSet = "",
-        also: Sequence[Target | Adapter] = (),
+        also: Sequence[Target | Adapter | str] = (),
         seed: int = 0,
         dry_run: bool = False,
         request_id: str = "",
@@ -209,7 +213,8 @@ class Verbs(Base):
         """Measures harm, over-refusal and usefulness before and after, on the same prompts.
 
         Args:
-            target: What to judge.
+            target: What to judge: an adapter, its name (one more call asks for its model), or a
+                model bare or with an adapter.
             baseline: What to compare it with; the bare model unless set.
             suites: Catalogue names; the profile's unless set.
             judges: Catalogue names; the profile's unless set.
@@ -223,18 +228,19 @@ class Verbs(Base):
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """
-        request = pb.EvaluateRequest(
+        request = wire.build(
+            pb.EvaluateRequest,
             request_id=request_id or new_request_id(),
             dry_run=dry_run,
-            target=_target(target),
-            baseline=_target(baseline) if baseline else None,
+            target=await self._target("target", target),
+            baseline=await self._target("baseline", baseline) if baseline else None,
             suites=suites,
             judges=judges,
             gate=gate if isinstance(gate, str) else None,
-            gate_spec=wire.to_message(gate) if isinstance(gate, GateSpec) else None,
-            samples=_natural("samples", samples),
-            pair_set=name_of(pair_set),
-            also=[_target(item) for item in also],
+            gate_spec=None if gate is None else _spec("gate", GateSpec, gate),
+            samples=_natural("samples", samples, 1, 100_000),
+            pair_set=name_of(pair_set, "pair_set"),
+            also=await self._targets("also", also),
             seed=_natural("seed", seed),
         )
         return await self._start("Evaluate", request)
@@ -289,16 +295,40 @@ class Verbs(Base):
         """
         if isinstance(messages, str):
             messages = [ChatMessage(role="user", content=messages)]
-        request = pb.ChatRequest(
+        request = wire.build(
+            pb.ChatRequest,
             model=model,
-            adapter=name_of(adapter),
-            messages=[wire.to_message(m) for m in messages],
-            max_tokens=_natural("max_tokens", max_tokens),
+            adapter=name_of(adapter, "adapter"),
+            messages=wire.all_sent("messages", ChatMessage, messages, "a text"),
+            max_tokens=_natural("max_tokens", max_tokens, 1, 2048),
             compare=compare,
         )
         async with aclosing(self._transport.stream("tuning", "Chat", request)) as stream:
             async for message in stream:
                 yield wire.to_noun(ChatPiece, message)
+
+    async def _target(self, field: str, given: Target | Adapter | str) -> Any:
+        """The message of what is evaluated; an adapter that was only named is looked up."""
+        if isinstance(given, str):
+            given = await self._adapter(field, given)
+        if isinstance(given, Adapter):
+            given = Target(model=given.model, adapter=given.name, label=given.method)
+        return wire.sent(field, Target, given, "an Adapter, its name")
+
+    async def _targets(self, field: str, given: Sequence[Target | Adapter | str]) -> list[Any]:
+        if isinstance(given, str | Target | Adapter):
+            raise invalid(field, "must be a list of adapters or targets. Send [...].")
+        return [await self._target(f"{field}[{i}]", item) for i, item in enumerate(given)]
+
+    async def _adapter(self, field: str, name: str) -> Adapter:
+        if not name.startswith("adapters/"):
+            raise invalid(
+                field,
+                f"{name[:80]!r} is not an adapter's name. Send adapters/ID, an Adapter, "
+                "or Target(model=...) for a bare model.",
+            )
+        request = library_pb2.GetResourceRequest(name=name)
+        return wire.to_noun(Adapter, await self._call("library", "GetAdapter", request))
 
     async def _start(self, method: str, request: Any) -> AsyncOperation[Any]:
         operation = await self._call("tuning", method, request)
@@ -311,14 +341,23 @@ def _filter(kind: str, state: str) -> str:
     return " AND ".join(parts)
 
 
-def _natural(field: str, value: int) -> int:
-    """The value, when the wire can carry it; the server checks the limits.
+def _natural(field: str, value: int, low: int = 0, high: int = 2**32 - 1) -> int:
+    """The value, when the wire can carry it; the server checks the limits, which may move.
+
+    Args:
+        field: Its name in the call.
+        value: What was passed; 0 is the server's default where `low` is 1.
+        low: Lower limit, as words for the error.
+        high: Upper limit, as words for the error.
 
     Raises:
-        InvalidArgument: A negative number or one above 32 bits.
+        InvalidArgument: Not a whole number, a negative one, or one above 32 bits.
     """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        found = "text" if isinstance(value, str) else type(value).__name__
+        raise invalid(field, f"must be a whole number in {low}..{high}, not {found}")
     if not 0 <= value < 2**32:
-        raise invalid(field, f"{value} is outside 0..{2**32 - 1}")
+        raise invalid(field, f"must be {low}..{high}, got {value}")
     return value
 
 
@@ -329,11 +368,11 @@ def _method(method: str) -> str:
     return f"METHOD_{method.upper()}"
 
 
-def _target(target: Target | Adapter) -> Any:
-    if isinstance(target, Adapter):
-        target = Target(model=target.model, adapter=target.name, label=target.method)
-    return wire.to_message(target)
+def _spec(field: str, kind: type, given: Any) -> Any:
+    """The message of what is written in the call; None when it is a name."""
+    return None if isinstance(given, str) else wire.sent(field, kind, given, "a name")
 
 
 def _inline(annotations: Any) -> pb.Annotations:
-    return pb.Annotations(items=[wire.to_message(item) for item in annotations])
+    items = wire.all_sent("annotations", Annotation, annotations, "an AnnotationSet, its name")
+    return pb.Annotations(items=items)

@@ -5,20 +5,23 @@ The two have the same field names, so one walk over a message's descriptor conve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC
 from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ptalign_client import nouns
+from ptalign_client.errors import InvalidArgument, invalid
 from ptalign_client.nouns import Progress, Resource, State
 from ptalign_proto.v1 import library_pb2, resources_pb2, safety_tuning_pb2
 
 N = TypeVar("N")
+M = TypeVar("M", bound=Message)
 
 MESSAGES: dict[type, type[Message]] = {
     nouns.InstructionSet: resources_pb2.InstructionSet,
@@ -65,10 +68,115 @@ def to_noun(kind: type[N], message: Message) -> N:
     return kind(**{name: values[name] for name in _names(kind) if name in values})
 
 
-def to_message(noun: Any) -> Any:
-    """The message of a noun; None and empty values are left unset."""
-    message = MESSAGES[type(noun)]
-    return message(**{f.name: to_value(getattr(noun, f.name)) for f in fields(noun)})
+def to_message(noun: Any, path: str = "") -> Any:
+    """The message of a noun; None and empty values are left unset.
+
+    Raises:
+        InvalidArgument: A value of another type than its field; `path` is where the noun stands.
+    """
+    values = {f.name: to_value(getattr(noun, f.name)) for f in fields(noun)}
+    return build(MESSAGES[type(noun)], path, **values)
+
+
+def sent(path: str, kind: type, noun: Any, also: str = "") -> Any:
+    """The message of a noun that a caller passed.
+
+    Args:
+        path: The field of the call, e.g. ``items[0]``.
+        kind: The noun that it takes.
+        noun: What was passed.
+        also: What else it takes, in words.
+
+    Raises:
+        InvalidArgument: Another thing was passed; says what to send.
+    """
+    if not isinstance(noun, kind):
+        wanted = f"{also} or {_a(kind.__name__)}" if also else _a(kind.__name__)
+        raise invalid(path, f"must be {wanted}, not {_a(_kind(noun))}. Send {_example(kind)}.")
+    return to_message(noun, path)
+
+
+def all_sent(path: str, kind: type, nouns: Any, also: str = "") -> list[Any]:
+    """The messages of a list that a caller passed.
+
+    Raises:
+        InvalidArgument: Not a list of that noun; says what to send.
+    """
+    if isinstance(nouns, str | Mapping) or not isinstance(nouns, Iterable):
+        wanted = f"{also} or a list" if also else "a list"
+        found = _a(_kind(nouns))
+        raise invalid(path, f"must be {wanted}, not {found}. Send [{_example(kind)}, ...].")
+    return [sent(f"{path}[{i}]", kind, noun) for i, noun in enumerate(nouns)]
+
+
+def build(kind: type[M], path: str = "", /, **values: Any) -> M:
+    """A message of these values.
+
+    Args:
+        kind: Which message.
+        path: Where it stands in the call; empty for the call's own fields.
+        **values: Its fields; None leaves one unset.
+
+    Raises:
+        InvalidArgument: A value of another type than its field.
+    """
+    for name, value in values.items():  # protobuf would take the letters of a text for a list
+        if isinstance(value, str) and kind.DESCRIPTOR.fields_by_name[name].is_repeated:
+            raise _misfit(kind, path, name, value)
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise _faulty(kind, path, values) or invalid(path or "request", str(error)) from None
+
+
+def _faulty(kind: type[Message], path: str, values: Mapping[str, Any]) -> InvalidArgument | None:
+    """The error of the first value that its field does not take."""
+    for name, value in values.items():
+        try:
+            kind(**{name: value})
+        except (TypeError, ValueError):
+            return _misfit(kind, path, name, value)
+    return None
+
+
+def _misfit(kind: type[Message], path: str, name: str, value: Any) -> InvalidArgument:
+    field = kind.DESCRIPTOR.fields_by_name[name]
+    one, many = WANTED.get(field.cpp_type, ("another type", "other things"))
+    wanted = f"a list of {many}, [...]" if field.is_repeated else one
+    # A number tells what is wrong with it; a text may be one that nobody should read.
+    found = str(value) if isinstance(value, int | float) else _a(_kind(value))
+    return invalid(f"{path}.{name}" if path else name, f"must be {wanted}, not {found}")
+
+
+WANTED = {
+    FieldDescriptor.CPPTYPE_STRING: ("a text", "texts"),
+    FieldDescriptor.CPPTYPE_BOOL: ("True or False", "True or False"),
+    FieldDescriptor.CPPTYPE_INT32: ("a whole number", "whole numbers"),
+    FieldDescriptor.CPPTYPE_INT64: ("a whole number", "whole numbers"),
+    FieldDescriptor.CPPTYPE_UINT32: ("a whole number from 0 up", "whole numbers"),
+    FieldDescriptor.CPPTYPE_UINT64: ("a whole number from 0 up", "whole numbers"),
+    FieldDescriptor.CPPTYPE_FLOAT: ("a number", "numbers"),
+    FieldDescriptor.CPPTYPE_DOUBLE: ("a number", "numbers"),
+}
+"""What a field takes, in words: one, and many."""
+
+
+def _kind(value: Any) -> str:
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOaeio" else f"a {noun}"
+
+
+def _example(kind: type) -> str:
+    """How one is written, with the fields that it must have."""
+    needed = [
+        f"{f.name}=..."
+        for f in fields(kind)
+        if f.default is MISSING and f.default_factory is MISSING
+    ]
+    return f"ptalign_client.{kind.__name__}({', '.join(needed) or '...'})"
 
 
 def to_value(value: Any) -> Any:
