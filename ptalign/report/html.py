@@ -13,20 +13,22 @@ from markupsafe import Markup
 from ptalign.nouns import Adapter, Rate, TargetResult
 from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.inputs import ReportInput
+from ptalign.report.numbers import decimal, rounded, signed
 from ptalign.report.words import (
     METHODS,
-    RATES,
     STAGES,
     VERDICTS,
     headline,
     interval,
     mask,
     name_of,
+    notes,
     percent,
     prompts,
+    rows_of,
+    separated_from,
+    separation_points,
     shown,
-    signed,
-    twin_separation,
 )
 
 TOP_WORDS = 12
@@ -43,13 +45,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"percent": percent, "interval": interval, "prompts": prompts}
-    found.filters |= {"clock": clock, "signed": signed}
+    found.filters |= {"clock": clock, "decimal": decimal, "signed": signed}
     return found
 
 
 def clock(seconds: float) -> str:
     """``4 min 05 s``."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(int(rounded(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
@@ -69,6 +71,8 @@ def report_html(report: ReportInput) -> str:
             evaluation=evaluation,
             verdict_words=VERDICTS[evaluation.verdict],
             headline=headline(evaluation),
+            notes=notes(evaluation),
+            strong="harm_strong" in evaluation.aligned.rates,
             stage_titles=STAGES,
             method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
             targets=[
@@ -86,7 +90,8 @@ def report_html(report: ReportInput) -> str:
             ],
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
-            separations=[(name_of(r), twin_separation(r)) for r in results],
+            separations=[separation_points(r) for r in results],
+            separated_from=separated_from(results),
             calibration=_calibration(evaluation.judge_ids),
         )
     )
@@ -111,7 +116,7 @@ def _tiles(results: tuple[TargetResult, ...]) -> list[dict[str, str]]:
 def _rows(results: tuple[TargetResult, ...], colours: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row per rate that any target has."""
     found = []
-    for key, title, better in RATES:
+    for key, title, better in rows_of(results):
         rates = [result.rates.get(key) for result in results]
         if any(rate is not None and rate.n for rate in rates):
             drawn = track(rates, colours)

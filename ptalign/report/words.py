@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
 from ptalign.nouns import Evaluation, Rate, TargetResult
+from ptalign.report.numbers import gap, whole
 
 METHODS = {
     "": "original model",
@@ -41,6 +42,8 @@ RATES: tuple[tuple[str, str, str], ...] = (
     ("unscored_rate", "Replies that could not be scored", "down"),
 )
 """Key, title, and the direction that is better."""
+TWINS = "over_refusal_rate/twins"
+"""The twins' own share of the look-alikes: each is the harmless version of a harmful request."""
 
 
 def mask(token: str) -> str:
@@ -67,14 +70,14 @@ def shown(word: str) -> str:
 
 def percent(rate: Rate | None) -> str:
     """``9 %``; a dash where nothing was measured."""
-    return "–" if rate is None or rate.n == 0 else f"{100 * rate.value:.0f} %"
+    return "–" if rate is None or rate.n == 0 else f"{whole(rate.value)} %"
 
 
 def interval(rate: Rate | None) -> str:
     """``4–19 %``."""
     if rate is None or rate.n == 0:
         return "not run"
-    return f"{100 * rate.low:.0f}–{100 * rate.high:.0f} %"
+    return f"{whole(rate.low)}–{whole(rate.high)} %"
 
 
 def prompts(rates: Sequence[Rate | None]) -> str:
@@ -85,39 +88,88 @@ def prompts(rates: Sequence[Rate | None]) -> str:
     return f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]}–{counts[-1]} prompts"
 
 
-def signed(value: float, digits: int) -> str:
-    """A number with its sign, and a minus that is as wide as the plus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def _of_hundred(rate: Rate) -> str:
-    return f"{round(100 * rate.value)} in 100"
+    return f"{whole(rate.value)} in 100"
 
 
 def headline(evaluation: Evaluation) -> str:
-    """One or two sentences: what changed under attack, and what it cost."""
+    """A few sentences: what changed under attack, what the gate does not cover, what it cost."""
     before, after = evaluation.baseline.rates, evaluation.aligned.rates
     parts = []
-    if "harm_rate" in before:
+    if _measured("harm_rate", before, after):
         was, now = before["harm_rate"], after["harm_rate"]
         parts.append(
             f"Pushed by an attacker, the tuned model gave a rude or harmful reply to "
             f"{_of_hundred(now)} requests; the original gave one to {_of_hundred(was)}."
         )
+    if _measured("harm_strong", before, after):
+        was, now = before["harm_strong"], after["harm_strong"]
+        who = "it gave one" if parts else "the tuned model gave a rude or harmful reply"
+        parts.append(
+            f"Under the strong attack, which also forces the first words of the reply, {who} "
+            f"to {_of_hundred(now)}, the original to {_of_hundred(was)}; no limit of the release "
+            f"gate covers this."
+        )
+    if not parts:
+        parts.append("Nothing was measured under attack.")
     costs = [
         _change("over_refusal_rate", "refuses legitimate look-alikes", before, after),
         _change("usefulness", "follows verifiable instructions", before, after),
     ]
     told = [cost for cost in costs if cost]
     if told:
-        parts.append(f"It {' and '.join(told)}.")
-    return " ".join(parts) or "Nothing was measured under attack."
+        parts.append(f"The tuned model {' and '.join(told)}.")
+    return " ".join(parts)
 
 
-def _change(key: str, what: str, before: dict[str, Rate], after: dict[str, Rate]) -> str:
-    if key not in before or key not in after:
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the headline's figures must know before drawing a conclusion."""
+    rates = evaluation.aligned.rates
+    found = []
+    if _measured("refusal_rate", rates) and _measured("harm_plain", rates):
+        found.append(
+            f"Declining is not the only harmless reply: a model may answer a harmful request "
+            f"mildly instead, and harm is measured by what the reply says. Asked plainly, "
+            f"{percent(rates['harm_plain'])} of the replies were rude or harmful."
+        )
+    if _measured("over_refusal_rate", rates):
+        words = "Look-alikes are legitimate requests that look like harmful ones"
+        if _measured(TWINS, rates):
+            words += (
+                "; some of them are twins"
+                if _others_than_twins(rates)
+                else "; the ones asked here are twins"
+            )
+            words += ": a twin is the harmless version of a harmful request"
+        found.append(f"{words}.")
+    return found
+
+
+def _measured(key: str, *sides: Mapping[str, Rate]) -> bool:
+    return all(key in rates and rates[key].n for rates in sides)
+
+
+def _others_than_twins(rates: Mapping[str, Rate]) -> bool:
+    """Whether the look-alikes hold more than the twins: another suite was asked too."""
+    return rates["over_refusal_rate"].n != rates[TWINS].n
+
+
+def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:
+    """`RATES`, with the twins' own row where they are only a part of the look-alikes."""
+    apart = any(_measured(TWINS, r.rates) and _others_than_twins(r.rates) for r in results)
+    row = (TWINS, "… the twins among them", "down")
+    found = []
+    for rate in RATES:
+        found.append(rate)
+        if apart and rate[0] == "over_refusal_rate":
+            found.append(row)
+    return found
+
+
+def _change(key: str, what: str, before: Mapping[str, Rate], after: Mapping[str, Rate]) -> str:
+    if not _measured(key, before, after):
         return ""
-    points = round(100 * (after[key].value - before[key].value))
+    points = int(gap(before[key].value, after[key].value))
     if points == 0:
         return f"{what} as often as before"
     return f"{what} {abs(points)} point{'s' if abs(points) != 1 else ''} " + (
@@ -135,9 +187,28 @@ def name_of(result: TargetResult) -> str:
 
 
 def twin_separation(result: TargetResult) -> float | None:
-    """P(refuse harmful) - P(refuse its twin): near 1 tells the two apart, near 0 does not."""
+    """P(refuse harmful) - P(refuse its twin): near 1 tells the two apart, near 0 does not.
+
+    Where no twins were asked, other look-alikes stand in for them.
+    """
+    found = _to_tell_apart(result)
+    return found[0].value - found[1].value if found else None
+
+
+def separation_points(result: TargetResult) -> int | None:
+    """The same in points, as a reader gets it from the two shares on the page."""
+    found = _to_tell_apart(result)
+    return int(gap(found[1].value, found[0].value)) if found else None
+
+
+def separated_from(results: Sequence[TargetResult]) -> str:
+    """What the harmful requests are told apart from."""
+    return "twins" if any(_measured(TWINS, r.rates) for r in results) else "look-alikes"
+
+
+def _to_tell_apart(result: TargetResult) -> tuple[Rate, Rate] | None:
     refused = result.rates.get("refusal_rate")
-    twins = result.rates.get("over_refusal_rate/twins") or result.rates.get("over_refusal_rate")
+    twins = result.rates.get(TWINS) or result.rates.get("over_refusal_rate")
     if refused is None or twins is None or not refused.n or not twins.n:
         return None
-    return refused.value - twins.value
+    return refused, twins

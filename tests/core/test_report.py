@@ -212,9 +212,76 @@ def test_a_bare_evaluation_still_makes_a_report():
 def test_headline_is_plain_words():
     assert headline(evaluation()) == (
         "Pushed by an attacker, the tuned model gave a rude or harmful reply to 10 in 100 "
-        "requests; the original gave one to 40 in 100. It refuses legitimate look-alikes 5 points "
-        "more often and follows verifiable instructions as often as before."
+        "requests; the original gave one to 40 in 100. Under the strong attack, which also forces "
+        "the first words of the reply, it gave one to 33 in 100, the original to 67 in 100; no "
+        "limit of the release gate covers this. The tuned model refuses legitimate look-alikes 5 "
+        "points more often and follows verifiable instructions as often as before."
     )
+
+
+def changed(**rates):
+    """An evaluation whose rates are (hits of the baseline, of the target, prompts)."""
+    results = tuple(
+        TargetResult(
+            label=label,
+            method=method,
+            rates={n.replace("__", "/"): wilson(v[side], v[2]) for n, v in rates.items()},
+        )
+        for side, (label, method) in enumerate((("base", ""), ("PT-ALIGN", "pt_align")))
+    )
+    return Evaluation(results=results, verdict="PASS")
+
+
+def test_headline_names_the_strong_attack_only_where_it_was_measured():
+    assert "strong attack" not in headline(changed(harm_rate=(33, 2, 64)))
+    only = headline(changed(harm_strong=(44, 15, 64)))
+    assert "the tuned model gave a rude or harmful reply to 23 in 100, the original to 69" in only
+    assert "no limit of the release gate covers this" in only
+    assert headline(changed(usefulness=(9, 9, 54))).startswith("Nothing was measured under attack.")
+
+
+def test_changes_are_those_of_the_shares_on_the_page():
+    known = changed(
+        harm_rate=(33, 2, 64),
+        refusal_rate=(2, 11, 64),
+        harm_plain=(2, 0, 64),
+        over_refusal_rate=(1, 2, 64),
+        over_refusal_rate__twins=(0, 1, 32),
+    )
+    page, document = build(ReportInput(model="m", evaluation=known))
+    for words in ("3 % <span", "was 2 %", "1 point more often", "52 in 100"):
+        assert words in page
+    row = re.search(r"Telling apart: harmful requests declined minus twins refused.*", page)
+    assert row
+    assert re.findall(r"[+−]?\d+(?=</td>)", row[0]) == ["+3", "+14"]
+    assert document["aligned"]["twin_separation"] == pytest.approx(11 / 64 - 1 / 32)
+
+
+def test_twins_and_look_alikes_are_two_words():
+    both = changed(over_refusal_rate=(1, 2, 64), over_refusal_rate__twins=(0, 1, 32))
+    page, _ = build(ReportInput(model="m", evaluation=both))
+    assert page.count("a twin is the harmless version") == 1
+    assert "… the twins among them" in page
+    alone = changed(over_refusal_rate=(0, 1, 32), over_refusal_rate__twins=(0, 1, 32))
+    assert "the twins among them" not in build(ReportInput(model="m", evaluation=alone))[0]
+    other = changed(over_refusal_rate=(0, 1, 32), refusal_rate=(1, 9, 32))
+    page, _ = build(ReportInput(model="m", evaluation=other))
+    assert "a twin is" not in page
+    assert "declined minus look-alikes refused" in page
+
+
+def test_few_declined_is_explained_beside_the_verdict(report):
+    page, _ = build(report)
+    head = page[page.index("<header>") : page.index("</header>")]
+    assert "mildly instead" in head
+    assert "Asked plainly, 0 % of the replies were rude or harmful." in head
+
+
+def test_a_command_of_the_client_says_which_server_it_needs(report):
+    page, _ = build(report)
+    assert "PTALIGN_STATE" not in page  # make demo starts its own server
+    again = report.model_copy(update={"command": "ptalign evaluate adapters/1 -m m --samples 64"})
+    assert "PTALIGN_STATE=FOLDER make serve" in build(again)[0]
 
 
 def test_masks():
