@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from ptalign.errors import PtalignError
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.settings import Settings
+from ptalign_server.variables import unknown
 
 NO_PASS = "evaluations cannot PASS, they stay INCONCLUSIVE at best"
 """What an evaluation without its data costs."""
@@ -14,6 +16,7 @@ NO_PASS = "evaluations cannot PASS, they stay INCONCLUSIVE at best"
 
 def notices(settings: Settings) -> Iterator[str]:
     """Warnings for the log, one line each."""
+    yield from _unread_variables()
     yield from _evaluation_data(settings)
 
 
@@ -25,6 +28,12 @@ def missing_data(settings: Settings) -> str:
     """
     lacking = Catalogue(settings).without_data()
     return ", ".join(f"{file} (suite {suite})" for suite, file in lacking.items())
+
+
+def _unread_variables() -> Iterator[str]:
+    for name, nearest in unknown(os.environ):
+        mend = f"Did you mean {nearest}?" if nearest else "Unset it, or correct its name."
+        yield f"{name} is set, and no setting has this name: it is ignored. {mend}"
 
 
 def _evaluation_data(settings: Settings) -> Iterator[str]:

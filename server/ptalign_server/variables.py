@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -51,7 +51,14 @@ def unknown(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, 
     for name in sorted(environment):
         upper = name.upper()  # settings are read in either case
         if upper.startswith(PREFIX) and upper not in names and not upper.startswith(TESTS):
-            yield name, next(iter(difflib.get_close_matches(upper, names, 1)), "")
+            yield name, _nearest(upper, names)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Compared without the prefix: with it every short name is near every other."""
+    bare = [known.removeprefix(PREFIX) for known in names]
+    found = difflib.get_close_matches(name.removeprefix(PREFIX), bare, 1)
+    return PREFIX + found[0] if found else ""
 
 
 def explained(
@@ -79,12 +86,12 @@ def _is_group(field: FieldInfo) -> bool:
 def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
     """One error in one line."""
     parts = [str(part).upper() for part in item["loc"]]
-    while PREFIX + "__".join(parts) not in fields:  # a place inside a list has no variable
+    while parts and PREFIX + "__".join(parts) not in fields:  # inside a list there is no variable
         parts.pop()
     name = PREFIX + "__".join(parts)
-    field = fields[name]
-    wanted = _wanted(field)
-    if not wanted:
+    field = fields.get(name)
+    wanted = _wanted(field) if field else ""
+    if field is None or not wanted:
         return f"{name}: {str(item['msg'])[:200].lower()}. Correct it, or unset it."
     default = field.default
     return f"{name}: must be {wanted}{_got(item['input'])}. Correct it, or unset it for {default}."
@@ -116,7 +123,7 @@ def _no_json(environment: Mapping[str, str]) -> Iterator[str]:
         try:
             json.loads(set_to.get(name) or "null")
         except ValueError:
-            form = '{"kind": ...}' if _is_group(field) else '["a", "b"]'
+            form = '{"field": "value"}' if _is_group(field) else '["a", "b"]'
             if name.endswith("URLS"):
                 form = '["http://127.0.0.1:8000/v1"]'
             yield f"{name}: must be JSON, and is not. Write it as '{form}', or unset it."

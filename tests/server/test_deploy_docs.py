@@ -18,6 +18,7 @@ from ptalign.errors import PtalignError
 from ptalign.nouns import PairSet
 from ptalign_server.cli import app
 from ptalign_server.settings import Settings
+from ptalign_server.variables import OTHERS
 from ptalign_server.vault import KeyFile
 
 ROOT = Path(__file__).parents[2]
@@ -129,8 +130,7 @@ def test_the_server_refuses_to_listen_off_loopback_without_tls(tmp_path: Path) -
 @pytest.mark.parametrize("document", DOCS)
 def test_variables_and_files_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text()
-    others = {"PTALIGN_REQUIRE_ALL", "PTALIGN_EVAL_DATA"}
-    for name in set(re.findall(r"PTALIGN_[A-Z_]+[A-Z]", text)) - others:
+    for name in set(re.findall(r"PTALIGN_[A-Z_]+[A-Z]", text)) - OTHERS:
         model: Any = Settings
         for part in name.removeprefix("PTALIGN_").lower().split("__"):
             assert part in model.model_fields, f"{document} names {name}"

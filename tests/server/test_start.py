@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from ptalign_server.admin.doctor import check_evaluation_data
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
-from ptalign_server.variables import explained
+from ptalign_server.variables import explained, unknown
 
 FILES = ("xstest_prompts.csv", "ifeval_en_odd.jsonl")
 
@@ -64,6 +65,45 @@ def test_a_damaged_suites_file_is_named_and_stops_neither_doctor_nor_start(tmp_p
     assert any("suites.yaml" in notice for notice in notices(settings))
 
 
+def test_a_variable_that_nobody_reads_is_named_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {
+        "PTALIGN_PROT": "1",
+        "PTALIGN_ENGINE__KNID": "x",
+        "PTALIGN_ENGINE_URLS": "[]",
+        "PTALIGN_XQZ": "hush-1",
+        "ptalign_port": "1",
+        "OTHER_PORT": "1",
+    }
+    assert dict(unknown(asked)) == {
+        "PTALIGN_PROT": "PTALIGN_PORT",
+        "PTALIGN_ENGINE__KNID": "PTALIGN_ENGINE__KIND",
+        "PTALIGN_ENGINE_URLS": "PTALIGN_ENGINE__URLS",
+        "PTALIGN_XQZ": "",
+    }
+    monkeypatch.setenv("PTALIGN_PROT", "hush-1")
+    said = [notice for notice in notices(Settings(state=tmp_path)) if "PTALIGN_PROT" in notice]
+    assert len(said) == 1
+    assert "Did you mean PTALIGN_PORT?" in said[0]
+    assert "hush" not in said[0]
+
+
+def test_no_variable_that_the_code_reads_is_taken_for_unknown() -> None:
+    """Whoever adds a variable adds it to the settings or to OTHERS."""
+    root = Path(__file__).parents[2]
+    files = [
+        file
+        for folder in ("ptalign", "server", "client", "deploy", "examples")
+        for file in (root / folder).rglob("*")
+        if file.suffix in {".py", ".yaml", ".tpl"} or file.name == "Dockerfile"
+    ]
+    named = {n for file in files for n in re.findall(r"PTALIGN_[A-Z_]*[A-Z]", file.read_text())}
+    assert "PTALIGN_FAILPOINTS_ONCE" in named
+    named -= {"PTALIGN_ERROR", "PTALIGN_TLS", "PTALIGN_TEST"}  # a reason, and starts of names
+    assert not list(unknown(dict.fromkeys(named, "")))
+
+
 def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_path: Path) -> None:
     done = command("doctor", PTALIGN_STATE=str(tmp_path / "[cpu]"), PTALIGN_ENGINE__KIND="scripted")
     assert "[cpu]" in done.stdout
@@ -87,20 +127,13 @@ def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_pat
     ],
 )
 def test_a_wrong_variable_is_one_line_with_its_name_and_mend(
-    name: str, value: str, words: str
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        pytest.raises((ValidationError, SettingsError)) as caught,
-        pytest.MonkeyPatch.context() as m,
-    ):
-        m.setenv(name, value)
-        m.setenv("PTALIGN_DATABASE", "postgresql://me:hush-2@x")
-        try:
-            Settings()
-        except (ValidationError, SettingsError) as error:
-            text = str(explained(error))
-            raise
-    assert caught.value
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PTALIGN_DATABASE", "postgresql://me:hush-2@x")
+    with pytest.raises((ValidationError, SettingsError)) as caught:
+        Settings()
+    text = str(explained(caught.value))
     assert text.startswith(f"{name.upper()}: ")
     assert words in text
     assert "nset it" in text
