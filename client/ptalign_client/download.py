@@ -28,7 +28,8 @@ async def fetch(
     """Fetches one file to `target`; what is there of it already is not sent again.
 
     Bytes gather in ``TARGET.partial`` until their sha256 is the one the server named. A partial
-    file of another version is found out by that digest and fetched anew, once.
+    file of another version is found out by that digest and fetched anew, once. Where nothing
+    arrived, no partial file is left.
 
     Raises:
         DownloadDamaged: The bytes differ twice.
@@ -38,6 +39,23 @@ async def fetch(
     partial = target.with_name(target.name + ".partial")
     if target.exists() and await _is_there(client, name, part, target, purpose):
         return target
+    try:
+        return await _gather(client, name, part, target, partial, purpose, on_bytes)
+    finally:
+        if partial.exists() and not partial.stat().st_size:
+            partial.unlink()
+
+
+async def _gather(
+    client: Base,
+    name: str,
+    part: str,
+    target: Path,
+    partial: Path,
+    purpose: str,
+    on_bytes: OnBytes | None,
+) -> Path:
+    """Pulls until the bytes are whole, and puts them where the target is."""
     for _ in range(2):
         resumed = partial.exists() and partial.stat().st_size > 0
         info, before = await _pull(client, name, part, partial, purpose, on_bytes), -1

@@ -111,6 +111,27 @@ def test_missing_part_says_so_and_keeps_the_old_file(
     assert (tmp_path / "old").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("name", ["adapters/a", "adapters/unknown"])
+def test_a_download_that_brought_nothing_leaves_nothing(
+    client: pt.Client, adapter: str, tmp_path: Path, name: str
+) -> None:
+    """An empty NAME.partial stayed in the folder, for a name that nobody knows too."""
+    with pytest.raises(pt.NotFound):
+        client.download(name, "nothing", tmp_path)
+    with pytest.raises(pt.NotFound):
+        client.export(name, tmp_path / "set.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_broke_leaves_what_came(
+    client: pt.Client, served: Any, adapter: str, tmp_path: Path
+) -> None:
+    served.service.faults["Download"] = [Fault(Code.INTERNAL, after=3)]
+    with pytest.raises(pt.Internal):
+        client.download(adapter, "model.bin", tmp_path)
+    assert (tmp_path / "model.bin.partial").read_bytes() == CONTENT[:3000]
+
+
 def test_all_files_of_an_adapter(client: pt.Client, tmp_path: Path) -> None:
     adapter = client.align(model="tiny", pair_set="pairSets/1").result()
     files = client.download_all(adapter, tmp_path / "adapter")
