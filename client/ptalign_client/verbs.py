@@ -129,7 +129,7 @@ class Verbs(Base):
             instruction_set=name_of(instruction_set, "instruction_set"),
             annotation_set=name_of(annotations) if named and annotations else None,
             annotations=_inline(annotations) if not named and annotations else None,
-            rounds=_natural("rounds", rounds or 0, 1, 8),
+            rounds=_chosen("rounds", rounds, 1, 8),
             min_polarity=min_polarity,
             parent=name_of(parent, "parent"),
             anchors=None if anchors is None else _natural("anchors", anchors, 0, 2000),
@@ -359,6 +359,19 @@ def _natural(field: str, value: int, low: int = 0, high: int = 2**32 - 1) -> int
     if not 0 <= value < 2**32:
         raise invalid(field, f"must be {low}..{high}, got {value}")
     return value
+
+
+def _chosen(field: str, value: int | None, low: int, high: int) -> int:
+    """The value for the wire, where 0 is the server's default, which here is None.
+
+    Raises:
+        InvalidArgument: See `_natural`; or 0, which means something else to who writes it.
+    """
+    if value is None:
+        return 0
+    if value == 0:
+        raise invalid(field, f"must be {low}..{high}, got 0. Leave it out for the default")
+    return _natural(field, value, low, high)
 
 
 def _method(method: str) -> str:

@@ -48,6 +48,7 @@ def training(**values: Any) -> Callable[[pt.Client], object]:
         (judging(also=[3]), "also[0]: must be an Adapter, its name or a Target, not an int"),
         (judging(suites="attack"), "suites: must be a list of texts"),
         (pairing(rounds=-1), "rounds: must be 1..8, got -1"),
+        (pairing(rounds=0), "rounds: must be 1..8, got 0. Leave it out"),
         (
             pairing(annotations=[{"instruction": "i"}]),
             "annotations[0]: must be an Annotation, not a dict. "

@@ -302,6 +302,34 @@ def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
     assert "verdict: PASS" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("align", "pairSets/1", "--steps", "0"), "--steps must be 1..10000, got 0"),
+        (("align", "pairSets/1", "--rank", "0"), "--rank must be 1..256, got 0"),
+        (("align", "pairSets/1", "--pairs-per-step", "0"), "--pairs-per-step must be 1..512"),
+        (("evaluate", "adapters/1", "--samples", "0"), "--samples must be 1..100000, got 0"),
+        (("chat", "--once", "Hi", "--max-tokens", "0"), "--max-tokens must be 1..2048, got 0"),
+        (("synthesize", "instructionSets/1", "--rounds", "0"), "rounds: must be 1..8, got 0"),
+    ],
+)
+def test_zero_is_not_the_default(cli: Any, served: Any, words: tuple[str, ...], says: str) -> None:
+    """`--steps 0` trained 28 steps."""
+    result = cli(*words, "-m", "tiny", columns=200)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Leave" in result.stderr
+    assert not served.service.calls
+
+
+def test_a_missing_seeds_file_is_told_with_its_flag(cli: Any) -> None:
+    words = ("generate", "-m", "tiny", "-p", "tone-en", "-n", "3", "--seeds", "/nope.txt")
+    result = cli(*words, columns=200)
+    assert result.exit_code == 2
+    assert "--seeds: /nope.txt: No such file or directory" in result.stderr
+    assert "one a line" in result.stderr
+
+
 def test_detach_prints_the_name_alone(cli: Any) -> None:
     result = cli("align", "pairSets/1", "-m", "tiny", "--detach")
     assert result.stdout == "operations/1\n"
@@ -393,6 +421,17 @@ def test_chat_talks_until_an_empty_line(cli: Any, served: Any) -> None:
     assert result.exit_code == 0
     second = served.service.called("Chat")[1]
     assert [m.role for m in second.messages] == ["user", "assistant", "user"]
+
+
+def test_chat_with_an_unknown_name_does_not_ask_first(cli: Any, served: Any) -> None:
+    """It prompted, and learnt only from the first reply that there is no such model."""
+    result = cli("chat", "-m", "big", text="Hi\n\n", columns=200)
+    assert result.exit_code == 2
+    assert "--model: no model is named 'big'" in result.stderr
+    assert "Known: tiny." in result.stderr
+    assert "you>" not in result.stdout + result.stderr
+    assert cli("chat", "-m", "tiny", "-a", "adapters/x", text="Hi\n\n").exit_code == 2
+    assert not served.service.called("Chat")
 
 
 # Errors that teach

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptalign_client.cli.session import Session, command, plain
+from ptalign_client.cli.verbs import chosen
 from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import ChatMessage
 
@@ -39,13 +40,31 @@ def chat(
     """
     if compare and not adapter:
         raise ConfigError("--compare needs --adapter", "ptalign list adapters shows their names.")
+    limit = chosen("--max-tokens", max_tokens, 2048)
+    if not once:
+        _check_names(session, model, adapter)
     turns: list[ChatMessage] = []
     while line := once or _ask(session):
         turns.append(ChatMessage(role="user", content=line))
-        replies = _reply(session, turns, model, adapter, compare, max_tokens or 0)
+        replies = _reply(session, turns, model, adapter, compare, limit)
         if once:
             return
         turns.append(ChatMessage(role="assistant", content=replies.get(adapter or "base", "")))
+
+
+def _check_names(session: Session, model: str, adapter: str) -> None:
+    """Before the person is asked for words that nobody would answer.
+
+    Raises:
+        ConfigError: No such model.
+        NotFound: No such adapter.
+    """
+    known = [entry.name for entry in session.client.catalogue().models]
+    if model not in known:
+        hint = f"Known: {', '.join(known) or 'none is set up yet'}."
+        raise ConfigError(f"--model: no model is named {model!r}", hint)
+    if adapter:
+        session.client.get_adapter(adapter)
 
 
 def _ask(session: Session) -> str:

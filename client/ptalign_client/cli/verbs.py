@@ -81,8 +81,8 @@ def generate(
         count=count,
         twins=twins,
         topics=topic or (),
-        seeds=_lines(seeds),
-        excerpts=_lines(excerpts),
+        seeds=_lines("--seeds", seeds),
+        excerpts=_lines("--excerpts", excerpts),
         locale=locale,
         parent=parent,
         seed=seed,
@@ -191,10 +191,10 @@ def align(
         token_weighting=weighting,
         flagged_share=flagged_share,
         protected_words=protect or (),
-        lora=Lora(rank=rank) if rank else None,
+        lora=None if rank is None else Lora(rank=chosen("--rank", rank, 256)),
         budget=Budget(
-            steps=steps or 0,
-            pairs_per_step=pairs_per_step or 0,
+            steps=chosen("--steps", steps, 10_000),
+            pairs_per_step=chosen("--pairs-per-step", pairs_per_step, 512),
             learning_rate=learning_rate,
             max_benign_kl=max_benign_kl,
         ),
@@ -246,7 +246,7 @@ def evaluate(
         suites=suite or (),
         judges=judge or (),
         gate=gate or None,
-        samples=samples or 0,
+        samples=chosen("--samples", samples, 100_000),
         pair_set=pair_set,
         seed=seed,
         dry_run=dry_run,
@@ -255,6 +255,18 @@ def evaluate(
     made = finish(session, running, "evaluate", dry_run, detach, cancel_on_interrupt)
     if require_pass and isinstance(made, Evaluation) and made.verdict != "pass":
         raise typer.Exit(5)
+
+
+def chosen(flag: str, value: int | None, high: int) -> int:
+    """The number for the wire, where 0 is the server's default; the server checks `high`.
+
+    Raises:
+        ConfigError: The person wrote 0 or less, and means something else by it.
+    """
+    if value is not None and value < 1:
+        hint = "Leave the flag out for the server's default."
+        raise ConfigError(f"{flag} must be 1..{high}, got {value}", hint)
+    return value or 0
 
 
 def finish(
@@ -316,13 +328,14 @@ def show_made(session: Session, made: Any) -> None:
         session.out.print(f"[cyan]{made.name}[/]  {escape(show.summary(made))}")
 
 
-def _lines(file: Path | None) -> Sequence[str]:
+def _lines(flag: str, file: Path | None) -> Sequence[str]:
     if file is None:
         return ()
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{flag}: {file}: {why}", "Name a text file with one a line.") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
