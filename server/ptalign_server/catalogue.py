@@ -6,6 +6,7 @@ ships plus what the operator added. Clients send names, never paths.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,17 +15,19 @@ import yaml
 from pydantic import ValidationError
 
 from ptalign.config import GateConfig
-from ptalign.errors import DataDamaged
+from ptalign.errors import DataDamaged, InvalidInput, PtalignError
 from ptalign.judges import judge_names
 from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
 from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
+from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.models import DEMO_MODEL, cache_root
 from ptalign_server.settings import Settings
 
+log = logging.getLogger("ptalign.server")
 T = TypeVar("T")
 GATES: Mapping[str, GateConfig] = {
     "default": GateConfig(),
@@ -46,6 +49,7 @@ class Catalogue:
     def __init__(self, settings: Settings) -> None:
         self._path = settings.models_path
         self._packs = settings.state / "policies"
+        self._read_packs: dict[Path, tuple[int, Policy | PtalignError]] = {}
         self._suites = settings.state / "suites.yaml"
         self._stamp = -1.0
         self._models: dict[str, ModelSpec] = {}
@@ -68,18 +72,44 @@ class Catalogue:
         return _find("model", name, self.models)
 
     @property
-    def policies(self) -> dict[str, str]:
-        """Policy name -> what `load_policy` takes: shipped packs, then the operator's own."""
-        own = {path.stem: str(path) for path in sorted(self._packs.glob("*.yaml"))}
-        return {**{name: name for name in policy_names()}, **own}
+    def policies(self) -> dict[str, Policy]:
+        """Policies that callers may name: the shipped packs, then the operator's own.
+
+        A file that cannot be used is left out, and named in the log when it is read.
+        """
+        own = {path.stem: self._pack(path) for path in self._files().values()}
+        packs = {name: load_policy(name) for name in policy_names()} | own
+        return {name: pack for name, pack in packs.items() if isinstance(pack, Policy)}
+
+    @property
+    def broken_policies(self) -> dict[Path, PtalignError]:
+        """The operator's policy files that cannot be used, and why."""
+        packs = {path: self._pack(path) for path in self._files().values()}
+        return {path: why for path, why in packs.items() if isinstance(why, PtalignError)}
+
+    def read_policies(self) -> None:
+        """Reads the operator's policies now, so that a broken one is in the log from the start."""
+        for path in self._files().values():
+            self._pack(path)
 
     def policy(self, name: str) -> Policy:
         """A policy pack.
 
         Raises:
             UnknownName: With the names that are known.
+            InvalidInput: Its file cannot be used.
         """
-        return load_policy(str(_find("policy", name, self.policies)))
+        path = self._files().get(name)
+        if path is None:
+            return _find("policy", name, self.policies)
+        pack = self._pack(path)
+        if isinstance(pack, Policy):
+            return pack
+        raise InvalidInput(
+            "policy",
+            f"the server's file {path.name} cannot be used ({str(pack).rstrip('.')})",
+            "Name another policy, or ask the operator to correct the file.",
+        )
 
     def inline(self, spec: res.PolicySpec) -> Policy:
         """A policy written in a call: it adds topics and words, and relaxes nothing.
@@ -87,10 +117,13 @@ class Catalogue:
         Raises:
             InvalidInput: A topic outside its limits, or a toxic side where none is allowed.
         """
-        packs = [self.policy(name) for name in self.policies]
+        # A broken file in the place of a shipped pack leaves that one to start from.
+        shipped_packs = {name: load_policy(name) for name in policy_names()}
+        packs = list((shipped_packs | self.policies).values())
         tone = frozenset(t.domain for pack in packs for t in pack.topics if t.sides == "both")
-        never = tuple(sorted({phrase for pack in packs for phrase in pack.never_synthesize}))
-        base = packs[0].model_copy(update={"never_synthesize": never})
+        phrases = {phrase for pack in packs for phrase in pack.never_synthesize}
+        phrases |= {phrase for path in self.broken_policies for phrase in _never_of(path)}
+        base = packs[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
         return inline_policy(
             [
                 {
@@ -150,6 +183,21 @@ class Catalogue:
         """A gate; the default one when the name is empty."""
         return _find("gate", name or "default", GATES)
 
+    def _files(self) -> dict[str, Path]:
+        """The operator's policy files, by name."""
+        return {path.stem: path for path in sorted(self._packs.glob("*.yaml"))}
+
+    def _pack(self, path: Path) -> Policy | PtalignError:
+        """A policy file, read again when it changes; what is wrong with it, where it is broken."""
+        try:
+            stamp = path.stat().st_mtime_ns
+        except OSError:
+            stamp = 0
+        before = self._read_packs.get(path)
+        if before is None or before[0] != stamp:
+            self._read_packs[path] = before = (stamp, _read_pack(path))
+        return before[1]
+
     def _read_models(self) -> dict[str, ModelSpec]:
         found = read_models(self._path)
         if not found:
@@ -178,6 +226,28 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise DataDamaged(f"models file {path} cannot be read: {error}") from None
     return {entry.name: entry for entry in entries}
+
+
+def _read_pack(path: Path) -> Policy | PtalignError:
+    try:
+        return load_policy.__wrapped__(str(path))  # not the kept one: the file has changed
+    except PtalignError as error:
+        why = error
+    except OSError as error:
+        why = DataDamaged(f"it cannot be read: {error.strerror}")
+    except ValueError as error:  # pydantic's quotes its input: the text of a policy is left out
+        why = DataDamaged(f"it is no policy ({type(error).__name__})")
+    log.error("policy file %s cannot be used, calls that name it are refused: %s", path, why)
+    return why
+
+
+def _never_of(path: Path) -> tuple[str, ...]:
+    """Forbidden phrases of a broken policy file: a slip elsewhere in it must not allow them."""
+    try:
+        phrases = yaml.safe_load(path.read_text("utf-8"))["never_synthesize"]
+        return tuple(plain(str(p)) for p in phrases) if isinstance(phrases, list) else ()
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return ()
 
 
 def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:

@@ -16,6 +16,7 @@ import typer
 
 from ptalign.errors import PtalignError
 from ptalign.nouns import PairSet
+from ptalign_server.catalogue import Catalogue
 from ptalign_server.cli import app
 from ptalign_server.settings import Settings
 from ptalign_server.variables import OTHERS
@@ -139,6 +140,15 @@ def test_variables_and_files_that_documents_name_exist(document: str) -> None:
     for path in set(re.findall(places, text)):
         found = [ROOT / path, ROOT / "server" / "ptalign_server" / path]
         assert any(p.exists() for p in found), f"{document} names {path}"
+
+
+def test_the_policy_of_the_document_can_be_called_by_its_file_name(tmp_path: Path) -> None:
+    found = re.search(r"```yaml\n(name: billing\n.*?)```", TEXT, re.DOTALL)
+    assert found
+    settings = Settings(state=tmp_path)
+    settings.make_folders()
+    (tmp_path / "policies" / "billing.yaml").write_text(found[1])
+    assert [topic.id for topic in Catalogue(settings).policy("billing").topics] == ["late-fee"]
 
 
 def test_commands_that_documents_name_exist() -> None:

@@ -610,6 +610,57 @@ async def test_the_tenant_comes_from_the_token(tmp_path: Path) -> None:
         assert reason == "RESOURCE_NOT_FOUND"
 
 
+PACK = """
+name: mine
+never_synthesize: [purple lawnmower]
+domains:
+  - domain: work
+    topics: [{id: slow-print, title: the printer is slow}]
+"""
+
+
+async def test_a_broken_policy_file_is_told_to_the_log_and_to_its_own_callers_only(
+    calls: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state" / "policies"
+    (folder / "mine.yaml").write_text(PACK)
+    (folder / "torn.yaml").write_text("name: torn\nnever_synthesize: [green teapot]\n")
+    (folder / "yet.yaml").write_text("name: [")
+    (folder / "lost.yaml").symlink_to(tmp_path / "nowhere")
+    found = await calls.library.GetCatalogue(lib.GetCatalogueRequest())
+    assert {"mine", POLICY} <= {entry.name for entry in found.policies}
+    assert not {"torn", "yet", "lost"} & {entry.name for entry in found.policies}
+    await calls.tuning.GenerateInstructions(generate(policy="mine"))
+    for name, words in (("torn", "domains: Field required"), ("yet", "line 1"), ("lost", "")):
+        _, text, _, violations = await refused(
+            calls.tuning.GenerateInstructions(generate(policy=name))
+        )
+        assert f"file {name}.yaml cannot be used" in violations["policy"]
+        assert words in text
+        assert str(tmp_path) not in text
+        told = [r for r in caplog.records if f"{name}.yaml" in r.getMessage()]
+        assert len(told) == 1
+    (folder / "torn.yaml").write_text(PACK)
+    await calls.tuning.GenerateInstructions(generate(policy="torn"))
+
+
+async def test_what_a_broken_policy_forbids_stays_forbidden_in_inline_policies(
+    calls: Calls, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state" / "policies"
+    for name in ("torn", "default-en"):  # one in the place of the pack that inline ones start from
+        (folder / f"{name}.yaml").write_text(f"name: {name}\nnever_synthesize: [{name} teapot]\n")
+    domain = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
+    for name in ("torn", "default-en"):
+        topic = res.TopicSpec(domain=domain, title=f"a {name} teapot", sides="both")
+        spec = res.PolicySpec(topics=[topic])
+        _, text, _, _ = await refused(calls.tuning.GenerateInstructions(generate(policy_spec=spec)))
+        assert "never allowed" in text
+    topic = res.TopicSpec(domain=domain, title="a kettle", sides="both")
+    request = generate(policy_spec=res.PolicySpec(topics=[topic]))
+    await calls.tuning.GenerateInstructions(request)
+
+
 async def test_catalogue_names_everything(calls: Calls) -> None:
     found = await calls.library.GetCatalogue(lib.GetCatalogueRequest())
     assert [m.name for m in found.models] == [MODEL, OTHER]

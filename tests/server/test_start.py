@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from ptalign.errors import DataDamaged
-from ptalign_server.admin.doctor import check_evaluation_data
+from ptalign_server.admin.doctor import check_evaluation_data, check_policies
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
@@ -102,6 +102,17 @@ def test_no_variable_that_the_code_reads_is_taken_for_unknown() -> None:
     assert "PTALIGN_FAILPOINTS_ONCE" in named
     named -= {"PTALIGN_ERROR", "PTALIGN_TLS", "PTALIGN_TEST"}  # a reason, and starts of names
     assert not list(unknown(dict.fromkeys(named, "")))
+
+
+def test_doctor_names_a_broken_policy_file(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "torn.yaml").write_text("name: torn")
+    packs, torn = check_policies(Settings(state=tmp_path))
+    assert packs.ok
+    assert "tone-en" in packs.found
+    assert not torn.ok
+    assert "domains: Field required" in torn.found
+    assert "torn.yaml" in torn.mend
 
 
 def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_path: Path) -> None:

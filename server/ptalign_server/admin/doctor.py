@@ -137,6 +137,15 @@ def check_access(settings: Settings) -> Iterator[Finding]:
     yield Finding("access", settings.loopback or tls, shown, mend)
 
 
+def check_policies(settings: Settings) -> Iterator[Finding]:
+    """The operator's own policies."""
+    catalogue = Catalogue(settings)
+    yield Finding("policies", True, ", ".join(catalogue.policies))
+    for path, why in catalogue.broken_policies.items():
+        mend = f"Correct {path}, or move it away. Other policies work meanwhile."
+        yield Finding(f"policy {path.stem}", False, str(why), mend)
+
+
 def check_evaluation_data(settings: Settings) -> Iterator[Finding]:
     """Files of the suites that an evaluation runs unless told otherwise."""
     what = "evaluation data"
@@ -158,6 +167,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_ports,
     check_state,
     check_access,
+    check_policies,
     check_evaluation_data,
 )
 

@@ -132,7 +132,6 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
 
 def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
     """Names the caller may use, with the digest of what stands behind each."""
-    policies = {name: catalogue.policy(name) for name in catalogue.policies}
     entry = lib.CatalogueEntry
     return lib.Catalogue(
         models=[
@@ -141,7 +140,7 @@ def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
         ],
         policies=[
             entry(name=n, digest=p.digest, title=f"{len(p.topics)} topics, {p.locale}")
-            for n, p in policies.items()
+            for n, p in catalogue.policies.items()
         ],
         suites=[
             entry(name=n, digest=s.digest, title=s.measure) for n, s in catalogue.suites.items()
