@@ -85,6 +85,8 @@ class Job:
     cancelled: bool = False
     error: status_pb2.Status | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    phases: tuple[str, ...] = ()
+    """They take turns, instead of a phase per step."""
 
     def snapshot(self, sequence: int) -> lro.Operation:
         done = sequence >= self.steps or (self.cancelled and sequence >= self.shown)
@@ -105,6 +107,8 @@ class Job:
             counts={"accepted": 10 * sequence, "rejected.duplicate": sequence},
         )
         progress.create_time.GetCurrentTime()
+        if self.phases and not done:
+            progress.phase = self.phases[sequence % len(self.phases)]
         if self.kind == "Align" and not done:
             progress.phase = "training"
         if done:

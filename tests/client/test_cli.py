@@ -527,7 +527,36 @@ def test_help_says_where_names_come_from_and_what_a_count_means(cli: Any) -> Non
     assert "adapters/ID" not in cli("purge", "--help").output  # only sets are purged
 
 
-# A terminal and a signal
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("download", "adapters/ID or evaluations/ID", "pairSets/ID"),
+        ("export", "instructionSets/ID or pairSets/ID", "adapters/ID"),
+        ("records", "annotationSets/ID", "adapters/ID"),
+    ],
+)
+def test_help_names_only_what_a_command_takes(cli: Any, name: str, right: str, wrong: str) -> None:
+    text = " ".join(cli(name, "--help", columns=200).output.split())
+    assert right in text
+    assert wrong not in text
+
+
+# A log, a terminal and a signal
+
+
+def test_phases_that_take_turns_fill_no_log(cli: Any, served: Any) -> None:
+    """Each change of suite was a line: 114 of 207 in one log."""
+    original = served.service._fill
+
+    def interleaving(job: Any) -> None:
+        original(job)
+        job.phases = ("asking base: plain", "asking base: attack")
+
+    served.service._fill, served.service.steps = interleaving, 200
+    said = cli("evaluate", "adapters/1", "-m", "tiny", columns=200).stderr.splitlines()
+    asked = [line for line in said if line.startswith("evaluate: asking")]
+    assert len(asked) == 20  # two phases, ten tenths
+    assert len({line.split()[3] for line in asked}) == 2
 
 
 @pytest.fixture

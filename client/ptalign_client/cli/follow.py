@@ -60,13 +60,16 @@ def _watch_live(session: Session, operation: Operation[Any], label: str) -> None
 
 
 def _watch_lines(session: Session, operation: Operation[Any], label: str) -> None:
-    """One line per phase and tenth: for logs, where a bar would be noise."""
-    last = ("", -1)
+    """One line per phase and tenth: for logs, where a bar would be noise.
+
+    Phases may take turns, as suites of an Evaluate do: each remembers its own tenth.
+    """
+    told: dict[str, int] = {}
     for event in operation.events():
         p = event.progress
-        mark = (p.phase, 10 * p.done // p.total if p.total else 0)
-        if mark != last:
-            last = mark
+        tenth = 10 * p.done // p.total if p.total else 0
+        if told.get(p.phase) != tenth:
+            told[p.phase] = tenth
             share = f" {p.done}/{p.total}" if p.total else ""
             detail = "  ".join(d for d in (counts(p), losses(p)) if d)
             session.err.print(

@@ -24,6 +24,11 @@ from ptalign_client.nouns import Adapter, Evaluation, Imported, Record, View
 
 PANEL = "What runs and what is there"
 Name = Annotated[str, typer.Argument(help="E.g. adapters/ID or pairSets/ID.")]
+WithFiles = Annotated[str, typer.Argument(help="adapters/ID or evaluations/ID.")]
+WithRecords = Annotated[
+    str, typer.Argument(help="A set: instructionSets/ID, pairSets/ID or annotationSets/ID.")
+]
+Exportable = Annotated[str, typer.Argument(help="A set: instructionSets/ID or pairSets/ID.")]
 Purpose = Annotated[
     str, typer.Option(help="Why harmful text is read; needed for it, and kept in the audit.")
 ]
@@ -75,7 +80,7 @@ def listing(
 
 def records(
     session: Session,
-    name: Name,
+    name: WithRecords,
     view: Annotated[View, typer.Option(help="full needs a role and --purpose.")] = "safe",
     purpose: Purpose = "",
     offset: Annotated[int, typer.Option(help="Records to skip.", min=0)] = 0,
@@ -90,7 +95,7 @@ def records(
 
 def download(
     session: Session,
-    name: Name,
+    name: WithFiles,
     part: Annotated[
         str, typer.Argument(help="One file, e.g. report.html; all of them unless set.")
     ] = "",
@@ -120,7 +125,7 @@ def download(
 
 def export(
     session: Session,
-    name: Name,
+    name: Exportable,
     out: Annotated[Path, typer.Option("--out", "-o", help="File ending in .jsonl or .parquet.")],
     purpose: Purpose = "",
 ) -> None:
