@@ -157,7 +157,7 @@ def _driver(url: str) -> str:
             try:
                 import psycopg  # noqa: F401
             except ImportError:
-                raise NotReady("PostgreSQL needs: pip install 'ptalign[postgres]'") from None
+                raise NotReady("PostgreSQL needs: pip install 'psycopg[binary]'") from None
             return "postgresql+psycopg://" + url.removeprefix(prefix)
     return url
 
