@@ -172,15 +172,27 @@ class InvalidArgument(ServiceError):
 
 
 class NotFound(ServiceError):
-    """A name that does not exist, or is not the caller's."""
+    """A name that does not exist, or is not the caller's.
+
+    Attributes:
+        asked: Names of resources in the request, where the server's sentence names none.
+    """
 
     code = grpc.StatusCode.NOT_FOUND
+    asked: tuple[str, ...] = ()
+
+    def __init__(self, message: str, hint: str = "", **said: Any) -> None:
+        super().__init__(message, hint, **said)
+        if not hint and self.known and "Known:" not in message:
+            self.hint = f"Known: {', '.join(self.known)}."
 
     @property
-    def hint(self) -> str:  # type: ignore[override]
-        if not self.known or "Known:" in self.message:
-            return ""
-        return f"Known: {', '.join(self.known)}."
+    def words(self) -> str:
+        """The server's sentence, which is the same for each missing resource, and the names."""
+        said = super().words
+        if not self.asked:
+            return said
+        return f"{said.removesuffix('.')} (asked for {', '.join(self.asked)})."
 
 
 class AlreadyExists(ServiceError):

@@ -16,9 +16,11 @@ import grpc
 import grpc.aio
 from google.longrunning import operations_pb2_grpc
 
+from ptalign_client import wire
 from ptalign_client.errors import (
     TOO_LATE,
     DeadlineExceeded,
+    NotFound,
     PtalignError,
     ServiceError,
     from_rpc,
@@ -91,7 +93,7 @@ class Transport:
                     sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
                 )
         except grpc.RpcError as error:
-            raise from_rpc(error, self.options.endpoint) from None
+            raise self._told(error, sent) from None
         except asyncio.CancelledError:
             if isinstance(sent, Outgoing) and sent.error:
                 raise sent.error from None
@@ -111,7 +113,7 @@ class Transport:
                 async for message in call:
                     yield message
             except grpc.RpcError as error:
-                raise from_rpc(error, self.options.endpoint) from None
+                raise self._told(error, request) from None
             finally:
                 call.cancel()  # an abandoned aio stream keeps its slot on the server
 
@@ -160,6 +162,13 @@ class Transport:
                 "operations": operations_pb2_grpc.OperationsStub(self._channel),
             }
         return getattr(self._stubs[service], method)
+
+    def _told(self, error: grpc.RpcError, request: Any) -> PtalignError:
+        """The typed error, with what only this end knows: the endpoint and the names asked for."""
+        told = from_rpc(error, self.options.endpoint)
+        if isinstance(told, NotFound) and told.reason == "RESOURCE_NOT_FOUND":
+            told.asked = wire.names_in(request)
+        return told
 
     def _identity(self) -> tuple[tuple[str, str], ...]:
         token = self.options.token

@@ -5,6 +5,7 @@ The two have the same field names, so one walk over a message's descriptor conve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC
@@ -20,6 +21,9 @@ from ptalign_client.errors import InvalidArgument, invalid
 from ptalign_client.nouns import Progress, Resource, State
 from ptalign_proto.v1 import library_pb2, resources_pb2, safety_tuning_pb2
 
+NAME = re.compile(
+    r"(instructionSets|annotationSets|pairSets|adapters|evaluations|operations)/\S{1,80}"
+)
 N = TypeVar("N")
 M = TypeVar("M", bound=Message)
 
@@ -177,6 +181,18 @@ def _example(kind: type) -> str:
         if f.default is MISSING and f.default_factory is MISSING
     ]
     return f"ptalign_client.{kind.__name__}({', '.join(needed) or '...'})"
+
+
+def names_in(message: Any) -> tuple[str, ...]:
+    """Names of resources and operations in a request, in the order of its fields."""
+    found: list[str] = []
+    for field, value in message.ListFields() if isinstance(message, Message) else ():
+        for item in value if field.is_repeated else (value,):
+            if isinstance(item, Message):
+                found += names_in(item)
+            elif isinstance(item, str) and NAME.fullmatch(item):
+                found.append(item)
+    return tuple(dict.fromkeys(found))
 
 
 def to_value(value: Any) -> Any:

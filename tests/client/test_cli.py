@@ -373,6 +373,35 @@ def test_ops_cancel(cli: Any) -> None:
     assert "cancelled by the caller" in ended.stderr
 
 
+def test_ops_cancel_of_an_ended_operation_says_so(cli: Any, served: Any) -> None:
+    cli("align", "pairSets/1", "-m", "tiny")
+    done = cli("ops", "cancel", "1", columns=200)
+    assert done.exit_code == 0
+    assert "operations/1 had already ended: it succeeded." in done.stderr
+    assert not served.service.called("CancelOperation")
+
+
+def test_resolve_says_once_that_nothing_passed(cli: Any) -> None:
+    result = cli("resolve", "-m", "tiny", "-p", "tone-en", "--json", columns=200)
+    assert result.exit_code == 2
+    assert "no adapter for tiny and tone-en has passed an evaluation yet" in result.stderr
+    assert "No such resource" not in result.stderr
+    (said,) = lines(result)
+    assert said["error"]["reason"] == "RESOURCE_NOT_FOUND"
+
+
+def test_a_missing_name_is_repeated(cli: Any) -> None:
+    result = cli("get", "pairSets/foo", columns=200)
+    assert result.exit_code == 2
+    assert "not yours to see (asked for pairSets/foo)." in result.stderr
+
+
+def test_one_mark_is_not_marks(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("items: [{instruction: i, good: g}]")
+    made = cli("annotate", str(tmp_path / "m.yaml"), "-m", "tiny", "-p", "tone-en")
+    assert "  1 mark, 0 min" in made.stdout
+
+
 def test_library_commands(cli: Any, tmp_path: Path) -> None:
     cli("align", "pairSets/1", "-m", "tiny")
     assert "adapters/1" in cli("list", "adapters").stdout

@@ -84,6 +84,18 @@ def test_not_found_lists_the_known_names() -> None:
     assert error.hint == "Known: a, b."
 
 
+def test_a_missing_resource_is_told_with_the_names_that_were_asked_for(client: pt.Client) -> None:
+    """The server's sentence is one for all: nobody saw which of five names it meant."""
+    with pytest.raises(pt.NotFound) as caught:
+        client.get("pairSets/foo")
+    assert caught.value.asked == ("pairSets/foo",)
+    assert str(caught.value) == (
+        "No such resource, or it is not yours to see (asked for pairSets/foo)."
+    )
+    with pytest.raises(pt.NotFound, match=r"asked for operations/9\)"):
+        client.operation("9").progress()
+
+
 def test_exhausted_is_retryable_only_when_the_server_says_when() -> None:
     status = status_pb2.Status(code=8, message="full")
     assert not from_status(status).retryable

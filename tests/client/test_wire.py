@@ -66,6 +66,18 @@ def test_nested_nouns_travel_both_ways() -> None:
     assert wire.to_noun(PolicySpec, wire.to_message(policy)) == policy
 
 
+def test_names_in_a_request_are_those_of_resources_wherever_they_stand() -> None:
+    request = safety_tuning_pb2.EvaluateRequest(
+        target={"model": "tiny", "adapter": "adapters/1"},
+        also=[{"adapter": "adapters/2"}, {"adapter": "adapters/1"}],
+        pair_set="pairSets/3",
+        suites=["attack"],
+    )
+    assert set(wire.names_in(request)) == {"adapters/1", "adapters/2", "pairSets/3"}
+    asks = safety_tuning_pb2.GenerateInstructionsRequest(seeds=["see adapters/1 and more"])
+    assert wire.names_in(asks) == ()
+
+
 def test_progress_of_align_brings_its_losses() -> None:
     operation = operations_pb2.Operation(name="operations/1")
     progress = safety_tuning_pb2.OperationProgress(

@@ -110,9 +110,14 @@ def cancel(session: Session, name: Name) -> None:
       ptalign ops cancel operations/ID
     """
     operation = session.client.operation(name)
-    operation.cancel()
-    state = operation.progress().state
+    state = before = operation.progress().state
+    if not before.ended:
+        operation.cancel()
+        state = operation.progress().state
     session.emit({"operation": operation.name, "state": state}) if session.as_json else None
+    if before.ended:
+        session.note(f"{operation.name} had already ended: it {_past(before)}.")
+        return
     session.note(f"{operation.name} is {state}; `ptalign ops wait {operation.name}` sees its end.")
 
 
@@ -162,6 +167,10 @@ def _details(p: Progress, why: str) -> Table:
         if value != "":
             table.add_row(key, Text(str(value)))
     return table
+
+
+def _past(state: State) -> str:
+    return "was cancelled" if state is State.CANCELLED else str(state)
 
 
 def _short(kind: str) -> str:

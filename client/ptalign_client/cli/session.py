@@ -294,7 +294,7 @@ def explain(error: PtalignError) -> tuple[str, list[str], str]:
         head = "the request has fields outside their limits"
         return _after(error, head), [str(v) for v in error.violations], error.hint
     if isinstance(error, ServiceError):
-        return _after(error, error.message), [], error.hint
+        return _after(error, error.words), [], error.hint
     return error.words, [], error.hint
 
 

@@ -40,25 +40,29 @@ def summary(resource: Resource) -> str:
     """What a resource holds, in a few words."""
     match resource:
         case InstructionSet():
-            text = f"{resource.harmful} harmful, {resource.twins} twins"
+            text = f"{resource.harmful} harmful, {_many(resource.twins, 'twin')}"
             return text + (f", {resource.shortfall} short" if resource.shortfall else "")
         case AnnotationSet():
-            return f"{resource.count} marks, {resource.annotator_minutes:g} min"
+            return f"{_many(resource.count, 'mark')}, {resource.annotator_minutes:g} min"
         case PairSet():
             kinds = (
-                (resource.pairs, "pairs"),
-                (resource.positive_only, "positive only"),
-                (resource.twins, "twins"),
-                (resource.anchors, "anchors"),
-                (resource.shortfall, "short"),
+                _many(resource.pairs, "pair"),
+                resource.positive_only and f"{resource.positive_only} positive only",
+                resource.twins and _many(resource.twins, "twin"),
+                resource.anchors and _many(resource.anchors, "anchor"),
+                resource.shortfall and f"{resource.shortfall} short",
             )
-            return ", ".join(f"{n} {word}" for n, word in kinds if n or word == "pairs")
+            return ", ".join(kind for kind in kinds if kind)
         case Adapter():
             tokens = f"{resource.tokens_mle} + {resource.tokens_ut} tokens"
             return f"{resource.method}, {tokens}, kl {resource.retain_kl:.3f}"
         case Evaluation():
             return resource.verdict.upper() or "no verdict"
     return ""
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def listing(resources: Sequence[Resource]) -> Table:

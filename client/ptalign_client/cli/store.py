@@ -243,11 +243,13 @@ def resolve(
     try:
         found = session.client.resolve_adapter(model=model, policy=policy)
     except NotFound as error:
-        if error.reason == "RESOURCE_NOT_FOUND":
-            session.note(
-                f"No adapter for {escape(model)} and {escape(policy)} has passed an evaluation yet."
-            )
-        raise
+        if error.reason != "RESOURCE_NOT_FOUND":
+            raise
+        raise NotFound(
+            f"no adapter for {model} and {policy} has passed an evaluation yet",
+            f"Evaluate one: `ptalign evaluate adapters/ID -m {model}`.",
+            reason=error.reason,
+        ) from None
     if session.as_json:
         session.emit(found)
     else:
