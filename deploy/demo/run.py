@@ -19,7 +19,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = Path(sys.executable).parent
-PUBLIC_DATA = ROOT.parent / "shared" / "data"
+
+NO_DATA = """evaluation data: none. Two suites have nothing to ask, so the verdict will be INCONCLUSIVE:
+set PTALIGN_EVAL_DATA (README, "Evaluation data")."""
+GO_ON = """to go on with what it made: PTALIGN_STATE={state} make serve
+then: .venv/bin/ptalign list adapters; .venv/bin/ptalign chat -m MODEL -a ADAPTER --compare"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -36,16 +40,12 @@ def free_ports(count: int) -> list[int]:
 def server_environment(state: Path, ports: list[int]) -> dict[str, str]:
     """Settings of the demo's server."""
     grpc, metrics, page = ports
-    environment = dict(os.environ)
-    environment |= {
+    return dict(os.environ) | {
         "PTALIGN_STATE": str(state),
         "PTALIGN_PORT": str(grpc),
         "PTALIGN_METRICS_PORT": str(metrics),
         "PTALIGN_PAGE_PORT": str(page),
     }
-    if "PTALIGN_EVAL_DATA" not in environment and PUBLIC_DATA.is_dir():
-        environment["PTALIGN_EVAL_DATA"] = str(PUBLIC_DATA)
-    return environment
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
@@ -84,6 +84,8 @@ def run(loop: Path, out: Path) -> int:
     ports = free_ports(3)
     address = f"127.0.0.1:{ports[0]}"
     log = out / "server.log"
+    data = os.environ.get("PTALIGN_EVAL_DATA", "")
+    print(f"evaluation data: {data}" if data else NO_DATA, flush=True)
     print(f"starting ptalign-server on {address} (log: {log.relative_to(ROOT)})", flush=True)
     with log.open("wb") as stream:
         server = subprocess.Popen(
@@ -107,10 +109,12 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped on the way out
     began = time.monotonic()
-    code = run(HERE / ("fast.yaml" if arguments.fast else "full.yaml"), arguments.out)
-    print(
-        f"demo: {time.monotonic() - began:.0f} s; open {arguments.out / 'report.html'}", flush=True
-    )
+    out = arguments.out
+    code = run(HERE / ("fast.yaml" if arguments.fast else "full.yaml"), out)
+    print(f"demo: {time.monotonic() - began:.0f} s; open {out / 'report.html'}", flush=True)
+    if code == 0:
+        state = (out / "state").relative_to(ROOT) if out.is_relative_to(ROOT) else out / "state"
+        print(GO_ON.format(state=state), flush=True)
     raise SystemExit(code)
 
 
