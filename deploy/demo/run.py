@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = Path(sys.executable).parent
 
-NO_DATA = """evaluation data: none. Two suites have nothing to ask, so the verdict will be INCONCLUSIVE:
-set PTALIGN_EVAL_DATA (README, "Evaluation data")."""
+NO_DATA = """evaluation data: none. Suites will lack prompts and the verdict will be INCONCLUSIVE;
+README, "Evaluation data", says which files to get and where to name them."""
 GO_ON = """to go on with what it made: PTALIGN_STATE={state} make serve
 then: .venv/bin/ptalign list adapters; .venv/bin/ptalign chat -m MODEL -a ADAPTER --compare"""
 
