@@ -24,6 +24,7 @@ from ptalign.suites.catalogue import data_folder
 from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
+from ptalign_server.limits import in_file
 from ptalign_server.models import DEMO_MODEL, cache_root
 from ptalign_server.settings import Settings
 
@@ -154,7 +155,9 @@ class Catalogue:
         try:
             return {**shipped(), **read_specs(self._suites.read_text())}
         except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
-            raise DataDamaged(f"suites file {self._suites} cannot be read: {error}") from None
+            raise DataDamaged(
+                f"suites file {self._suites} cannot be read: {in_file(error)}"
+            ) from None
 
     def without_data(self, names: Iterable[str] = DEFAULT) -> dict[str, str]:
         """Suite -> the file it lacks in the folder PTALIGN_EVAL_DATA; empty where none does."""
@@ -224,7 +227,7 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
     try:
         entries = [ModelSpec.model_validate(e) for e in yaml.safe_load(path.read_text()) or []]
     except (yaml.YAMLError, ValidationError, TypeError) as error:
-        raise DataDamaged(f"models file {path} cannot be read: {error}") from None
+        raise DataDamaged(f"models file {path} cannot be read: {in_file(error)}") from None
     return {entry.name: entry for entry in entries}
 
 

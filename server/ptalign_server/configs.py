@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from ptalign.config import (
     AlignConfig,
@@ -24,6 +25,7 @@ from ptalign.nouns import Method
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import Violations
+from ptalign_server.limits import bounds, plain
 
 C = TypeVar("C", bound=Config)
 
@@ -35,6 +37,10 @@ METHODS: Mapping[int, Method] = {
     res.METHOD_DPO: "dpo",
     res.METHOD_NPO: "npo",
 }
+LEFT_OUT: Mapping[str, str] = {"ut_weight": "for one that is set from gradient norms"}
+"""Fields whose default does not say what is done without them."""
+MAX_SHOWN = 40
+"""Characters of a wrong value that are sent back."""
 INLINE = "inline"
 """Policy name of resources made with a policy written in the call."""
 
@@ -151,24 +157,28 @@ def _known() -> str:
 
 def _violation(kind: type[Config], item: Any, names: Mapping[str, str]) -> InvalidInput:
     field = str(item["loc"][0]) if item["loc"] else "request"
-    limit = _limit(item)
-    default = kind.model_fields[field].default if field in kind.model_fields else None
-    shown = f"Send a value in that range, or leave it out for {default!r}."
-    return InvalidInput(names.get(field, field), limit, shown)
+    info = kind.model_fields.get(field)
+    limits = bounds(info) if info else ""
+    send = "Send a value in that range" if limits else "Send one of those"
+    return InvalidInput(
+        names.get(field, field), _limit(item, limits), f"{send}{_unless(field, info)}."
+    )
 
 
-def _limit(item: Any) -> str:
-    """The limit in words; pydantic's context holds the bound."""
-    context = item.get("ctx", {})
-    words = {
-        "ge": "must be at least",
-        "gt": "must be greater than",
-        "le": "must be at most",
-        "lt": "must be less than",
-    }
-    for key, text in words.items():
-        if key in context:
-            return f"{text} {context[key]:g}"
-    if "expected" in context:
-        return f"must be {context['expected']}"
-    return str(item["msg"]).lower()
+def _unless(field: str, info: FieldInfo | None) -> str:
+    """What happens when the caller leaves the field out."""
+    if field in LEFT_OUT:
+        return f", or leave it out {LEFT_OUT[field]}"
+    default = info.default if info else None
+    # An empty default is "all of them" or "none": its words would say nothing.
+    return f", or leave it out for {default}" if default not in (None, (), "") else ""
+
+
+def _limit(item: Any, limits: str) -> str:
+    """The limit in words, both ends, and what was sent."""
+    expected = item.get("ctx", {}).get("expected")
+    words = f"must be {limits or expected}" if limits or expected else plain(str(item["msg"]))
+    sent = item["input"]
+    if isinstance(sent, str):
+        return f"{words}, got {sent[:MAX_SHOWN]!r}"
+    return f"{words}, got {sent:g}" if isinstance(sent, (int, float)) else words

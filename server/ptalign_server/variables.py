@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError
 
 from ptalign.errors import PtalignError
-from ptalign_server.limits import bounds
+from ptalign_server.limits import bounds, plain
 from ptalign_server.settings import Settings
 
 PREFIX = "PTALIGN_"
@@ -92,7 +92,7 @@ def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
     field = fields.get(name)
     wanted = _wanted(field) if field else ""
     if field is None or not wanted:
-        return f"{name}: {str(item['msg'])[:200].lower()}. Correct it, or unset it."
+        return f"{name}: {plain(item['msg'])}. Correct it, or unset it."
     default = field.default
     return f"{name}: must be {wanted}{_got(item['input'])}. Correct it, or unset it for {default}."
 

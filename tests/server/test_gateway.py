@@ -141,7 +141,7 @@ async def test_unknown_names_come_with_the_known_ones(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"count": 0}, "count", "must be 1..20000, got 0"),
+        ({"count": 0}, "count", "must be 1..20000, got 0. Say how many"),
         ({"count": 20_001}, "count", "extend the set later with parent"),
         ({"topics": ["a", " "]}, "topics[1]", "is empty"),
         ({"topics": ["a", "a"]}, "topics", "names 'a' twice"),
@@ -195,15 +195,17 @@ async def test_too_many_annotations(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"ut_weight": 0.0}, "ut_weight", "must be greater than 0"),
-        ({"ut_weight": -2.0}, "ut_weight", "must be greater than 0"),
+        ({"ut_weight": 0.0}, "ut_weight", "must be greater than 0 and at most 1000, got 0. Send"),
+        ({"ut_weight": 5000.0}, "ut_weight", "got 5000. Send a value in that range, or leave it"),
+        ({"ut_weight": 5000.0}, "ut_weight", "out for one that is set from gradient norms."),
         ({"ut_weight": 1.0, "method": res.METHOD_DPO}, "ut_weight", "no meaning for method dpo"),
         ({"ut_weight": 1.0, "method": res.METHOD_MLE}, "ut_weight", "no meaning for method mle"),
-        ({"flagged_share": 0.9}, "flagged_share", "must be at most 0.5"),
-        ({"token_weighting": "magic"}, "token_weighting", "blend"),
+        ({"flagged_share": 0.9}, "flagged_share", "must be 0.01..0.5, got 0.9"),
+        ({"token_weighting": "magic"}, "token_weighting", "'blend'"),
+        ({"token_weighting": "magic"}, "token_weighting", "or 'uniform', got 'magic'. Send one"),
         ({"guards": "maybe"}, "guards", "abort"),
-        ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be at most 10000"),
-        ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be at most 256"),
+        ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be 1..10000, got 20000"),
+        ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be 1..256, got 999"),
         ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
         ({"pair_set": ""}, "pair_set", "is empty"),
     ],
@@ -212,6 +214,21 @@ async def test_align_fields(calls: Calls, changes: dict[str, Any], field: str, w
     values = {"model": MODEL, "pair_set": put_set(calls.store, "pairSets")} | changes
     _, _, _, violations = await refused(calls.tuning.Align(pb.AlignRequest(**values)))
     assert words in violations[field], violations
+
+
+async def test_fields_of_pairs_show_both_limits_and_what_was_sent(calls: Calls) -> None:
+    request = pb.SynthesizePairsRequest(
+        model=MODEL,
+        instruction_set=put_set(calls.store, "instructionSets"),
+        rounds=9,
+        min_polarity=-3,
+    )
+    _, _, _, violations = await refused(calls.tuning.SynthesizePairs(request))
+    send = "Send a value in that range, or leave it out for"
+    assert violations == {
+        "rounds": f"must be 1..8, got 9. {send} 2.",
+        "min_polarity": f"must be -1..1, got -3. {send} 0.6.",
+    }
 
 
 async def test_foreign_and_missing_resources_read_alike(calls: Calls) -> None:

@@ -104,6 +104,17 @@ def test_no_variable_that_the_code_reads_is_taken_for_unknown() -> None:
     assert not list(unknown(dict.fromkeys(named, "")))
 
 
+def test_a_suites_file_that_is_refused_says_which_entry_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "suites.yaml"
+    file.write_text("- {name: a, measure: harm, file: x.csv, make: y}\n- {name: b}\n")
+    done = command("suites", "add", str(file), PTALIGN_STATE=str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert "0: suite a: set exactly one of" in done.stderr
+    assert "1.measure: Field required" in done.stderr
+    assert "Value error" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_doctor_names_a_broken_policy_file(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "torn.yaml").write_text("name: torn")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ptalign.errors import InvalidInput
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.limits import in_file
 from ptalign_server.settings import Settings
 
 app = typer.Typer(help="Evaluation suites that callers may name.", no_args_is_help=True)
@@ -30,8 +31,8 @@ def add(
     try:
         added = read_specs(file.read_text())
     except (OSError, ValidationError, yaml.YAMLError) as error:
-        mend = "See docs for the fields of a suite."
-        raise InvalidInput("file", f"{file} cannot be read: {error}", mend) from None
+        mend = "Correct it: ptalign/suites/data/catalogue.yaml has examples."
+        raise InvalidInput("file", f"{file} cannot be read: {in_file(error)}", mend) from None
     path = settings.state / "suites.yaml"
     own = read_specs(path.read_text()) if path.exists() else {}
     entries = [spec.model_dump(mode="json") for spec in {**own, **added}.values()]

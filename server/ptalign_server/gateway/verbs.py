@@ -94,7 +94,9 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
             InvalidInput(
                 "count",
                 f"must be 1..{MAX_COUNT}, got {request.count}",
-                "Ask for fewer, and extend the set later with parent.",
+                "Ask for fewer, and extend the set later with parent."
+                if request.count > MAX_COUNT
+                else "Say how many instructions you want.",
             )
         )
     problems += _texts("seeds", request.seeds, MAX_SEEDS)
