@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from ptalign.errors import PtalignError
+from ptalign_proto import __version__
 from ptalign_server.admin import audit, hold, keys, models, suites, tokens
 from ptalign_server.admin.doctor import doctor
 
@@ -33,6 +34,22 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(hold.app, name="hold")
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ptalign-server {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
+
+
 @app.command()
 def serve() -> None:
     """Serve until stopped: gRPC on 50051, /metrics on 9464, the page on 8080, all on loopback.
@@ -42,7 +59,7 @@ def serve() -> None:
     answer in seconds; the engine follows (health name ptalign.engine).
     """
     from ptalign_server import logs
-    from ptalign_server.gateway.serve import quiet_environment
+    from ptalign_server.gateway.serve import Ports, quiet_environment
     from ptalign_server.gateway.serve import serve as run
     from ptalign_server.notices import notices
     from ptalign_server.process import refuse_unpickling
@@ -55,8 +72,13 @@ def serve() -> None:
         logging.getLogger("ptalign.server").warning(notice)
     quiet_environment()
 
-    def ready(port: int) -> None:
-        typer.echo(f"serving on {settings.host}:{port}, state in {settings.state}")
+    def ready(ports: Ports) -> None:
+        # The first line is parsed by scripts: what is new goes below it.
+        typer.echo(f"serving on {settings.host}:{ports.grpc}, state in {settings.state}")
+        if ports.page is not None:
+            secure = settings.auth.tls_cert is not None and settings.auth.tls_key is not None
+            typer.echo(f"page on {_url(settings.page_host, ports.page, secure=secure)}")
+        typer.echo(f"metrics on {_url(settings.metrics_host, ports.metrics)}metrics")
         sys.stdout.flush()
 
     asyncio.run(run(settings, ready))
@@ -98,6 +120,11 @@ def main() -> None:
         from ptalign_server.variables import explained
 
         _end(explained(error))
+
+
+def _url(host: str, port: int, *, secure: bool = False) -> str:
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{'https' if secure else 'http'}://{shown}:{port}/"
 
 
 def _end(error: PtalignError) -> NoReturn:

@@ -181,4 +181,5 @@ def _limit(item: Any, limits: str) -> str:
     sent = item["input"]
     if isinstance(sent, str):
         return f"{words}, got {sent[:MAX_SHOWN]!r}"
-    return f"{words}, got {sent:g}" if isinstance(sent, (int, float)) else words
+    shown = f"{sent:g}" if isinstance(sent, float) else sent
+    return f"{words}, got {shown}" if isinstance(sent, (int, float)) else words

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from ptalign.errors import DataDamaged
+from ptalign_proto import __version__
 from ptalign_server.admin.doctor import check_evaluation_data, check_policies
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.notices import notices
@@ -179,3 +181,44 @@ def test_every_command_says_what_is_wrong_with_the_settings(
     assert port.startswith("PTALIGN_PORT: ")
     assert floor.startswith("PTALIGN_LIMITS__FLOOR: ")
     assert "hush" not in done.stdout + done.stderr
+
+
+def test_version_is_the_distributions() -> None:
+    done = command("--version")
+    assert done.stdout == f"ptalign-server {__version__}\n"
+    assert "doctor" in command().stdout, "no arguments show the help"
+
+
+def test_serve_says_where_everything_is_and_what_will_be_missed(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "policies").mkdir(parents=True)
+    (state / "policies" / "torn.yaml").write_text("name: torn")
+    settings = {
+        "PTALIGN_STATE": str(state),
+        "PTALIGN_ENGINE__KIND": "scripted",
+        "PTALIGN_PROT": "1",
+        **dict.fromkeys(("PTALIGN_PORT", "PTALIGN_PAGE_PORT", "PTALIGN_METRICS_PORT"), "0"),
+    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PTALIGN_")}
+    with (tmp_path / "log").open("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "ptalign_server.cli", "serve"],
+            env=kept | settings,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert server.stdout is not None
+            first, page, gauges = (server.stdout.readline().strip() for _ in range(3))
+            assert re.fullmatch(rf"serving on 127\.0\.0\.1:\d+, state in {state}", first)
+            for line, start in ((page, "page on "), (gauges, "metrics on ")):
+                assert line.startswith(start)
+                reply = urllib.request.urlopen(line.removeprefix(start), timeout=10)
+                assert reply.status == 200
+        finally:
+            server.terminate()
+            server.wait(45)
+        said = (tmp_path / "log").read_text()
+    for words in ("PTALIGN_PROT is set", "no evaluation data", "torn.yaml cannot be used"):
+        assert said.count(words) == 1, said

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -54,11 +55,21 @@ OPTIONS = (
 )
 
 
-async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports in use."""
+
+    grpc: int
+    metrics: int
+    page: int | None
+    """None: the page is not served."""
+
+
+async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     """Runs until SIGTERM or SIGINT, then drains.
 
     Args:
-        ready: Called with the gRPC port once calls are answered.
+        ready: Called with the ports once calls are answered.
     """
     settings.make_folders()
     held = hold(settings.run_dir / f"gateway-{settings.executor_id}.lock", LOCK_SECONDS)
@@ -71,8 +82,7 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    port = await gateway.start()
-    ready(port)
+    ready(await gateway.start())
     await stop.wait()
     await gateway.stop()
     store.close()
@@ -111,12 +121,8 @@ class Gateway:
         self._stop_metrics: Callable[[], None] = lambda: None
         self._stop_page: Callable[[], Awaitable[None]] | None = None
 
-    async def start(self) -> int:
-        """Binds every port, then starts the worker.
-
-        Returns:
-            The gRPC port in use.
-        """
+    async def start(self) -> Ports:
+        """Binds every port, then starts the worker."""
         port = bind(self._server, self._settings)
         socket = self._settings.health_socket
         socket.unlink(missing_ok=True)
@@ -126,16 +132,17 @@ class Gateway:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, ENGINE)
         await self._server.start()
         await self._probe.start()
-        self._stop_metrics = self._serve_metrics()
+        metrics_port, self._stop_metrics = self._serve_metrics()
         self._worker.start()
+        page_port = None
         if self._settings.page:
-            self._stop_page = await self._serve_page()
+            page_port, self._stop_page = await self._serve_page()
         self._tasks = [
             asyncio.create_task(self._follow_engine()),
             asyncio.create_task(self._count()),
             asyncio.create_task(self._expire()),
         ]
-        return port
+        return Ports(port, metrics_port, page_port)
 
     async def stop(self) -> None:
         """Not serving at once; calls in flight finish; the worker checkpoints and ends."""
@@ -149,24 +156,23 @@ class Gateway:
         self._stop_metrics()
         self._settings.health_socket.unlink(missing_ok=True)
 
-    def _serve_metrics(self) -> Callable[[], None]:
+    def _serve_metrics(self) -> tuple[int, Callable[[], None]]:
         from prometheus_client import start_http_server
 
         settings = self._settings
         server, _ = start_http_server(
             settings.metrics_port, settings.metrics_host, registry=metrics.registry()
         )
-        return server.shutdown
+        return int(server.server_port), server.shutdown
 
-    async def _serve_page(self) -> Callable[[], Awaitable[None]]:
+    async def _serve_page(self) -> tuple[int, Callable[[], Awaitable[None]]]:
         from ptalign_server.page import create_app
         from ptalign_server.page.listen import listen
         from ptalign_server.page.shelf import Shelf
 
         settings = self._settings
         app = create_app(Shelf(settings, self._store))
-        _, stop = await listen(app, settings.page_host, settings.page_port, settings.auth)
-        return stop
+        return await listen(app, settings.page_host, settings.page_port, settings.auth)
 
     async def _follow_engine(self) -> None:
         """`ptalign.engine` serves while the worker says that an engine takes requests."""
