@@ -237,6 +237,21 @@ def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_check_knows_the_servers_names(server: Running, tmp_path: Path) -> None:
+    """Judges by their short names too; a suite that nobody knows is found before any stage."""
+    marks = ROOT / "ptalign" / "policies" / "annotations" / "tone-en.yaml"
+    text = LOOP.format(annotations=marks) + "  judges: [tone-lexical]\n  gate: strict\n"
+    (tmp_path / "loop.yaml").write_text(text)
+    done = command(server, "run", str(tmp_path / "loop.yaml"), "--check", "--json")
+    assert json.loads(done.stdout)["names_checked"], done.stderr
+    (tmp_path / "loop.yaml").write_text(text.replace("twins, ordinary", "nope"))
+    done = command(server, "run", str(tmp_path / "loop.yaml"), "--json")
+    assert done.returncode == 2
+    said = json.loads(done.stdout)["error"]
+    assert "loop.yaml:11: evaluate.suites[3]: no suite is named 'nope'" in said["message"]
+    assert "xstest-safe" in said["hint"]
+
+
 def test_loop_prints_base_mle_and_pt_align(loop_out: tuple[Path, str]) -> None:
     rows = {line[:19].strip(): line[19:] for line in loop_out[1].splitlines()}
     heads = next(row for name, row in rows.items() if name.startswith("share"))
@@ -267,6 +282,14 @@ def test_loop_run_again_starts_nothing(
     assert again.returncode == 0, again.stderr
     assert [operation.name for operation in client.operations()] == before
     assert again.stdout.splitlines()[-10:] == first.splitlines()[-10:]
+
+
+def test_an_adapter_may_be_evaluated_by_its_name(
+    client: pt.Client, loop_out: tuple[Path, str]
+) -> None:
+    names = {adapter.method: adapter.name for adapter in client.adapters()}
+    dry = client.evaluate(target=names["pt_align"], also=[names["mle"]], dry_run=True)
+    assert dry.progress().estimate is not None
 
 
 def test_align_told_its_losses(client: pt.Client, loop_out: tuple[Path, str]) -> None:
