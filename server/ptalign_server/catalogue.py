@@ -116,7 +116,8 @@ class Catalogue:
         """A policy written in a call: it adds topics and words, and relaxes nothing.
 
         Raises:
-            InvalidInput: A topic outside its limits, or a toxic side where none is allowed.
+            InvalidInput: A topic outside its limits, a toxic side where none is allowed, or an
+                operator's file whose forbidden phrases cannot be read.
         """
         # A broken file in the place of a shipped pack leaves that one to start from.
         shipped_packs = {name: load_policy(name) for name in policy_names()}
@@ -245,12 +246,21 @@ def _read_pack(path: Path) -> Policy | PtalignError:
 
 
 def _never_of(path: Path) -> tuple[str, ...]:
-    """Forbidden phrases of a broken policy file: a slip elsewhere in it must not allow them."""
+    """Forbidden phrases of a broken policy file: a slip elsewhere in it must not allow them.
+
+    Raises:
+        InvalidInput: They cannot be read, so nobody knows what an inline policy must not ask for.
+    """
     try:
-        phrases = yaml.safe_load(path.read_text("utf-8"))["never_synthesize"]
-        return tuple(plain(str(p)) for p in phrases) if isinstance(phrases, list) else ()
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return ()
+        phrases = yaml.safe_load(path.read_text("utf-8")).get("never_synthesize") or ()
+        listed = [phrases] if isinstance(phrases, str) else list(phrases)
+        return tuple(plain(str(phrase)) for phrase in listed)
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        raise InvalidInput(
+            "policy_spec",
+            f"cannot be used while the server's policy file {path.name} cannot be read",
+            "Name a policy of the catalogue, or ask the operator to correct that file.",
+        ) from None
 
 
 def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:

@@ -676,6 +676,10 @@ async def test_what_a_broken_policy_forbids_stays_forbidden_in_inline_policies(
     topic = res.TopicSpec(domain=domain, title="a kettle", sides="both")
     request = generate(policy_spec=res.PolicySpec(topics=[topic]))
     await calls.tuning.GenerateInstructions(request)
+    for unreadable in ("name: [", "- a list", "never_synthesize: 5"):
+        (folder / "torn.yaml").write_text(unreadable)
+        _, text, _, _ = await refused(calls.tuning.GenerateInstructions(request))
+        assert "policy file torn.yaml cannot be read" in text
 
 
 async def test_catalogue_names_everything(calls: Calls) -> None:

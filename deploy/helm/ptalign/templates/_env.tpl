@@ -1,4 +1,4 @@
-{{- /* The server's settings. Every PTALIGN_ name here is a field of ptalign_server.settings: a test compares them. */}}
+{{- /* The server's settings. Every PTALIGN_ name here is one that something reads: a test compares them. */}}
 {{- define "ptalign.serverEnv" -}}
 {{- $name := include "ptalign.fullname" . -}}
 - {name: PTALIGN_STATE, value: /var/lib/ptalign}
@@ -13,6 +13,9 @@
 - {name: PTALIGN_PAGE_PORT, value: "8080"}
 {{- end }}
 - {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
+{{- with .Values.modelVolume.evalData }}
+- {name: PTALIGN_EVAL_DATA, value: {{ . | quote }}}
+{{- end }}
 {{- if .Values.secrets.tokens.existingSecret }}
 - {name: PTALIGN_TOKENS_FILE, value: /etc/ptalign/tokens/tokens.json}
 {{- end }}
