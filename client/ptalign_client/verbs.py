@@ -312,7 +312,9 @@ class Verbs(Base):
         if isinstance(given, str):
             given = await self._adapter(field, given)
         if isinstance(given, Adapter):
-            given = Target(model=given.model, adapter=given.name, label=given.method)
+            # Those beside are labelled by the server, which numbers what has the same method.
+            label = "" if field.startswith("also") else given.method
+            given = Target(model=given.model, adapter=given.name, label=label)
         return wire.sent(field, Target, given, "an Adapter, its name")
 
     async def _targets(self, field: str, given: Sequence[Target | Adapter | str]) -> list[Any]:

@@ -94,6 +94,8 @@ def test_an_adapter_may_be_named(client: pt.Client, served: Any) -> None:
     named.request_id = passed.request_id
     assert named == passed
     assert (named.target.model, named.target.adapter) == ("tiny", made.name)
+    # The server numbers those beside: two of one method were refused for their equal labels.
+    assert [named.target.label, named.also[0].label] == [made.method, ""]
 
 
 def test_an_adapter_that_is_not_there_starts_nothing(client: pt.Client, served: Any) -> None:
