@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench.study.clock import Clock
-from bench.study.form import FORMS, Form
+from bench.study.form import FORMS, FULL, Form
 from bench.study.journal import Journal, threads
 from bench.study.lab import Lab
 from bench.study.page import write_page
@@ -44,6 +44,8 @@ def main() -> int:
     form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
     if options.seeds:
         form = dataclasses.replace(form, seeds=options.seeds)
+    if options.methods:
+        form = dataclasses.replace(form, methods=tuple(options.methods))
     sizes = {name: min(n, options.samples or n) for name, n in form.suites.items()}
     form = dataclasses.replace(form, suites=sizes, pairs_file=options.pairs)
     journal = Journal(options.out / form.name)
@@ -76,6 +78,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget what is finished")
     parser.add_argument("--seeds", type=int, default=0, help="training seeds (full: 3, quick: 1)")
     parser.add_argument("--samples", type=int, default=0, help="prompts a suite at most")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=FULL.methods,
+        metavar="METHOD",
+        help=f"methods to train beside base, of {', '.join(FULL.methods)}; the form's unless set",
+    )
     parser.add_argument("--pairs", type=Path, help="train on this pair set (JSON, texts revealed)")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     options = parser.parse_args()

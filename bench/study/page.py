@@ -171,10 +171,9 @@ def head(evidence: Evidence) -> list[str]:
     ]
     if form.name == "quick":
         found.append(
-            "**Quick form: one seed, fewer prompts than the goals ask for, four of six targets. "
-            "It shows that the path works and where the numbers lie; it proves nothing that needs "
-            "seeds.** "
-            "`make study` is the full form."
+            "**Quick form: one seed, fewer prompts than the goals ask for, "
+            f"{len(form.methods) + 1} of six targets. It shows that the path works and where the "
+            "numbers lie; it proves nothing that needs seeds.** `make study` is the full form."
         )
     pairs = evidence.result("pairs-tone")
     if pairs and pairs.get("imported"):
