@@ -170,10 +170,12 @@ def head(evidence: Evidence) -> list[str]:
         f"niceness {', '.join(map(str, nice)) or '–'}.",
     ]
     if form.name == "quick":
+        targets = len(form.methods) + 1
+        some = "all six targets" if targets == 6 else f"{targets} of six targets"
         found.append(
-            "**Quick form: one seed, fewer prompts than the goals ask for, "
-            f"{len(form.methods) + 1} of six targets. It shows that the path works and where the "
-            "numbers lie; it proves nothing that needs seeds.** `make study` is the full form."
+            f"**Quick form: one seed, fewer prompts than the goals ask for, {some}. It shows that "
+            "the path works and where the numbers lie; it proves nothing that needs seeds.** "
+            "`make study` is the full form."
         )
     pairs = evidence.result("pairs-tone")
     if pairs and pairs.get("imported"):
