@@ -1,7 +1,7 @@
 """The environment variables that start with PTALIGN_: which there are, what is wrong with one.
 
-A value is quoted only where it should be a number or one of a few words: other ones may hold a
-secret, as a database URL holds its password.
+A value is quoted only where it should be a number or one of a few words, and only a short one:
+others may hold a secret, as a database URL holds its password and a token is one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ OTHERS = frozenset(
 )
 """Variables that others than `Settings` read."""
 TESTS = "PTALIGN_TEST_"
-MAX_SHOWN = 40
-"""Characters of a wrong value that are shown."""
+MAX_SHOWN = 12
+"""Characters of the longest wrong value that is shown; a token is longer."""
 
 
 class BadSettings(PtalignError):
@@ -108,10 +108,14 @@ def _wanted(field: FieldInfo) -> str:
 
 
 def _got(value: Any) -> str:
-    """The value, where it can be no URL with a password that went into the wrong variable."""
-    if not isinstance(value, (str, int, float)) or "@" in str(value):
+    """The value, where it can be no token or URL with a password meant for another variable.
+
+    A part of a longer one is not shown either: it may be the whole secret but its end.
+    """
+    text = str(value)
+    if not isinstance(value, (str, int, float)) or len(text) > MAX_SHOWN or "@" in text:
         return ""
-    return f", not {str(value)[:MAX_SHOWN]!r}"
+    return f", not {text!r}"
 
 
 def _no_json(environment: Mapping[str, str]) -> Iterator[str]:

@@ -222,3 +222,25 @@ def test_serve_says_where_everything_is_and_what_will_be_missed(tmp_path: Path) 
         said = (tmp_path / "log").read_text()
     for words in ("PTALIGN_PROT is set", "no evaluation data", "torn.yaml cannot be used"):
         assert said.count(words) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("PTALIGN_PORT", "must be a whole number, 0..65535. "),
+        ("PTALIGN_PAGE", "must be true or false. "),
+        ("PTALIGN_PROFILE", "must be one of cpu, gpu. "),
+        ("PTALIGN_ENGINE__MAX_LORA_RANK", "must be one of 8, 16, 32, 64, 128, 256. "),
+    ],
+)
+def test_a_token_in_the_wrong_variable_is_not_printed(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor its start; the longest value that is shown has 12 characters."""
+    for value, shown in (("pta_hush-hush-1", False), ("x" * 13, False), ("x" * 12, True)):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValidationError) as caught:
+            Settings()
+        text = str(explained(caught.value))
+        assert (value[:8] in text) == shown
+        assert (says in text) != shown
