@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, get_args
 
@@ -317,8 +317,11 @@ class Verbs(Base):
             given = Target(model=given.model, adapter=given.name, label=label)
         return wire.sent(field, Target, given, "an Adapter, its name")
 
-    async def _targets(self, field: str, given: Sequence[Target | Adapter | str]) -> list[Any]:
-        if isinstance(given, str | Target | Adapter):
+    async def _targets(self, field: str, given: Any) -> list[Any]:
+        """The messages of a list of them; None is an empty list, as for the suites."""
+        if given is None:
+            return []
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
             raise invalid(field, "must be a list of adapters or targets. Send [...].")
         return [await self._target(f"{field}[{i}]", item) for i, item in enumerate(given)]
 

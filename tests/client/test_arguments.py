@@ -45,6 +45,9 @@ def training(**values: Any) -> Callable[[pt.Client], object]:
         (judging(target={"model": "tiny"}), "target: must be an Adapter, its name or a Target"),
         (judging(target="tiny"), "target: 'tiny' is not an adapter's name. Send adapters/ID"),
         (judging(also="adapters/x"), "also: must be a list"),
+        (judging(also=5), "also: must be a list of adapters or targets. Send [...]."),
+        (judging(also={"model": "tiny"}), "also: must be a list of adapters or targets."),
+        (judging(also=pt.Target(model="tiny")), "also: must be a list of adapters or targets."),
         (judging(also=[3]), "also[0]: must be an Adapter, its name or a Target, not an int"),
         (judging(suites="attack"), "suites: must be a list of texts"),
         (pairing(rounds=-1), "rounds: must be 1..8, got -1"),
@@ -96,6 +99,14 @@ def test_an_adapter_may_be_named(client: pt.Client, served: Any) -> None:
     assert (named.target.model, named.target.adapter) == ("tiny", made.name)
     # The server numbers those beside: two of one method were refused for their equal labels.
     assert [named.target.label, named.also[0].label] == [made.method, ""]
+
+
+def test_none_beside_is_an_empty_list(client: pt.Client, served: Any) -> None:
+    """As None is for the suites and judges of the same call."""
+    nothing: Any = None
+    client.evaluate(target=pt.Target(model="tiny"), suites=nothing, also=nothing)
+    (request,) = served.service.called("Evaluate")
+    assert not request.also
 
 
 def test_an_adapter_that_is_not_there_starts_nothing(client: pt.Client, served: Any) -> None:
