@@ -8,10 +8,13 @@ are in report.json.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
+import math
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 MOST_DIGITS = 6
 """Decimals after which a number counts as lying on its limit."""
+_WIDE = Context(prec=400, rounding=ROUND_HALF_UP, traps=[])
+"""Room for every float with its decimals, and no exceptions: infinite less infinite is nan."""
 
 
 def rounded(value: float, digits: int = 0) -> Decimal:
@@ -19,31 +22,41 @@ def rounded(value: float, digits: int = 0) -> Decimal:
 
     Python's own `round` and formats turn 12.5 into 12 and 37.5 into 38. Twelve digits are taken
     first: 29 of 200 is 14.499999999999998 percent to a computer and 14.5 to everybody else.
+
+    An infinite number, or one that is none, stays what it is: a measure without a bound must not
+    cost the reader the rest of the report.
     """
-    step = Decimal(1).scaleb(-digits)
-    made = Decimal(f"{value:.12g}").quantize(step, rounding=ROUND_HALF_UP)
+    if not math.isfinite(value):
+        return Decimal(value)
+    made = Decimal(f"{value:.12g}").quantize(Decimal(1).scaleb(-digits), context=_WIDE)
     return made if made else abs(made)  # "-0" reads like a mistake
 
 
 def decimal(value: float | Decimal, digits: int = 0) -> str:
     """`rounded`, as text."""
-    return f"{rounded(float(value), digits):f}"
+    return _text(rounded(float(value), digits))
 
 
 def signed(value: float | Decimal, digits: int = 0) -> str:
     """A number with its sign, and a minus that is as wide as the plus; zero has no sign."""
     made = rounded(float(value), digits)
-    return (f"{made:+f}" if made else f"{made:f}").replace("-", "−")
+    return _text(made, "" if made.is_nan() or not made else "+").replace("-", "−")
 
 
-def whole(share: float) -> int:
-    """A share in percent as the report prints it."""
-    return int(rounded(100 * share))
+def _text(made: Decimal, sign: str = "") -> str:
+    """All digits, no exponent; ``inf`` and ``nan``, as Python's floats print."""
+    return f"{made:{sign}f}" if made.is_finite() else f"{float(made):{sign}f}"
+
+
+def whole(share: float) -> float:
+    """A share in percent as the report prints it: an int, unless it is infinite or no number."""
+    made = rounded(100 * share)
+    return int(made) if made.is_finite() else float(made)
 
 
 def gap(before: float, after: float, digits: int = 0) -> Decimal:
     """Points from one share to another: the difference of the two as they are printed."""
-    return rounded(100 * after, digits) - rounded(100 * before, digits)
+    return _WIDE.subtract(rounded(100 * after, digits), rounded(100 * before, digits))
 
 
 def digits_beside(value: float, limit: float, digits: int = 0, *, least: bool = False) -> int:

@@ -209,6 +209,16 @@ def test_a_bare_evaluation_still_makes_a_report():
     assert document["aligned"]["benign_kl"] is None
 
 
+def test_a_probe_without_a_bound_still_makes_a_report():
+    base, aligned = (target(label, "", side) for side, label in enumerate(("base", "aligned")))
+    values = {"selectivity": float("-inf"), "benign_kl": float("nan"), "harm_word_ratio": 1e30}
+    probe = aligned.probe.model_copy(update=values | {"collateral": {"question": float("-inf")}})
+    results = (base, aligned.model_copy(update={"probe": probe}))
+    page, _ = build(ReportInput(model="m", evaluation=Evaluation(results=results, verdict="FAIL")))
+    for words in (">−inf<", ">nan", f">1{'0' * 30}."):
+        assert words in page
+
+
 def test_headline_is_plain_words():
     assert headline(evaluation()) == (
         "Pushed by an attacker, the tuned model gave a rude or harmful reply to 10 in 100 "

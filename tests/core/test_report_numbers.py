@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ptalign.report.numbers import decimal, digits_beside, gap, signed, whole
@@ -47,3 +49,29 @@ def test_a_number_stays_on_its_own_side_of_the_limit() -> None:
     assert digits_beside(1 / 3 + 0.001, 1 / 3, 2) == 3
     assert digits_beside(2.5, 2.5) == 1  # 3 would look over it
     assert digits_beside(5.0 + 1e-12, 5.0, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "plain", "with_sign"),
+    [
+        (math.inf, "inf", "+inf"),
+        (-math.inf, "-inf", "−inf"),
+        (math.nan, "nan", "nan"),
+        (1e30, f"1{'0' * 30}.00", f"+1{'0' * 30}.00"),
+        (-1e30, f"-1{'0' * 30}.00", f"−1{'0' * 30}.00"),
+        (1e308, f"1{'0' * 308}.00", f"+1{'0' * 308}.00"),
+    ],
+)
+def test_a_number_without_a_bound_is_printed(value: float, plain: str, with_sign: str) -> None:
+    """One of them raised, and the whole report was lost."""
+    assert decimal(value, 2) == plain
+    assert signed(value, 2) == with_sign
+    assert digits_beside(value, 0.5, 2) == 2
+
+
+def test_a_share_without_a_bound_is_printed() -> None:
+    shares = (math.inf, -math.inf, math.nan, 1e30)
+    assert [str(whole(s)) for s in shares] == ["inf", "-inf", "nan", f"1{'0' * 32}"]
+    assert gap(0, math.inf) == math.inf
+    assert gap(math.inf, math.inf).is_nan()
+    assert gap(0, 1e30) == 10**32

@@ -209,6 +209,23 @@ def test_a_likelihood_just_over_its_limit_is_printed_over_it(
     assert (row.reached, row.state) == ("+5.02 %", "missed")
 
 
+def test_measures_without_a_bound_cost_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KL, "pt_align", float("inf"))  # and the canned likelihood is -inf
+    monkeypatch.setitem(KL, "mle", float("nan"))
+    made = canned(tmp_path)
+    for run in FORM.runs():
+        if run.tenfold and run.method == "ut_uniform":
+            made.keep(f"train/{run.label}", 0, adapter(run) | {"retain_kl": 0.0}, 1)
+    found = {goal.what: goal for goal in goals(Evidence(FORM, made))}
+    ten = found["at 10 times the automatic weight: benign KL of pt_align / ut_uniform"]
+    assert (ten.reached, ten.state) == ("inf", "missed")
+    assert found["benign NLL, pt_align against base"].reached == "−inf %"
+    page = write_page(FORM, made, tmp_path / "study.md").read_text()
+    assert "| benign KL, nats a token | 0.000 | nan" in page
+
+
 def test_the_twins_goal_is_the_difference_of_the_shares_beside_it(journal: Journal) -> None:
     refused, twin = Estimate(0.36666, 0.2, 0.5, 60), Estimate(0.21666, 0.1, 0.3, 60)
     assert share(refused.value) == "36.7 %"
