@@ -679,7 +679,7 @@ async def test_what_a_broken_policy_forbids_stays_forbidden_in_inline_policies(
     for unreadable in ("name: [", "- a list", "never_synthesize: 5"):
         (folder / "torn.yaml").write_text(unreadable)
         _, text, _, _ = await refused(calls.tuning.GenerateInstructions(request))
-        assert "policy file torn.yaml cannot be read" in text
+        assert "nobody can tell what the server's policy file torn.yaml forbids" in text
 
 
 async def test_catalogue_names_everything(calls: Calls) -> None:
