@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from google.rpc import status_pb2
+from test_retention import put_operation
 
-from ptalign.errors import InvalidInput, PtalignError
-from ptalign.nouns import Policy
+from ptalign.errors import Cancelled, InvalidInput, PtalignError
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server.catalogue import Catalogue
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import failpoints, wire
+from ptalign_server.catalogue import Catalogue, write_models
+from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
+from ptalign_server.store import Store
+from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, SUCCEEDED
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker.job import Room
+from ptalign_server.worker.perform import ShuttingDown, perform
 
 POLICY = "tone-en"
 TONE = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
@@ -99,3 +114,102 @@ def test_a_policy_that_is_mended_while_an_inline_one_is_checked_still_forbids(
     monkeypatch.setattr(Catalogue, "_pack", mended_behind)
     with pytest.raises(InvalidInput, match="never allowed"):
         catalogue.inline(teapot())
+
+
+class Bench:
+    """A worker without engines: a stage accepts one record, then a test says what happens."""
+
+    def __init__(self, settings: Settings, store: Store, patch: pytest.MonkeyPatch) -> None:
+        self.store = store
+        self.used: list[Policy] = []
+        self.then: Callable[[], None] = lambda: None
+        self.told = self.ending = False
+        write_models(settings.models_path, {"m": ModelSpec(name="m", path=str(settings.state))})
+        pool = SimpleNamespace(engine=lambda *_: None)
+        pools: Any = SimpleNamespace(use=lambda *_: nullcontext(pool))
+        self.room = Room(settings, store, Catalogue(settings), pools, Metrics())
+        self.id = put_operation(store, QUEUED)
+        request = pb.GenerateInstructionsRequest(model="m", policy="mine", count=1)
+        sealed = store.keys.get(self.id).seal("request", request.SerializeToString())
+        kind = "GenerateInstructions"
+        store.operations.advance(self.id, lambda o: replace(o, kind=kind, request=sealed))
+        patch.setattr(failpoints, "watch_engine", lambda engine: engine)
+        patch.setattr("ptalign.instructions.generate_instructions", self._stage)
+
+    def run(self) -> str:
+        return perform(self.id, self.room, lambda: self.told, lambda: self.ending)
+
+    def made(self) -> Resource:
+        return self.store.resources.get(f"instructionSets/{self.id}", None)
+
+    def logged(self) -> bool:
+        return (self.store.sets.folder(self.id) / "log").stat().st_size > 0
+
+    def stop(self, text: str, mine: Path, *, ending: bool) -> Callable[[], None]:
+        """The operator changes the policy, then the operation is cancelled or the worker ends."""
+
+        def then() -> None:
+            write(mine, text)
+            self.told, self.ending = not ending, ending
+            raise Cancelled("told")
+
+        return then
+
+    def _stage(self, policy: Policy, *_: Any, log: Any, **__: Any) -> InstructionSet:
+        self.used.append(policy)
+        if not list(log.read()):
+            log.append(Instruction(id="1", text="one", topic="slow-print", domain="work"))
+        self.then()
+        return InstructionSet(records=tuple(log.read()), requested=1)
+
+
+@pytest.fixture
+def bench(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    store = Store(settings, wire.freeze)
+    yield Bench(settings, store, monkeypatch)
+    store.close()
+
+
+CHANGED = ["name: mine", PACK.replace("green", "red")]
+
+
+@pytest.mark.parametrize("text", CHANGED)
+def test_a_partial_set_has_the_policy_that_its_records_were_made_under(
+    bench: Bench, mine: Path, text: str
+) -> None:
+    mine.write_text(PACK)
+    bench.then = bench.stop(text, mine, ending=False)
+    assert bench.run() == CANCELLED
+    body = res.InstructionSet.FromString(bench.made().body)
+    assert (bench.made().partial, body.meta.policy_digest) == (True, bench.used[0].digest)
+    assert bench.store.sets.load_policy(bench.made().name) == bench.used[0]
+
+
+@pytest.mark.parametrize("text", CHANGED)
+def test_an_operation_goes_on_after_a_restart_under_the_policy_it_first_used(
+    bench: Bench, mine: Path, text: str
+) -> None:
+    mine.write_text(PACK)
+    bench.then = bench.stop(text, mine, ending=True)
+    with pytest.raises(ShuttingDown):
+        bench.run()
+    bench.then, bench.ending = lambda: None, False
+    assert bench.run() == SUCCEEDED
+    first, second = bench.used
+    assert first.digest == second.digest
+    assert res.InstructionSet.FromString(bench.made().body).meta.policy_digest == first.digest
+
+
+def test_records_whose_policy_was_not_kept_stay_in_their_log_when_its_file_is_broken(
+    bench: Bench, mine: Path
+) -> None:
+    mine.write_text(PACK)
+    bench.then = bench.stop("name: mine", mine, ending=True)
+    with pytest.raises(ShuttingDown):
+        bench.run()
+    (bench.store.sets.folder(bench.id) / "policy").unlink()  # an earlier version wrote none
+    bench.ending = False
+    assert bench.run() == FAILED
+    error = status_pb2.Status.FromString(bench.store.operations.get(bench.id).error)
+    assert "the server's file mine.yaml cannot be used" in error.message
+    assert bench.logged()

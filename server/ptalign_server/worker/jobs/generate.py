@@ -59,10 +59,26 @@ def shortage(accepted: int, asked: int, floor: float) -> str:
 
 
 def _policy(job: Job) -> Policy:
+    """The policy that the operation first used, in whatever attempt: one set has one policy.
+
+    It is sealed beside the log, or an operator's file that is changed meanwhile would give the
+    records so far another policy, and one that is broken meanwhile would lose them.
+
+    Raises:
+        InvalidInput: No attempt has used one yet, and it cannot be used now.
+    """
+    if job.policies:
+        return job.policies[-1]
+    sets, made = job.room.store.sets, job.operation.id
+    if (sets.folder(made) / "policy").exists():
+        return job.policy_of(job.name)
     request, catalogue = job.request, job.room.catalogue
     if request.WhichOneof("policy_choice") == "policy_spec":
-        return job.keep_policy(catalogue.inline(request.policy_spec))
-    return job.keep_policy(catalogue.policy(request.policy))
+        policy = catalogue.inline(request.policy_spec)
+    else:
+        policy = catalogue.policy(request.policy)
+    sets.keep_policy(made, policy)
+    return job.keep_policy(policy)
 
 
 def _made(job: Job, noun: InstructionSet, *, partial: bool) -> Made:
