@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -35,7 +36,9 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import status_of
+from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.purge import finish_purges
+from ptalign_server.gateway.submit import Submission, _Insert
 from ptalign_server.manifest import PART, Signer
 from ptalign_server.metrics import Metrics
 from ptalign_server.process import hold
@@ -43,6 +46,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import DatabaseAway, DatabaseBusy
 from ptalign_server.store.operations import RUNNING, SUCCEEDED, VALIDATING, Operation, new_id
+from ptalign_server.store.requests import ticket
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import audit, operations, request_ids, resources
 from ptalign_server.store.writer import Writer, _Task
@@ -50,6 +54,7 @@ from ptalign_server.vault import KeyFile
 from ptalign_server.worker import perform, run
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import JOBS
+from ptalign_server.worker.patience import may_pass
 from ptalign_server.worker.run import set_damaged_aside
 
 
@@ -463,13 +468,68 @@ def test_changes_that_may_stand_are_not_made_again(store: Store) -> None:
     writer.close()
 
 
-def test_a_locked_database_says_try_again(store: Store) -> None:
-    """Another process held the file for longer than a change waits: the caller read INTERNAL."""
+@contextmanager
+def locked(store: Store) -> Iterator[sqlite3.Connection]:
+    """Another process holds the file for longer than a change waits."""
     store.engine.dispose()
     sa.event.listen(store.engine, "connect", lambda made, _: made.execute("PRAGMA busy_timeout=50"))
-    other = sqlite3.connect(store.engine.url.database, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(DatabaseBusy):
-        store.write(lambda _: None).result(20)
-    other.close()
+    with closing(sqlite3.connect(store.engine.url.database or "", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+
+
+def test_a_locked_database_says_try_again(store: Store) -> None:
+    """The caller read INTERNAL; then each change of a batch waited for the lock in its turn."""
+    waited: list[object] = []
+    with locked(store):
+        sa.event.listen(store.engine, "handle_error", lambda context: waited.append(context))
+        made = [_Task(lambda _: None, Future()) for _ in range(8)]
+        store._writer._commit(made)
+        for task in made:
+            with pytest.raises(DatabaseBusy):
+                task.future.result(20)
+        assert len(waited) == 1
     store.write(lambda _: None).result(20)
+
+
+def test_an_operation_that_met_a_lock_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it made was there, and it ended FAILED because its end could not be written at once."""
+    tried: list[int] = []
+
+    def end_with(*_: object) -> str:
+        tried.append(1)
+        if len(tried) < 3:
+            raise DatabaseBusy(waited=True)
+        return SUCCEEDED
+
+    made = Made(noun=InstructionSet(records=(), requested=0), message=None, config=None)
+    kind = "GenerateInstructions"
+    monkeypatch.setitem(JOBS, kind, replace(JOBS[kind], make=lambda _: made))
+    monkeypatch.setattr(perform, "_end_with", end_with)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.0)
+    worker = run.Worker.__new__(run.Worker)
+    worker.room = Room(Settings(), store, None, None, Metrics())  # type: ignore[arg-type]
+    worker.ending, worker._told = threading.Event(), set()
+    assert worker._persist(add_operation(store)) == SUCCEEDED
+    assert may_pass(DatabaseBusy(waited=True))
+
+
+def test_a_call_is_answered_with_the_operation_that_stands(store: Store) -> None:
+    """Its change was undone and run again, after another server had taken the same request id."""
+    request = pb.GenerateInstructionsRequest(
+        model=MODEL, policy=POLICY, count=3, request_id=str(uuid.uuid4())
+    )
+    who = Identity("me", "default", frozenset({"engineer"}))
+    seen = ticket(store.vault, "default", "GenerateInstructions", request)
+    ours, theirs = (
+        _Insert(store, Submission(who, "GenerateInstructions", request, seen), 100)
+        for _ in range(2)
+    )
+    with store.engine.connect() as connection:
+        ours(connection)
+        connection.rollback()
+    stands = store.write(theirs).result(20)
+    assert store.write(ours).result(20) == stands
+    assert ours.made is None, "the answer would have been the operation that was undone"

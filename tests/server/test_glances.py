@@ -17,7 +17,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import connect
 from ptalign_server.store.glance import FEW, Glances, Shelf
-from ptalign_server.store.operations import VALIDATING, Operation, Operations
+from ptalign_server.store.operations import REMEMBERED_BYTES, VALIDATING, Operation, Operations
 from ptalign_server.store.resources import Resources
 
 
@@ -35,6 +35,11 @@ def _where(shelf: Shelf) -> int:
     return threading.get_ident()
 
 
+def _where_listed(shelf: Shelf) -> int:
+    assert len(shelf.operations.page("default", 5)) == 1
+    return threading.get_ident()
+
+
 async def test_a_few_rows_are_read_in_place_and_many_are_not(tmp_path: Path) -> None:
     store = Store(Settings(state=tmp_path), wire.freeze)
     _operation(store)
@@ -42,6 +47,15 @@ async def test_a_few_rows_are_read_in_place_and_many_are_not(tmp_path: Path) -> 
     assert await store.glances.read(_where) == here
     assert await store.glances.read(_where, FEW) == here
     assert await store.glances.read(_where, FEW + 1) != here
+    store.close()
+
+
+async def test_a_large_row_is_read_in_a_thread(tmp_path: Path) -> None:
+    """A list of calls of 3 MB held the loop, and everybody's health checks, for 0.2 s."""
+    store = Store(Settings(state=tmp_path), wire.freeze)
+    _operation(store, bytes(REMEMBERED_BYTES + 1))
+    for read in (_where, _where_listed):
+        assert await store.glances.read(read) != threading.get_ident()
     store.close()
 
 

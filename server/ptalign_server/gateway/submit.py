@@ -135,6 +135,8 @@ class _Insert:
         self.made: Operation | None = None
 
     def __call__(self, connection: sa.Connection) -> str:
+        self.made = None  # of a try that was undone
+
         def make() -> str:
             self.made = self._insert(connection)
             return self.made.id

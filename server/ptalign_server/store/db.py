@@ -19,7 +19,11 @@ HEAD = "0001"
 """Newest schema this program knows."""
 
 
-class DatabaseAway(NotReady):
+class DatabaseUnavailable(NotReady):
+    """The database can do nothing now, and will again without a restart."""
+
+
+class DatabaseAway(DatabaseUnavailable):
     """The database server cannot be reached, or ended while it was asked.
 
     A change that was under way may stand or not: only who asked knows whether to ask again.
@@ -29,25 +33,20 @@ class DatabaseAway(NotReady):
         super().__init__("the database is away. Calls work again, without a restart, with it.")
 
 
-class DatabaseBusy(NotReady):
-    """Other servers' changes came in between each time this one was tried: nothing was changed."""
+class DatabaseBusy(DatabaseUnavailable):
+    """Other changes were in the way: nothing was changed.
 
-    def __init__(self) -> None:
-        super().__init__("the database is busy with other changes. Nothing was changed; try again.")
-
-
-def clashed(error: BaseException) -> bool:
-    """Whether the database undid a transaction so that another could go on: it may be made again.
-
-    These are PostgreSQL's deadlock_detected and serialization_failure. SQLite has one writer.
+    Attributes:
+        waited: Whether it was waited for already, as for a locked file.
     """
-    cause = getattr(error, "orig", None)
-    return getattr(cause, "sqlstate", None) in {"40P01", "40001"}
+
+    def __init__(self, *, waited: bool) -> None:
+        super().__init__("the database is busy with other changes. Nothing was changed; try again.")
+        self.waited = waited
 
 
-def locked(error: BaseException) -> bool:
-    """Whether another process held SQLite's file for longer than a change waits."""
-    return "database is locked" in str(getattr(error, "orig", ""))
+class HeavyRow(Exception):
+    """A row that is too large to be read on the event loop."""
 
 
 def connect(url: str) -> sa.Engine:
@@ -61,6 +60,7 @@ def connect(url: str) -> sa.Engine:
     )
     sa.event.listen(engine, "connect", _sqlite_connect)
     sa.event.listen(engine, "begin", _sqlite_begin)
+    sa.event.listen(engine, "handle_error", _locked)
     return engine
 
 
@@ -166,6 +166,9 @@ def _away(context: sa.engine.ExceptionContext) -> BaseException | None:
     """One error for all the ways in which a driver says that its server is gone."""
     if context.is_pre_ping:
         return None  # the pool makes a new connection
+    # deadlock_detected and serialization_failure: ended so that another change could go on.
+    if getattr(context.original_exception, "sqlstate", None) in {"40P01", "40001"}:
+        return DatabaseBusy(waited=False)
     connecting = context.connection is None
     if connecting and isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
         # A wrong password looks the same: the operator needs the reason, a caller does not.
@@ -174,6 +177,12 @@ def _away(context: sa.engine.ExceptionContext) -> BaseException | None:
         )
         return DatabaseAway()
     return DatabaseAway() if context.is_disconnect else None
+
+
+def _locked(context: sa.engine.ExceptionContext) -> BaseException | None:
+    """Another process held SQLite's file for longer than a change waits."""
+    found = "database is locked" in str(context.original_exception)
+    return DatabaseBusy(waited=True) if found else None
 
 
 def _sqlite_connect(connection: Any, _: Any) -> None:

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from ptalign_server.store.db import connect_to_glance
+from ptalign_server.store.db import HeavyRow, connect_to_glance
 from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
 from ptalign_server.vault import Vault
 
 T = TypeVar("T")
 FEW = 50
-"""Rows that may be read in place: about a millisecond."""
+"""Rows that may be read in place: about a millisecond, for none of them is large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Glances:
     wait for the interpreter's lock twice, and its readers never wait for a writer. So it is read
     on the loop's own thread, by a connection that does not wait: in the rare moment when the file
     is locked as a whole (another process recovers its log), the read goes to a thread, which
-    waits. Reads of PostgreSQL always do.
+    waits. So does a read that meets a large row, and every read of PostgreSQL.
     """
 
     def __init__(self, url: str, vault: Vault, freeze: Freeze, far: Shelf) -> None:
@@ -43,7 +43,8 @@ class Glances:
         self._near: Shelf | None = None
         if self._engine is not None:
             self._near = Shelf(
-                Operations(self._engine, vault, freeze), Resources(self._engine, vault)
+                Operations(self._engine, vault, freeze, light=True),
+                Resources(self._engine, vault, light=True),
             )
 
     async def read(self, what: Callable[[Shelf], T], rows: int = 1) -> T:
@@ -51,7 +52,7 @@ class Glances:
         if self._near is not None and rows <= FEW:
             try:
                 return what(self._near)
-            except sa.exc.OperationalError:  # locked, or worse: a thread waits and says which
+            except (HeavyRow, sa.exc.OperationalError):  # locked, or worse: a thread says which
                 pass
         return await asyncio.to_thread(what, self._far)
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import reading
+from ptalign_server.store.db import HeavyRow, reading
 from ptalign_server.store.schema import events, operations, set_keys
 from ptalign_server.vault import Vault
 
@@ -29,6 +29,10 @@ CANCELLED = "CANCELLED"
 WAITING = (VALIDATING, QUEUED)
 TERMINAL = (SUCCEEDED, FAILED, CANCELLED)
 STATES = (VALIDATING, QUEUED, RUNNING, CANCELLING, *TERMINAL)
+REMEMBERED_BYTES = 4096
+"""Of a row's call; a larger one is checked each time, and not read on the event loop."""
+MAX_REMEMBERED = 1024
+"""Rows of one `Operations`: 8 MB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +75,28 @@ class Event:
 # Built once: making an expression costs more than running it.
 _INSERT = operations.insert()
 _EMIT = events.insert()
-_GET = sa.select(operations).where(operations.c.id == sa.bindparam("wanted"))
+
+
+def _rows(light: bool) -> sa.Select[Any]:
+    """All columns; `light`: without a call that is large, which is not even read then."""
+    call = operations.c.request
+    if not light:
+        return sa.select(operations)
+    small = sa.case((sa.func.length(call) <= REMEMBERED_BYTES, call)).label("request")
+    return sa.select(*(small if column is call else column for column in operations.c))
+
+
+_GET = {
+    light: _rows(light).where(operations.c.id == sa.bindparam("wanted")) for light in (False, True)
+}
 _WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
 
 
 @cache
-def _page(before: bool, kind: bool, states: bool) -> sa.Select[Any]:
+def _page(before: bool, kind: bool, states: bool, light: bool) -> sa.Select[Any]:
     """A page of a tenant's operations, newest first, under the conditions that are given."""
     columns, wanted = operations.c, sa.bindparam
-    query = sa.select(operations).where(columns.tenant == wanted("tenant"))
+    query = _rows(light).where(columns.tenant == wanted("tenant"))
     if before:
         query = query.where(columns.id < wanted("before"))
     if kind:
@@ -89,10 +106,6 @@ def _page(before: bool, kind: bool, states: bool) -> sa.Select[Any]:
     return query.order_by(columns.id.desc()).limit(wanted("size"))
 
 
-REMEMBERED_BYTES = 4096
-"""Of a row's call; a larger one is checked each time."""
-MAX_REMEMBERED = 1024
-"""Rows: 8 MB at most."""
 Freeze = Callable[[Operation], bytes]
 Change = Callable[[Operation], Operation | None]
 Damaged = Callable[[str], None]
@@ -108,12 +121,16 @@ class Operations:
 
     Args:
         freeze: Turns a row into the event body that watchers receive.
+        light: Refuse to read a large row in `get` and `page`: `HeavyRow`.
     """
 
-    def __init__(self, engine: sa.Engine, vault: Vault, freeze: Freeze) -> None:
+    def __init__(
+        self, engine: sa.Engine, vault: Vault, freeze: Freeze, *, light: bool = False
+    ) -> None:
         self._engine = engine
         self._vault = vault
         self._freeze = freeze
+        self._light = light
         self._intact_rows: dict[str, tuple[tuple[Any, ...], Operation]] = {}
 
     def insert(self, connection: sa.Connection, operation: Operation) -> Operation:
@@ -153,7 +170,7 @@ class Operations:
             NotFound: There is none, or it is another tenant's.
         """
         with reading(self._engine) as connection:
-            row = connection.execute(_GET, {"wanted": operation_id}).mappings().first()
+            row = connection.execute(_GET[self._light], {"wanted": operation_id}).mappings().first()
         found = self._checked(row)
         if tenant is not None and found.tenant != tenant:
             raise NotFound
@@ -169,7 +186,7 @@ class Operations:
         states: Sequence[str] = (),
     ) -> list[Operation]:
         """At most `size` operations, newest first, older than the id `before`."""
-        query = _page(bool(before), bool(kind), bool(states))
+        query = _page(bool(before), bool(kind), bool(states), self._light)
         values = {"tenant": tenant, "size": size, "before": before, "kind": kind, "states": states}
         with reading(self._engine) as connection:
             rows = connection.execute(query, values).mappings().all()
@@ -304,6 +321,8 @@ class Operations:
     def _checked(self, row: Mapping[Any, Any] | None) -> Operation:
         if row is None:
             raise NotFound
+        if row["request"] is None:
+            raise HeavyRow
         # The same bytes under the same MAC need no second look, and most reads are of rows that
         # somebody asks for again and again.
         whole = tuple(row.values())

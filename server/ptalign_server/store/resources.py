@@ -10,9 +10,12 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import reading
+from ptalign_server.store.db import HeavyRow, reading
 from ptalign_server.store.schema import resources
 from ptalign_server.vault import Vault
+
+LIGHT_BYTES = 16 * 1024
+"""Of a row's message: a larger one is not read on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,18 @@ class Resource:
 
 
 class Resources:
-    """Reads and adds resources."""
+    """Reads and adds resources.
 
-    def __init__(self, engine: sa.Engine, vault: Vault) -> None:
+    Args:
+        light: Refuse to read a large row in `get`, `get_all` and `page`: `HeavyRow`.
+    """
+
+    def __init__(self, engine: sa.Engine, vault: Vault, *, light: bool = False) -> None:
         self._engine = engine
         self._vault = vault
+        body = resources.c.body
+        small = sa.case((sa.func.length(body) <= LIGHT_BYTES, body)).label("body")
+        self._rows = sa.select(*(small if light and c is body else c for c in resources.c))
 
     def insert(self, connection: sa.Connection, resource: Resource) -> None:
         """Adds a resource; adding it again (a retried step) changes nothing."""
@@ -122,7 +132,7 @@ class Resources:
         Raises:
             NotFound: There is none, or it is another tenant's.
         """
-        query = sa.select(resources).where(resources.c.name == name)
+        query = self._rows.where(resources.c.name == name)
         with reading(self._engine) as connection:
             row = connection.execute(query).mappings().first()
         if row is None or (tenant is not None and row["tenant"] != tenant):
@@ -131,7 +141,7 @@ class Resources:
 
     def get_all(self, names: Sequence[str]) -> dict[str, Resource]:
         """Resources by name; those that are not there are left out."""
-        query = sa.select(resources).where(resources.c.name.in_(names))
+        query = self._rows.where(resources.c.name.in_(names))
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
         return {row["name"]: self._checked(row) for row in rows}
@@ -141,9 +151,7 @@ class Resources:
     ) -> list[Resource]:
         """At most `size` resources of a collection, newest first."""
         columns = resources.c
-        query = sa.select(resources).where(
-            columns.tenant == tenant, columns.collection == collection
-        )
+        query = self._rows.where(columns.tenant == tenant, columns.collection == collection)
         if before:
             query = query.where(columns.name < before)
         if model:
@@ -191,6 +199,8 @@ class Resources:
         return self._vault.mac("resource", *(values[f] for f in Resource.__slots__))
 
     def _checked(self, row: Mapping[Any, Any]) -> Resource:
+        if row["body"] is None:
+            raise HeavyRow
         values = {name: row[name] for name in Resource.__slots__}
         if self._mac(values) != row["mac"]:
             raise DataDamaged(

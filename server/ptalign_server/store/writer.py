@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from ptalign_server.store.db import DatabaseAway, DatabaseBusy, clashed, locked
+from ptalign_server.store.db import DatabaseAway, DatabaseBusy, DatabaseUnavailable
 
 T = TypeVar("T")
 BATCH = 64
@@ -74,23 +74,39 @@ class Writer:
             with self._engine.begin() as connection:
                 errors = [_apply(connection, task) for task in batch]
         except DatabaseAway as error:  # all of it may stand: done again, it could stand twice
-            for task in batch:
-                task.future.set_exception(error)
+            _fail(batch, error)
+            return
+        except DatabaseBusy as error:
+            if error.waited:  # one by one, each would wait as long again
+                _fail(batch, error)
+            else:
+                self._again(batch, error)
             return
         except BaseException as error:
-            for task in batch:
-                task.tries += 1
-                if len(batch) > 1 or (clashed(error) and task.tries < TRIES):
-                    self._commit([task])
-                else:
-                    busy = clashed(error) or locked(error)
-                    task.future.set_exception(DatabaseBusy() if busy else error)
+            if len(batch) > 1:
+                self._again(batch, error)
+            else:
+                _fail(batch, error)
             return
         for task, failure in zip(batch, errors, strict=True):
             if failure is None:
                 task.future.set_result(task.value)
             else:
                 task.future.set_exception(failure)
+
+    def _again(self, batch: list[_Task], error: BaseException) -> None:
+        """Each change in a transaction of its own, until it was tried often enough."""
+        for task in batch:
+            task.tries += 1
+            if task.tries < TRIES:
+                self._commit([task])
+            else:
+                _fail([task], error)
+
+
+def _fail(batch: list[_Task], error: BaseException) -> None:
+    for task in batch:
+        task.future.set_exception(error)
 
 
 def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
@@ -107,10 +123,8 @@ def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
             return None
         except sa.exc.IntegrityError as error:
             failure = error
-        except DatabaseAway:
-            raise  # for all of the batch
+        except DatabaseUnavailable:
+            raise  # for all of the batch: its connection or its locks are gone
         except Exception as error:
-            if clashed(error):
-                raise  # the locks of all of the batch are gone
             return error
     return failure

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseUnavailable
 
 MAX_BACKOFF_SECONDS = 30.0
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -17,7 +17,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same may work later. What ptalign raises on purpose is decided."""
     if isinstance(error, OSError):
         return not isinstance(error, LASTING)
-    return isinstance(error, (DatabaseAway, sa.exc.OperationalError, sa.exc.InterfaceError))
+    return isinstance(error, (DatabaseUnavailable, sa.exc.OperationalError, sa.exc.InterfaceError))
 
 
 class Patience:

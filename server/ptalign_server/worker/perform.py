@@ -15,7 +15,7 @@ from ptalign.config import EvalConfig
 from ptalign.errors import Cancelled, PtalignError
 from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, status_of
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseUnavailable
 from ptalign_server.store.operations import (
     CANCELLED,
     CANCELLING,
@@ -52,7 +52,7 @@ def perform(
 
     Raises:
         ShuttingDown: The worker ends before the operation does.
-        DatabaseAway: Its state cannot be read or written now: it stays as it is.
+        DatabaseUnavailable: Its state cannot be read or written now: it stays as it is.
     """
     failpoints.hit("lease.before")
     operation = room.store.operations.advance(operation_id, _begin)
@@ -72,7 +72,7 @@ def perform(
         if ending() and not told():
             raise ShuttingDown from None
         return _end(job, CANCELLED, error)
-    except DatabaseAway:
+    except DatabaseUnavailable:
         raise  # the operation has done nothing wrong
     except Exception as error:
         if ending() and not told():
@@ -109,7 +109,7 @@ def _make(job: Job) -> Made:
         job.check()
         try:
             return JOBS[job.operation.kind].make(job)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             raise  # nothing goes on without it, however often it is tried
         except PtalignError as error:  # a dead engine, a killed trainer
             attempts += 1
@@ -142,7 +142,7 @@ def _end(job: Job, state: str, error: BaseException) -> str:
     try:
         partial = JOBS[job.operation.kind].partial
         made = partial(job) if partial is not None else None
-    except DatabaseAway:
+    except DatabaseUnavailable:
         raise  # or the operation would end without what it accepted
     except Exception:
         log.exception("operation %s: what it accepted could not be sealed", job.operation.id)

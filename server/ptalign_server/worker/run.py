@@ -26,7 +26,7 @@ from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseUnavailable
 from ptalign_server.store.operations import (
     CANCELLING,
     FAILED,
@@ -164,7 +164,7 @@ class Worker:
             except ShuttingDown:
                 raise
             except Exception as error:
-                if isinstance(error, PtalignError) and not isinstance(error, DatabaseAway):
+                if isinstance(error, PtalignError) and not isinstance(error, DatabaseUnavailable):
                     return self._fail(operation_id, error)  # its row or its key is gone or damaged
                 log.error(
                     "operation %s: its state cannot be written now", operation_id, exc_info=error
