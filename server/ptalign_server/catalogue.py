@@ -126,6 +126,13 @@ class Catalogue:
             "Name another policy, or ask the operator to correct the file.",
         )
 
+    def check_policy(self, name: str) -> None:
+        """Raises `UnknownName` for a policy that there is not; one whose file is broken there is.
+
+        For calls that need its name only: what was made under it is as good as before.
+        """
+        _find("policy", name, dict.fromkeys([*policy_names(), *self._files()]))
+
     def inline(self, spec: res.PolicySpec) -> Policy:
         """A policy written in a call: it adds topics and words, and relaxes nothing.
 

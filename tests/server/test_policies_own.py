@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from google.rpc import status_pb2
+from test_gateway import Calls, calls, refused
 from test_retention import put_operation
 
 from ptalign.errors import Cancelled, InvalidInput, PtalignError
 from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
 from ptalign.policies import load_policy
+from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import failpoints, wire
@@ -29,6 +31,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.worker.job import Room
 from ptalign_server.worker.perform import ShuttingDown, perform
 
+__all__ = ["calls"]  # a fixture of another file, used by name
 POLICY = "tone-en"
 TONE = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
 PACK = """
@@ -213,3 +216,17 @@ def test_records_whose_policy_was_not_kept_stay_in_their_log_when_its_file_is_br
     error = status_pb2.Status.FromString(bench.store.operations.get(bench.id).error)
     assert "the server's file mine.yaml cannot be used" in error.message
     assert bench.logged()
+
+
+async def test_a_broken_policy_file_does_not_stop_those_who_serve_its_adapters(
+    calls: Calls, mine: Path
+) -> None:
+    for broken in (mine, mine.with_stem(POLICY)):
+        broken.write_text("name: mine")
+        request = lib.ResolveAdapterRequest(model="tiny", policy=broken.stem)
+        _, _, reason, _ = await refused(calls.library.ResolveAdapter(request))
+        assert reason == "RESOURCE_NOT_FOUND"  # none was made yet
+    request = lib.ResolveAdapterRequest(model="tiny", policy="nope")
+    _, text, reason, _ = await refused(calls.library.ResolveAdapter(request))
+    assert reason == "UNKNOWN_NAME"
+    assert "Known: default-en, default-ja, mine, tone-en" in text

@@ -95,7 +95,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         self, request: lib.ResolveAdapterRequest, context: Any
     ) -> lib.ResolveAdapterResponse:
         model = self._catalogue.model(request.model)
-        self._catalogue.policy(request.policy)
+        await asyncio.to_thread(self._catalogue.check_policy, request.policy)
         tenant = caller().tenant
         adapter, evaluation = await asyncio.to_thread(
             newest_released, self._store, self._catalogue, tenant, model, request.policy
