@@ -103,7 +103,9 @@ class Catalogue:
         return {path: why for path, why in packs.items() if isinstance(why, PtalignError)}
 
     def read_policies(self) -> None:
-        """Reads the operator's policies now, so that a broken one is in the log from the start."""
+        """Reads all policies now: a broken one is in the log from the start, no call waits."""
+        for name in policy_names():
+            load_policy(name)
         for path in self._files().values():
             self._pack(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,10 +18,11 @@ from test_retention import put_operation
 
 from ptalign.errors import Cancelled, InvalidInput, PtalignError
 from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
-from ptalign.policies import load_policy
+from ptalign.policies import load_policy, policy_names
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import catalogue as catalogues
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
@@ -230,3 +232,35 @@ async def test_a_broken_policy_file_does_not_stop_those_who_serve_its_adapters(
     _, text, reason, _ = await refused(calls.library.ResolveAdapter(request))
     assert reason == "UNKNOWN_NAME"
     assert "Known: default-en, default-ja, mine, tone-en" in text
+
+
+async def test_policy_files_are_not_read_on_the_loop_that_answers_everybody(
+    calls: Calls, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, on_loop = catalogues._read_pack, []
+
+    def watched(path: Path) -> Policy | PtalignError:
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return read(path)
+
+    monkeypatch.setattr(catalogues, "_read_pack", watched)
+    write(mine, PACK)
+    item = res.Annotation(instruction="Why is it slow?", good="Let us look at the queue.")
+    request = lib.CreateAnnotationSetRequest(model="tiny", policy="mine", items=[item])
+    await calls.library.CreateAnnotationSet(request)
+    write(mine, PACK)
+    header = lib.ImportHeader(kind="instructionSets", model="tiny", policy="mine")
+    record = lib.Record(kind="instruction", topic="slow-print", instruction="Why is it slow?")
+    brought = [lib.ImportSetRequest(header=header, records=[record])]
+    assert (await calls.library.ImportSet(iter(brought))).accepted == 1
+    assert on_loop == [False, False]
+
+
+def test_all_policies_are_read_before_the_first_call(settings: Settings, mine: Path) -> None:
+    mine.write_text(PACK)
+    catalogue = Catalogue(settings)
+    load_policy.cache_clear()
+    catalogue.read_policies()
+    before = load_policy.cache_info().misses
+    assert {"mine", *policy_names()} == set(catalogue.policies)
+    assert load_policy.cache_info().misses == before

@@ -81,7 +81,8 @@ async def annotate(
         limit = "must be 0 or more and below a million"
         problems.append(InvalidInput("annotator_minutes", limit, "Send minutes."))
     _raise(problems)
-    model, policy = catalogue.model(request.model), catalogue.policy(request.policy)
+    model = catalogue.model(request.model)
+    policy = await asyncio.to_thread(catalogue.policy, request.policy)  # a large file takes long
     topics = {topic.id for topic in policy.topics}
     for item in request.items:
         if item.topic and item.topic not in topics:
@@ -146,7 +147,8 @@ async def take_in(
     if header.kind not in {"instructionSets", "pairSets"}:
         limit = f"is {header.kind[:40]!r}"
         raise InvalidInput("header.kind", limit, "Send instructionSets or pairSets.")
-    model, policy = catalogue.model(header.model), catalogue.policy(header.policy)
+    model = catalogue.model(header.model)
+    policy = await asyncio.to_thread(catalogue.policy, header.policy)  # a large file takes long
     noun: Any
     message: Any
     if header.kind == "instructionSets":
