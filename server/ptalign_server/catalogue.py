@@ -175,16 +175,17 @@ class Catalogue:
         """The shipped suites and those that the operator added.
 
         Raises:
-            DataDamaged: The operator's file does not hold a list of suites.
+            DataDamaged: The operator's file cannot be read, or does not hold a list of suites.
         """
-        if not self._suites.exists():
-            return shipped()
         try:
-            return {**shipped(), **read_specs(self._suites.read_text())}
+            own = read_specs(self._suites.read_text()) if self._suites.exists() else {}
+        except OSError as error:
+            why = error.strerror or type(error).__name__
         except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
-            raise DataDamaged(
-                f"suites file {self._suites} cannot be read: {in_file(error)}"
-            ) from None
+            why = in_file(error)
+        else:
+            return {**shipped(), **own}
+        raise DataDamaged(f"suites file {self._suites} cannot be read: {why}")
 
     def without_data(self, names: Iterable[str] = DEFAULT) -> dict[str, str]:
         """Suite -> the file it lacks in the folder PTALIGN_EVAL_DATA; empty where none does."""

@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 from test_gateway import Calls, calls, refused
 from test_retention import put_operation
 
-from ptalign.errors import Cancelled, InvalidInput, PtalignError
+from ptalign.errors import Cancelled, DataDamaged, InvalidInput, PtalignError
 from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
 from ptalign.policies import load_policy, policy_names
 from ptalign_proto.v1 import library_pb2 as lib
@@ -24,8 +24,10 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import catalogue as catalogues
 from ptalign_server import failpoints, wire
+from ptalign_server.admin.doctor import check_evaluation_data
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
+from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, SUCCEEDED
@@ -264,3 +266,15 @@ def test_all_policies_are_read_before_the_first_call(settings: Settings, mine: P
     before = load_policy.cache_info().misses
     assert {"mine", *policy_names()} == set(catalogue.policies)
     assert load_policy.cache_info().misses == before
+
+
+def test_a_folder_in_the_place_of_the_suites_file_is_named_by_doctor_and_at_start(
+    settings: Settings,
+) -> None:
+    (settings.state / "suites.yaml").mkdir()
+    with pytest.raises(DataDamaged, match=r"suites\.yaml cannot be read: Is a directory"):
+        _ = Catalogue(settings).suites
+    (found,) = check_evaluation_data(settings)
+    assert (found.ok, found.needed) == (False, True)
+    assert "Is a directory" in found.found
+    assert any("suites.yaml" in notice for notice in notices(settings))
