@@ -19,17 +19,8 @@ from ptalign.errors import DataDamaged, InvalidInput, PtalignError
 from ptalign.judges import judge_names
 from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
-from ptalign.policies.schema import (
-    ConstraintsFile,
-    DomainFile,
-    ExampleFile,
-    PolicyFile,
-    TacticFile,
-    TopicFile,
-)
 from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
-from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.limits import in_file
@@ -46,12 +37,6 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     "cpu": {"device": "cpu", "dtype": "float32", "samples": 60},
     "gpu": {"device": "cuda", "dtype": "bfloat16", "samples": 200},
 }
-NESTED = frozenset(
-    field
-    for kind in (DomainFile, TopicFile, ExampleFile, TacticFile, ConstraintsFile)
-    for field in kind.model_fields
-)
-"""Keys of a policy file below its top."""
 
 
 class Catalogue:
@@ -139,18 +124,22 @@ class Catalogue:
         """A policy written in a call: it adds topics and words, and relaxes nothing.
 
         Raises:
-            InvalidInput: A topic outside its limits, a toxic side where none is allowed, or a
-                broken file of the operator that may forbid something nobody can tell.
+            InvalidInput: A topic outside its limits, a toxic side where none is allowed, or a file
+                of the operator is broken, so that what it forbids is not known.
         """
         # One look at each file: one that is mended meanwhile must not count as neither kind.
         read = {path: self._pack(path) for path in self._files().values()}
+        for path, pack in read.items():
+            if not isinstance(pack, Policy):  # nobody can tell what all of it would forbid
+                raise InvalidInput(
+                    "policy_spec",
+                    f"cannot be used while the server's policy file {path.name} is broken",
+                    "Name a policy of the catalogue, or ask the operator to correct that file.",
+                )
         own = {path.stem: pack for path, pack in read.items() if isinstance(pack, Policy)}
-        # A broken file in the place of a shipped pack leaves that one to start from.
         packs = list(({name: load_policy(name) for name in policy_names()} | own).values())
         tone = frozenset(t.domain for pack in packs for t in pack.topics if t.sides == "both")
         phrases = {phrase for pack in packs for phrase in pack.never_synthesize}
-        broken = [path for path, pack in read.items() if not isinstance(pack, Policy)]
-        phrases |= {phrase for path in broken for phrase in _never_of(path)}
         base = packs[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
         return inline_policy(
             [
@@ -270,48 +259,6 @@ def _read_pack(path: Path) -> Policy | PtalignError:
         why = DataDamaged(f"it is no policy ({type(error).__name__})")
     log.error("policy file %s cannot be used, calls that name it are refused: %s", path, why)
     return why
-
-
-def _never_of(path: Path) -> tuple[str, ...]:
-    """Forbidden phrases of a broken policy file: a slip elsewhere in it must not allow them.
-
-    Raises:
-        InvalidInput: It is not sure what they are, so an inline policy might ask for one.
-    """
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except Exception:  # whatever stops the reading, what was not read is not allowed
-        data = None
-    phrases = data.get("never_synthesize", []) if _spelled(data) else None
-    if isinstance(phrases, list) and all(isinstance(p, str) and plain(p) for p in phrases):
-        return tuple(map(plain, phrases))
-    raise InvalidInput(
-        "policy_spec",
-        f"cannot be used while nobody can tell what the server's policy file {path.name} forbids",
-        "Name a policy of the catalogue, or ask the operator to correct that file.",
-    ) from None
-
-
-def _spelled(data: object) -> bool:
-    """Whether every key of a policy file is one of a policy's, at the top or below it.
-
-    Any other may be a `never_synthesize` that was misspelt or put in the wrong place.
-    """
-    if not isinstance(data, dict) or not data.keys() <= PolicyFile.model_fields.keys():
-        return False
-    left, seen = list(data.values()), set[int]()
-    while left:
-        value = left.pop()
-        if id(value) in seen:  # YAML may name a part twice, even inside itself
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            if not value.keys() <= NESTED:
-                return False
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return True
 
 
 def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:
