@@ -77,22 +77,20 @@ class Catalogue:
 
         A file that cannot be used is left out, and named in the log when it is read.
         """
-        own = {path.stem: self._pack(path) for path in self._files().values()}
+        own = {path.stem: pack for path, pack in self._own().items()}
         packs = {name: load_policy(name) for name in policy_names()} | own
         return {name: pack for name, pack in packs.items() if isinstance(pack, Policy)}
 
     @property
     def broken_policies(self) -> dict[Path, PtalignError]:
         """The operator's policy files that cannot be used, and why."""
-        packs = {path: self._pack(path) for path in self._files().values()}
-        return {path: why for path, why in packs.items() if isinstance(why, PtalignError)}
+        return {path: why for path, why in self._own().items() if isinstance(why, PtalignError)}
 
     def read_policies(self) -> None:
         """Reads all policies now: a broken one is in the log from the start, no call waits."""
         for name in policy_names():
             load_policy(name)
-        for path in self._files().values():
-            self._pack(path)
+        self._own()
 
     def policy(self, name: str) -> Policy:
         """A policy pack.
@@ -128,7 +126,7 @@ class Catalogue:
                 of the operator is broken, so that what it forbids is not known.
         """
         # One look at each file: one that is mended meanwhile must not count as neither kind.
-        read = {path: self._pack(path) for path in self._files().values()}
+        read = self._own()
         for path, pack in read.items():
             if not isinstance(pack, Policy):  # nobody can tell what all of it would forbid
                 raise InvalidInput(
@@ -206,6 +204,10 @@ class Catalogue:
     def _files(self) -> dict[str, Path]:
         """The operator's policy files, by name."""
         return {path.stem: path for path in sorted(self._packs.glob("*.yaml"))}
+
+    def _own(self) -> dict[Path, Policy | PtalignError]:
+        """The operator's policies, or what is wrong with their files."""
+        return {path: self._pack(path) for path in self._files().values()}
 
     def _pack(self, path: Path) -> Policy | PtalignError:
         """A policy file, read again when it changes; what is wrong with it, where it is broken."""
