@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from google.rpc import status_pb2
+from test_gateway import PACK as LAWNMOWER
 from test_gateway import Calls, calls, refused
 from test_retention import put_operation
 
@@ -38,13 +39,7 @@ from ptalign_server.worker.perform import ShuttingDown, perform
 __all__ = ["calls"]  # a fixture of another file, used by name
 POLICY = "tone-en"
 TONE = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
-PACK = """
-name: mine
-never_synthesize: [green teapot]
-domains:
-  - domain: work
-    topics: [{id: slow-print, title: the printer is slow}]
-"""
+PACK = LAWNMOWER.replace("purple lawnmower", "green teapot")
 
 
 @pytest.fixture
