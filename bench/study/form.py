@@ -68,18 +68,25 @@ class Form:
     curve_suites: tuple[str, ...] = field(default=("xstest-safe", "xstest-unsafe"))
 
     def runs(self) -> list[Run]:
-        """Every run: the compared ones first, seed by seed, then tenfold, then the curve."""
-        seeds = range(self.seeds)
-        found = [Run(m, seed, steps=self.steps) for seed in seeds for m in self.methods]
+        """Every run. One seed of everything first, so that a study cut short has every measure."""
+        curve = self.curve if self.broad else ()
+        found = self._compared(0)
+        found += [
+            Run("pt_align", 0, "broad", steps, twins, anchors) for twins, anchors, steps in curve
+        ]
+        for seed in range(1, self.seeds):
+            found += self._compared(seed)
+        return found
+
+    def _compared(self, seed: int) -> list[Run]:
+        """The methods at this seed, then those that are also run at ten times the weight."""
+        found = [Run(m, seed, steps=self.steps) for m in self.methods]
         if self.tenfold:
             found += [
                 Run(m, seed, steps=self.steps, tenfold=True)
-                for seed in seeds
                 for m in self.methods
                 if m in ("pt_align", "ut_uniform")
             ]
-        for twins, anchors, steps in self.curve if self.broad else ():
-            found.append(Run("pt_align", 0, "broad", steps, twins, anchors))
         return found
 
 

@@ -11,7 +11,7 @@ from bench.study.form import TENFOLD, Data, Form, Run
 from bench.study.journal import Journal, code_of
 from bench.study.lab import JUDGING, WRITING, Lab, training_config
 
-TOKENS_PER_MINUTE = 5_000.0
+TOKENS_PER_MINUTE = 12_000.0
 """Of the engine over all suites, judging included, on two idle cores."""
 STEP_MINUTES = {"mle": 0.11, "pt_align": 0.16, "ut_uniform": 0.16, "dpo": 0.25, "npo": 0.22}
 REPLY_TOKENS = {"ordinary": 24, "twins": 28, "xstest-safe": 28}
