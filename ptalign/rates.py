@@ -72,6 +72,10 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
     }
     for name in named("over_refusal"):
         table[f"over_refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
+    for measure in ("harm_rate", "harm_plain", "harm_strong", "refusal_rate"):
+        whole = table[measure]
+        for name in whole.suites if len(whole.suites) > 1 else ():
+            table[f"{measure}/{name}"] = Measured(frozenset({name}), whole.hit)
     for suite in asked:
         table[f"unscored_rate/{suite.name}"] = Measured(frozenset({suite.name}), _unscored)
     for name in named("refusal"):

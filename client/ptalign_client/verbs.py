@@ -206,6 +206,7 @@ class Verbs(Base):
         samples: int = 0,
         pair_set: str | PairSet = "",
         also: Sequence[Target | Adapter | str] = (),
+        held_out: str | InstructionSet = "",
         seed: int = 0,
         dry_run: bool = False,
         request_id: str = "",
@@ -224,6 +225,8 @@ class Verbs(Base):
                 on where the target's adapter has no set with text. What the adapters were
                 trained on is kept out anyway.
             also: Shown beside, e.g. an adapter trained by MLE only.
+            held_out: An instruction set of the policy that nothing was trained on: its requests
+                are asked as the suites ``held-out-*``, beside the profile's.
             seed: Of the choice of prompts.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
@@ -241,6 +244,7 @@ class Verbs(Base):
             samples=_natural("samples", samples, 1, 100_000),
             pair_set=name_of(pair_set, "pair_set"),
             also=await self._targets("also", also),
+            held_out=name_of(held_out, "held_out"),
             seed=_natural("seed", seed),
         )
         return await self._start("Evaluate", request)

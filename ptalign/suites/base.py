@@ -49,7 +49,7 @@ class SuiteSpec(Noun):
     measure: Measure
     elicitation: Elicitation = "plain"
     make: str = ""
-    """Generator of `ptalign.suites.generated`."""
+    """Generator of `ptalign.suites.generated` or `ptalign.suites.held_out`."""
     file: str = Field("", pattern=r"^[^/\\]*$")
     """Name of a .csv, .jsonl, .json or .yaml file in the evaluation data folder."""
     columns: dict[str, str] = Field(default_factory=dict)

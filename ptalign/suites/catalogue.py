@@ -16,20 +16,22 @@ from pydantic import TypeAdapter
 
 from ptalign.config import EvalConfig
 from ptalign.errors import InvalidInput
-from ptalign.nouns import PairSet
+from ptalign.nouns import InstructionSet, PairSet
 from ptalign.suites.base import Prompt, Suite, SuiteSpec
 from ptalign.suites.disjoint import far_from, training_texts
 from ptalign.suites.files import prompts as read_prompts
 from ptalign.suites.generated import MAKERS
+from ptalign.suites.held_out import HELD_OUT, held_out_suites
 from ptalign.suites.ifeval import can_check, fits
 
 if TYPE_CHECKING:
     from ptalign.text.embed import Embedder
 
 DEFAULT = ("attack", "strong", "plain", "twins", "xstest-safe", "ordinary", "ifeval")
-"""What an evaluation runs unless told otherwise."""
+"""What an evaluation runs unless told otherwise, beside what held-out requests can fill."""
 
 NO_DATA = "no data"
+NO_HELD_OUT = "no instruction set is held out"
 _SPECS = TypeAdapter(list[SuiteSpec])
 
 
@@ -55,32 +57,48 @@ def data_folder() -> Path | None:
     return Path(named) if named else None
 
 
+def chosen_suites(
+    names: Sequence[str] = (), held_out: InstructionSet | None = None
+) -> tuple[str, ...]:
+    """The suites that an evaluation runs: those named, else the default ones.
+
+    Args:
+        names: What the caller asked for.
+        held_out: Requests that nothing was trained on: they add the suites that they can fill.
+    """
+    return tuple(names) or DEFAULT + (held_out_suites(held_out) if held_out else ())
+
+
 def build(
-    names: Sequence[str] = DEFAULT,
+    names: Sequence[str] = (),
     *,
     config: EvalConfig,
     pairs: PairSet | None = None,
     catalogue: Mapping[str, SuiteSpec] | None = None,
     data: Path | None = None,
+    held_out: InstructionSet | None = None,
     embed: Embedder | None = None,
 ) -> tuple[Suite, ...]:
     """The named suites, sampled alike for every target and disjoint from training.
 
     Args:
-        names: Names in the catalogue.
+        names: Names in the catalogue; `chosen_suites` unless given.
         config: Samples per suite, token limits and the seed.
         pairs: The training set whose requests and anchors are kept away from; None: not checked.
         catalogue: The operator's suites beside the shipped ones.
         data: Folder of evaluation files; PTALIGN_EVAL_DATA unless given.
+        held_out: What the ``held-out`` suites ask: requests of the policy that were not trained on.
         embed: Embedder of the similarity check; MiniLM unless given.
 
     Returns:
-        One suite per name; a suite whose file is missing has ``not_run == "no data"``.
+        One suite per name; a suite whose file is missing has ``not_run == "no data"``, and a
+        ``held-out`` one without requests says so.
 
     Raises:
         InvalidInput: An unknown or doubled name.
     """
     known = {**shipped(), **(catalogue or {})}
+    names = chosen_suites(names, held_out)
     if len(set(names)) != len(names):
         raise InvalidInput("suites", "a suite is named twice", "Name each suite once.")
     for name in names:
@@ -88,7 +106,7 @@ def build(
             raise InvalidInput("suites", f"unknown {name!r}", f"Known: {', '.join(sorted(known))}.")
     texts = training_texts(pairs) if pairs is not None else []
     folder = data or data_folder()
-    return tuple(_build(known[name], config, texts, folder, embed) for name in names)
+    return tuple(_build(known[name], config, texts, folder, held_out, embed) for name in names)
 
 
 def _build(
@@ -96,6 +114,7 @@ def _build(
     config: EvalConfig,
     texts: Sequence[str],
     folder: Path | None,
+    held_out: InstructionSet | None,
     embed: Embedder | None,
 ) -> Suite:
     limit = config.usefulness_tokens if spec.measure == "usefulness" else config.max_tokens
@@ -105,7 +124,9 @@ def _build(
     )
     if spec.file and not (folder and (folder / spec.file).is_file()):
         return found.model_copy(update={"not_run": NO_DATA})
-    source = _source(spec, folder, config.seed)
+    if spec.make in HELD_OUT and held_out is None:
+        return found.model_copy(update={"not_run": NO_HELD_OUT})
+    source = _source(spec, folder, held_out, config.seed)
     wanted = max(1, round(config.samples * spec.share))
     chosen, left_out = _choose(source, wanted, limit, texts, embed)
     return found.model_copy(
@@ -117,13 +138,17 @@ def _build(
     )
 
 
-def _source(spec: SuiteSpec, folder: Path | None, seed: int) -> Iterator[Prompt]:
+def _source(
+    spec: SuiteSpec, folder: Path | None, held_out: InstructionSet | None, seed: int
+) -> Iterator[Prompt]:
+    if held_out is not None and spec.make in HELD_OUT:
+        return HELD_OUT[spec.make](held_out, seed)
     if spec.make:
         if spec.make not in MAKERS:
             raise InvalidInput(
                 f"suites.{spec.name}.make",
                 f"no generator is called {spec.make!r}",
-                f"Known: {', '.join(sorted(MAKERS))}.",
+                f"Known: {', '.join(sorted({**MAKERS, **HELD_OUT}))}.",
             )
         return MAKERS[spec.make](seed)
     if folder is None:

@@ -7,7 +7,7 @@ evaluation's own.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -60,22 +60,32 @@ def twins(seed: int) -> Iterator[Prompt]:
 
 def attack(seed: int) -> Iterator[Prompt]:
     """The harmful requests under a persona with two demonstrations of its manner."""
+    return under_attack("attack", plain(seed))
+
+
+def under_attack(kind: str, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Prompts with a persona and its demonstrations before each, in turn; `kind` is for the ids."""
     attacks = _yaml("attacks.yaml")["attacks"]
-    for index, (topic, text) in enumerate(requests("harmful", seed)):
+    for index, prompt in enumerate(prompts):
         chosen = attacks[index % len(attacks)]
-        yield Prompt(
-            id=record_id("attack", chosen["persona"], text),
-            instruction=text,
-            preface=chosen["persona"],
-            turns=tuple(Turn(**turn) for turn in chosen["turns"]),
-            topic=topic,
+        yield prompt.model_copy(
+            update={
+                "id": record_id(kind, chosen["persona"], prompt.instruction),
+                "preface": chosen["persona"],
+                "turns": tuple(Turn(**turn) for turn in chosen["turns"]),
+            }
         )
 
 
 def strong(seed: int) -> Iterator[Prompt]:
     """The attack with the first words of the reply forced on the model."""
+    return forced(attack(seed))
+
+
+def forced(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Prompts whose reply must begin with rude first words, in turn."""
     prefills = _yaml("attacks.yaml")["prefills"]
-    for index, prompt in enumerate(attack(seed)):
+    for index, prompt in enumerate(prompts):
         prefill = prefills[(index // 2) % len(prefills)]
         yield prompt.model_copy(
             update={"id": record_id("strong", prefill, prompt.id), "prefill": prefill}

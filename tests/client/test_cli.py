@@ -31,7 +31,7 @@ instructions: {count: 4}
 align:
   - {name: MLE, method: mle}
   - {name: PT-ALIGN}
-evaluate: {also: [MLE], samples: 10}
+evaluate: {also: [MLE], samples: 10, held_out: 0}
 """
 
 
@@ -95,6 +95,22 @@ def test_changed_stage_runs_anew_with_those_that_depend_on_it(
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
     verbs = {"GenerateInstructions", "SynthesizePairs", "Align", "Evaluate"}
     assert [m for m, _ in served.service.calls[before:] if m in verbs] == ["Align", "Evaluate"]
+
+
+def test_requests_are_held_out_where_a_suite_asks_them(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    loop.write_text(LOOP.replace(", held_out: 0", ""))
+    cli("run", str(loop), "--out", str(tmp_path / "all"))
+    (asked,) = served.service.called("Evaluate")
+    trained, other = served.service.called("GenerateInstructions")
+    assert (trained.count, other.count) == (4, 30)
+    assert trained.seed != other.seed
+    assert asked.held_out
+    loop.write_text(LOOP.replace("held_out: 0", "suites: [attack]"))
+    cli("run", str(loop), "--out", str(tmp_path / "named"))
+    assert len(served.service.called("GenerateInstructions")) == 3
+    assert not served.service.called("Evaluate")[-1].held_out
 
 
 def test_run_that_lost_a_reply_finds_its_operation_again(

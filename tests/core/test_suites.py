@@ -10,8 +10,19 @@ from pydantic import ValidationError
 
 from ptalign.config import EvalConfig
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Anchor, Pair, PairSet
-from ptalign.suites import DEFAULT, NO_DATA, Prompt, SuiteSpec, build, read_specs, shipped
+from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet
+from ptalign.rates import measures
+from ptalign.suites import (
+    DEFAULT,
+    HELD_OUT,
+    NO_DATA,
+    Prompt,
+    SuiteSpec,
+    build,
+    chosen_suites,
+    read_specs,
+    shipped,
+)
 from ptalign.suites.disjoint import far_from
 from ptalign.suites.files import read_rows
 from ptalign.suites.generated import MAKERS, requests
@@ -170,3 +181,82 @@ def test_shared_rates_share_the_sample_budget(tmp_path):
     twins, xstest = build(names, config=EvalConfig(samples=40), data=tmp_path)
     assert len(twins.prompts) == len(xstest.prompts) == 20
     assert shipped()["twins"].measure == shipped()["xstest-safe"].measure
+
+
+def held_out_set():
+    def pair(number, topic, sides, locale="en"):
+        text = f"request number {number} about {topic}"
+        harmful = Instruction(
+            id=f"h{number}", text=text, topic=topic, domain="d", sides=sides, locale=locale
+        )
+        twin = harmful.model_copy(
+            update={
+                "id": f"t{number}",
+                "text": f"kind {text}",
+                "side": "twin",
+                "twin_of": f"h{number}",
+            }
+        )
+        return [harmful, twin]
+
+    rows = [(i, "manners", "both", "en") for i in range(6)]
+    rows += [(i, "fraud", "positive_only", "en") for i in range(6, 9)]
+    rows += [(9, "manners", "both", "ja")]
+    records = [record for row in rows for record in pair(*row)]
+    return InstructionSet(records=tuple(records), requested=len(rows))
+
+
+def test_held_out_requests_are_asked_by_topic_and_only_tone_topics_are_elicited():
+    asked = held_out_set()
+    names = list(HELD_OUT)
+    suites = build(names, config=EvalConfig(samples=40), held_out=asked)
+    plain, twins, attack, strong = suites
+    assert len(plain.prompts) == len(twins.prompts) == 10
+    assert {p.topic for p in plain.prompts[:2]} == {"manners", "fraud"}  # any first n cover them
+    assert [f"kind {p.instruction}" for p in plain.prompts] == [
+        p.instruction for p in twins.prompts
+    ]
+    assert {p.locale for p in plain.prompts} == {"en", "ja"}
+    # Dangerous knowledge is never asked for under an attack, and the personas speak English.
+    assert {p.topic for p in attack.prompts} == {"manners"}
+    assert len(attack.prompts) == len(strong.prompts) == 6
+    assert all(p.preface and len(p.turns) == 2 for p in (*attack.prompts, *strong.prompts))
+    assert all(p.prefill for p in strong.prompts)
+    assert [s.elicitation for s in suites] == ["plain", "plain", "attack", "strong"]
+
+
+def test_held_out_requests_near_training_are_left_out():
+    asked = held_out_set()
+    pairs = training_set(asked.harmful[0].text)
+    (plain,) = build(
+        ["held-out-plain"],
+        config=EvalConfig(samples=40),
+        pairs=pairs,
+        held_out=asked,
+        embed=by_words,
+    )
+    assert plain.left_out["near training"] >= 1
+    assert asked.harmful[0].text not in {p.instruction for p in plain.prompts}
+
+
+def test_a_held_out_set_joins_the_default_suites_with_what_it_can_fill():
+    asked = held_out_set()
+    assert chosen_suites() == DEFAULT
+    assert chosen_suites((), asked) == DEFAULT + tuple(HELD_OUT)
+    assert chosen_suites(["plain"], asked) == ("plain",)
+    fraud = tuple(r for r in asked.records if r.topic == "fraud")
+    only = asked.model_copy(update={"records": fraud})
+    assert chosen_suites((), only) == (*DEFAULT, "held-out-plain", "held-out-twins")
+    (unset,) = build(["held-out-plain"], config=EvalConfig(samples=4))
+    assert "held out" in unset.not_run
+
+
+def test_the_gates_rates_take_in_held_out_suites_and_are_told_apart():
+    config = EvalConfig(samples=8)
+    names = ["attack", "plain", "twins", *HELD_OUT]
+    table = measures(build(names, config=config, held_out=held_out_set()))
+    assert table["harm_rate"].suites == {"attack", "held-out-attack"}
+    assert table["harm_rate/held-out-attack"].suites == {"held-out-attack"}
+    assert table["refusal_rate"].suites == {"plain", "held-out-plain"}
+    assert table["over_refusal_rate"].suites == {"twins", "held-out-twins"}
+    assert "harm_strong/held-out-strong" not in table  # the only one: it is harm_strong itself

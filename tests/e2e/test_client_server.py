@@ -48,8 +48,9 @@ align:
   - {{name: PT-ALIGN, steps: 4, pairs_per_step: 4, guards: record}}
 evaluate:
   also: [MLE]
-  suites: [attack, plain, strong, twins, ordinary]
+  suites: [attack, plain, strong, twins, ordinary, held-out-plain, held-out-attack]
   samples: 6
+  held_out: 6
 """
 
 
@@ -250,6 +251,22 @@ def test_check_knows_the_servers_names(server: Running, tmp_path: Path) -> None:
     said = json.loads(done.stdout)["error"]
     assert "loop.yaml:11: evaluate.suites[3]: no suite is named 'nope'" in said["message"]
     assert "xstest-safe" in said["hint"]
+
+
+def test_loop_asks_requests_of_the_policy_that_nothing_was_trained_on(
+    loop_out: tuple[Path, str], client: pt.Client
+) -> None:
+    names = json.loads((loop_out[0] / "out" / ".ptalign-run.json").read_text())["stages"]
+    trained, asked = names["instructions"]["resource"], names["held out"]["resource"]
+    evaluation = client.get(names["evaluate"]["resource"])
+    assert isinstance(evaluation, pt.Evaluation)
+    assert trained != asked
+    assert asked in {parent.partition("@")[0] for parent in evaluation.parents}
+    for rate in ("refusal_rate/held-out-plain", "harm_rate/held-out-attack"):
+        assert evaluation.aligned[rate].n > 0
+    topics = {r.topic for r in client.records(asked)}
+    report = json.loads((loop_out[0] / "out" / "report.json").read_text())
+    assert topics & set(report["aligned"]["by_topic"])
 
 
 def test_loop_prints_base_mle_and_pt_align(loop_out: tuple[Path, str]) -> None:

@@ -337,6 +337,17 @@ async def test_an_evaluation_is_estimated_by_the_suites_that_can_be_asked(
     assert (await estimate(calls, evaluate())).basis.endswith("7 suites per target")
 
 
+async def test_held_out_requests_are_an_instruction_set_that_is_there(
+    calls: Calls,
+) -> None:
+    _, _, _, violations = await refused(calls.tuning.Evaluate(evaluate("held-out-plain")))
+    assert "suite held-out-plain asks its requests" in violations["held_out"]
+    for name in ("instructionSets/none", "pairSets/x"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.tuning.Evaluate(evaluate(held_out=name))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_an_evaluation_with_nothing_to_ask_is_refused_in_the_call(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

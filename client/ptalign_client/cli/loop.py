@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from ptalign_client import nouns
 from ptalign_client.cli import show
 from ptalign_client.cli.annotations import Marks
 from ptalign_client.cli.follow import clock, follow
-from ptalign_client.cli.loopfile import Loop, Training
+from ptalign_client.cli.loopfile import Instructions, Loop, Training
 from ptalign_client.cli.session import Session
 from ptalign_client.cli.state import RunState, Stage
 from ptalign_client.errors import NotFound, ServiceError
@@ -25,6 +25,8 @@ from ptalign_client.nouns import Rate, Resource
 from ptalign_client.sync import Operation
 
 R = TypeVar("R", bound=Resource)
+HELD_OUT = "held-out-"
+"""How the names of suites begin that ask requests which nothing was trained on."""
 AGAIN = "The same `ptalign run` continues the loop from here.\n"
 
 
@@ -70,15 +72,29 @@ class Runner:
         loop = self.loop
         annotations = self.annotations()  # first: marks that are refused cost no model's time
         instructions = self.instructions()
+        held_out = self.held_out()
         pairs = self.pairs(instructions, annotations)
         adapters = {t.name: self.train(t, pairs) for t in loop.align}
-        evaluation = self.evaluate(adapters)
+        evaluation = self.evaluate(adapters, held_out)
         self.fetch(evaluation, adapters[loop.target])
         return evaluation
 
     def instructions(self) -> nouns.InstructionSet:
-        """The set, of `count` accepted instructions over all tries of this stage."""
-        plan, loop = self.loop.instructions, self.loop
+        """The set that the adapters are trained on."""
+        return self.written("instructions", self.loop.instructions)
+
+    def held_out(self) -> nouns.InstructionSet | None:
+        """Requests of the same policy to evaluate on; None when no suite would ask them."""
+        plan, asked = self.loop.instructions, self.loop.evaluate
+        wanted = not asked.suites or any(s.startswith(HELD_OUT) for s in asked.suites)
+        if not (wanted and asked.held_out):
+            return None
+        other = (plan.seed + 1) % 2**32
+        return self.written("held out", replace(plan, count=asked.held_out, seeds=(), seed=other))
+
+    def written(self, label: str, plan: Instructions) -> nouns.InstructionSet:
+        """A set of `plan.count` accepted instructions over all tries of this stage."""
+        loop = self.loop
 
         def start(stage: Stage) -> Operation[nouns.InstructionSet] | nouns.InstructionSet:
             begun = self.begun(stage)
@@ -98,7 +114,7 @@ class Runner:
                 request_id=stage.request_id,
             )
 
-        return self.stage("instructions", [loop.model, loop.policy, asdict(plan)], start)
+        return self.stage(label, [loop.model, loop.policy, asdict(plan)], start)
 
     def begun(self, stage: Stage) -> nouns.InstructionSet | None:
         """What a failed or cancelled try made, if its text is still there."""
@@ -171,8 +187,11 @@ class Runner:
 
         return self.stage(f"align {plan.name}", [pairs.name, asdict(plan)], start)
 
-    def evaluate(self, adapters: Mapping[str, nouns.Adapter]) -> nouns.Evaluation:
+    def evaluate(
+        self, adapters: Mapping[str, nouns.Adapter], held_out: nouns.InstructionSet | None
+    ) -> nouns.Evaluation:
         plan, loop = self.loop.evaluate, self.loop
+        asked = held_out.name if held_out is not None else ""
 
         def target(name: str) -> nouns.Target:
             return nouns.Target(model=loop.model, adapter=adapters[name].name, label=name)
@@ -185,12 +204,13 @@ class Runner:
                 suites=plan.suites,
                 judges=plan.judges,
                 gate=plan.gate or None,
+                held_out=asked,
                 seed=plan.seed,
                 request_id=stage.request_id,
             )
 
         used = {name: adapters[name].name for name in (loop.target, *plan.also)}
-        return self.stage("evaluate", [used, asdict(plan)], start)
+        return self.stage("evaluate", [used, asked, asdict(plan)], start)
 
     def stage(self, label: str, inputs: Any, start: Callable[[Stage], Operation[R] | R]) -> R:
         """One operation: kept from an earlier run, attached to, continued or started.

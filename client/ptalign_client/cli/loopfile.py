@@ -76,6 +76,8 @@ class Evaluation:
     suites: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     gate: str = ""
+    held_out: int = limited(30, 0, 20_000)
+    """Further requests of the policy, written for the ``held-out-*`` suites only; 0: none."""
     seed: int = limited(0, 0, 2**32 - 1)
 
 

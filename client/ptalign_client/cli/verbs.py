@@ -223,6 +223,10 @@ def evaluate(
     pair_set: Annotated[
         str, typer.Option(help="A further set to keep out, besides the adapters' own.")
     ] = "",
+    held_out: Annotated[
+        str,
+        typer.Option(help="instructionSets/ID to ask too: requests that nothing was trained on."),
+    ] = "",
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
     ] = False,
@@ -248,6 +252,7 @@ def evaluate(
         gate=gate or None,
         samples=chosen("--samples", samples, 100_000),
         pair_set=pair_set,
+        held_out=held_out,
         seed=seed,
         dry_run=dry_run,
         request_id=request_id,

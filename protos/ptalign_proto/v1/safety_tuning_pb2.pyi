@@ -154,7 +154,7 @@ class Budget(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("request_id", "dry_run", "target", "baseline", "suites", "judges", "gate", "gate_spec", "samples", "pair_set", "also", "seed")
+    __slots__ = ("request_id", "dry_run", "target", "baseline", "suites", "judges", "gate", "gate_spec", "samples", "pair_set", "also", "seed", "held_out")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class EvaluateRequest(_message.Message):
     PAIR_SET_FIELD_NUMBER: _ClassVar[int]
     ALSO_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     dry_run: bool
     target: Target
@@ -179,7 +180,8 @@ class EvaluateRequest(_message.Message):
     pair_set: str
     also: _containers.RepeatedCompositeFieldContainer[Target]
     seed: int
-    def __init__(self, request_id: _Optional[str] = ..., dry_run: bool = ..., target: _Optional[_Union[Target, _Mapping]] = ..., baseline: _Optional[_Union[Target, _Mapping]] = ..., suites: _Optional[_Iterable[str]] = ..., judges: _Optional[_Iterable[str]] = ..., gate: _Optional[str] = ..., gate_spec: _Optional[_Union[GateSpec, _Mapping]] = ..., samples: _Optional[int] = ..., pair_set: _Optional[str] = ..., also: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seed: _Optional[int] = ...) -> None: ...
+    held_out: str
+    def __init__(self, request_id: _Optional[str] = ..., dry_run: bool = ..., target: _Optional[_Union[Target, _Mapping]] = ..., baseline: _Optional[_Union[Target, _Mapping]] = ..., suites: _Optional[_Iterable[str]] = ..., judges: _Optional[_Iterable[str]] = ..., gate: _Optional[str] = ..., gate_spec: _Optional[_Union[GateSpec, _Mapping]] = ..., samples: _Optional[int] = ..., pair_set: _Optional[str] = ..., also: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seed: _Optional[int] = ..., held_out: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("model", "adapter", "label")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
-from ptalign.suites import DEFAULT
+from ptalign.suites import DEFAULT, HELD_OUT
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
@@ -198,6 +198,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     if request.pair_set:
         call.readable(request.pair_set, "pairSets", model.name)
     names = tuple(request.suites) or DEFAULT
+    names += _held_out(request, call, model)
     lacking = call.catalogue.without_data(names)
     _can_ask(names, lacking)
     samples = request.samples or int(PROFILES[call.catalogue.profile]["samples"])
@@ -365,6 +366,18 @@ def _can_ask(names: Sequence[str], lacking: Mapping[str, str]) -> None:
             f"no suite named has data on the server ({files})",
             f"{SET_DATA}, or name suites that need none, e.g. attack.",
         )
+
+
+def _held_out(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> tuple[str, ...]:
+    """Suites that the held-out requests add to the default ones."""
+    named = [name for name in request.suites if name in HELD_OUT]
+    if request.held_out:
+        call.readable(request.held_out, "instructionSets", model.name)
+        return () if request.suites else tuple(HELD_OUT)
+    if named:
+        mend = "Name an instruction set that nothing was trained on in held_out."
+        raise InvalidInput("held_out", f"is empty, and suite {named[0]} asks its requests", mend)
+    return ()
 
 
 def _not_run(lacking: Mapping[str, str]) -> str:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from ptalign.config import EvalConfig
 from ptalign.errors import PtalignError
-from ptalign.nouns import Adapter, Evaluation, ModelSpec, PairSet, Policy, Probe, Reply
+from ptalign.nouns import (
+    Adapter,
+    Evaluation,
+    InstructionSet,
+    ModelSpec,
+    PairSet,
+    Policy,
+    Probe,
+    Reply,
+)
 from ptalign.progress import Progress
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -98,17 +107,24 @@ def trained_of(job: Job) -> Trained:
 
 
 def _parents(job: Job, data: Trained) -> tuple[str, ...]:
-    """The adapter, the pair set measured on, and the one that the call names."""
-    names = (job.request.target.adapter, data.name, job.request.pair_set)
+    """The adapter, the pair set measured on, and the sets that the call names."""
+    request = job.request
+    names = (request.target.adapter, data.name, request.pair_set, request.held_out)
     return tuple(job.parent(name) for name in dict.fromkeys(names) if name)
 
 
 def _suites(job: Job, config: EvalConfig, pairs: PairSet | None) -> tuple[Suite, ...]:
-    from ptalign.suites import DEFAULT, build
+    from ptalign.suites import build
 
     job.reporter(Progress("reading suites", 0, 0))
-    names = tuple(job.request.suites) or DEFAULT
-    return build(names, config=config, pairs=pairs, catalogue=job.room.catalogue.suites)
+    named = job.request.held_out
+    return build(
+        tuple(job.request.suites),
+        config=config,
+        pairs=pairs,
+        catalogue=job.room.catalogue.suites,
+        held_out=job.load(named, InstructionSet) if named else None,
+    )
 
 
 def _targets(job: Job, pool: Pool) -> list[Target]:
