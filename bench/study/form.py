@@ -103,7 +103,7 @@ FULL = Form(
         "twins": 300,
         "xstest-safe": 250,
         "xstest-unsafe": 200,
-        "ordinary": 208,
+        "ordinary": 230,
         "ifeval": 299,
     },
     usefulness_tokens=512,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.study.evidence import BASE, Estimate, Evidence, area, height_at, separation
-from ptalign.report.numbers import decimal, digits_beside, gap, signed
+from ptalign.numbers import decimal, digits_beside, gap, signed
 
 State = Literal["met", "missed", "not measured"]
 OURS = "pt_align"

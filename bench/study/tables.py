@@ -8,7 +8,7 @@ from bench.study.evidence import BASE, Estimate, Evidence, over_seeds
 from bench.study.form import Run
 from bench.study.goals import Goal, points
 from ptalign.nouns import Rate
-from ptalign.report.numbers import signed
+from ptalign.numbers import signed
 from ptalign.report.words import RATES
 
 TITLES = {key: title for key, title, _ in RATES}

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ptalign.config import EvalConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet
+from ptalign.policies import benign_instructions
 from ptalign.rates import measures
 from ptalign.suites import (
     DEFAULT,
@@ -260,3 +261,10 @@ def test_the_gates_rates_take_in_held_out_suites_and_are_told_apart():
     assert table["refusal_rate"].suites == {"plain", "held-out-plain"}
     assert table["over_refusal_rate"].suites == {"twins", "held-out-twins"}
     assert "harm_strong/held-out-strong" not in table  # the only one: it is harm_strong itself
+
+
+def test_enough_ordinary_requests_are_far_from_every_anchor_that_may_be_trained_on():
+    """The study's goal needs 200 of them."""
+    anchors = training_set(anchors=benign_instructions())
+    (ordinary,) = build(["ordinary"], config=EvalConfig(samples=1000), pairs=anchors)
+    assert len(ordinary.prompts) >= 230
