@@ -11,8 +11,8 @@ from typing import Literal
 
 from ptalign.config import GateConfig
 from ptalign.nouns import Rate, TargetResult, Verdict
+from ptalign.numbers import decimal, digits_beside, gap, rounded
 from ptalign.rates import Difference
-from ptalign.report.numbers import decimal, digits_beside, gap, rounded
 from ptalign.suites.base import Suite
 
 MAX_DISAGREEMENT = 0.2

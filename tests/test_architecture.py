@@ -98,7 +98,7 @@ import {module}
         ),
         (
             "ptalign, ptalign.config, ptalign.instructions, ptalign.pairs, ptalign.evaluate",
-            (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server"),
+            (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server", "jinja2"),
         ),
         ("ptalign_server.gateway, ptalign_server.gateway.serve", ("vllm", *HEAVY)),
     ],

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from ptalign.nouns import Adapter, Rate, TargetResult
+from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.inputs import ReportInput
-from ptalign.report.numbers import decimal, rounded, signed
 from ptalign.report.words import (
     METHODS,
     STAGES,

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 from ptalign.nouns import Evaluation, Rate, TargetResult
-from ptalign.report.numbers import gap, whole
+from ptalign.numbers import gap, whole
 
 METHODS = {
     "": "original model",

@@ -19,7 +19,7 @@ from bench.study.lab import Lab, masked_adapter
 from bench.study.page import write_page
 from bench.study.plan import Unit, tenfold_weight, units
 from ptalign.nouns import Adapter, Annotation, Pair, PairSet, Probe, Reply, Suppressed
-from ptalign.report.numbers import gap, signed
+from ptalign.numbers import gap, signed
 from ptalign.sealed import SealedText
 
 FORM = Form(

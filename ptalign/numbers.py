@@ -1,9 +1,9 @@
 """The one place that rounds a number for a reader.
 
-One rule for the whole report: shares print as whole percent, halves go up, and a change that stands
-beside two printed shares is the difference of what is printed. 52 % and 3 % are 49 points apart,
-though the exact change may be 48.4: a reader who subtracts must not find an error. Exact numbers
-are in report.json.
+One rule for reasons, reports and the study: shares print as whole percent, halves go up, and a
+change that stands beside two printed shares is the difference of what is printed. 52 % and 3 % are
+49 points apart, though the exact change may be 48.4: a reader who subtracts must not find an error.
+Exact numbers are in report.json.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ptalign.report.numbers import decimal, digits_beside, gap, signed, whole
+from ptalign.numbers import decimal, digits_beside, gap, signed, whole
 
 
 @pytest.mark.parametrize(
