@@ -311,7 +311,7 @@ def _compare(
         )
         for target in targets
     )
-    changes = changes_between(table, replies, targets[0].label, targets[1].label, config.seed)
+    changes = changes_between(table, replies, targets[0].label, targets[1].label)
     judges_differ = _disagreement(suites, replies, judges)
     findings = examine(config.gate, results[0], results[1], changes, suites, judges_differ)
     return Evaluation(
@@ -345,11 +345,10 @@ def changes_between(
     replies: Mapping[str, Sequence[Reply]],
     before: str,
     after: str,
-    seed: int = 0,
 ) -> dict[str, Difference]:
     """Paired differences of two targets, per rate."""
     return {
-        name: difference(measured, replies[before], replies[after], seed)
+        name: difference(measured, replies[before], replies[after])
         for name, measured in table.items()
     }
 

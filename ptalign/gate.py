@@ -136,7 +136,8 @@ def _printed(change: Difference, shares: Shares, allowed: float) -> tuple[str, s
 def _words(what: str, change: Difference, shares: Shares, allowed: float) -> str:
     points, prompts = _printed(change, shares, allowed)
     if change.value == 0:
-        return f"{what} did not change ({prompts})"
+        low, high = decimal(100 * change.low), decimal(100 * change.high)
+        return f"{what} did not change (95 % interval {low} to {high}, {prompts})"
     verb = "fell" if change.value < 0 else "rose"
     size = {"0": "less than a point", "1": "1 point"}.get(points, f"{points} points")
     ends = sorted((change.low, change.high), key=abs)

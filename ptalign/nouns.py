@@ -378,7 +378,7 @@ class Evaluation(Noun):
     judge_ids: tuple[str, ...] = ()
     generation_judge_ids: tuple[str, ...] = ()
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Paired 95 % bootstrap interval of each delta that is a rate."""
+    """Paired 95 % interval of each delta that is a rate (`ptalign.stats.tango`)."""
     disagreement: float | None = None
     """Share of replies on which two harm judges said opposite things; None with one judge."""
     seconds: Mapping[str, float] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ptalign.nouns import Rate, Reply
-from ptalign.stats import mcnemar, paired_difference, wilson
+from ptalign.stats import mcnemar, tango, wilson
 from ptalign.suites.base import Suite
 
 Key = tuple[str, str]
@@ -120,12 +120,12 @@ class Difference:
     n: int
 
 
-def difference(
-    measured: Measured, before: Iterable[Reply], after: Iterable[Reply], seed: int = 0
-) -> Difference:
-    """How a rate changed: paired bootstrap interval and McNemar's exact test."""
+def difference(measured: Measured, before: Iterable[Reply], after: Iterable[Reply]) -> Difference:
+    """How a rate changed: Tango's paired interval and McNemar's exact test."""
     first, second = measured.hits(before), measured.hits(after)
     keys = [key for key in first if key in second]
     old, new = [first[k] for k in keys], [second[k] for k in keys]
-    value, low, high = paired_difference(old, new, seed=seed)
+    lost = sum(a and not b for a, b in zip(old, new, strict=True))
+    won = sum(b and not a for a, b in zip(old, new, strict=True))
+    value, low, high = tango(lost, won, len(keys))
     return Difference(value, low, high, mcnemar(old, new), len(keys))

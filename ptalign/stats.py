@@ -1,4 +1,4 @@
-"""How sure we are: intervals of shares, paired tests and agreement between raters.
+"""How sure we are: intervals of shares and of changes, paired tests, agreement between raters.
 
 Pure functions on plain sequences. scipy does the distributions; nothing here reads a file.
 """
@@ -6,7 +6,8 @@ Pure functions on plain sequences. scipy does the distributions; nothing here re
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 from ptalign.nouns import Rate
 
@@ -14,7 +15,7 @@ Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 
-def wilson(successes: int, n: int) -> Rate:
+def wilson(successes: int, n: int, effect: float = 1.0) -> Rate:
     """A share with its 95 % score interval.
 
     Wilson (1927), without continuity correction: sensible at 0 and n, unlike the normal interval.
@@ -22,24 +23,55 @@ def wilson(successes: int, n: int) -> Rate:
     Args:
         successes: How many of `n`.
         n: How many were scored; 0 gives the interval that says nothing, 0..1.
+        effect: `design_effect` of outcomes that come in groups: `n` counts as n / effect.
     """
     if not 0 <= successes <= max(n, 0):
         raise ValueError(f"successes must be in 0..n, got {successes} of {n}")
     if n == 0:
         return Rate(value=0.0, low=0.0, high=1.0, n=0)
-    share = successes / n
-    spread = Z95**2 / n
+    share, count = successes / n, n / effect
+    spread = Z95**2 / count
     centre = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return Rate(value=share, low=low, high=high, n=n)
 
 
+def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """How much less the outcomes of alike prompts tell than as many independent ones would.
+
+    The variance of the mean with whole groups as the units, over the variance with each outcome by
+    itself. Dividing counts by it lets methods for independent outcomes be used on groups (Rao and
+    Scott 1992, A simple method for the analysis of clustered binary data, Biometrics 48:577). Never
+    under 1. Where all outcomes are the same nothing shows how alike those of a group are: then a
+    group counts as one outcome.
+
+    Args:
+        values: One outcome per prompt, or one difference of two outcomes.
+        groups: What each prompt belongs to, same order.
+    """
+    _same_length(values, groups)
+    n, sizes = len(values), Counter(groups)
+    if n == 0 or len(sizes) == n:
+        return 1.0
+    mean = sum(values) / n
+    off: dict[Hashable, float] = dict.fromkeys(sizes, 0.0)
+    for value, group in zip(values, groups, strict=True):
+        off[group] += value - mean
+    alone = sum((value - mean) ** 2 for value in values)
+    if alone == 0 or len(sizes) == 1:
+        return sum(size**2 for size in sizes.values()) / n
+    small = len(sizes) / (len(sizes) - 1)
+    return max(1.0, small * sum(gap**2 for gap in off.values()) / alone)
+
+
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided p-value that two outcomes on the same prompts have one rate.
 
-    McNemar's test as a binomial test on the discordant pairs (b + c trials, p = 1/2).
+    McNemar's test as a binomial test on the discordant pairs (b + c trials, p = 1/2). Each prompt
+    counts as independent: where several ask about one situation, the p-value is too small, and
+    the interval of `tango` with a design effect is what to go by.
 
     Args:
         before: Outcome per prompt of the first target.
@@ -55,15 +87,74 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     return float(binomtest(lost, lost + won, 0.5).pvalue)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for being many (Holm 1979), in the order given.
+
+    Below 0.05 means: not chance, although so many tests were made.
+    """
+    ordered = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def tango(lost: int, won: int, n: int, effect: float = 1.0) -> tuple[float, float, float]:
+    """(won - lost) / n with its 95 % score interval, for yes-or-no outcomes on the same prompts.
+
+    Tango (1998), Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design, Statistics in Medicine 17:891: all changes of which the score test
+    does not tell the seen one apart. Unlike a bootstrap it has a width where no prompt changed:
+    z^2 / (n + z^2) to either side.
+
+    Args:
+        lost: Prompts whose outcome went from yes to no.
+        won: Prompts whose outcome went from no to yes.
+        n: All prompts; 0 gives the interval that says nothing, -1..1.
+        effect: `design_effect` of the differences: every count is divided by it.
+
+    Returns:
+        ``(difference, low, high)``.
+    """
+    if min(lost, won) < 0 or lost + won > n:
+        raise ValueError(f"counts must be in 0..n, got {lost} and {won} of {n}")
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    # The lower end is the upper end of the same change seen the other way round.
+    counts = lost / effect, won / effect, n / effect
+    return (won - lost) / n, -_tango_high(counts[1], counts[0], counts[2]), _tango_high(*counts)
+
+
+def _tango_high(lost: float, won: float, n: float) -> float:
+    """The change above the seen one at which the score statistic is -z."""
+    from scipy.optimize import brentq
+
+    def score(change: float) -> float:
+        b = (2 * n + lost - won) * change - lost - won
+        c = -lost * change * (1 - change)
+        # share of "lost" prompts that is likeliest if `change` were true
+        share = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        variance = n * (2 * share + change * (1 - change))
+        return (won - lost - n * change) / math.sqrt(variance) + Z95
+
+    seen, edge = (won - lost) / n, 1e-12
+    if seen >= 1 - 2 * edge:
+        return 1.0
+    return float(brentq(score, max(seen, -1.0) + edge, 1 - edge, xtol=1e-12))
+
+
 def paired_difference(
     before: Sequence[float], after: Sequence[float], *, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float, float]:
     """mean(after) - mean(before) with its 95 % percentile bootstrap interval over prompts.
 
-    Prompts are resampled, so what the two targets share on a prompt cancels.
+    Prompts are resampled, so what the two targets share on a prompt cancels. For numbers: of
+    yes-or-no outcomes `tango` is the interval, since resampling prompts of which none changed
+    says that none ever would.
 
     Args:
-        before: A number per prompt of the first target (0 or 1 for a rate).
+        before: A number per prompt of the first target.
         after: The same prompts in the same order for the second.
         draws: Bootstrap resamples.
         seed: Makes the interval repeatable.
