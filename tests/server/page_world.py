@@ -47,6 +47,22 @@ def pairs(count: int, tag: str = "") -> PairSet:
     return PairSet(pairs=(*made, twin), requested=count)
 
 
+def one_sided(count: int, twins: int = 0) -> PairSet:
+    """Pairs of a policy without a toxic side, and twins: one answer to each."""
+    plain = pairs(count + twins, "o").pairs[: count + twins]
+    made = [
+        pair.model_copy(
+            update={
+                "kind": "positive_only" if n < count else "twin",
+                "toxic": None,
+                "polarity": {},
+            }
+        )
+        for n, pair in enumerate(plain)
+    ]
+    return PairSet(pairs=tuple(made), requested=count)
+
+
 def add_pair_set(
     store: Store, noun: PairSet, *, tenant: str = "default", model: str = "m", policy: str = "tone"
 ) -> str:
@@ -60,7 +76,8 @@ def add_pair_set(
     name = f"pairSets/{set_id}"
     meta = res.ResourceMeta(name=name, digest=digest, model=model, policy=policy, tenant=tenant)
     meta.model_digest, meta.policy_digest = "sha256:m", "sha256:p"
-    message = res.PairSet(meta=meta, pairs=len(noun.polarised))
+    alone = sum(pair.kind == "positive_only" for pair in noun.pairs)
+    message = res.PairSet(meta=meta, pairs=len(noun.polarised), positive_only=alone)
     row = Resource(
         name=name,
         collection="pairSets",

@@ -266,6 +266,25 @@ def test_an_edit_carries_both_answers(library: Memory, client: TestClient) -> No
 
 
 @pytest.mark.parametrize(
+    ("twin", "asks"), [(False, "one you want to such a request"), (True, "Does the answer help")]
+)
+def test_an_item_with_one_answer_asks_about_that_one(
+    library: Memory, client: TestClient, twin: bool, asks: str
+) -> None:
+    library.left = [replace(item(0), bad=None, twin=twin)]
+    hidden = client.get("/sets/1").text
+    assert ("legitimate request" in hidden) == twin
+    shown = send(client, "reveal").text
+    assert asks in shown
+    assert "bad answer" not in hidden + shown
+    assert 'name="bad"' not in shown
+    assert "Both right" not in shown
+    send(client, "mark", verdict="edit", good="A fuller one.")
+    (mark,) = library.marks
+    assert (mark.good, mark.bad) == ("A fuller one.", None)
+
+
+@pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"verdict": "edit", "good": " ", "bad": "x"}, "needs 1 to 8000 characters"),
@@ -370,6 +389,16 @@ def test_doubtful_items_of_uncovered_topics_come_first() -> None:
     assert uncertainty(split) > uncertainty(unsure) > uncertainty(sure)
     ordered = most_informative([sure, unsure, split, other, second], {"a": 2})
     assert [i.id for i in ordered] == ["id4", "id3", "id2", "id1", "id5"]
+
+
+def test_twins_and_topics_with_one_answer_do_not_crowd_out_tone() -> None:
+    """An unscored pair is as doubtful as can be, but one answer has no polarity to score."""
+    tone, alone = item(1, "b", polarity=(0.9,)), replace(item(2, "a"), bad=None)
+    twin = replace(item(3, "c"), bad=None, twin=True)
+    seen = item(4, "d", polarity=(0.6,), opinions=1)
+    ordered = most_informative([seen, twin, alone, tone], {})
+    assert [i.id for i in ordered] == ["id1", "id2", "id3", "id4"]
+    assert [i.id for i in most_informative([alone, tone], {"b": 1})] == ["id2", "id1"]
 
 
 def test_ordering_gives_every_item_once() -> None:

@@ -39,6 +39,7 @@ class Served:
         auth = {"tokens_on_loopback": True}
         self.settings, self.store = world.open_store(folder, auth=auth)
         self.pairs = world.add_pair_set(self.store, world.pairs(60))
+        self.careful = world.add_pair_set(self.store, world.one_sided(3, twins=1), policy="careful")
         tokens = Tokens(self.settings.state / "tokens.json")
         self.token = tokens.add("ann", "default", ["annotator"])
         self._loop = asyncio.new_event_loop()
@@ -161,6 +162,40 @@ def test_an_edit_is_written_without_triggering_shortcuts(tab: Tab, served: Serve
     )
     made = served.store.sets.load(row.name, AnnotationSet, row.content)
     assert made.records[0].good == "bugs are shown gently"
+
+
+def test_items_with_one_answer_are_judged_and_edited_by_keyboard(tab: Tab, served: Served) -> None:
+    page = tab.page
+    page.get_by_role("link", name="ptalign").click()
+    page.get_by_role("link", name="careful").click()
+    page.wait_for_url("**/sets/*", wait_until="load")
+    expect(page.get_by_role("heading", name="Proposed answer")).to_be_visible()
+    expect(page.get_by_role("heading", name="Proposed bad answer")).to_have_count(0)
+    tab.shot("8-one-hidden")
+    tab.reveal()
+    tab.shot("9-one-shown")
+    tab.press("b", "Marked as wrong.")
+    tab.reveal()
+    page.keyboard.press("e")
+    good = page.get_by_label("What a good answer says")
+    expect(good).to_be_focused()
+    good.fill("Ask someone who knows.")
+    tab.shot("10-one-edit")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("status")).to_have_text("Edit kept.")
+    tab.reveal()
+    tab.press("g", "Marked as right.")
+    expect(page.get_by_text("legitimate request")).to_be_visible()
+    tab.reveal()
+    tab.shot("11-twin")
+    page.get_by_role("button", name="Hand over 3 marks").click()
+    expect(page.get_by_role("heading", name="Handed over")).to_be_visible()
+    (row,) = served.store.resources.page(
+        "default", "annotationSets", 5, before="", model="", policy="careful"
+    )
+    made = served.store.sets.load(row.name, AnnotationSet, row.content)
+    assert [(r.bad, r.note) for r in made.records] == [(None, "edited"), (None, "confirmed")]
+    assert len(made.rejected) == 1
 
 
 def test_shortcuts_can_be_switched_off_and_stay_off(tab: Tab) -> None:

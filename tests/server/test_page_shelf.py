@@ -57,10 +57,37 @@ def noun(place: Place, name: str) -> AnnotationSet:
     return place.store.sets.load(name, AnnotationSet, row.content)
 
 
-def test_the_queue_holds_pairs_with_both_sides_only(place: Place) -> None:
-    assert len(place.items()) == 60
+def test_the_queue_holds_every_pair_and_twins_come_last(place: Place) -> None:
+    items = place.shelf.annotation_items(ANN, place.pairs).items
+    assert [item.twin for item in items] == [False] * 60 + [True]
+    assert [item.bad is None for item in items] == [False] * 60 + [True]
     (queue,) = place.shelf.queues(ANN)
     assert (queue.pairs, queue.marked, queue.agreement) == (60, 0, None)
+
+
+def test_a_policy_without_a_toxic_side_has_a_queue(place: Place) -> None:
+    """It was empty: only pairs with both sides were shown."""
+    name = world.add_pair_set(place.store, world.one_sided(4, twins=2), policy="careful")
+    items = place.shelf.annotation_items(ANN, name).items
+    assert [(item.bad, item.twin) for item in items] == [(None, False)] * 4 + [(None, True)] * 2
+    assert {q.policy: q.pairs for q in place.shelf.queues(ANN)} == {"careful": 4, "tone": 60}
+    place.shelf.add_annotation(ANN, name, Mark(items[0].id, "edit", "A fuller answer."))
+    place.shelf.add_annotation(ANN, name, Mark(items[1].id, "good"))
+    place.shelf.add_annotation(ANN, name, Mark(items[4].id, "bad"))
+    made = noun(place, place.shelf.hand_over(ANN, name))
+    assert [(r.note, r.bad) for r in made.records] == [("edited", None), ("confirmed", None)]
+    assert made.rejected == (items[4].id,)
+
+
+def test_an_edit_writes_the_sides_that_the_pair_has(place: Place) -> None:
+    two = place.shelf.annotation_items(ANN, place.pairs).items[0].id
+    with pytest.raises(InvalidInput, match="bad: needs 1 character"):
+        place.shelf.add_annotation(ANN, place.pairs, Mark(two, "edit", "Gladly."))
+    twin = place.shelf.annotation_items(ANN, place.pairs).items[-1].id
+    with pytest.raises(InvalidInput, match="bad: must be absent"):
+        edit = Mark(twin, "edit", "Gladly.", SealedText("No."))
+        place.shelf.add_annotation(ANN, place.pairs, edit)
+    assert place.shelf.queues(ANN)[0].marked == 0
 
 
 def test_marks_survive_a_restart_and_are_not_offered_again(place: Place) -> None:
@@ -89,7 +116,8 @@ def test_what_is_handed_over_is_an_annotation_set_with_its_parent(place: Place) 
     assert by_note["confirmed"].bad.reveal().startswith(world.BAD)
     row = place.store.resources.get(name, "default")
     message = res.AnnotationSet.FromString(row.body)
-    assert message.count == 2
+    assert made.rejected == tuple(message.rejected) == (wrong,)
+    assert message.count == 3
     assert message.annotator_minutes == pytest.approx(2.0)
     assert message.meta.parents[0].startswith(f"{place.pairs}@sha256:")
     assert (row.model, row.policy) == ("m", "tone")
@@ -106,9 +134,45 @@ def test_a_later_set_holds_the_earlier_marks_too(place: Place) -> None:
 
 
 def test_nothing_to_hand_over_is_said(place: Place) -> None:
-    place.mark(place.items()[0], "bad")
     with pytest.raises(InvalidInput, match="Mark at least one"):
         place.shelf.hand_over(ANN, place.pairs)
+
+
+def test_a_set_of_nothing_but_wrong_pairs_is_handed_over(place: Place) -> None:
+    """It failed: the annotator's "wrong" did nothing at all."""
+    wrong = place.items()[:2]
+    for item in wrong:
+        place.mark(item, "bad")
+    made = noun(place, place.shelf.hand_over(ANN, place.pairs))
+    assert (made.records, made.rejected, made.marks) == ((), tuple(sorted(wrong)), 2)
+
+
+def test_the_last_opinion_on_a_pair_is_handed_over(place: Place) -> None:
+    first, second = place.items()[:2]
+    place.mark(first, "good")
+    place.mark(second, "bad")
+    place.mark(first, "bad", BOB)
+    place.mark(second, "good", BOB)
+    made = noun(place, place.shelf.hand_over(ANN, place.pairs))
+    assert made.rejected == (first,)
+    assert [r.note for r in made.records] == ["confirmed"]
+
+
+def test_wrong_is_said_of_one_sets_answers(place: Place) -> None:
+    """A set that refines it has new answers under the same ids: they are to be looked at."""
+    right, wrong = place.items()[:2]
+    place.mark(right)
+    place.mark(wrong, "bad")
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    offered = {i.id: i.opinions for i in place.shelf.annotation_items(ANN, refined).items}
+    assert offered[wrong] == 0
+    assert right not in offered
+    made = noun(place, place.shelf.hand_over(ANN, refined))
+    assert (len(made.records), made.rejected) == (1, ())
+    place.shelf.add_annotation(ANN, refined, Mark(wrong, "good"))
+    made = noun(place, place.shelf.hand_over(ANN, refined))
+    assert (len(made.records), made.rejected) == (2, ())
+    assert place.shelf.queues(ANN)[0].marked == 2
 
 
 def test_marks_stop_at_49_and_count_over_pair_sets_of_the_policy(place: Place) -> None:
@@ -163,6 +227,13 @@ def test_a_mark_can_be_taken_back(place: Place) -> None:
     board = place.shelf.annotation_items(ANN, place.pairs)
     assert first in [i.id for i in board.items]
     assert (board.queue.marked, board.last) == (0, "")
+
+
+def test_only_a_mark_on_the_set_at_hand_is_offered_to_be_taken_back(place: Place) -> None:
+    """Taking back what was marked in another set was not found."""
+    place.mark(place.items()[0])
+    other = world.add_pair_set(place.store, world.pairs(3, "b"))
+    assert place.shelf.annotation_items(ANN, other).last == ""
 
 
 def test_other_tenants_see_and_change_nothing(place: Place) -> None:

@@ -250,9 +250,14 @@ def _mark(form: FormData, sessions: Sessions) -> Mark:
         return Mark(item, "bad", seconds=seconds)
     if verdict != "edit":
         raise InvalidInput("verdict", "is not good, bad or edit", "Use the buttons of the page.")
-    good, bad = str(form.get("good", "")).strip(), str(form.get("bad", "")).strip()
-    for field, text in (("good", good), ("bad", bad)):
-        if not text or len(text) > MAX_TEXT:
-            limit = f"needs 1 to {MAX_TEXT} characters, not {len(text)}"
-            raise InvalidInput(field, limit, "Go back and write it, or mark the pair as wrong.")
-    return Mark(item, "edit", good, SealedText(bad), seconds)
+    good = _written(form, "good")
+    bad = SealedText(_written(form, "bad")) if "bad" in form else None
+    return Mark(item, "edit", good, bad, seconds)
+
+
+def _written(form: FormData, field: str) -> str:
+    text = str(form.get(field, "")).strip()
+    if not text or len(text) > MAX_TEXT:
+        limit = f"needs 1 to {MAX_TEXT} characters, not {len(text)}"
+        raise InvalidInput(field, limit, "Go back and write it, or mark the pair as wrong.")
+    return text

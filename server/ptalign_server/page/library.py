@@ -12,8 +12,8 @@ LIMIT = 49
 """Marks per model and policy: the method promises fewer than 50."""
 
 Verdict = Literal["good", "bad", "edit", "withdrawn"]
-"""good: both answers are what they should be. bad: they are not, and nobody rewrote them.
-edit: rewritten by the annotator. withdrawn: an earlier mark taken back."""
+"""good: what is shown is what it should be. bad: it is not, and nobody rewrote it: refining the
+set writes it anew. edit: rewritten by the annotator. withdrawn: an earlier mark taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Queue:
     created: float
     """Seconds since the epoch."""
     pairs: int
+    """Harmful requests with an answer; the set's twins come beside them."""
     marked: int
     """Items marked for this model and policy, over all of its pair sets."""
     minutes: float
@@ -53,7 +54,10 @@ class Item:
     topic: str
     instruction: SealedText
     good: SealedText
-    bad: SealedText
+    bad: SealedText | None = None
+    """None where there is one answer to judge: topics without a toxic side, and twins."""
+    twin: bool = False
+    """A legitimate request, to be helped with."""
     polarity: tuple[float, ...] = ()
     """Per judge: judge(toxic) - judge(positive), in -1..1."""
     opinions: int = 0
@@ -80,7 +84,7 @@ class Mark:
     good: str = field(default="", repr=False)
     """Edits only: the rewritten good answer."""
     bad: SealedText | None = None
-    """Edits only: the rewritten bad answer."""
+    """Edits only: the rewritten bad answer; None where the pair has none."""
     seconds: float = 0.0
 
 
@@ -118,11 +122,12 @@ class AnnotationLibrary(Protocol):
 
         Raises:
             Full: The limit is reached.
+            InvalidInput: An edit without an answer that the pair has, or with one that it lacks.
         """
 
     def hand_over(self, visitor: Visitor, pair_set: str) -> str:
         """Seals the marks made so far into an annotation set and returns its name.
 
         Raises:
-            InvalidInput: There is nothing usable yet.
+            InvalidInput: There is no mark on a pair whose text is left.
         """

@@ -51,6 +51,14 @@ def current(history: Sequence[Kept]) -> list[Kept]:
     return [m for m in latest.values() if m.verdict != "withdrawn"]
 
 
+def about(kept: Sequence[Kept], pair_set: str) -> list[Kept]:
+    """The marks that hold for a pair set: "wrong" is said of the answers of one set alone.
+
+    A set that refines it has others under the same ids.
+    """
+    return [m for m in kept if m.verdict != "bad" or m.pair_set == pair_set]
+
+
 def minutes(kept: Sequence[Kept]) -> float:
     """Annotators' time."""
     return sum(m.seconds for m in kept) / 60
@@ -69,14 +77,14 @@ def agreement(kept: Sequence[Kept]) -> float | None:
 
 
 def item_of(pair: Pair, opinions: int) -> Item:
-    """A pair with both sides, to be looked at."""
-    assert pair.toxic is not None
+    """A pair to be looked at."""
     return Item(
         id=pair.id,
         topic=pair.topic,
         instruction=SealedText(pair.instruction),
         good=SealedText(pair.positive),
         bad=pair.toxic,
+        twin=pair.kind == "twin",
         polarity=tuple(pair.polarity.values()),
         opinions=opinions,
     )

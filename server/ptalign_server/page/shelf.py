@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -24,7 +24,16 @@ from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.additions import refuse_blocked
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
-from ptalign_server.page.marks import Kept, agreement, annotation, current, item_of, keep, minutes
+from ptalign_server.page.marks import (
+    Kept,
+    about,
+    agreement,
+    annotation,
+    current,
+    item_of,
+    keep,
+    minutes,
+)
 from ptalign_server.page.ordering import most_informative
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -78,11 +87,13 @@ class Shelf:
         """What is left for this visitor in one pair set."""
         row = self._row(visitor, pair_set)
         kept = self._kept(row)
-        mine = {m.item for m in kept if m.annotator == visitor.name}
-        people = Counter(m.item for m in kept)
+        standing = about(kept, row.name)
+        mine = {m.item for m in standing if m.annotator == visitor.name}
+        people = Counter(m.item for m in standing)
         items = [item_of(pair, people[pair.id]) for pair in self._pairs(row) if pair.id not in mine]
         topics = Counter(topic for topic in {m.item: m.topic for m in kept}.values())
-        last = next((m.item for m in reversed(kept) if m.annotator == visitor.name), "")
+        own = (m for m in reversed(kept) if m.annotator == visitor.name and m.pair_set == row.name)
+        last = next((m.item for m in own), "")
         return Board(self._queue(row, kept), most_informative(items, topics), last)
 
     def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
@@ -100,6 +111,7 @@ class Shelf:
         """Appends a mark to the draft.
 
         Raises:
+            InvalidInput: An edit that does not fit the pair's sides.
             Violations: What the annotator wrote is on the never-synthesize list.
         """
         row = self._row(visitor, pair_set)
@@ -107,6 +119,7 @@ class Shelf:
         if pair is None:
             raise NotFound
         if mark.verdict == "edit":
+            _check_sides(mark, pair)
             edited = annotation(keep(visitor, pair_set, mark, pair.topic, 0), pair)
             refuse_blocked("marks", [edited], self._store.sets.load_policy(row.name))
         with self._locked(row) as draft:
@@ -121,25 +134,22 @@ class Shelf:
                 log.close()
 
     def hand_over(self, visitor: Visitor, pair_set: str) -> str:
-        """Seals usable marks as an annotation set, with its audit entry."""
+        """Seals the marks as an annotation set, with its audit entry."""
         row = self._row(visitor, pair_set)
         kept = self._kept(row)
-        records = tuple(self._annotations(visitor, kept))
-        if not records:
-            raise InvalidInput(
-                "marks", "No pair is marked as right or edited yet", "Mark at least one first."
-            )
-        noun = AnnotationSet(records=records, annotator_minutes=minutes(kept))
+        noun = self._annotation_set(visitor, row, kept)
+        if not noun.marks:
+            raise InvalidInput("marks", "No pair is marked yet", "Mark at least one first.")
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
-        made = _resource(row, set_id, digest, noun)
+        made = _resource(row, set_id, digest, noun, self._draft(row))
 
         def change(connection: sa.Connection) -> None:
             store = self._store
             store.keys.insert(connection, set_id, wrapped)
             store.resources.insert(connection, made)
-            detail = {"count": len(records), "pair_set": row.name}
+            detail = {"count": noun.marks, "pair_set": row.name}
             store.audit.add(
                 connection, visitor.tenant, visitor.name, "page.hand_over", made.name, detail
             )
@@ -147,9 +157,20 @@ class Shelf:
         self._store.write(change).result()
         return made.name
 
-    def _annotations(self, visitor: Visitor, kept: Sequence[Kept]) -> Iterator[Annotation]:
-        """One annotation per usable item, the last opinion on it; purged pairs are left out."""
-        usable = {m.item: m for m in kept if m.verdict in ("good", "edit")}
+    def _annotation_set(
+        self, visitor: Visitor, row: Resource, kept: Sequence[Kept]
+    ) -> AnnotationSet:
+        """The last opinion on each item, as an annotation or as the id of a rejected pair."""
+        last = {m.item: m for m in about(kept, row.name)}
+        usable = {item: m for item, m in last.items() if m.verdict != "bad"}
+        return AnnotationSet(
+            records=tuple(self._annotations(visitor, usable)),
+            rejected=() if row.purged else tuple(sorted(last.keys() - usable.keys())),
+            annotator_minutes=minutes(kept),
+        )
+
+    def _annotations(self, visitor: Visitor, usable: Mapping[str, Kept]) -> Iterator[Annotation]:
+        """One annotation per usable mark; purged pairs are left out."""
         for name in sorted({m.pair_set for m in usable.values()}):
             row = self._row(visitor, name)
             pairs = {} if row.purged else {p.id: p for p in self._pairs(row)}
@@ -163,9 +184,7 @@ class Shelf:
         return self._store.resources.get(pair_set, visitor.tenant)
 
     def _pairs(self, row: Resource) -> Iterator[Pair]:
-        """Pairs that have both sides: the ones a person can judge."""
-        noun = self._store.sets.load(row.name, PairSet, row.content)
-        yield from noun.polarised
+        yield from self._store.sets.load(row.name, PairSet, row.content).pairs
 
     def _queue(self, row: Resource, kept: Sequence[Kept]) -> Queue:
         message = res.PairSet.FromString(row.body)
@@ -175,7 +194,7 @@ class Shelf:
             model=row.model,
             policy=row.policy,
             created=row.created,
-            pairs=message.pairs,
+            pairs=message.pairs + message.positive_only,
             marked=len({m.item for m in kept}),
             minutes=minutes(kept),
             agreement=agreement(kept),
@@ -222,11 +241,25 @@ def _hold(lock: IO[str]) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet) -> Resource:
+def _check_sides(mark: Mark, pair: Pair) -> None:
+    """An edit writes a bad answer where the pair has one, and only there."""
+    if pair.toxic is not None and mark.bad is None:
+        mend = "Go back and write it, or mark the pair as wrong."
+        raise InvalidInput("bad", "needs 1 character or more", mend)
+    if pair.toxic is None and mark.bad is not None:
+        raise InvalidInput("bad", "must be absent: this pair has no bad answer", "Leave it out.")
+
+
+def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet, draft: str) -> Resource:
     """The row of a new annotation set beside the pair set it was made from."""
     parent = res.PairSet.FromString(row.body).meta
     name, now = f"annotationSets/{set_id}", time.time()
-    message = res.AnnotationSet(count=len(noun.records), annotator_minutes=noun.annotator_minutes)
+    message = res.AnnotationSet(
+        count=noun.marks,
+        annotator_minutes=noun.annotator_minutes,
+        rejected=noun.rejected,
+        draft=draft,
+    )
     meta = message.meta
     meta.name, meta.digest, meta.tenant = name, digest, row.tenant
     meta.create_time.CopyFrom(wire.timestamp(now))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ptalign.config import Config, GateConfig
 from ptalign.errors import DataDamaged
@@ -27,6 +27,14 @@ class AnnotationSet(Noun):
 
     records: tuple[Annotation, ...]
     annotator_minutes: float = 0.0
+    rejected: tuple[str, ...] = Field((), exclude_if=lambda ids: not ids)
+    """Ids of the pairs, of the set it was made from, that an annotator called wrong. Left out of
+    digests where there are none, so that sets of earlier versions keep theirs."""
+
+    @property
+    def marks(self) -> int:
+        """What an annotator decided: the method needs fewer than 50 of it."""
+        return len(self.records) + len(self.rejected)
 
 
 class Terms(Config):
