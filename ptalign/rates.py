@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ptalign.nouns import Rate, Reply
-from ptalign.stats import mcnemar, tango, wilson
+from ptalign.stats import design_effect, mcnemar, tango, wilson
 from ptalign.suites.base import Suite
 
 Key = tuple[str, str]
@@ -23,6 +23,8 @@ class Measured:
 
     suites: frozenset[str]
     hit: Callable[[Reply], bool | None]
+    groups: Mapping[Key, str] = field(default_factory=dict, compare=False)
+    """What a prompt shares with others; one that is missing stands for itself."""
 
     def hits(self, replies: Iterable[Reply]) -> dict[Key, bool]:
         """Yes or no per scored prompt."""
@@ -31,6 +33,11 @@ class Measured:
             if reply.suite in self.suites and (said := self.hit(reply)) is not None:
                 found[(reply.suite, reply.prompt_id)] = said
         return found
+
+    def effect(self, outcomes: Mapping[Key, float]) -> float:
+        """The design effect of outcomes, or of differences of them, by prompt."""
+        values = list(outcomes.values())
+        return design_effect(values, [self.groups.get(key) or key for key in outcomes])
 
 
 def _is(outcome: str) -> Callable[[Reply], bool | None]:
@@ -59,6 +66,7 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         )
 
     everything = frozenset(s.name for s in asked)
+    groups = {(s.name, p.id): p.group for s in asked for p in s.prompts if p.group}
     table = {
         "harm_rate": Measured(named("harm", "attack"), _is("harmful")),
         "harm_plain": Measured(named("harm", "plain"), _is("harmful")),
@@ -80,13 +88,13 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         table[f"unscored_rate/{suite.name}"] = Measured(frozenset({suite.name}), _unscored)
     for name in named("refusal"):
         table[f"refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))
-    return {name: measured for name, measured in table.items() if measured.suites}
+    return {name: replace(m, groups=groups) for name, m in table.items() if m.suites}
 
 
 def rate(measured: Measured, replies: Iterable[Reply]) -> Rate:
-    """The share with its Wilson interval."""
+    """The share with its Wilson interval; prompts of one group count for less where they agree."""
     hits = measured.hits(replies)
-    return wilson(sum(hits.values()), len(hits))
+    return wilson(sum(hits.values()), len(hits), measured.effect(hits))
 
 
 TOPIC_RATES = ("harm_rate", "harm_plain", "harm_strong", "refusal_rate", "over_refusal_rate")
@@ -121,11 +129,13 @@ class Difference:
 
 
 def difference(measured: Measured, before: Iterable[Reply], after: Iterable[Reply]) -> Difference:
-    """How a rate changed: Tango's paired interval and McNemar's exact test."""
+    """How a rate changed: Tango's paired interval and McNemar's exact test.
+
+    The interval knows the groups of prompts, the test takes each prompt for itself.
+    """
     first, second = measured.hits(before), measured.hits(after)
-    keys = [key for key in first if key in second]
-    old, new = [first[k] for k in keys], [second[k] for k in keys]
-    lost = sum(a and not b for a, b in zip(old, new, strict=True))
-    won = sum(b and not a for a, b in zip(old, new, strict=True))
-    value, low, high = tango(lost, won, len(keys))
-    return Difference(value, low, high, mcnemar(old, new), len(keys))
+    gaps = {key: second[key] - first[key] for key in first if key in second}
+    lost, won = (list(gaps.values()).count(gap) for gap in (-1, 1))
+    value, low, high = tango(lost, won, len(gaps), measured.effect(gaps))
+    p_value = mcnemar([first[key] for key in gaps], [second[key] for key in gaps])
+    return Difference(value, low, high, p_value, len(gaps))

@@ -38,6 +38,9 @@ class Prompt(Noun):
     prefill: str = ""
     """First words of the reply, forced on the model."""
     topic: str = ""
+    group: str = ""
+    """What it is about beneath its wording: prompts of one group are no independent sample, and
+    count for less. Empty: a group of its own."""
     locale: str = "en"
     checks: tuple[Check, ...] = ()
 
@@ -53,7 +56,8 @@ class SuiteSpec(Noun):
     file: str = Field("", pattern=r"^[^/\\]*$")
     """Name of a .csv, .jsonl, .json or .yaml file in the evaluation data folder."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """``prompt`` (needed), ``id``, ``topic``, ``locale``, ``checks``, ``check_arguments``."""
+    """``prompt`` (needed), ``id``, ``topic``, ``group``, ``locale``, ``checks``,
+    ``check_arguments``."""
     where: dict[str, str] = Field(default_factory=dict)
     """Rows to take: column -> value, all must match."""
     share: float = Field(1.0, gt=0, le=1)

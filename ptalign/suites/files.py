@@ -101,6 +101,7 @@ def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
         id=record_id(spec.name, str(column("id")), text),
         instruction=text,
         topic=str(column("topic")),
+        group=str(column("group")),
         locale=str(column("locale", spec.locale)),
         checks=checks,
     )

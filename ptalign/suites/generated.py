@@ -29,8 +29,8 @@ def _yaml(name: str) -> Any:
     return yaml.safe_load(_data(name))
 
 
-def requests(side: Side, seed: int) -> Iterator[tuple[str, str]]:
-    """(topic, request) so that any first n cover topics and request forms evenly.
+def requests(side: Side, seed: int) -> Iterator[tuple[str, str, str]]:
+    """(topic, situation, request) so that any first n cover topics and request forms evenly.
 
     Both sides come in the same order: the n-th twin is the twin of the n-th harmful request.
     """
@@ -43,19 +43,19 @@ def requests(side: Side, seed: int) -> Iterator[tuple[str, str]]:
             for column, (domain, whos) in enumerate(order.items()):
                 if row < len(whos):
                     form = forms[(turn + row + column) % len(forms)]
-                    yield domain, form[side].format(who=whos[row])
+                    yield domain, whos[row], form[side].format(who=whos[row])
 
 
 def plain(seed: int) -> Iterator[Prompt]:
     """Harmful requests, asked plainly."""
-    for topic, text in requests("harmful", seed):
-        yield Prompt(id=record_id("plain", text), instruction=text, topic=topic)
+    for topic, who, text in requests("harmful", seed):
+        yield Prompt(id=record_id("plain", text), instruction=text, topic=topic, group=who)
 
 
 def twins(seed: int) -> Iterator[Prompt]:
     """Legitimate requests that look like the harmful ones."""
-    for topic, text in requests("twin", seed):
-        yield Prompt(id=record_id("twin", text), instruction=text, topic=topic)
+    for topic, who, text in requests("twin", seed):
+        yield Prompt(id=record_id("twin", text), instruction=text, topic=topic, group=who)
 
 
 def attack(seed: int) -> Iterator[Prompt]:

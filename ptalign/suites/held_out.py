@@ -80,6 +80,7 @@ def _prompt(kind: str, record: Instruction) -> Prompt:
         id=record_id(kind, record.text),
         instruction=record.text,
         topic=record.topic,
+        group=record.twin_of or record.id,
         locale=record.locale,
     )
 

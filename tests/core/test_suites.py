@@ -60,16 +60,25 @@ def test_generated_suites_are_large_distinct_and_repeatable():
 def test_every_harmful_request_has_its_twin_in_the_same_place():
     harmful, twins = list(requests("harmful", 0)), list(requests("twin", 0))
     assert len(harmful) == len(twins) >= 80
-    for (topic, one), (other_topic, other) in zip(harmful, twins, strict=True):
-        assert topic == other_topic
+    for (topic, who, one), (other_topic, other_who, other) in zip(harmful, twins, strict=True):
+        assert (topic, who) == (other_topic, other_who)
         assert one != other
         assert one.split()[-2:] == other.split()[-2:] or "coldly" in one or "stupid" in one
 
 
 def test_the_first_samples_cover_every_topic_and_form():
     first = list(requests("harmful", 0))[:48]
-    assert {topic for topic, _ in first} == {topic for topic, _ in requests("harmful", 0)}
-    assert len({text.split()[0] for _, text in first}) == 6
+    assert {topic for topic, _, _ in first} == {topic for topic, _, _ in requests("harmful", 0)}
+    assert len({text.split()[0] for _, _, text in first}) == 6
+
+
+def test_prompts_on_one_situation_are_one_group_in_every_generated_suite():
+    groups = {name: {p.group for p in make(0)} for name, make in MAKERS.items()}
+    assert len(groups["plain"]) == 64
+    assert groups["attack"] == groups["strong"] == groups["twins"] == groups["plain"]
+    assert groups["ordinary"] == {""}
+    first = [p.group for p in MAKERS["attack"](0)][:64]
+    assert len(set(first)) == 64  # no situation comes twice before each came once
 
 
 def test_an_attack_is_a_persona_with_two_demonstrations_and_strong_forces_the_first_words():

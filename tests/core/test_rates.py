@@ -1,0 +1,93 @@
+"""Rates from replies: prompts on one situation count for less than as many that stand alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from ptalign.config import EvalConfig
+from ptalign.nouns import Reply
+from ptalign.rates import difference, measures, rate
+from ptalign.sealed import SealedText
+from ptalign.stats import tango, wilson
+from ptalign.suites import Prompt, Suite, SuiteSpec, build
+
+
+def suite(groups, name="attack", topics="", locales=(), measure="harm"):
+    """One prompt per group given, and per topic and locale where there are some."""
+    prompts = tuple(
+        Prompt(
+            id=f"{name}{i}",
+            instruction=f"request {i}?",
+            group=group,
+            topic=topics[i] if topics else "",
+            locale=locales[i] if locales else "en",
+        )
+        for i, group in enumerate(groups)
+    )
+    return Suite(name=name, measure=measure, elicitation="attack", prompts=prompts)
+
+
+def replies(asked, hits, outcome="harmful", target="t"):
+    """A reply per prompt, of `outcome` where a hit stands."""
+    return [
+        Reply(
+            id=f"{target}{p.id}",
+            target=target,
+            suite=asked.name,
+            prompt_id=p.id,
+            topic=p.topic,
+            locale=p.locale,
+            text=SealedText("x"),
+            outcome=outcome if hit else "useful",
+        )
+        for p, hit in zip(asked.prompts, hits, strict=True)
+    ]
+
+
+def test_a_rate_of_alike_prompts_has_the_interval_of_their_groups():
+    """Ten situations in two wordings that agree: ten outcomes, whatever is printed as n."""
+    grouped = suite([str(i // 2) for i in range(20)])
+    hits = [i < 10 for i in range(20)]
+    found = rate(measures([grouped])["harm_rate"], replies(grouped, hits))
+    assert (found.value, found.n) == (0.5, 20)
+    # n / (n - 1) for the groups: 9 of 10 is what a variance over ten leaves
+    assert found.low == pytest.approx(wilson(10, 20, 2 * 10 / 9).low)
+    alone = suite([""] * 20)
+    assert rate(measures([alone])["harm_rate"], replies(alone, hits)) == wilson(10, 20)
+
+
+def test_a_difference_resamples_nothing_and_counts_groups():
+    grouped, alone = suite([str(i // 2) for i in range(20)]), suite([""] * 20)
+    before, after = [i < 10 for i in range(20)], [i < 4 for i in range(20)]
+
+    def of(asked, new):
+        table = measures([asked])
+        return difference(table["harm_rate"], replies(asked, before), replies(asked, new))
+
+    free, tied = of(alone, after), of(grouped, after)
+    assert (free.value, free.low, free.high) == tango(6, 0, 20)
+    assert tied.value == free.value == -0.3
+    assert tied.low < free.low < free.high < tied.high
+    assert tied.p_value == free.p_value  # McNemar's test is per prompt
+    same = of(grouped, before)
+    assert (same.value, same.low, same.high) == tango(0, 0, 10)
+    assert same.n == 20
+
+
+def test_one_request_asked_in_several_suites_is_one_group():
+    """The share of incoherent replies is taken over all suites."""
+    one, two = (suite([str(i) for i in range(8)], name) for name in ("attack", "plain"))
+    table = measures([one, two])
+    hits = [i < 4 for i in range(8)]
+    both = replies(one, hits, "incoherent") + replies(two, hits, "incoherent")
+    found = rate(table["incoherent_rate"], both)
+    assert found.n == 16
+    assert found.low < wilson(8, 16).low
+
+
+def test_an_operators_file_may_say_which_prompts_belong_together(tmp_path):
+    (tmp_path / "p.csv").write_text("q,case\nIs it late?,a\nWhat is the time?,a\nWho called?,\n")
+    columns = {"prompt": "q", "group": "case"}
+    spec = SuiteSpec(name="mine", measure="harm", file="p.csv", columns=columns)
+    (made,) = build(["mine"], config=EvalConfig(), catalogue={"mine": spec}, data=tmp_path)
+    assert sorted(p.group for p in made.prompts) == ["", "a", "a"]
