@@ -84,8 +84,6 @@ class AnnotationSet(Resource):
     annotator_minutes: float = 0.0
     rejected: tuple[str, ...] = ()
     """Ids of the parent's pairs that an annotator called wrong; `count` counts them too."""
-    draft: str = ""
-    """What the annotation page made it from: a later set of one draft holds the earlier's marks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,18 +110,16 @@ class InstructionSet(_message.Message):
     def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., harmful: _Optional[int] = ..., twins: _Optional[int] = ..., shortfall: _Optional[int] = ..., by_topic: _Optional[_Mapping[str, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., stats: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class AnnotationSet(_message.Message):
-    __slots__ = ("meta", "count", "annotator_minutes", "rejected", "draft")
+    __slots__ = ("meta", "count", "annotator_minutes", "rejected")
     META_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     ANNOTATOR_MINUTES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
-    DRAFT_FIELD_NUMBER: _ClassVar[int]
     meta: ResourceMeta
     count: int
     annotator_minutes: float
     rejected: _containers.RepeatedScalarFieldContainer[str]
-    draft: str
-    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., count: _Optional[int] = ..., annotator_minutes: _Optional[float] = ..., rejected: _Optional[_Iterable[str]] = ..., draft: _Optional[str] = ...) -> None: ...
+    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., count: _Optional[int] = ..., annotator_minutes: _Optional[float] = ..., rejected: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PairSet(_message.Message):
     __slots__ = ("meta", "pairs", "positive_only", "twins", "anchors", "annotations_used", "rounds", "shortfall", "rejected", "polarity", "stats")

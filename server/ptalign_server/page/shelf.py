@@ -143,7 +143,7 @@ class Shelf:
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
-        made = _resource(row, set_id, digest, noun, self._draft(row))
+        made = _resource(row, set_id, digest, noun)
 
         def change(connection: sa.Connection) -> None:
             store = self._store
@@ -250,15 +250,12 @@ def _check_sides(mark: Mark, pair: Pair) -> None:
         raise InvalidInput("bad", "must be absent: this pair has no bad answer", "Leave it out.")
 
 
-def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet, draft: str) -> Resource:
+def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet) -> Resource:
     """The row of a new annotation set beside the pair set it was made from."""
     parent = res.PairSet.FromString(row.body).meta
     name, now = f"annotationSets/{set_id}", time.time()
     message = res.AnnotationSet(
-        count=noun.marks,
-        annotator_minutes=noun.annotator_minutes,
-        rejected=noun.rejected,
-        draft=draft,
+        count=noun.marks, annotator_minutes=noun.annotator_minutes, rejected=noun.rejected
     )
     meta = message.meta
     meta.name, meta.digest, meta.tenant = name, digest, row.tenant

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
@@ -27,6 +28,37 @@ def lineage(job: Job, *names: str) -> Iterator[Resource]:
             continue
         yield resource
         waiting += parents(resource)
+
+
+def minutes_per_pair_set(line: Sequence[Resource]) -> dict[str, float]:
+    """What annotators spent on the marks that each pair set of a lineage was the first to use.
+
+    The annotation page hands over all marks on a model and policy, earlier ones too: of its sets a
+    later one adds the minutes that it has more than those before it.
+    """
+    oldest_first = sorted(line, key=lambda resource: resource.created)
+    marks = {r.name: r for r in line if r.collection == "annotationSets"}
+    counted: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    for pair_set in oldest_first:
+        if pair_set.collection != "pairSets":
+            continue
+        spent[pair_set.name] = 0.0
+        for made in (marks[name] for name in parents(pair_set) if name in marks):
+            source = _source(made)
+            before = counted.get(source, 0.0)
+            now = max(before, res.AnnotationSet.FromString(made.body).annotator_minutes)
+            spent[pair_set.name] += now - before
+            counted[source] = now
+    return spent
+
+
+def _source(marks: Resource) -> str:
+    """Where an annotation set's marks were made: a caller's set stands for itself.
+
+    The page's sets have a parent, and its marks are kept per model and policy.
+    """
+    return f"{marks.model}/{marks.policy}" if parents(marks) else marks.name
 
 
 def parents(resource: Resource) -> list[str]:

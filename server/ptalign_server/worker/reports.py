@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
-from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
-from ptalign_server.worker.lineage import lineage
+from ptalign_server.worker.lineage import lineage, minutes_per_pair_set
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
@@ -77,15 +76,10 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
     from ptalign.report import Stage
 
     line = list(lineage(job, job.request.target.adapter))
-    minutes = sum(
-        res.AnnotationSet.FromString(r.body).annotator_minutes
-        for r in line
-        if r.collection == "annotationSets"
-    )
+    minutes = minutes_per_pair_set(line)
     for resource in reversed(line):
         if resource.collection in STAGES:
-            spent = minutes if resource.collection == "pairSets" else 0.0
-            yield _stage(job, resource, spent)
+            yield _stage(job, resource, minutes.get(resource.name, 0.0))
     seconds = sum(evaluation.seconds.values())
     yield Stage(name="Evaluate", seconds=seconds, tokens=evaluation.tokens_generated)
 

@@ -1,0 +1,103 @@
+"""What a report says of the work behind an adapter: each minute of an annotator once."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from ptalign.nouns import Evaluation, TargetResult
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import NotFound
+from ptalign_server.store.resources import Resource
+from ptalign_server.worker.reports import _stages
+
+RESULT = TargetResult(label="baseline")
+EVALUATION = Evaluation(results=(RESULT, RESULT), verdict="PASS")
+
+
+class World:
+    """A job whose tenant has the resources that were added, in the order they were."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Resource] = {}
+        self.request = pb.EvaluateRequest(target=pb.Target(model="m", adapter="adapters/a"))
+        none = SimpleNamespace(get=self.resource)
+        self.room = SimpleNamespace(store=SimpleNamespace(operations=none))
+
+    def resource(self, name: str) -> Resource:
+        if name not in self.rows:
+            raise NotFound
+        return self.rows[name]
+
+    def add(self, name: str, message: Any, *parents: str, policy: str = "tone") -> None:
+        message.meta.parents.extend(f"{parent}@sha256:x" for parent in parents)
+        self.rows[name] = Resource(
+            name=name,
+            collection=name.partition("/")[0],
+            tenant="default",
+            model="m",
+            policy=policy,
+            verdict="",
+            adapter="",
+            partial=False,
+            purged=False,
+            content="sha256:x",
+            body=message.SerializeToString(),
+            created=time.time() + len(self.rows),
+        )
+
+    def marks(self, name: str, minutes: float, *parents: str, policy: str = "tone") -> None:
+        message = res.AnnotationSet(count=3, annotator_minutes=minutes)
+        self.add(f"annotationSets/{name}", message, *parents, policy=policy)
+
+    def pairs(self, name: str, *parents: str) -> None:
+        self.add(f"pairSets/{name}", res.PairSet(), *parents)
+
+    def minutes(self, pair_set: str) -> list[float]:
+        """Annotator minutes of the stages behind an adapter trained on the set, oldest first."""
+        self.add("adapters/a", res.Adapter(), pair_set)
+        return [s.annotator_minutes for s in _stages(self, EVALUATION)]  # type: ignore[arg-type]
+
+
+def test_minutes_of_one_set_of_marks_stand_at_the_pairs_made_with_it() -> None:
+    """Pairs, annotation, refinement: both pair sets had all minutes, so the sum was twice them."""
+    world = World()
+    world.pairs("first")
+    world.marks("page", 12.0, "pairSets/first")
+    world.pairs("second", "annotationSets/page", "pairSets/first")
+    assert world.minutes("pairSets/second") == [0.0, 12.0, 0.0, 0.0]
+
+
+def test_a_later_hand_over_adds_only_what_came_since() -> None:
+    """The page hands over all marks each time: their minutes were counted in every round."""
+    world = World()
+    world.pairs("first")
+    world.marks("early", 12.0, "pairSets/first")
+    world.pairs("second", "annotationSets/early", "pairSets/first")
+    world.marks("late", 20.0, "pairSets/second")
+    world.pairs("third", "annotationSets/late", "pairSets/second")
+    assert world.minutes("pairSets/third") == [0.0, 12.0, 8.0, 0.0, 0.0]
+
+
+def test_a_set_used_twice_counts_once_and_sets_of_callers_each_for_themselves() -> None:
+    world = World()
+    world.marks("one", 5.0)
+    world.marks("two", 7.0)
+    world.pairs("first", "annotationSets/one")
+    world.pairs("second", "annotationSets/one", "pairSets/first")
+    world.pairs("third", "annotationSets/two", "pairSets/second")
+    assert world.minutes("pairSets/third") == [5.0, 0.0, 7.0, 0.0, 0.0]
+
+
+def test_marks_of_another_policy_are_other_work() -> None:
+    world = World()
+    world.pairs("tone")
+    world.pairs("fraud")
+    world.marks("tone", 5.0, "pairSets/tone")
+    world.marks("fraud", 4.0, "pairSets/fraud", policy="other")
+    world.pairs("refined", "annotationSets/tone", "pairSets/tone")
+    world.pairs("again", "annotationSets/fraud", "pairSets/fraud")
+    world.pairs("merged", "pairSets/refined", "pairSets/again")
+    assert sum(world.minutes("pairSets/merged")) == 9.0
