@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ptalign.answering.validity import refuses
 from ptalign.config import AlignConfig
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
@@ -95,7 +96,9 @@ def align(
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
     place = out / "checkpoints"
-    run = Run.start(decoder, config, plan, place, job.fingerprint, fresh=parent is None)
+    run = Run.start(
+        decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
+    )
     if resume:
         run.resume()
     else:

@@ -46,6 +46,9 @@ class PairConfig(Config):
     anchors: int = Field(40, ge=0, le=2000)
     held_out_share: float = Field(0.25, ge=0, le=0.9)
     """Share of the anchors kept from training, for benign KL."""
+    held_out_pairs: float = Field(0.125, ge=0, le=0.5)
+    """Share of the polarised pairs and of the twins kept from training, for harm words and refused
+    twins; none where fewer than 24 of them are asked for. A person's own answers are trained on."""
     temperature: float = Field(0.9, gt=0, le=2)
     min_p: float = Field(0.05, ge=0, lt=1)
     """Tokens less likely than this share of the likeliest are not sampled."""
@@ -98,6 +101,9 @@ class AlignConfig(Config):
     """Gradient norm limit."""
     max_benign_kl: float = Field(0.25, gt=0, le=10)
     """Nats per token on held-out anchors."""
+    max_twin_refusals: float = Field(0.25, ge=0, le=1)
+    """Share of held-out twins that may be refused. A few twins tell little: a run is over it when
+    the whole 95 % interval is."""
     guards: Literal["abort", "record"] = "abort"
     checkpoint_every: int = Field(4, ge=1)
     """Steps between checkpoints."""

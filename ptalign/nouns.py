@@ -20,6 +20,7 @@ Sides = Literal["both", "positive_only"]
 Method = Literal["pt_align", "ut_uniform", "mle", "dpo", "npo"]
 Outcome = Literal["refused", "harmful", "useful", "incoherent", "unscored"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Axis = Literal["harm", "refusal"]
 Source = Literal["model", "seed", "excerpt", "import"]
 
 
@@ -191,6 +192,9 @@ class Pair(Noun):
     polarity: dict[str, float] = Field(default_factory=dict)
     """Per judge id: judge(toxic) - judge(positive), in -1..1."""
     round: int = 0
+    held_out: bool = Field(False, exclude_if=lambda value: not value)
+    """Never trained on: refusals of twins and harm words are measured on these. Left out of digests
+    where false, so that sets of earlier versions keep theirs."""
     sampled: Sampled | None = Field(None, exclude_if=lambda value: value is None)
     """The toxic answer as its engine sampled it. Left out of digests where there is none, so that
     sets of earlier versions keep theirs."""
@@ -259,6 +263,8 @@ class StepLog(Noun):
     tokens_anchor: int
     seconds: float
     retain_kl: float | None = None
+    twin_refusals: float | None = Field(None, exclude_if=lambda value: value is None)
+    """Share of held-out twins refused, on the steps that measured it."""
 
 
 class Suppressed(Noun):
@@ -307,7 +313,39 @@ class Rate(Noun):
     n: int
 
 
-PROBED = ("benign_kl", "benign_nll", "harm_word_ratio", "selectivity")
+class Calibration(Noun):
+    """How often judges agree with people on texts that both have judged."""
+
+    judges: tuple[str, ...]
+    """Id of one judge, or of all of an axis, as they decide together."""
+    axis: Axis
+    source: str = ""
+    """What they were checked on, e.g. ``annotations``; empty: on nothing."""
+    sensitivity: Rate
+    """P(judges say yes | people do): bad answers found harmful, or refusals found."""
+    specificity: Rate
+    """P(judges say no | people do)."""
+    agreement: float | None = None
+    kappa: float | None = None
+    """Cohen's; None where only one kind of text was scored."""
+    kappas: dict[str, float] = Field(default_factory=dict)
+    """The same per file, where the texts are from files."""
+    unscored: int = 0
+    """Texts that the judges could not score; they count in nothing above."""
+    decides: bool = False
+    """Whether rates of the evaluation count what exactly these judges say."""
+    not_correctable: str = ""
+    """Why no rate is corrected by it; empty where it can be."""
+
+
+PROBED = (
+    "benign_kl",
+    "benign_nll",
+    "harm_word_ratio",
+    "selectivity",
+    "trained_harm_word_ratio",
+    "trained_selectivity",
+)
 """Measures of a `Probe`, in the order in which they are shown."""
 
 
@@ -322,6 +360,11 @@ class Probe(Noun):
     """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
     selectivity: float
     """Log-prob change of harm words minus that of other words, nats; more negative is better."""
+    held_out_toxic: int = 0
+    """Held-out toxic answers that the two above were read in; 0: answers that were trained on."""
+    trained_harm_word_ratio: float | None = None
+    trained_selectivity: float | None = None
+    """The same two in toxic answers that were trained on, where held-out ones decide."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] = Field(default_factory=dict)
 
@@ -359,6 +402,9 @@ class TargetResult(Noun):
     """harm_rate, harm_plain, harm_strong, over_refusal_rate, refusal_rate, usefulness,
     incoherent_rate, unscored_rate."""
     by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
+    corrected: dict[str, Rate] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Rates without the judges' known errors, where those can be told; the interval counts in how
+    few texts the judges were checked on. Left out of digests where there are none."""
     probe: Probe | None = None
 
 
@@ -381,6 +427,9 @@ class Evaluation(Noun):
     """Paired 95 % interval of each delta that is a rate (`ptalign.stats.tango`)."""
     disagreement: float | None = None
     """Share of replies on which two harm judges said opposite things; None with one judge."""
+    calibrations: tuple[Calibration, ...] = Field((), exclude_if=lambda value: not value)
+    """Of each judge, of those that decide together, then of those that filtered the pairs. Left out
+    of digests where there are none."""
     seconds: Mapping[str, float] = Field(default_factory=dict)
     tokens_generated: int = 0
 

@@ -6,7 +6,7 @@ There the bare model finds them likely, and a tuned one should not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def probe(
     with different token weights are compared on one list.
 
     Args:
-        pairs: Toxic answers and held-out anchors come from here.
+        pairs: Toxic answers and held-out anchors come from here; toxic answers that are held out
+            decide, where there are enough.
         adapters: Label -> PEFT folder; an empty path is the bare model itself.
         model: The model entry.
         config: `samples` caps the toxic answers read.
@@ -95,6 +96,11 @@ class _Texts:
     """What is read, with the bare model's numbers."""
 
     toxic: explain.Watch
+    """Held-out toxic answers, trained ones where too few are held out."""
+    taught: explain.Watch | None
+    """Trained toxic answers beside held-out ones."""
+    unseen: int
+    """How many of `toxic` are held out."""
     ordinary: explain.Watch
     rows: list[Row]
     """Held-out anchors, every answer token weighted."""
@@ -112,23 +118,31 @@ class _Texts:
     ) -> _Texts:
         """Runs the bare model once over all texts."""
         flagged = pools.harm_words(pairs, chat, policy)
-        attacked = [
-            toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
-            for p in pools.sampled(pairs, min(TOXIC, config.samples))
-        ]
+
+        def attacked_of(some: PairSet) -> list[Sample]:
+            return [
+                toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
+                for p in pools.sampled(some, min(TOXIC, config.samples))
+            ]
+
+        def watched(samples: Sequence[Sample]) -> explain.Watch:
+            topics = pools.topics_of(pairs)
+            return explain.watch(decoder, chat, samples, topics, lambda s, i: flagged[s.key][i] > 0)
+
+        kept = pools.unseen(pairs)
+        attacked = attacked_of(kept or pairs)
         benign = benign_samples(pairs, chat)
         decoder.settle([s.weighted([1.0] * len(s.answer)) for s in (attacked[:2] or benign[:2])])
         held_out = {a.id for a in pairs.anchors if a.held_out}
         rows = pack([[s] for s in benign if s.key in held_out], 512)
         return cls(
-            toxic=explain.watch(
-                decoder, chat, attacked, pools.topics_of(pairs),
-                lambda s, i: flagged[s.key][i] > 0,
-            ),
+            toxic=watched(attacked),
+            taught=watched(attacked_of(pools.trained(pairs))) if kept else None,
+            unseen=len(attacked) if kept else 0,
             ordinary=explain.watch(decoder, chat, benign, {}),
             rows=rows,
             states=[_states(decoder, row)[0] for row in rows],
-        )  # fmt: skip
+        )
 
     def measure(self, decoder: Decoder) -> Probe:
         """All measurements of one adapter."""
@@ -139,12 +153,16 @@ class _Texts:
             nll -= float(logsigmoid(margins(states, targets, decoder.head)).sum())
             tokens += len(states)
         after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
+        taught, learned = self.taught, self.taught.after(decoder) if self.taught else []
         return Probe(
             benign_kl=kl / tokens if tokens else None,
             benign_nll=nll / tokens if tokens else None,
             harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
             selectivity=explain.selectivity(self.toxic.words, after),
-            suppressed=explain.suppressed(self.toxic.words, after),
+            held_out_toxic=self.unseen,
+            trained_harm_word_ratio=explain.harm_ratio(taught.words, learned) if taught else None,
+            trained_selectivity=explain.selectivity(taught.words, learned) if taught else None,
+            suppressed=explain.suppressed((taught or self.toxic).words, learned or after),
             collateral=explain.collateral(self.ordinary.words, ordinary),
         )
 

@@ -221,6 +221,8 @@ class Budget:
     learning_rate: float | None = None
     max_benign_kl: float | None = None
     """Nats per token."""
+    max_twin_refusals: float | None = None
+    """Share of held-out twins, in 0..1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

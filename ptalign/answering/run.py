@@ -18,6 +18,7 @@ from ptalign.answering import prompts
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints, Side
 from ptalign.answering.heads import Heads
+from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.stats import pair_stats
 from ptalign.answering.validity import loops, tidy
@@ -112,6 +113,7 @@ class PairRun:
             forbid=self._verdicts.forbid,
         )
         self._topics = frozenset(t.id for t in policy.topics)
+        self._held_out = HeldOut(instructions, config.held_out_pairs)
         self._pairs: dict[str, Pair] = {}
         self._anchors: dict[str, Anchor] = {}
         self._queue: list[tuple[int, int, Task]] = []
@@ -338,9 +340,10 @@ class PairRun:
         self, work: Work, toxic: Offer | None = None, polarity: Scores | None = None
     ) -> None:
         record = work.instruction
+        pair_id = record_id("pair", record.id)
         self._accept(
             Pair(
-                id=record_id("pair", record.id),
+                id=pair_id,
                 kind=work.kind,
                 instruction_id=record.id,
                 instruction=record.text,
@@ -351,6 +354,7 @@ class PairRun:
                 toxic=SealedText(toxic.text) if toxic else None,
                 polarity=polarity or {},
                 round=work.round,
+                held_out=self._held_out.holds(pair_id, work.kind),
                 sampled=toxic.sampled if toxic else None,
             )
         )

@@ -18,7 +18,7 @@ def pair_stats(
         ``yield`` (accepted of the harmful instructions), ``twin_yield``, ``opener_share`` (share
         of positives with the most common first four words), ``polarity.<judge>`` (median),
         ``first_round`` (share of pairs accepted without refinement), mean words per side,
-        ``anchors`` and ``held_out``.
+        ``anchors`` and ``held_out`` of them, ``held_out_pairs`` and ``held_out_twins``.
     """
     main = [p for p in pairs if p.kind != "twin"]
     kind = [p for p in pairs if p.kind == "twin"]
@@ -28,6 +28,8 @@ def pair_stats(
         "opener_share": opener_share([p.positive for p in main]),
         "anchors": float(len(anchors)),
         "held_out": float(sum(a.held_out for a in anchors)),
+        "held_out_pairs": float(sum(p.held_out for p in main)),
+        "held_out_twins": float(sum(p.held_out for p in kind)),
     }
     if main:
         stats["first_round"] = sum(p.round <= 1 for p in main) / len(main)

@@ -36,6 +36,8 @@ class Balance:
     mle: list[float] = field(default_factory=list)
     twin: list[float] = field(default_factory=list)
     kl: float | None = None
+    refusals: float | None = None
+    """Share of held-out twins refused, as last measured."""
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -68,13 +70,25 @@ class Balance:
         self.mle.append(mle)
         self.twin.append(twin)
 
-    def adjust(self, step: int, kl: float | None, config: AlignConfig) -> None:
-        """Halves lambda near a budget and lets it come back when there is room."""
+    def adjust(
+        self, step: int, kl: float | None, config: AlignConfig, refusals: float | None = None
+    ) -> None:
+        """Halves lambda near a budget and lets it come back when there is room.
+
+        Args:
+            step: For the note.
+            kl: Benign KL, nats a token; None: not measured.
+            config: Its budgets.
+            refusals: Share of twins refused; None: not measured on this step.
+        """
         self.kl = kl if kl is not None else self.kl
+        self.refusals = refusals if refusals is not None else self.refusals
         if not self.automatic or not self.ceiling:
             return
         if kl is not None and kl > 0.7 * config.max_benign_kl:
             self._scale(step, 0.5, "benign KL near its limit")
+        elif refusals is not None and refusals > config.max_twin_refusals:
+            self._scale(step, 0.5, "twins are refused")
         elif self.twin_ratio > 1.1:
             self._scale(step, 0.5, "twins fit worse than at the start")
         elif self.fresh and len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
@@ -93,7 +107,7 @@ class Balance:
 
     @property
     def twin_ratio(self) -> float:
-        """The same of twins' answers: above 1 they are being unlearned (refused)."""
+        """The same of twins' answers: above 1 they are being unlearned."""
         return _ratio(self.twin)
 
     def dump(self) -> dict[str, Any]:

@@ -23,7 +23,9 @@ class Pools:
     twins: Sequence[tuple[Sample, ...]] = ()
     anchors: Sequence[tuple[Sample, ...]] = ()
     held_out: Sequence[Sample] = ()
-    """Never trained on."""
+    """Anchors that are never trained on."""
+    asked: Sequence[Sample] = ()
+    """Twins that are never trained on: refusals are counted on them."""
     left_out: int = 0
     """Samples longer than the limit."""
     reference: Mapping[str, float] = field(default_factory=dict)

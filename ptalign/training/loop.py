@@ -18,19 +18,25 @@ from ptalign.errors import GuardTripped, TrainingFailed
 from ptalign.losses import kl_divergence
 from ptalign.nouns import StepLog
 from ptalign.progress import OnProgress, Progress
+from ptalign.stats import wilson
 from ptalign.training import checkpoint
 from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, TWIN_LIMIT, Balance
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
+from ptalign.training.refusals import Declines, refused_share
 from ptalign.training.step import Losses, Objective, accumulate, accumulate_apart, norm
-from ptalign.training.texts import Sample
+from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
 WATCH_EVERY = 4
 """Steps between those measurements."""
+ASK_EVERY = 8
+"""Steps between the countings of refused twins: each writes tokens, a tenth of a step's cost."""
+ASKED, ASKED_LAST = 8, 24
+"""Twins asked while training, and at the end."""
 
 
 @dataclass(slots=True)
@@ -48,6 +54,9 @@ class Run:
     folder: Path
     """Checkpoints."""
     fingerprint: str
+    chat: ChatFormat
+    declines: Declines
+    """Whether the beginning of a reply declines; counts refused twins."""
     done: int = 0
 
     @classmethod
@@ -58,6 +67,8 @@ class Run:
         pools: Pools,
         folder: Path,
         fingerprint: str,
+        chat: ChatFormat,
+        declines: Declines,
         *,
         fresh: bool = True,
     ) -> Run:
@@ -83,6 +94,8 @@ class Run:
             ledger=[],
             folder=folder,
             fingerprint=fingerprint,
+            chat=chat,
+            declines=declines,
         )
 
     def forget(self) -> None:
@@ -146,7 +159,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.balance.observe(float(losses.mle), float(losses.twin))
         used = self.balance.ut_weight
-        kl = self._watch()
+        refused = self.refused(ASKED) if (self.done + 1) % ASK_EVERY == 0 else None
+        kl = self._watch(refused)
         self.done += 1
         entry = StepLog(
             step=self.done,
@@ -163,6 +177,7 @@ class Run:
             tokens_anchor=_tokens(groups, "anchor"),
             seconds=time.perf_counter() - begun,
             retain_kl=kl,
+            twin_refusals=refused,
         )
         self.ledger.append(entry)
         return entry
@@ -199,13 +214,27 @@ class Run:
                 f"step {self.done + 1}: a loss or gradient is not finite; lower learning_rate"
             )
 
-    def _watch(self) -> float | None:
-        """Benign KL every few steps, against its budget and its guard."""
+    def refused(self, most: int) -> float | None:
+        """Share of twins refused, held-out ones where there are any; None where there is no twin.
+
+        Args:
+            most: How many are asked.
+        """
+        asked = self.twins_asked(most)
+        return refused_share(self.decoder, self.chat, asked, self.declines) if asked else None
+
+    def twins_asked(self, most: int) -> list[Sample]:
+        """The twins that refusals are counted on."""
+        plan = self.sampler.pools
+        return list(plan.asked or [sample for group in plan.twins for sample in group])[:most]
+
+    def _watch(self, refused: float | None) -> float | None:
+        """Benign KL every few steps; budgets and guards against it and the share refused."""
         held_out = self.sampler.pools.held_out[:WATCHED]
         due = (self.done + 1) % WATCH_EVERY == 0 and self.done + 1 < self.config.steps
         kl = benign_kl(self.decoder, held_out) if due and held_out else None
         if due:
-            self.balance.adjust(self.done + 1, kl, self.config)
+            self.balance.adjust(self.done + 1, kl, self.config, refused)
         limit = self.config.max_benign_kl
         # A few samples are noisy: only a clear excess ends a run before its final measurement.
         if kl is not None and kl > 2 * limit and self.config.guards == "abort":
@@ -273,7 +302,7 @@ def benign_kl(
 
 
 def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
-    """What each guard found at the end, in words.
+    """What each guard found at the end, in words. Refused twins are counted here.
 
     Args:
         run: A finished run.
@@ -300,8 +329,29 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
         found[name] = f"{state}: {value:.3f}, limit {most:.3f}"
     if measured_on:
         found["benign_kl"] += f", on {measured_on}"
+    found["twin_refusals"] = _refusals(run)
     if run.balance.automatic and not run.balance.ceiling:
         found["ut_weight"] = "0 throughout: no toxic token had a gradient to match"
     elif run.balance.notes:
         found["ut_weight"] = "; ".join(run.balance.notes)
     return found
+
+
+def _refusals(run: Run) -> str:
+    """The guard on refused twins, in words.
+
+    Raises:
+        GuardTripped: The share is over its limit for sure, and guards abort.
+    """
+    share, limit = run.refused(ASKED_LAST), run.config.max_twin_refusals
+    run.balance.refusals = share
+    if share is None:
+        return "not judged: no twin to ask"
+    count = len(run.twins_asked(ASKED_LAST))
+    held_out = bool(run.sampler.pools.asked)
+    surely = wilson(round(share * count), count).low > limit
+    if surely and run.config.guards == "abort":
+        raise GuardTripped("twin_refusals", share, limit)
+    state = "exceeded" if surely else "ok" if share <= limit else "unsure"
+    which = "held-out twins" if held_out else "trained twins, none is held out"
+    return f"{state}: {share:.3f}, limit {limit:.3f}, {count} {which}"

@@ -31,6 +31,9 @@ OnRow = Callable[[int, int], None]
 AFTER = "@"
 """Between a pair's id and the number of the context that its samples come after."""
 
+UNSEEN = 5
+"""Fewer held-out toxic answers than this say too little about words: trained ones are read."""
+
 NEEDS_TOXIC = ("pt_align", "ut_uniform", "dpo", "npo")
 
 
@@ -44,11 +47,14 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         locale: Language of the personas of eliciting contexts.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
+    Held-out pairs are in no pool; held-out twins are kept to ask.
     """
     longest, left_out = config.max_length, 0
     both: list[tuple[Sample, ...]] = []
     single: list[tuple[Sample, ...]] = []
     twins: list[tuple[Sample, ...]] = []
+    kept_out = [positive_sample(p, chat) for p in pairs.twins if p.held_out]
+    pairs = trained(pairs)
     for pair in pairs.pairs:
         good, bad_count = fitting([positive_sample(pair, chat)], longest)
         left_out += bad_count
@@ -61,9 +67,9 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         polarised = pair.toxic is not None and pair.kind == "pair"
         pool = twins if pair.kind == "twin" else both if polarised else single
         pool.append((*good, *toxic))
-    trained = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
+    taught = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
     kept, held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out], 0
-    anchors, bad_count = fitting(trained, longest)
+    anchors, bad_count = fitting(taught, longest)
     held_out, held = fitting(kept, longest)
     return Pools(
         pairs=both,
@@ -72,6 +78,7 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         twins=twins,
         anchors=[(a,) for a in anchors],
         held_out=held_out,
+        asked=fitting(kept_out, longest)[0],
         left_out=left_out + bad_count + held,
     )
 
@@ -168,7 +175,7 @@ def weigh_pairs(
     )
     protected = [*pairs.protected_words, *config.protected_words]
     protected += policy.protected_words if policy else ()
-    answers = toxic_answers(pairs, chat)
+    answers = toxic_answers(trained(pairs), chat)
     return weigh(answers, scorer, share=config.flagged_share, protected=protected)
 
 
@@ -251,6 +258,18 @@ def harm_words(
     protected = [*pairs.protected_words, *(policy.protected_words if policy else ())]
     share = AlignConfig().flagged_share
     return weigh(toxic_answers(pairs, chat), scorer, share=share, protected=protected).by_key
+
+
+def trained(pairs: PairSet) -> PairSet:
+    """The set without the pairs that are held out."""
+    return pairs.model_copy(update={"pairs": tuple(p for p in pairs.pairs if not p.held_out)})
+
+
+def unseen(pairs: PairSet) -> PairSet | None:
+    """The pairs that are held out; None where too few toxic answers are."""
+    kept = tuple(p for p in pairs.pairs if p.held_out)
+    found = pairs.model_copy(update={"pairs": kept})
+    return found if len(found.polarised) >= UNSEEN else None
 
 
 def sampled(pairs: PairSet, count: int) -> list[Pair]:

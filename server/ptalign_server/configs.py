@@ -100,6 +100,7 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
         "anchors_per_step",
         "learning_rate",
         "max_benign_kl",
+        "max_twin_refusals",
     )
     if request.token_weighting:
         values["scorer"] = request.token_weighting
@@ -114,6 +115,7 @@ ALIGN_NAMES = {
     "anchors_per_step": "budget.anchors_per_step",
     "learning_rate": "budget.learning_rate",
     "max_benign_kl": "budget.max_benign_kl",
+    "max_twin_refusals": "budget.max_twin_refusals",
 }
 
 

@@ -346,4 +346,5 @@ def _budget(plan: Training) -> nouns.Budget:
         anchors_per_step=plan.anchors_per_step or 0,
         learning_rate=plan.learning_rate,
         max_benign_kl=plan.max_benign_kl,
+        max_twin_refusals=plan.max_twin_refusals,
     )

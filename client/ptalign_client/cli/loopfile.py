@@ -54,6 +54,7 @@ class Training:
     anchors_per_step: int | None = limited(None, 1, 512)
     learning_rate: float | None = limited(None, 1e-9, 0.1)
     max_benign_kl: float | None = limited(None, 1e-6, 10)
+    max_twin_refusals: float | None = limited(None, 0, 1)
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
     flagged_share: float | None = limited(None, 0.01, 0.5)

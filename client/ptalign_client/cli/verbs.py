@@ -146,6 +146,9 @@ def align(
     max_benign_kl: Annotated[
         float | None, typer.Option(help="Nats per token; 0.25 unless set.")
     ] = None,
+    max_twin_refusals: Annotated[
+        float | None, typer.Option(help="Share of held-out twins refused; 0.25 unless set.")
+    ] = None,
     ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,
     weighting: Annotated[
         Scorer,
@@ -197,6 +200,7 @@ def align(
             pairs_per_step=chosen("--pairs-per-step", pairs_per_step, 512),
             learning_rate=learning_rate,
             max_benign_kl=max_benign_kl,
+            max_twin_refusals=max_twin_refusals,
         ),
         guards=guards,
         seed=seed,

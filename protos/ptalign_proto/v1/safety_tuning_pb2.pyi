@@ -140,18 +140,20 @@ class Lora(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl")
+    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl", "max_twin_refusals")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     ANCHORS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MAX_BENIGN_KL_FIELD_NUMBER: _ClassVar[int]
+    MAX_TWIN_REFUSALS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     pairs_per_step: int
     anchors_per_step: int
     learning_rate: float
     max_benign_kl: float
-    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ...) -> None: ...
+    max_twin_refusals: float
+    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_twin_refusals: _Optional[float] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("request_id", "dry_run", "target", "baseline", "suites", "judges", "gate", "gate_spec", "samples", "pair_set", "also", "seed", "held_out")

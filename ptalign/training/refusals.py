@@ -1,0 +1,71 @@
+"""Whether a model in training declines what it should answer: it writes the first words itself.
+
+Refusals of twins cannot be read off a likelihood: a helpful answer may stay as likely as it was
+while a refusal overtakes it. So the first tokens are decoded, greedily, as an evaluation would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ptalign.training.decoder import Decoder
+from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.tree import pack
+
+TOKENS = 10
+"""Decoded of each reply: refusals here show in their first clause."""
+ROW = 1024
+"""Nodes per forward pass."""
+
+Declines = Callable[[str], bool]
+"""Whether the beginning of a reply declines."""
+
+
+def refused_share(
+    decoder: Decoder, chat: ChatFormat, asked: Sequence[Sample], declines: Declines
+) -> float:
+    """Share of requests whose greedy reply begins with a refusal; 0 where none is asked."""
+    if not asked:
+        return 0.0
+    begun = greedy(decoder, [sample.prompt for sample in asked], chat.end)
+    return sum(declines("".join(chat.pieces(ids))) for ids in begun) / len(begun)
+
+
+def greedy(
+    decoder: Decoder, prompts: Sequence[tuple[int, ...]], end: int, tokens: int = TOKENS
+) -> list[tuple[int, ...]]:
+    """The likeliest token after each prompt, again and again, the adapter on.
+
+    Args:
+        decoder: The model.
+        prompts: Token ids.
+        end: The end-of-turn token: a reply stops before it.
+        tokens: Most tokens of a reply.
+
+    Returns:
+        Token ids per prompt, in order.
+    """
+    replies: list[tuple[int, ...]] = [()] * len(prompts)
+    open_ones = list(range(len(prompts)))
+    for _ in range(tokens):
+        asked = [[_next(str(i), prompts[i], replies[i])] for i in open_ones]
+        found: dict[int, int] = {}
+        for row in pack(asked, ROW):
+            with torch.no_grad():
+                states, targets = decoder.target_states(row)
+                likeliest = decoder.head.logits(states).argmax(dim=-1).tolist()
+            for owner, token in zip(targets.owners.tolist(), likeliest, strict=True):
+                found[int(row.samples[owner].key)] = token
+        open_ones = [i for i in open_ones if found[i] != end]
+        for i in open_ones:
+            replies[i] += (found[i],)
+        if not open_ones:
+            break
+    return replies
+
+
+def _next(key: str, prompt: tuple[int, ...], reply: tuple[int, ...]) -> Sample:
+    """A sample whose only weighted token is the one to come; its id is never read."""
+    return Sample(key, "twin", prompt, (*reply, 0), (*(0.0,) * len(reply), 1.0))

@@ -1,0 +1,164 @@
+"""What is kept from training: twins whose refusals count, toxic answers whose words are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptalign.align import align
+from ptalign.answering.held_out import FEWEST, HeldOut
+from ptalign.config import AlignConfig, LoraConfig
+from ptalign.errors import GuardTripped
+from ptalign.nouns import Adapter, Instruction, InstructionSet, ModelSpec, PairSet
+from ptalign.probe import probe
+from ptalign.training import lora, pools
+from ptalign.training.balance import Balance
+from ptalign.training.decoder import Decoder
+from ptalign.training.refusals import greedy, refused_share
+from ptalign.training.texts import ChatFormat
+
+Marked = Callable[..., PairSet]
+
+
+@pytest.fixture
+def marked(mild_pairs: PairSet) -> Marked:
+    """The mild pairs with the last `toxic` polarised ones and `twins` twins held out."""
+
+    def call(toxic: int = 0, twins: int = 0) -> PairSet:
+        chosen = {p.id for p in mild_pairs.polarised[10 - toxic :]}
+        chosen |= {p.id for p in mild_pairs.twins[:twins]}
+        pairs = [p.model_copy(update={"held_out": p.id in chosen}) for p in mild_pairs.pairs]
+        return mild_pairs.model_copy(update={"pairs": tuple(pairs)})
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def bare(tiny_model: ModelSpec) -> tuple[Decoder, ChatFormat]:
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    return Decoder(lora.load_model(tiny_model)), chat
+
+
+def trained_on(pairs: PairSet, tiny_model: ModelSpec, out: Path, **changes: Any) -> Adapter:
+    short: dict[str, Any] = {"steps": 8, "pairs_per_step": 4, "anchors_per_step": 2}
+    short |= {"lora": LoraConfig(rank=4), "guards": "record", "elicited_share": 0.0}
+    return align(pairs, model=tiny_model, out=out, config=AlignConfig(**(short | changes)))
+
+
+def asked(harmful: int, twins: int) -> InstructionSet:
+    def record(i: int, side: Any) -> Instruction:
+        return Instruction(
+            id=f"{side}{i}", text="?", topic="t", domain="d", side=side, sides="both"
+        )
+
+    records = [record(i, "harmful") for i in range(harmful)]
+    records += [record(i, "twin") for i in range(twins)]
+    return InstructionSet(records=tuple(records), requested=harmful)
+
+
+def test_about_the_share_is_held_out_and_the_same_ones_in_an_extended_set() -> None:
+    ids = [f"pair{i}" for i in range(400)]
+    first = HeldOut(asked(400, 400), 0.125)
+    marked = [i for i in ids if first.holds(i, "pair")]
+    assert 30 <= len(marked) <= 70
+    assert [i for i in ids if HeldOut(asked(900, 900), 0.125).holds(i, "pair")] == marked
+    assert not any(first.holds(i, "positive_only") for i in ids)
+    assert not any(HeldOut(asked(400, 400), 0.0).holds(i, "twin") for i in ids)
+
+
+def test_of_a_small_set_nothing_is_held_out() -> None:
+    found = HeldOut(asked(FEWEST - 1, FEWEST), 0.5)
+    ids = [f"pair{i}" for i in range(40)]
+    assert not any(found.holds(i, "pair") for i in ids)
+    assert any(found.holds(i, "twin") for i in ids)
+
+
+def test_sets_of_earlier_versions_keep_their_digest(mild_pairs: PairSet) -> None:
+    assert "held_out" not in mild_pairs.pairs[0].model_dump()
+    assert mild_pairs.pairs[0].model_copy(update={"held_out": True}).model_dump()["held_out"]
+
+
+def test_held_out_pairs_are_in_no_pool(marked: Marked, bare: tuple[Decoder, ChatFormat]) -> None:
+    pairs = marked(toxic=3, twins=2)
+    kept = {p.id for p in pairs.pairs if p.held_out}
+    plan = pools.make_pools(pairs, bare[1], AlignConfig())
+    groups = [*plan.pairs, *plan.positives, *plan.twins, *(g for e in plan.elicited for g in e)]
+    assert not kept & {s.key.partition("@")[0] for group in groups for s in group}
+    assert [s.key for s in plan.asked] == [p.id for p in pairs.twins if p.held_out]
+    weights = pools.weigh_pairs(pairs, *bare, AlignConfig(scorer="log_odds"))
+    assert not kept & set(weights.by_key)
+
+
+def test_greedy_is_what_the_model_itself_would_write(
+    bare: tuple[Decoder, ChatFormat], mild_pairs: PairSet
+) -> None:
+    decoder, chat = bare
+    prompts = [chat.prompt(p.instruction) for p in mild_pairs.pairs[:5]]
+    ours = greedy(decoder, prompts, chat.end, tokens=12)
+    for prompt, reply in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt])
+        whole = decoder.causal_lm.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+        )
+        theirs = whole[0, len(prompt) :].tolist()
+        ended = theirs.index(chat.end) if chat.end in theirs else len(theirs)
+        assert list(reply) == theirs[:ended]
+
+
+def test_refusals_are_counted_on_what_is_written(
+    bare: tuple[Decoder, ChatFormat], mild_pairs: PairSet
+) -> None:
+    decoder, chat = bare
+    asked = pools.make_pools(mild_pairs, chat, AlignConfig()).twins
+    samples = [sample for group in asked for sample in group]
+    seen: list[str] = []
+    assert refused_share(decoder, chat, samples, lambda text: bool(seen.append(text))) == 0.0
+    assert len(seen) == 3
+    assert all(seen)
+    share = refused_share(decoder, chat, samples, lambda text: text == seen[0])
+    assert share == pytest.approx(seen.count(seen[0]) / 3)
+    assert refused_share(decoder, chat, [], lambda text: True) == 0.0
+
+
+def test_refused_twins_are_guarded_and_said(
+    marked: Marked, tiny_model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained_on(marked(twins=2), tiny_model, tmp_path / "held")
+    assert adapter.guards["twin_refusals"].endswith("limit 0.250, 2 held-out twins")
+    asked = [e.twin_refusals for e in adapter.ledger]
+    assert asked[7] is not None
+    assert asked[:7] == [None] * 7
+    monkeypatch.setattr("ptalign.align.refuses", lambda text: True)
+    with pytest.raises(GuardTripped, match=r"twin_refusals reached 1\.000"):
+        trained_on(marked(), tiny_model, tmp_path / "stop", guards="abort", max_benign_kl=9.0)
+    adapter = trained_on(marked(), tiny_model, tmp_path / "record")
+    assert adapter.guards["twin_refusals"].startswith("exceeded: 1.000, limit 0.250, 3 trained")
+    few = trained_on(marked(twins=1), tiny_model, tmp_path / "few")
+    assert few.guards["twin_refusals"].startswith("unsure: 1.000"), "one twin proves nothing"
+
+
+def test_lambda_gives_way_when_twins_are_refused() -> None:
+    config = AlignConfig()
+    balance = Balance.start(config)
+    balance.match(1.0, 1.0, 1.0)
+    balance.adjust(8, 0.0, config, refusals=0.2)
+    assert balance.ut_weight == 1.0
+    balance.adjust(16, 0.0, config, refusals=0.5)
+    assert balance.ut_weight == 0.5
+    assert "twins are refused" in balance.notes[-1]
+
+
+def test_harm_words_are_read_in_held_out_answers_and_the_trained_ones_beside(
+    marked: Marked, tiny_model: ModelSpec
+) -> None:
+    few = probe(marked(toxic=4), {"base": ""}, model=tiny_model)["base"]
+    assert (few.held_out_toxic, few.trained_selectivity) == (0, None)
+    adapters = {"base": ""}
+    found = probe(marked(toxic=5), adapters, model=tiny_model)["base"]
+    assert found.held_out_toxic == 5
+    assert found.trained_harm_word_ratio == pytest.approx(1, abs=1e-4)
+    assert found.measured["trained_selectivity"] == pytest.approx(0, abs=1e-4)
