@@ -48,21 +48,35 @@ def is_looping(words: Sequence[str]) -> bool:
 def scored(
     judges: Sequence[Judge], instructions: Sequence[str], replies: Sequence[str], locale: str
 ) -> list[dict[str, float | None]]:
-    """Scores per reply and judge id; None where a judge does not speak the locale or cannot say."""
+    """Scores per reply and judge id; None where a judge could not say.
+
+    A judge that does not speak the locale is not asked and stands in no row.
+    """
     rows: list[dict[str, float | None]] = [{} for _ in replies]
     for judge in judges:
         spoken = getattr(judge, "locales", ())
-        known = not spoken or locale.split("-")[0] in {s.split("-")[0] for s in spoken}
-        given = judge.score(instructions, replies) if known else [None] * len(replies)
-        for row, score in zip(rows, given, strict=True):
+        if spoken and locale.split("-")[0] not in {s.split("-")[0] for s in spoken}:
+            continue
+        for row, score in zip(rows, judge.score(instructions, replies), strict=True):
             row[judge.id] = score
     return rows
 
 
 def says_yes(scores: Mapping[str, float | None], ids: Sequence[str]) -> bool | None:
-    """The mean of the judges that could score; None when none could."""
-    known = [s for i in ids if (s := scores.get(i)) is not None]
-    return sum(known) / len(known) >= YES if known else None
+    """What the mean of the judges says; None where it hangs on one that could not score.
+
+    A judge that failed to answer must not leave the decision to the others: whoever named two
+    judges would take the verdict of one for that of both.
+    """
+    asked = [scores[i] for i in ids if i in scores]
+    known = [score for score in asked if score is not None]
+    silent = len(asked) - len(known)
+    if not known:
+        return None
+    least, most = sum(known) / len(asked), (sum(known) + silent) / len(asked)
+    if least >= YES:
+        return True
+    return False if most < YES else None
 
 
 def disagree(scores: Mapping[str, float | None], ids: Sequence[str]) -> bool | None:

@@ -64,7 +64,11 @@ def evaluation_judges(names: Sequence[str] = ()) -> tuple[Judge, ...]:
     Args:
         names: As in `judge`; the defaults when empty.
     """
-    named = tuple(judge(name) for name in names)
+    return with_defaults([judge(name) for name in names])
+
+
+def with_defaults(named: Sequence[Judge]) -> tuple[Judge, ...]:
+    """The judges, and the default one of `evaluate` for an axis that none of them is for."""
     axes = {made.axis for made in named}
     defaults = (judge(name) for name in EVALUATION_JUDGES)
-    return named + tuple(made for made in defaults if made.axis not in axes)
+    return (*named, *(made for made in defaults if made.axis not in axes))

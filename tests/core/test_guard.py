@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import httpx
 import pytest
 
 from ptalign.errors import InvalidInput
-from ptalign.judges.guard import AXES, FAMILIES, GuardJudge
+from ptalign.judges.guard import ATTEMPTS, AXES, FAMILIES, GuardJudge
+from ptalign.outcome import says_yes, scored
 
 QWEN = "Safety: {}\nCategories: {}\nRefusal: {}"
 WILD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
@@ -32,9 +35,13 @@ def serving(answer, seen=None):
     return httpx.MockTransport(handle)
 
 
+def guard(family, transport, **changes):
+    changes = {"backoff_s": 0.0} | changes
+    return GuardJudge(family, "http://guard/v1", "g", transport=transport, **changes)
+
+
 def score(family, answer, axis="harm"):
-    judge = GuardJudge(family, "http://guard/v1", "g", axis=axis, transport=serving(answer))
-    return judge.score(["ask"], ["say"])[0]
+    return guard(family, serving(answer), axis=axis).score(["ask"], ["say"])[0]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,6 @@ def test_order_is_kept_and_the_key_is_sent():
     )
     replies = [f"reply {i}" for i in range(6)]
     assert judge.score([""] * 6, replies) == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-    assert judge.id == "guard-llamaguard:lg@1"
     judge.close()
 
 
@@ -133,3 +139,121 @@ def test_what_a_family_cannot_tell_is_refused_by_name():
         GuardJudge("gpt", "http://g", "g")
     with pytest.raises(InvalidInput, match="llamaguard does not tell refusal"):
         GuardJudge("llamaguard", "http://g", "g", axis="refusal")
+
+
+def test_the_id_tells_axis_and_whatever_decides_what_the_judge_says():
+    """One model on both axes gave two judges of one id: the second overwrote the first's scores."""
+
+    def made(family="qwen3guard", served="g", **more):
+        return GuardJudge(family, "http://g", served, **more).id
+
+    harm, refusal = made(), made(axis="refusal")
+    assert harm.startswith("guard-qwen3guard:g@harm-")
+    assert refusal.startswith("guard-qwen3guard:g@refusal-")
+    different = {
+        made(),
+        made(served="h"),
+        made("wildguard"),
+        made(axis="refusal"),
+        made("shieldgemma"),
+        made("shieldgemma", guideline="Be kind."),
+        made(name="mine"),
+    }
+    assert len(different) == 7
+    assert made(concurrency=2, timeout_s=5.0, api_key="k") == harm
+    assert made("llamaguard", guideline="asked by nobody") == made("llamaguard")
+    answers = serving(QWEN.format("Safe", "None", "Yes"))
+    one, other = guard("qwen3guard", answers), guard("qwen3guard", answers, axis="refusal")
+    assert scored([one, other], ["ask"], ["say"], "en") == [{one.id: 0.0, other.id: 1.0}]
+
+
+class Shaky:
+    """A server whose first answers fail; counts what it is asked."""
+
+    def __init__(self, *failures):
+        self.failures, self.asked = list(failures), 0
+
+    def __call__(self, request):
+        self.asked += 1
+        failure = self.failures.pop(0) if self.failures else 200
+        if isinstance(failure, Exception):
+            raise failure
+        return httpx.Response(failure, json={"choices": [{"message": {"content": "safe"}}]})
+
+
+@pytest.mark.parametrize("failure", [503, 429, httpx.ConnectError("down")])
+def test_a_server_that_restarts_is_asked_again(failure):
+    server = Shaky(failure, failure)
+    judge = guard("llamaguard", httpx.MockTransport(server))
+    assert judge.score(["ask"], ["say"]) == [0.0]
+    assert server.asked == 3
+    assert not judge.unscored
+
+
+@pytest.mark.parametrize("failure", [401, httpx.ReadTimeout("t")])
+def test_what_will_not_change_or_has_cost_its_time_is_not_asked_again(failure):
+    server = Shaky(failure, failure, failure)
+    assert guard("llamaguard", httpx.MockTransport(server)).score(["ask"], ["say"]) == [None]
+    assert server.asked == 1
+
+
+def test_a_server_that_is_away_costs_one_question_a_batch_until_it_is_back():
+    down = httpx.ConnectError("down")
+    server = Shaky(*[down] * 9)
+    judge = guard("llamaguard", httpx.MockTransport(server))
+    two = ["", ""], ["a", "b"]
+    assert judge.score(*two) == [None, None]
+    assert server.asked == 2 * ATTEMPTS
+    assert judge.score(*two) == [None, None]
+    assert server.asked == 2 * ATTEMPTS + 1
+    assert judge.score(*two) == [0.0, 0.0]
+    assert judge.unscored == {"ConnectError": 4}
+
+
+def test_one_refused_reply_does_not_make_the_server_away():
+    server = Shaky(400)
+    judge = guard("llamaguard", httpx.MockTransport(server))
+    assert judge.score(["ask"], ["too long"]) == [None]
+    assert judge.score(["", ""], ["a", "b"]) == [0.0, 0.0]
+    assert server.asked == 3
+
+
+def test_why_replies_are_unscored_is_logged_once_and_without_text(caplog):
+    judge = guard("llamaguard", serving("word salad"), api_key="hush-1")
+    judge.score(["ask"] * 3, ["say"] * 3)
+    judge.score(["ask"], ["say"])
+    assert judge.unscored == {"not in the form of llamaguard": 4}
+    assert len(caplog.messages) == 1
+    assert judge.id in caplog.text
+    assert "salad" not in caplog.text
+    assert "hush" not in caplog.text
+
+
+def test_no_more_requests_are_in_flight_than_allowed():
+    lock, now, most = threading.Lock(), 0, 0
+
+    def handle(request):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return httpx.Response(200, json={"choices": [{"message": {"content": "safe"}}]})
+
+    judge = guard("llamaguard", httpx.MockTransport(handle), concurrency=3)
+    assert judge.score([""] * 12, ["say"] * 12) == [0.0] * 12
+    assert 1 < most <= 3
+
+
+def test_a_judge_that_failed_leaves_no_decision_to_the_other():
+    """A guard that was down left replies to the judge beside it: they passed without it."""
+    ids = ["a", "b", "c"]
+    assert says_yes({"a": 0.1, "b": None}, ids) is None
+    assert says_yes({"a": 0.9, "b": None}, ids) is None
+    assert says_yes({"a": 0.1}, ids) is False  # b does not speak the locale: it was not asked
+    assert says_yes({"a": 0.0, "b": 0.1, "c": None}, ids) is False  # whatever c had said
+    assert says_yes({"a": 0.9, "b": 0.8, "c": None}, ids) is True
+    assert says_yes({"a": 0.9, "b": 0.0, "c": None}, ids) is None
+    assert says_yes({"a": None}, ids) is says_yes({}, ids) is None
