@@ -51,13 +51,14 @@ class SuiteSpec(Noun):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     measure: Measure
     elicitation: Elicitation = "plain"
+    """Rows of a file are put under it: see `ptalign.suites.files.prompts`."""
     make: str = ""
     """Generator of `ptalign.suites.generated` or `ptalign.suites.held_out`."""
     file: str = Field("", pattern=r"^[^/\\]*$")
     """Name of a .csv, .jsonl, .json or .yaml file in the evaluation data folder."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """``prompt`` (needed), ``id``, ``topic``, ``group``, ``locale``, ``checks``,
-    ``check_arguments``."""
+    """``prompt`` (needed), ``id``, ``topic``, ``group``, ``locale``, ``turns`` (earlier turns of
+    the conversation), ``checks`` and ``check_arguments`` (needed to measure usefulness)."""
     where: dict[str, str] = Field(default_factory=dict)
     """Rows to take: column -> value, all must match."""
     share: float = Field(1.0, gt=0, le=1)
@@ -73,6 +74,8 @@ class SuiteSpec(Noun):
             raise ValueError(f"suite {self.name}: set exactly one of `make` and `file`")
         if self.file and "prompt" not in self.columns:
             raise ValueError(f"suite {self.name}: `columns` must say which one is the prompt")
+        if self.measure == "usefulness" and "checks" not in self.columns:
+            raise ValueError(f"suite {self.name}: usefulness is told by the column `checks`")
         return self
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import record_id
-from ptalign.suites.base import Check, Prompt, SuiteSpec
+from ptalign.suites.base import Check, Prompt, SuiteSpec, Turn
+from ptalign.suites.generated import forced, under_attack
 
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused: it is read as a whole."""
@@ -62,9 +64,21 @@ def _parse(ending: str, text: str, name: str) -> Any:
 def prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
     """The rows of `path` that `spec` asks for, in an order that depends on `seed` only.
 
+    Under the elicitation `attack` or `strong`, a row without earlier turns of its own comes after a
+    persona and two demonstrations of the shipped suites; `strong` forces first words as well.
+
     Raises:
-        InvalidInput: A mapped column is missing.
+        InvalidInput: A mapped column is missing, or holds what it cannot hold.
     """
+    found = _prompts(spec, path, seed)
+    if spec.elicitation == "plain":
+        return found
+    brought = "turns" in spec.columns
+    attacked = found if brought else under_attack(spec.name, found)
+    return forced(attacked) if spec.elicitation == "strong" else attacked
+
+
+def _prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
     rows = [row for row in read_rows(path) if _matches(row, spec.where)]
     _require_columns(spec, rows, path.name)
     for row in random.Random(seed).sample(rows, len(rows)):
@@ -92,7 +106,7 @@ def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
         return row[spec.columns[key]] if key in spec.columns else default
 
     text = str(column("prompt"))
-    names, arguments = column("checks", []), column("check_arguments", [])
+    names, arguments = _listed(spec, "checks", row), _listed(spec, "check_arguments", row)
     checks = tuple(
         Check(name=name, arguments={k: v for k, v in (values or {}).items() if v is not None})
         for name, values in zip(names, arguments or [{}] * len(names), strict=True)
@@ -103,5 +117,35 @@ def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
         topic=str(column("topic")),
         group=str(column("group")),
         locale=str(column("locale", spec.locale)),
+        turns=_turns(spec, row),
         checks=checks,
     )
+
+
+def _turns(spec: SuiteSpec, row: dict[str, Any]) -> tuple[Turn, ...]:
+    """Earlier turns: a list of ``{user, assistant}``, as JSON text in a CSV."""
+    try:
+        return tuple(Turn.model_validate(turn) for turn in _listed(spec, "turns", row))
+    except ValidationError:
+        raise InvalidInput(
+            f"suites.{spec.name}.columns.turns",
+            "a row holds something else than earlier turns",
+            'Give a list of {"user": ..., "assistant": ...}.',
+        ) from None
+
+
+def _listed(spec: SuiteSpec, key: str, row: dict[str, Any]) -> list[Any]:
+    """A column that holds a list; a CSV holds it as JSON text. Empty where it is not mapped."""
+    value = row[spec.columns[key]] if key in spec.columns else []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except json.JSONDecodeError:
+            value = None
+    if not isinstance(value, list):
+        raise InvalidInput(
+            f"suites.{spec.name}.columns.{key}",
+            f"a row holds no list in {spec.columns[key]!r}",
+            "Give a list, in a CSV as JSON text.",
+        )
+    return value

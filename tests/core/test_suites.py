@@ -175,6 +175,7 @@ def test_a_file_that_does_not_fit_says_which_column_or_why(tmp_path):
         {"name": "x", "measure": "harm"},
         {"name": "x", "measure": "harm", "make": "plain", "file": "a.csv"},
         {"name": "x", "measure": "harm", "file": "a.csv"},
+        {"name": "x", "measure": "usefulness", "file": "a.csv", "columns": {"prompt": "q"}},
         {"name": "x", "measure": "harm", "file": "../a.csv", "columns": {"prompt": "q"}},
         {"name": "X y", "measure": "harm", "make": "plain"},
     ],
@@ -191,6 +192,53 @@ def test_shared_rates_share_the_sample_budget(tmp_path):
     twins, xstest = build(names, config=EvalConfig(samples=40), data=tmp_path)
     assert len(twins.prompts) == len(xstest.prompts) == 20
     assert shipped()["twins"].measure == shipped()["xstest-safe"].measure
+
+
+def suite_of(tmp_path, rows, **spec):
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    spec = {"name": "mine", "measure": "harm", "file": "mine.jsonl"} | spec
+    spec.setdefault("columns", {"prompt": "q"})
+    catalogue = {"mine": SuiteSpec(**spec)}
+    (suite,) = build(["mine"], config=EvalConfig(), catalogue=catalogue, data=tmp_path)
+    return suite
+
+
+@pytest.mark.parametrize("elicitation", ["attack", "strong"])
+def test_rows_of_a_file_are_put_under_the_elicitation_that_the_suite_names(tmp_path, elicitation):
+    suite = suite_of(
+        tmp_path, [{"q": "Is it late?"}, {"q": "Who called?"}], elicitation=elicitation
+    )
+    assert suite.elicitation == elicitation
+    assert {p.instruction for p in suite.prompts} == {"Is it late?", "Who called?"}
+    assert all(p.preface and len(p.turns) == 2 for p in suite.prompts)
+    assert all(bool(p.prefill) == (elicitation == "strong") for p in suite.prompts)
+
+
+def test_a_conversation_of_the_files_own_is_asked_as_it_stands(tmp_path):
+    turns = [{"user": "Hello.", "assistant": "Hello!"}]
+    columns = {"prompt": "q", "turns": "before"}
+    row = {"q": "Is it late?"}
+    for given in (turns, json.dumps(turns)):  # a CSV holds JSON text
+        rows = [row | {"before": given}]
+        suite = suite_of(tmp_path, rows, columns=columns, elicitation="attack")
+        (prompt,) = suite.prompts
+        assert [(t.user, t.assistant) for t in prompt.turns] == [("Hello.", "Hello!")]
+        assert not prompt.preface
+    for wrong in ("not json", [{"user": "Hello."}], {"user": "x"}):
+        with pytest.raises(InvalidInput, match=r"columns\.turns"):
+            suite_of(tmp_path, [row | {"before": wrong}], columns=columns)
+
+
+def test_usefulness_needs_checks_that_are_a_list(tmp_path):
+    with pytest.raises(ValidationError, match="usefulness is told by the column `checks`"):
+        suite_of(tmp_path, [{"q": "Go."}], measure="usefulness")
+    columns = {"prompt": "q", "checks": "c"}
+    check = "en:punctuation:no_comma"
+    rows = [{"q": "Go.", "c": json.dumps([check])}]
+    suite = suite_of(tmp_path, rows, measure="usefulness", columns=columns)
+    assert [c.name for c in suite.prompts[0].checks] == [check]
+    with pytest.raises(InvalidInput, match=r"columns\.checks"):
+        suite_of(tmp_path, [{"q": "Go.", "c": check}], measure="usefulness", columns=columns)
 
 
 def held_out_set():
