@@ -116,7 +116,12 @@ def test_refusals_are_counted_on_what_is_written(
     asked = pools.make_pools(mild_pairs, chat, AlignConfig()).twins
     samples = [sample for group in asked for sample in group]
     seen: list[str] = []
-    assert refused_share(decoder, chat, samples, lambda text: bool(seen.append(text))) == 0.0
+
+    def never(text: str) -> bool:
+        seen.append(text)
+        return False
+
+    assert refused_share(decoder, chat, samples, never) == 0.0
     assert len(seen) == 3
     assert all(seen)
     share = refused_share(decoder, chat, samples, lambda text: text == seen[0])

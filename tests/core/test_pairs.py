@@ -530,11 +530,11 @@ def test_some_pairs_and_twins_are_kept_from_training(
     asked: InstructionSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ptalign.answering.held_out.FEWEST", 8)
-    log: MemoryLog[object] = MemoryLog()
+    log: MemoryLog[Pair] = MemoryLog()
     config = PairConfig(anchors=0, held_out_pairs=0.5)
     made = synthesize(asked, annotations=(), config=config, log=log)
     held = [p for p in made.pairs if p.held_out]
     assert {p.kind for p in held} == {"pair", "twin"}
     assert made.stats["held_out_pairs"] == sum(p.kind == "pair" for p in held)
     assert made.stats["held_out_twins"] == sum(p.kind == "twin" for p in held)
-    assert {p.id for p in held} == {r.id for r in log.read() if isinstance(r, Pair) and r.held_out}
+    assert {p.id for p in held} == {r.id for r in log.read() if r.held_out}
