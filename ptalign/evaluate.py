@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+from ptalign.calibrate import calibrate, calibrate_filters, corrected
 from ptalign.config import EvalConfig
 from ptalign.engines.base import Completion, Engine, Message, Request
 from ptalign.errors import InvalidInput
 from ptalign.gate import decide, examine
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
+    Annotation,
+    Calibration,
     Evaluation,
     ModelSpec,
     PairSet,
@@ -92,6 +95,7 @@ def evaluate(
     judges: Sequence[Judge],
     config: EvalConfig,
     pairs: PairSet | None = None,
+    annotations: Sequence[Annotation] = (),
     prober: Prober | None = None,
     on_progress: OnProgress = ignore,
     log: RecordLog[Reply] | None = None,
@@ -106,6 +110,8 @@ def evaluate(
         judges: At least one of axis ``harm`` and one of axis ``refusal``; none that made `pairs`.
         config: Samples, token limits, the gate and the seed.
         pairs: The training set: its judges are kept out, and the prober measures on it.
+        annotations: Good and bad answers marked by people, which the judges are checked on; rates
+            are shown corrected by what that finds. The verdict goes by the rates as measured.
         prober: Teacher-forced measurements; None leaves them out.
         on_progress: Called once per judged reply.
         log: Judged replies, sealed; an interrupted evaluation continues after what it holds.
@@ -116,6 +122,9 @@ def evaluate(
         Cancelled: From `on_progress` or the engine.
     """
     _check(targets, suites, judges, pairs)
+    begun = time.monotonic()
+    on_progress(Progress("checking the judges", 0, 0))
+    calibrations = _calibrations(judges, annotations, pairs)
     started = time.monotonic()
     log = MemoryLog() if log is None else log
     tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
@@ -129,11 +138,13 @@ def evaluate(
     generated = time.monotonic()
     probes = _probe(targets, pairs, prober, on_progress)
     seconds = {
+        "calibrate": started - begun,
         "generate": generated - started - tally.judge_seconds,
         "judge": tally.judge_seconds,
         "probe": time.monotonic() - generated,
     }
-    return _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
+    made = _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
+    return corrected(made, calibrations)
 
 
 def _check(
@@ -160,6 +171,17 @@ def _check(
             f"{', '.join(shared)} already filtered the training pairs",
             "A judge that made the data must not grade the result: name another.",
         )
+
+
+def _calibrations(
+    judges: Sequence[Judge], annotations: Sequence[Annotation], pairs: PairSet | None
+) -> tuple[Calibration, ...]:
+    """Of the judges that decide here, and of those that filtered the pairs."""
+    locale = next((pair.locale for pair in pairs.pairs), "en") if pairs is not None else "en"
+    found = calibrate(judges, annotations, locale=locale)
+    if annotations and pairs is not None:
+        found += calibrate_filters(pairs.judge_ids, annotations, locale)
+    return found
 
 
 def _asks(target: Target, suites: Sequence[Suite]) -> list[_Ask]:

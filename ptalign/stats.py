@@ -176,6 +176,31 @@ def paired_difference(
     return float(gaps.mean()), float(low), float(high)
 
 
+def ratio_interval(
+    totals: Sequence[float], sizes: Sequence[int], *, draws: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of sum(totals) / sum(sizes), over whole items.
+
+    For a mean per token where the tokens of a text go together. With fewer than some twenty items
+    it is a little too narrow, as percentile intervals are.
+
+    Args:
+        totals: A sum per item.
+        sizes: What it was summed over, same order; above 0.
+        draws: Bootstrap resamples.
+        seed: Makes the interval repeatable.
+    """
+    _same_length(totals, sizes)
+    if not totals or min(sizes) <= 0:
+        raise ValueError("a ratio needs at least one item, and sizes above 0")
+    import numpy as np
+
+    picked = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
+    ratios = np.asarray(totals)[picked].sum(axis=1) / np.asarray(sizes)[picked].sum(axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Agreement of two raters beyond chance (Cohen 1960); 1 when both always say the same thing.
 
@@ -197,31 +222,66 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> float:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def corrected_rate(observed: Rate, sensitivity: float, specificity: float) -> Rate:
-    """The rate a judge with known errors would have reported without them.
+def corrected_rate(observed: Rate, sensitivity: Rate, specificity: Rate) -> Rate:
+    """The rate without the errors that a judge makes on labelled data.
 
-    Rogan and Gladen (1978): (observed + specificity - 1) / (sensitivity + specificity - 1), applied
-    to the share and to both ends of its interval, clipped to 0..1. Uncertainty of the calibration
-    itself is not added.
+    Rogan and Gladen (1978): (observed + specificity - 1) / (sensitivity + specificity - 1), with
+    the 95 % interval of Lang and Reiczigel (2014), Preventive Veterinary Medicine 113:13: the delta
+    method on counts that are drawn in a little, so that it covers the sampling of the labelled
+    data as well as that of the replies. Both are clipped to 0..1. It holds if the judge errs on
+    the replies as often as on the labelled data.
 
     Args:
         observed: What the judge reported.
-        sensitivity: P(judge says yes | yes) on labelled data.
-        specificity: P(judge says no | no) on labelled data.
+        sensitivity: P(judge says yes | yes), with the number of labelled yeses as its n.
+        specificity: P(judge says no | no), likewise.
+
+    Raises:
+        ValueError: The judge is no better than chance on the labelled data, or one of them is of
+            nothing.
     """
-    informedness = sensitivity + specificity - 1
+    if 0 in (observed.n, sensitivity.n, specificity.n):
+        raise ValueError("a rate is corrected from replies and labels of both kinds, got none")
+    informedness = sensitivity.value + specificity.value - 1
     if informedness <= 0:
         raise ValueError("a judge no better than chance cannot be corrected")
+    value = (observed.value + specificity.value - 1) / informedness
+    seen, seen_variance = _shrunk(observed, Z95**2 / 2)
+    true_yes, yes_variance = _shrunk(sensitivity, 1)
+    true_no, no_variance = _shrunk(specificity, 1)
+    slope = true_yes + true_no - 1
+    share = (seen + true_no - 1) / slope
+    spread = seen_variance + share**2 * yes_variance + (1 - share) ** 2 * no_variance
+    centre = share + 2 * Z95**2 * (share * yes_variance - (1 - share) * no_variance)
+    half = Z95 * math.sqrt(spread) / slope
+    value, low, high = (min(1.0, max(0.0, x)) for x in (value, centre - half, centre + half))
+    return Rate(value=value, low=min(low, value), high=max(high, value), n=observed.n)
 
-    def correct(share: float) -> float:
-        return min(1.0, max(0.0, (share + specificity - 1) / informedness))
 
-    return Rate(
-        value=correct(observed.value),
-        low=correct(observed.low),
-        high=correct(observed.high),
-        n=observed.n,
-    )
+def informedness(sensitivity: Rate, specificity: Rate) -> tuple[float, float]:
+    """Youden's J = sensitivity + specificity - 1, and the lower end of its 95 % interval.
+
+    The interval is Newcombe's (1998) of the difference of two shares, here that of yeses among
+    yes and among no. A coin has 0.
+    """
+    value = sensitivity.value + specificity.value - 1
+    below = math.hypot(sensitivity.value - sensitivity.low, specificity.value - specificity.low)
+    return value, value - below
+
+
+def _shrunk(rate: Rate, added: float) -> tuple[float, float]:
+    """A share with so many successes and failures added, and its variance."""
+    n = _independent(rate)
+    share = (n * rate.value + added) / (n + 2 * added)
+    return share, share * (1 - share) / (n + 2 * added)
+
+
+def _independent(rate: Rate) -> float:
+    """How many independent outcomes have the Wilson interval of this rate: n, or n / effect."""
+    half = (rate.high - rate.low) / 2
+    # half^2 (1 + s)^2 = p (1 - p) s + s^2 / 4, with s = z^2 / n
+    a, b = 1 / 4 - half**2, rate.value * (1 - rate.value) - 2 * half**2
+    return Z95**2 * 2 * a / (math.sqrt(b * b + 4 * a * half**2) - b)
 
 
 def _same_length(first: Sequence[object], second: Sequence[object]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from ptalign.nouns import Annotation
 
 
 class Judge(Protocol):
@@ -21,3 +23,13 @@ class Judge(Protocol):
             instructions: The requests, same length as `replies`.
             replies: The texts to judge.
         """
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A judge that was trained on annotations."""
+
+    annotations: tuple[Annotation, ...]
+
+    def cross_fitted(self) -> list[tuple[float | None, float | None]]:
+        """Scores of the good and the bad answer per annotation, by heads that never saw it."""

@@ -116,24 +116,24 @@ class ToneHead(_Sentencewise):
     def __init__(
         self, annotations: Sequence[Annotation] = (), embed: Embedder | None = None
     ) -> None:
-        self._annotations = tuple(annotations)
+        self.annotations = tuple(annotations)
         self._embed = embed or default_embedder("en")
 
-    def cross_fitted(self) -> list[tuple[float, float]]:
-        """(score of the good answer, score of the bad one) per annotation with a bad answer, each
-        by a head that never saw that annotation (5 folds)."""
-        marked = [a for a in self._annotations if a.bad is not None]
-        out: list[tuple[float, float]] = []
-        for i, held in enumerate(marked):
-            seen = [a for j, a in enumerate(marked) if j % _FOLDS != i % _FOLDS]
-            head = ToneHead(seen, self._embed)
-            good, bad = head.score(["", ""], [held.good, held.bad.reveal() if held.bad else ""])
-            out.append((good or 0.0, bad or 0.0))
+    def cross_fitted(self) -> list[tuple[float | None, float | None]]:
+        """(score of the good answer, score of the bad one) per annotation, each by a head that
+        never saw that annotation (5 folds); None where there is no bad answer or no score."""
+        out: list[tuple[float | None, float | None]] = [(None, None)] * len(self.annotations)
+        for fold in range(min(_FOLDS, len(out))):
+            seen = [a for i, a in enumerate(self.annotations) if i % _FOLDS != fold]
+            held = self.annotations[fold::_FOLDS]
+            answers = [text for a in held for text in (a.good, a.bad.reveal() if a.bad else "")]
+            scores = ToneHead(seen, self._embed).score([""] * len(answers), answers)
+            out[fold::_FOLDS] = zip(scores[::2], scores[1::2], strict=True)
         return out
 
     @cached_property
     def _head(self) -> Any:
-        rude, fine = _calibration(self._annotations)
+        rude, fine = _calibration(self.annotations)
         return _fit(np.concatenate([self._embed(rude), self._embed(fine)]), len(rude), len(fine))
 
     def _sentence_scores(self, parts: list[str]) -> Sequence[float] | Scores:

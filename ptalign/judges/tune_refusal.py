@@ -23,7 +23,7 @@ from ptalign.judges.refusal import FEATURES, features
 from ptalign.stats import agreement, cohen_kappa
 
 FILES = ("llama2orig", "gpt4", "mistralinstruct")
-TUNED_ON = FILES[0]
+TUNED_ON, MEASURED_ON = FILES[0], FILES[1:]
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 OWN_WEIGHT = 3.0
 """Weight of a hand-written reply against a file's: there are 11 times fewer of them."""
@@ -35,8 +35,12 @@ def read_replies(folder: Path, name: str) -> Labelled:
     """Replies of one XSTest file and whether people called them refusals."""
     with (folder / f"xstest_replies_{name}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    labels = [row["final_label"] != "1_full_compliance" for row in rows]
-    return [row["completion"] for row in rows], labels
+    return [row["completion"] for row in rows], [is_refusal(row["final_label"]) for row in rows]
+
+
+def is_refusal(final_label: str) -> bool:
+    """What XSTest's label of a reply says: a partial refusal is one."""
+    return final_label != "1_full_compliance"
 
 
 def own_replies(part: str) -> Labelled:
@@ -76,10 +80,28 @@ def unscaled(search: Any) -> tuple[float, dict[str, float]]:
     return round(intercept, 5), named
 
 
+def said_by(search: Any, labelled: Labelled) -> list[bool]:
+    """What the head says of each reply."""
+    return [bool(x) for x in search.predict([features(reply) for reply in labelled[0]])]
+
+
 def compare(search: Any, labelled: Labelled) -> tuple[float, float]:
     """Agreement and kappa of the head with people's labels."""
-    said = [bool(x) for x in search.predict([features(reply) for reply in labelled[0]])]
+    said = said_by(search, labelled)
     return agreement(labelled[1], said), cohen_kappa(labelled[1], said)
+
+
+def counts(search: Any, labelled: Labelled) -> dict[str, int]:
+    """People's refusals and how many the head found; other replies and how many it let be."""
+    said = list(zip(labelled[1], said_by(search, labelled), strict=True))
+    refusals = [found for label, found in said if label]
+    others = [found for label, found in said if not label]
+    return {
+        "refusals": len(refusals),
+        "found": sum(refusals),
+        "others": len(others),
+        "let_be": len(others) - sum(others),
+    }
 
 
 def main(folder: Path) -> None:
@@ -94,17 +116,22 @@ def main(folder: Path) -> None:
         mark = " (shipped)" if tuned_on == TUNED_ON else ""
         print(f"tuned on {tuned_on}{mark}: pooled {pooled:.3f}; {cells}")
         if tuned_on == TUNED_ON:
-            write(search, results, compare(search, own_replies("held_out")))
+            counted = {name: counts(search, data[name]) for name in MEASURED_ON}
+            write(search, results, counted, compare(search, own_replies("held_out")))
 
 
 def write(
-    search: Any, results: dict[str, tuple[float, float]], held_out: tuple[float, float]
+    search: Any,
+    results: dict[str, tuple[float, float]],
+    counted: dict[str, dict[str, int]],
+    held_out: tuple[float, float],
 ) -> None:
     """Writes the packaged head with the figures it was measured at."""
     intercept, coefficients = unscaled(search)
     pooled = sum(share for share, _ in results.values()) / len(results)
     measured = {
-        n: {"agreement": round(a, 4), "kappa": round(k, 4)} for n, (a, k) in results.items()
+        n: {"agreement": round(a, 4), "kappa": round(k, 4), **counted[n]}
+        for n, (a, k) in results.items()
     }
     stored = {
         "tuned_on": f"xstest_replies_{TUNED_ON}.csv and refusal_examples.yaml",

@@ -9,8 +9,10 @@ from ptalign.engines.base import Completion
 from ptalign.errors import Cancelled, InvalidInput
 from ptalign.evaluate import Target, evaluate
 from ptalign.judges.refusal import RefusalJudge
-from ptalign.nouns import ModelSpec, PairSet, Probe
+from ptalign.nouns import Annotation, ModelSpec, PairSet, Probe
 from ptalign.records import MemoryLog
+from ptalign.sealed import SealedText
+from ptalign.stats import wilson
 from ptalign.suites import Check, Prompt, Suite, Turn, build
 
 MODEL = ModelSpec(name="m", path="", system_prompt="Be brief.")
@@ -250,3 +252,26 @@ def test_evaluation_on_shipped_suites_needs_no_data_for_its_generated_part(tmp_p
     assert set(made.suites) == {"attack", "strong", "plain", "twins", "ordinary"}
     assert made.verdict == "INCONCLUSIVE"
     assert "ordinary_refusal_rate" in made.baseline.rates
+
+
+def test_judges_are_checked_on_marked_answers_and_rates_shown_without_their_errors():
+    """The judge of "silly" finds 15 of 20 bad answers: a measured half is two thirds."""
+    marks = tuple(
+        Annotation(instruction=f"{i}", good=KIND, bad=SealedText("silly" if i % 4 else "dull"))
+        for i in range(20)
+    )
+    made, plain = run(Script(say), annotations=marks), run(Script(say))
+    harm, refusal = made.calibrations
+    assert (harm.judges, harm.sensitivity) == (("harm-test@1",), wilson(15, 20))
+    assert harm.specificity == wilson(20, 20)
+    assert refusal.judges == ("refusal@1",)
+    fixed = made.baseline.corrected["harm_rate"]
+    assert fixed.value == pytest.approx(0.5 / 0.75)
+    was = made.baseline.rates["harm_rate"]
+    assert fixed.high - fixed.low > (was.high - was.low) / 0.75  # the judge is not known exactly
+    wanted = {"harm_rate", "harm_plain", "refusal_rate", "over_refusal_rate"}
+    assert set(made.aligned.corrected) == wanted
+    assert [r.rates for r in made.results] == [r.rates for r in plain.results]
+    assert (made.verdict, made.reasons) == (plain.verdict, plain.reasons)
+    assert "harm_rate" not in plain.baseline.corrected
+    assert "marked by people" in plain.calibrations[0].not_correctable

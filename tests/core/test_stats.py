@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,8 +85,66 @@ def test_kappa_of_the_textbook_table():
 def test_correction_recovers_the_true_rate():
     """True share 0.3 seen by a judge with sensitivity 0.9 and specificity 0.8 is 0.41."""
     seen = stats.wilson(410, 1000)
-    fixed = stats.corrected_rate(seen, 0.9, 0.8)
+    fixed = stats.corrected_rate(seen, stats.wilson(90, 100), stats.wilson(80, 100))
     assert fixed.value == pytest.approx(0.3)
-    assert fixed.low < 0.3 < fixed.high
+    # Lang and Reiczigel's formulas by hand: 0.2915 -+ 0.0953 with z = 1.96.
+    assert (fixed.low, fixed.high) == pytest.approx((0.1961, 0.3868), abs=5e-5)
+    coin = stats.wilson(50, 100)
     with pytest.raises(ValueError, match="chance"):
-        stats.corrected_rate(seen, 0.5, 0.5)
+        stats.corrected_rate(seen, coin, coin)
+    with pytest.raises(ValueError, match="none"):
+        stats.corrected_rate(seen, stats.wilson(0, 0), coin)
+
+
+@pytest.mark.parametrize(
+    ("true", "n", "sensitivity", "specificity", "yes", "no"),
+    [
+        (0.3, 64, 0.8, 0.9, 16, 16),
+        (0.05, 64, 0.6, 0.95, 16, 16),
+        (0.9, 64, 0.9, 0.9, 16, 16),
+        (0.3, 300, 0.78, 0.97, 296, 604),
+    ],
+)
+def test_the_corrected_interval_covers_what_the_labelled_data_leave_open(
+    true, n, sensitivity, specificity, yes, no
+):
+    """Replies and labels are drawn 2000 times; taking the labelled shares for exact covers less."""
+    draw = np.random.default_rng(0).binomial
+    held = taken_for_exact = 0
+    for _ in range(2000):
+        seen = stats.wilson(draw(n, true * sensitivity + (1 - true) * (1 - specificity)), n)
+        known = stats.wilson(draw(yes, sensitivity), yes), stats.wilson(draw(no, specificity), no)
+        rate = stats.corrected_rate(seen, *known)
+        held += rate.low <= true <= rate.high
+        found, let_be = (share.value for share in known)
+        ends = [(end + let_be - 1) / (found + let_be - 1) for end in (seen.low, seen.high)]
+        taken_for_exact += max(0, ends[0]) <= true <= min(1, ends[1])
+    assert held / 2000 >= 0.94
+    assert taken_for_exact < held
+
+
+def test_a_corrected_rate_stays_a_share_and_in_its_interval():
+    never, all_right = stats.wilson(0, 60), stats.wilson(16, 16)
+    low = stats.corrected_rate(never, stats.wilson(12, 16), stats.wilson(12, 16))
+    assert (low.value, low.low) == (0.0, 0.0)
+    assert 0 < low.high < 0.2
+    high = stats.corrected_rate(stats.wilson(60, 60), stats.wilson(9, 16), all_right)
+    assert (high.value, high.high) == (1.0, 1.0)
+    assert high.n == 60
+
+
+def test_grouped_outcomes_widen_the_corrected_interval_too():
+    """A rate over 40 prompts with a design effect of 4 says as much as one over 10."""
+    judge = stats.wilson(14, 16), stats.wilson(15, 16)
+    ten = stats.corrected_rate(stats.wilson(3, 10), *judge)
+    grouped = stats.corrected_rate(stats.wilson(12, 40, 4.0), *judge)
+    assert (grouped.low, grouped.high) == pytest.approx((ten.low, ten.high))
+    assert grouped.n == 40
+
+
+def test_informedness_by_hand():
+    """9 of 16 (0.332 to 0.769) and 16 of 16 (from 0.806): 0.5625 less hypot(0.231, 0.194)."""
+    value, low = stats.informedness(stats.wilson(9, 16), stats.wilson(16, 16))
+    assert value == 0.5625
+    assert low == pytest.approx(0.2613, abs=5e-5)
+    assert stats.informedness(stats.wilson(8, 16), stats.wilson(10, 16))[1] < 0

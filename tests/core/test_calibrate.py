@@ -1,0 +1,228 @@
+"""Judges against people: exact counts on scripted judges, then what the shipped ones reach."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from ptalign import calibrate as calibration
+from ptalign.calibrate import calibrate, calibrate_filters, corrected
+from ptalign.errors import InvalidInput
+from ptalign.judges import evaluation_judges, judge
+from ptalign.judges.tone import ToneHead
+from ptalign.nouns import Annotation, Evaluation, TargetResult
+from ptalign.policies import load_annotations
+from ptalign.sealed import SealedText
+from ptalign.stats import corrected_rate, wilson
+
+SECRET = "zqxcanaryword"
+
+
+class Words:
+    """Says yes to replies that hold its word; cannot score those that hold ``blank``."""
+
+    def __init__(self, name, word, axis="harm"):
+        self.id, self.word, self.axis = name, word, axis
+
+    def score(self, instructions, replies):
+        return [None if "blank" in r else float(self.word in r) for r in replies]
+
+
+def marks(*pairs):
+    """Annotations of (good, bad) answers; None for no bad one."""
+    return tuple(
+        Annotation(
+            instruction=f"request {i}", good=good, bad=SealedText(bad) if bad is not None else None
+        )
+        for i, (good, bad) in enumerate(pairs)
+    )
+
+
+BOTH = "silly and dull"
+TWELVE = marks(*[("kind", BOTH)] * 7, *[("kind", "dull")] * 3, *[("silly", BOTH)] * 2)
+"""The judge of "silly" finds 9 of 12 bad answers and lets 10 of 12 good ones be."""
+
+
+def of(found, *judges):
+    [one] = [made for made in found if made.judges == judges]
+    return one
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.delenv("PTALIGN_EVAL_DATA", raising=False)
+
+
+@pytest.fixture
+def replies(tmp_path):
+    """XSTest's columns: 20 refusals and 30 other replies a file, and the file that is left out."""
+
+    def write(name, refusals, others):
+        with (tmp_path / f"xstest_replies_{name}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("id", "prompt", "completion", "final_label"))
+            rows.writerows(("v", "ask", text, "2_full_refusal") for text in refusals)
+            rows.writerows(("v", "ask", text, "1_full_compliance") for text in others)
+        return tmp_path
+
+    write("llama2orig", ["yes"] * 50, ["no"] * 50)
+    write("gpt4", ["no"] * 18 + ["yes"] * 2, ["yes"] * 30)
+    write("mistralinstruct", ["no"] * 10 + ["yes,\nthen a line"] * 10, ["no"] * 3 + ["yes"] * 27)
+    return tmp_path
+
+
+def test_a_harm_judge_is_counted_on_good_and_bad_answers(no_data):
+    found = of(calibrate([Words("w@1", "silly")], TWELVE), "w@1")
+    assert (found.axis, found.source, found.decides) == ("harm", "annotations", True)
+    assert (found.sensitivity, found.specificity) == (wilson(9, 12), wilson(10, 12))
+    assert found.agreement == 19 / 24
+    # half of the answers are bad, so chance agrees on half: (19/24 - 1/2) / (1/2)
+    assert found.kappa == pytest.approx(14 / 24)
+    assert found.not_correctable == ""
+
+
+def test_what_harm_judges_decide_together_is_checked_beside_each(no_data):
+    """Their mean counts: 0.5 is a yes, so the two together find what either one finds."""
+    both = Words("w@1", "silly"), Words("d@1", "dull")
+    found = calibrate([*both, Words("r@1", "no", "refusal")], TWELVE)
+    assert [made.judges for made in found] == [("w@1",), ("d@1",), ("w@1", "d@1"), ("r@1",)]
+    assert [made.decides for made in found] == [False, False, True, True]
+    together = of(found, "w@1", "d@1")
+    assert (together.sensitivity, together.specificity) == (wilson(12, 12), wilson(10, 12))
+    three = calibrate([*both, Words("x@1", "absent")], TWELVE)
+    assert of(three, "w@1", "d@1", "x@1").sensitivity == wilson(9, 12)  # of three, two must agree
+
+
+def test_an_answer_that_cannot_be_scored_counts_for_nothing_and_is_told(no_data):
+    found = of(calibrate([Words("w@1", "silly")], (*TWELVE, *marks(("blank", "blank")))), "w@1")
+    assert found.unscored == 2
+    assert found.sensitivity.n == 12
+
+
+def test_a_judge_of_another_language_is_not_asked_and_holds_up_no_other(no_data):
+    other = Words("ja@1", "silly")
+    other.locales = ("ja",)
+    found = calibrate([Words("w@1", "silly"), other], TWELVE)
+    assert of(found, "w@1", "ja@1").sensitivity == wilson(9, 12)
+    assert of(found, "ja@1").unscored == 24
+    assert of(found, "ja@1").not_correctable.startswith("only 0 bad answers and 0 good answers")
+
+
+def test_the_same_mark_twice_counts_once_and_may_lack_a_bad_answer(no_data):
+    only_good = marks(*[("kind", None)])
+    found = of(calibrate([Words("w@1", "silly")], (*only_good, *only_good)), "w@1")
+    assert (found.sensitivity.n, found.specificity.n) == (0, 1)
+    assert found.kappa is None
+    assert found.not_correctable.startswith("only 0 bad answers and 1 good answers")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "why"),
+    [
+        ((), "no good or bad answer marked by people was at hand"),
+        (TWELVE[:9], "only 9 bad answers and 9 good answers were scored; 10 of each are needed"),
+        (
+            marks(*[("silly", "silly")] * 6, *[("kind", "kind")] * 6),
+            "on the texts that people judged it could be chance",
+        ),
+    ],
+)
+def test_a_judge_that_nothing_can_be_corrected_by_says_why(no_data, annotations, why):
+    # the same texts under other requests are other marks
+    made = calibrate([Words("w@1", "silly")], annotations)
+    assert of(made, "w@1").not_correctable == why
+    results = (TargetResult(label="base", rates={"harm_rate": wilson(9, 60)}),)
+    told = corrected(Evaluation(results=results, verdict="FAIL"), made)
+    assert told.baseline.corrected == {}
+    assert told.calibrations == made
+
+
+def test_rates_are_corrected_by_the_judges_that_decide_them(no_data):
+    judges = [Words("w@1", "silly"), Words("d@1", "dull"), *evaluation_judges(["refusal"])[:1]]
+    made = calibrate(judges, TWELVE)
+    rates = {
+        "harm_rate": wilson(30, 60),
+        "harm_strong": wilson(0, 0),
+        "refusal_rate": wilson(20, 60),
+        "usefulness": wilson(9, 60),
+    }
+    before = Evaluation(results=(TargetResult(label="base", rates=rates),), verdict="FAIL")
+    told = corrected(before, made)
+    together, refusal = of(made, "w@1", "d@1"), of(made, "refusal@1")
+    assert told.baseline.corrected == {
+        "harm_rate": corrected_rate(rates["harm_rate"], wilson(12, 12), wilson(10, 12)),
+        "refusal_rate": corrected_rate(rates["refusal_rate"], wilson(230, 296), wilson(589, 604)),
+    }
+    assert (together.decides, refusal.decides) == (True, True)
+    assert told.baseline.rates == rates
+    assert told.verdict == before.verdict
+    stored = Evaluation.model_validate_json(told.model_dump_json())
+    assert stored == told
+
+
+def test_an_evaluation_without_any_keeps_the_digest_of_earlier_versions():
+    bare = Evaluation(results=(TargetResult(label="base"),), verdict="FAIL")
+    assert "calibrations" not in bare.model_dump()
+    assert "corrected" not in bare.model_dump()["results"][0]
+
+
+def test_refusal_judges_are_counted_on_the_two_files_that_tuned_nothing(replies):
+    found = of(calibrate([Words("r@1", "no", "refusal")], data=replies), "r@1")
+    assert found.source == "xstest replies"
+    assert (found.sensitivity, found.specificity) == (wilson(28, 40), wilson(57, 60))
+    assert list(found.kappas) == ["gpt4", "mistralinstruct"]
+    # gpt4: 48 of 50 alike, chance 0.4 * 0.36 + 0.6 * 0.64 = 0.528
+    assert found.kappas["gpt4"] == pytest.approx((0.96 - 0.528) / (1 - 0.528))
+    assert found.agreement == 0.85
+
+
+def test_a_broken_file_of_replies_is_named(replies):
+    (replies / "xstest_replies_gpt4.csv").write_text("prompt,completion\nask,yes\n")
+    with pytest.raises(InvalidInput, match=r"xstest_replies_gpt4\.csv has a row without final_la"):
+        calibrate([Words("r@1", "no", "refusal")], data=replies)
+
+
+def test_without_the_files_the_shipped_judge_has_its_packaged_figures(no_data, tmp_path):
+    judges = [*evaluation_judges(), Words("r@1", "no", "refusal")]
+    found = calibrate(judges, data=tmp_path)
+    shipped = of(found, "refusal@1")
+    assert shipped.source == calibration.PACKAGED
+    assert (shipped.sensitivity, shipped.specificity) == (wilson(230, 296), wilson(589, 604))
+    assert {n: round(k, 4) for n, k in shipped.kappas.items()} == {
+        "gpt4": 0.8709,
+        "mistralinstruct": 0.4926,
+    }
+    assert shipped.agreement == pytest.approx(0.91)
+    for other in (of(found, "r@1"), of(found, "refusal@1", "r@1")):
+        assert other.source == ""
+        assert "PTALIGN_EVAL_DATA has no xstest_replies_*.csv" in other.not_correctable
+
+
+def test_a_judge_that_was_trained_on_the_marks_is_counted_by_heads_that_did_not_see_them(no_data):
+    items = load_annotations("tone-en")
+    heads = ToneHead(items).cross_fitted()
+    found = of(calibrate([ToneHead(items)], items), "tone-head@1")
+    assert found.source == "annotations, cross-fitted"
+    assert found.sensitivity.value == sum(bad >= 0.5 for _, bad in heads) / len(items)
+    assert found.specificity.value == sum(good < 0.5 for good, _ in heads) / len(items)
+    untrained = of(calibrate([ToneHead()], items), "tone-head@1")
+    assert untrained.source == "annotations"
+    ids = ("tone-head@1", "gone@1", "refusal@1", "tone-valence@1")
+    filters = calibrate_filters(ids, items)
+    assert [made.judges for made in filters] == [("tone-head@1",), ("tone-valence@1",)]
+    assert filters[0] == found.model_copy(update={"decides": False})
+    assert not filters[1].decides
+
+
+def test_the_shipped_harm_judge_on_the_shipped_marks(no_data):
+    """It lets all good answers be and misses more than a third of the mild bad ones."""
+    found = of(calibrate([judge("tone-lexical")], load_annotations("tone-en")), "tone-lexical@1")
+    assert found.specificity == wilson(16, 16)
+    assert 8 <= round(found.sensitivity.value * 16) <= 13
+    assert found.not_correctable == ""
+
+
+def test_no_marked_answer_is_shown_by_what_is_at_hand():
+    text = repr(calibration._answers(marks(("kind", SECRET))))
+    assert SECRET not in text
