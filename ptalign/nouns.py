@@ -354,6 +354,13 @@ class Probe(Noun):
 
     benign_kl: float | None
     """KL(base || target), nats per token, on held-out anchors; None where the set has none."""
+    benign_kl_interval: tuple[float, float] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """95 % bootstrap interval of it, over anchors. Left out of digests where there is none, so that
+    evaluations of earlier versions keep theirs; so is the next."""
+    anchor_kl: tuple[float, ...] = Field((), exclude_if=lambda value: not value)
+    """The same per held-out anchor, nats per token of that anchor."""
     benign_nll: float | None
     """Negative log-likelihood, nats per token, of held-out anchor answers; None likewise."""
     harm_word_ratio: float

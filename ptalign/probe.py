@@ -19,15 +19,16 @@ from ptalign.config import EvalConfig
 from ptalign.losses import kl_divergence, margins
 from ptalign.nouns import ModelSpec, PairSet, Policy, Probe
 from ptalign.progress import OnProgress, Progress, ignore
+from ptalign.stats import ratio_interval
 from ptalign.training import explain, lora, pools
 from ptalign.training.contrast import constraints_of
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample, anchor_sample, toxic_sample
-from ptalign.training.tree import Row, pack
+from ptalign.training.tree import Row, Targets, pack
 
 TOXIC = 24
 """Toxic answers read, at most."""
-BENIGN = 16
+BENIGN = 64
 """Held-out anchors read, at most."""
 
 
@@ -146,16 +147,23 @@ class _Texts:
 
     def measure(self, decoder: Decoder) -> Probe:
         """All measurements of one adapter."""
-        kl, nll, tokens = 0.0, 0.0, 0
+        kl: list[float] = []  # per held-out anchor
+        sizes: list[int] = []
+        nll = 0.0
         for row, base in zip(self.rows, self.states, strict=True):
             states, targets = _states(decoder, row)
-            kl += float(kl_divergence(base, states, decoder.head).sum())
-            nll -= float(logsigmoid(margins(states, targets, decoder.head)).sum())
-            tokens += len(states)
+            nats = kl_divergence(base, states, decoder.head)
+            owners, count = targets.owners.cpu(), len(row.samples)
+            kl += torch.bincount(owners, nats.double().cpu(), minlength=count).tolist()
+            sizes += torch.bincount(owners, minlength=count).tolist()
+            nll -= float(logsigmoid(margins(states, targets.tokens, decoder.head)).sum())
+        tokens = sum(sizes)
         after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
         taught, learned = self.taught, self.taught.after(decoder) if self.taught else []
         return Probe(
-            benign_kl=kl / tokens if tokens else None,
+            benign_kl=sum(kl) / tokens if tokens else None,
+            benign_kl_interval=ratio_interval(kl, sizes) if tokens else None,
+            anchor_kl=tuple(nats / size for nats, size in zip(kl, sizes, strict=True)),
             benign_nll=nll / tokens if tokens else None,
             harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
             selectivity=explain.selectivity(self.toxic.words, after),
@@ -167,11 +175,10 @@ class _Texts:
         )
 
 
-def _states(decoder: Decoder, row: Row) -> tuple[Tensor, Tensor]:
-    """Hidden states [targets, hidden] and token ids [targets] of a row's weighted tokens."""
+def _states(decoder: Decoder, row: Row) -> tuple[Tensor, Targets]:
+    """Hidden states [targets, hidden] of a row's weighted tokens, and what they belong to."""
     with torch.no_grad():
-        states, targets = decoder.target_states(row)
-    return states, targets.tokens
+        return decoder.target_states(row)
 
 
 def benign_samples(pairs: PairSet, chat: ChatFormat) -> list[Sample]:

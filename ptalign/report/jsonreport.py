@@ -39,6 +39,7 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         "twin_separation": twin_separation(result),
         **dict.fromkeys(PROBED),
         **(result.probe.measured if result.probe else {}),
+        "benign_kl_interval": result.probe.benign_kl_interval if result.probe else None,
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
         "by_topic": {
             topic: {name: _rate(rate) for name, rate in row.items()}

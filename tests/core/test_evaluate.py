@@ -91,7 +91,14 @@ def say(request):
 
 
 def probe(kl):
-    return Probe(benign_kl=kl, benign_nll=1.0, harm_word_ratio=0.5, selectivity=-1.0)
+    return Probe(
+        benign_kl=kl,
+        benign_kl_interval=(0.9 * kl, 1.1 * kl),
+        anchor_kl=(kl,) * 10,
+        benign_nll=1.0,
+        harm_word_ratio=0.5,
+        selectivity=-1.0,
+    )
 
 
 def run(engine, *, asked=None, judges=None, gate=None, **more):
@@ -243,7 +250,10 @@ def test_without_a_probe_the_kl_limit_is_not_settled_and_over_it_is_broken():
     assert run(Script(say), prober=None).verdict == "INCONCLUSIVE"
     over = run(Script(say), prober=lambda p, folders: {label: probe(0.3) for label in folders})
     assert over.verdict == "FAIL"
-    assert over.reasons[0] == ("broken: ordinary answers changed by 0.30 nats a token; limit: 0.25")
+    assert over.reasons[0] == (
+        "broken: ordinary answers changed by 0.30 nats a token (95 % interval 0.27 to 0.33, "
+        "10 anchors); limit: 0.25"
+    )
 
 
 def test_evaluation_on_shipped_suites_needs_no_data_for_its_generated_part(tmp_path):

@@ -64,7 +64,14 @@ def result(label="tuned", kl=0.1, unscored=0.0, **suites):
     rates = {"unscored_rate": Rate(value=unscored, low=0, high=1, n=100)}
     for suite, share in suites.items():
         rates[f"unscored_rate/{suite}"] = Rate(value=share, low=0, high=1, n=40)
-    probe = Probe(benign_kl=kl, benign_nll=1, harm_word_ratio=1, selectivity=0)
+    probe = Probe(
+        benign_kl=kl,
+        benign_kl_interval=None if kl is None else (0.8 * kl, 1.2 * kl),
+        anchor_kl=() if kl is None else (kl,) * 10,
+        benign_nll=1,
+        harm_word_ratio=1,
+        selectivity=0,
+    )
     return TargetResult(label=label, rates=rates, probe=probe)
 
 

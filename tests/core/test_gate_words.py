@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ptalign.config import GateConfig
@@ -11,9 +13,22 @@ from ptalign.rates import Difference
 from ptalign.stats import mcnemar, tango, wilson
 
 
-def target(kl: float = 0.1, **rates: Rate) -> TargetResult:
+def target(
+    kl: float = 0.1,
+    low: float | None = None,
+    high: float | None = None,
+    anchors: int = 12,
+    **rates: Rate,
+) -> TargetResult:
     made = {"unscored_rate": wilson(0, 64), **rates}
-    probe = Probe(benign_kl=kl, benign_nll=1, harm_word_ratio=1, selectivity=0)
+    probe = Probe(
+        benign_kl=kl,
+        benign_kl_interval=(kl if low is None else low, kl if high is None else high),
+        anchor_kl=(kl,) * anchors,
+        benign_nll=1,
+        harm_word_ratio=1,
+        selectivity=0,
+    )
     return TargetResult(label="tuned", rates=made, probe=probe)
 
 
@@ -109,21 +124,39 @@ def test_a_limit_is_printed_as_it_was_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kl", "mark", "words"),
+    ("kl", "low", "high", "mark", "words"),
     [
-        (0.11472, "kept", "changed by 0.115 nats a token; limit: 0.25"),
-        (0.3, "broken", "changed by 0.30 nats a token; limit: 0.25"),
-        (0.25004, "broken", "changed by 0.25004 nats a token; limit: 0.25"),
-        (0.0, "kept", "changed by 0.00 nats a token; limit: 0.25"),
+        (0.11472, 0.0921, 0.1402, "kept", "0.115 nats a token (95 % interval 0.092 to 0.14, "),
+        (0.3, 0.26, 0.35, "broken", "0.30 nats a token (95 % interval 0.26 to 0.35, "),
+        # on either side of the limit by less than the anchors can tell
+        (0.25004, 0.21, 0.29, "unsure", "0.25004 nats a token (95 % interval 0.21 to 0.29, "),
+        (0.2499, 0.21, 0.29, "unsure", "0.25 nats a token (95 % interval 0.21 to 0.29, "),
+        (0.2, 0.15, 0.25004, "unsure", "0.20 nats a token (95 % interval 0.15 to 0.25004, "),
+        (0.0, 0.0, 0.0, "kept", "0.00 nats a token (95 % interval 0.00 to 0.00, "),
+        (math.nan, math.nan, math.nan, "broken", "nan nats a token"),
     ],
 )
-def test_kl_has_the_decimals_of_the_reports_table(kl: float, mark: str, words: str) -> None:
-    found = examine(GateConfig(), target(), target(kl), {}, [], None)
+def test_kl_is_judged_by_its_interval_over_anchors(
+    kl: float, low: float, high: float, mark: str, words: str
+) -> None:
+    found = examine(GateConfig(), target(), target(kl, low, high), {}, [], None)
     said = next(f for f in found if "nats" in f.words)
     assert said.mark == mark
-    assert words in said.words
+    assert f"changed by {words}" in said.words
+    assert "12 anchors); limit: 0.25" in said.words
+
+
+def test_kl_of_a_few_anchors_settles_nothing() -> None:
+    for anchors, mark in ((7, "unsure"), (8, "kept")):
+        found = examine(GateConfig(), target(), target(0.1, anchors=anchors), {}, [], None)
+        said = next(f for f in found if "nats" in f.words)
+        assert said.mark == mark
+        assert ("too few held-out anchors, at least 8 are needed" in said.words) == (anchors < 8)
+
+
+def test_kl_beside_a_small_limit_keeps_its_decimals() -> None:
     fine = examine(GateConfig(max_benign_kl=0.0005), target(), target(0.0004), {}, [], None)
-    assert any("by 0.00 nats a token; limit: 0.0005" in f.words for f in fine)
+    assert any("by 0.00 nats a token" in f.words and "limit: 0.0005" in f.words for f in fine)
 
 
 def test_shares_just_over_their_limit_are_printed_over_it() -> None:

@@ -41,19 +41,25 @@ def test_kl_and_nll_equal_plain_forward_passes(
     base = lora.load_model(tiny_model)
     tuned = PeftModel.from_pretrained(lora.load_model(tiny_model), str(adapter))
     kl = nll = 0.0
-    tokens = 0
+    tokens, by_anchor = 0, []
     for sample in benign_samples(mild_pairs, chat):
         ids = torch.tensor([sample.prompt + sample.answer])
         rows = slice(len(sample.prompt) - 1, sample.length - 1)
         with torch.no_grad():
             p = base(ids).logits[0, rows].log_softmax(-1)
             q = tuned(ids).logits[0, rows].log_softmax(-1)
-        kl += float((p.exp() * (p - q)).sum())
+        nats = (p.exp() * (p - q)).sum(dim=-1)
+        by_anchor.append(float(nats.mean()))
+        kl += float(nats.sum())
         nll -= float(q[torch.arange(len(q)), torch.tensor(sample.answer)].sum())
         tokens += len(q)
     assert tokens == sum(len(s.answer) for s in benign_samples(mild_pairs, chat))
     assert found["tuned"].benign_kl == pytest.approx(kl / tokens, rel=1e-3)
     assert found["tuned"].benign_nll == pytest.approx(nll / tokens, rel=1e-4)
+    assert sorted(found["tuned"].anchor_kl) == pytest.approx(sorted(by_anchor), rel=1e-3)
+    low, high = found["tuned"].benign_kl_interval
+    assert low < found["tuned"].benign_kl < high
+    assert (low, high) == pytest.approx((min(by_anchor), max(by_anchor)), rel=1e-3)  # of two
     assert found["base"].benign_kl == pytest.approx(0, abs=1e-6)
     assert found["base"].selectivity == pytest.approx(0, abs=1e-5)
 
@@ -62,6 +68,19 @@ def test_held_out_anchors_are_what_benign_means(tiny_model: ModelSpec, mild_pair
     chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
     keys = {s.key for s in benign_samples(mild_pairs, chat)}
     assert keys == {a.id for a in mild_pairs.anchors if a.held_out}
+
+
+def test_all_held_out_anchors_are_read_up_to_a_bound(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    one = mild_pairs.anchors[0]
+    for held_out, read in ((40, 40), (100, 64)):
+        anchors = tuple(
+            one.model_copy(update={"id": str(i), "held_out": True}) for i in range(held_out)
+        )
+        pairs = mild_pairs.model_copy(update={"anchors": anchors})
+        assert len(benign_samples(pairs, chat)) == read
 
 
 def test_harm_words_are_the_same_for_every_adapter(

@@ -97,3 +97,15 @@ def test_holm_by_hand():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
     assert stats.holm([]) == []
+
+
+def test_a_ratio_is_resampled_by_whole_texts():
+    """Ten texts of 10 or 30 tokens at 0.1 or 0.3 nats a token: 50 nats of 200 tokens."""
+    totals, sizes = [1.0] * 5 + [9.0] * 5, [10] * 5 + [30] * 5
+    low, high = stats.ratio_interval(totals, sizes)
+    assert low < 50 / 200 < high
+    assert low >= 0.1
+    assert high <= 0.3
+    assert stats.ratio_interval([2.0] * 9, [4] * 9) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="at least one item"):
+        stats.ratio_interval([], [])
