@@ -201,31 +201,6 @@ def ratio_interval(
     return float(low), float(high)
 
 
-def ratio_interval(
-    totals: Sequence[float], sizes: Sequence[int], *, draws: int = 4000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of sum(totals) / sum(sizes), over whole items.
-
-    For a mean per token where the tokens of a text go together. With fewer than some twenty items
-    it is a little too narrow, as percentile intervals are.
-
-    Args:
-        totals: A sum per item.
-        sizes: What it was summed over, same order; above 0.
-        draws: Bootstrap resamples.
-        seed: Makes the interval repeatable.
-    """
-    _same_length(totals, sizes)
-    if not totals or min(sizes) <= 0:
-        raise ValueError("a ratio needs at least one item, and sizes above 0")
-    import numpy as np
-
-    picked = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
-    ratios = np.asarray(totals)[picked].sum(axis=1) / np.asarray(sizes)[picked].sum(axis=1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Agreement of two raters beyond chance (Cohen 1960); 1 when both always say the same thing.
 
