@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ptalign_client.cli import chat, ops, run, store, verbs
+from ptalign_client.cli import chat, compare, ops, run, store, verbs
 from ptalign_client.cli.session import EXIT_CODES, root
 
 HELP = """Makes a language model measurably safer: from topics to a safer adapter.
@@ -23,5 +23,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 root(app, "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()))
-for room in (run, verbs, ops, store, chat):
+for room in (run, verbs, ops, store, compare, chat):
     room.register(app)
