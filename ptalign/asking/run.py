@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ptalign.asking import prompts
 from ptalign.asking.openers import opener_of, twin_openers
 from ptalign.asking.seeding import Seed
-from ptalign.asking.stats import set_stats
+from ptalign.asking.stats import coverage_stats, set_stats
 from ptalign.asking.topics import TopicIndex
 from ptalign.asking.validity import Novelty, TwinCheck, malformed
 from ptalign.config import InstructionConfig
@@ -32,9 +32,6 @@ TWIN_TRIES = 6
 
 MAX_ERRORS = 64
 """Failed requests in a row after which the engine counts as lost."""
-
-COVERAGE_FLOOR = 0.8
-"""Share of the topics that a set should cover; one under it says so in its statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +243,8 @@ class DraftRun:
         records = tuple(self._records.values())
         made = self._harmful - self._inherited
         stats = set_stats(records, [t.id for t in self._grid.topics], self.embed)
+        stats |= coverage_stats(self._grid.coverage)
         stats |= {
-            "coverage": self._grid.coverage,
-            "coverage_met": float(self._grid.coverage >= COVERAGE_FLOOR),
             "drafts": self._drafts,
             "yield": made / self._drafts if self._drafts else 0.0,
             "tokens_generated": self._tokens,

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from ptalign.nouns import Instruction
+from ptalign.policies.grid import coverage
 from ptalign.text.diversity import distinct_n, nearest_distances, normalised_entropy, vendi_score
 from ptalign.text.embed import Embedder
+from ptalign.text.near import NearDuplicates
+
+COVERAGE_FLOOR = 0.8
+"""Share of the topics that a set should cover; one under it says so in its statistics."""
+
+NOT_COMPUTED = "not_computed."
+"""Before the name of a number that a set goes without."""
+
+MAX_COMPARED = 500_000
+"""Characters of text in which near-duplicates are looked for without a run: 1-3 s of work."""
 
 
 def set_stats(
@@ -22,23 +35,77 @@ def set_stats(
         nearest other instruction), ``twin_similarity`` (mean cosine with the twin) and
         ``twin_share`` (instructions that have one).
     """
-    harmful = [r for r in records if r.side == "harmful"]
+    harmful, twins = _sides(records)
     if not harmful:
         return {"twin_share": 0.0}
-    texts = [r.text for r in harmful]
-    vectors = embed(texts)
+    vectors = embed([r.text for r in harmful])
     nearest = nearest_distances(vectors)
-    place = {r.id: i for i, r in enumerate(harmful)}
-    twins = [r for r in records if r.side == "twin" and r.twin_of in place]
-    stats = {
-        "entropy": normalised_entropy((r.topic for r in harmful), len(topics)),
-        "distinct_2": distinct_n(texts, 2, harmful[0].locale),
+    stats = _word_stats(harmful, twins, topics) | {
         "vendi": vendi_score(vectors),
         "nn_distance_p10": float(np.quantile(nearest, 0.1)),
         "nn_distance_p50": float(np.quantile(nearest, 0.5)),
-        "twin_share": len(twins) / len(harmful),
     }
     if twins:
+        place = {r.id: i for i, r in enumerate(harmful)}
         others = vectors[[place[r.twin_of] for r in twins]]
         stats["twin_similarity"] = float((embed([r.text for r in twins]) * others).sum(1).mean())
     return stats
+
+
+def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[str, float]:
+    """The numbers of a set that no run made, as far as they need no embeddings.
+
+    Args:
+        records: All of the set.
+        topics: Ids of the policy's topics: coverage and entropy are over these.
+
+    Returns:
+        ``entropy``, ``distinct_2`` and ``twin_share`` as in `set_stats`, `coverage_stats` with an
+        even share of the set as what each topic is owed, and ``near_duplicates`` (harmful
+        instructions that resemble an earlier one). A number that is left out stands as
+        ``not_computed.NAME``.
+    """
+    harmful, twins = _sides(records)
+    if not harmful:
+        return {"twin_share": 0.0}
+    owed = max(1, math.ceil(len(harmful) / len(topics)))
+    stats = _word_stats(harmful, twins, topics)
+    stats |= coverage_stats(coverage(Counter(r.topic for r in harmful), topics, owed))
+    missing = ["vendi", "nn_distance_p10", "nn_distance_p50"]
+    missing += ["twin_similarity"] if twins else []
+    if sum(len(r.text) for r in harmful) <= MAX_COMPARED:
+        stats["near_duplicates"] = float(_near_duplicates(harmful))
+    else:
+        missing.append("near_duplicates")
+    return stats | {f"{NOT_COMPUTED}{name}": 1.0 for name in missing}
+
+
+def coverage_stats(share: float) -> dict[str, float]:
+    """``coverage`` (share of the topics with at least half of what they are owed) and
+    ``coverage_met`` (1 when that is not under `COVERAGE_FLOOR`)."""
+    return {"coverage": share, "coverage_met": float(share >= COVERAGE_FLOOR)}
+
+
+def _sides(records: Sequence[Instruction]) -> tuple[list[Instruction], list[Instruction]]:
+    """Harmful instructions, and the twins of those."""
+    harmful = [r for r in records if r.side == "harmful"]
+    ids = {r.id for r in harmful}
+    return harmful, [r for r in records if r.side == "twin" and r.twin_of in ids]
+
+
+def _word_stats(
+    harmful: Sequence[Instruction], twins: Sequence[Instruction], topics: Sequence[str]
+) -> dict[str, float]:
+    return {
+        "entropy": normalised_entropy((r.topic for r in harmful), len(topics)),
+        "distinct_2": distinct_n([r.text for r in harmful], 2, harmful[0].locale),
+        "twin_share": len(twins) / len(harmful),
+    }
+
+
+def _near_duplicates(harmful: Sequence[Instruction]) -> int:
+    index, found = NearDuplicates(locale=harmful[0].locale), 0
+    for record in harmful:
+        found += index.find(record.text) is not None
+        index.add(record.text)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ptalign.errors import InvalidInput
@@ -22,6 +22,11 @@ class Cell:
     topic: Topic
     tactic: Tactic
     opener: str
+
+
+def coverage(accepted: Mapping[str, int], topics: Sequence[str], quota: int) -> float:
+    """Share of the topics with at least half of `quota` instructions."""
+    return sum(accepted.get(t, 0) * 2 >= quota for t in topics) / len(topics)
 
 
 class Grid:
@@ -104,8 +109,7 @@ class Grid:
     @property
     def coverage(self) -> float:
         """Share of the topics with at least half of what they are owed."""
-        enough = sum(self.accepted[t.id] * 2 >= self.quota for t in self.topics)
-        return enough / len(self.topics)
+        return coverage(self.accepted, [t.id for t in self.topics], self.quota)
 
     def _need(self, topic_id: str) -> float:
         """Accepted and expected instructions; a draft in flight counts by the topic's yield."""

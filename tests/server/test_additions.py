@@ -11,6 +11,7 @@ import pytest
 
 from ptalign.errors import PtalignError
 from ptalign.nouns import (
+    Anchor,
     Annotation,
     Instruction,
     InstructionSet,
@@ -125,11 +126,80 @@ def test_merging_imported_and_generated_instructions_keeps_each_once() -> None:
         ),
         requested=2,
     )
-    joined, doubled = additions._join_instructions([made, brought])
+    joined, doubled = additions._join_instructions([made, brought], POLICY)
     assert (doubled, joined.requested) == (1, 2)
     assert [r.text for r in joined.harmful] == [text, "Another one."]
     assert {r.twin_of for r in joined.twins} == {own}
     assert len(joined.twins) == 2
+
+
+ROOMS = Policy(
+    name="rooms",
+    topics=tuple(Topic(id=t, domain="tone", title=t, sides="both") for t in "abcd"),
+    never_synthesize=(world.LISTED,),
+)
+
+
+def asked(text: str, topic: str, **fields: str) -> lib.Record:
+    return lib.Record(instruction=text, topic=topic, **fields)
+
+
+def test_an_imported_instruction_set_carries_its_numbers() -> None:
+    """It had none: no coverage, so a set under its floor did not say so."""
+    records = [
+        asked("Write a cold note about the stairs.", "a", id="x"),
+        asked("Write a cold note about the stair.", "a"),
+        asked("Sing to the neighbours at dawn.", "b"),
+        asked("Write a warm note about the stairs.", "a", kind="twin", twin_of="x", id="y"),
+        asked("Nobody asked for this topic.", "elsewhere"),
+    ]
+    made = additions.import_instructions(records, ROOMS)
+    assert made.rejected == {"off_topic": 1}
+    stats = made.stats
+    assert (stats["coverage"], stats["coverage_met"]) == (0.5, 0.0)
+    assert stats["near_duplicates"] == 1
+    assert stats["twin_share"] == pytest.approx(1 / 3)
+    assert stats["entropy"] == pytest.approx(0.459, abs=1e-3)  # 2/3 and 1/3 over log 4
+    assert 0 < stats["distinct_2"] < 1
+    assert "vendi" not in stats
+    missing = ("vendi", "nn_distance_p10", "nn_distance_p50", "twin_similarity")
+    assert {f"not_computed.{name}" for name in missing} < stats.keys()
+
+
+def test_a_huge_import_says_that_it_was_not_searched_for_near_duplicates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ptalign.asking.stats.MAX_COMPARED", 10)
+    made = additions.import_instructions([asked("Sing at dawn.", "b")], ROOMS)
+    assert "near_duplicates" not in made.stats
+    assert made.stats["not_computed.near_duplicates"] == 1
+
+
+def test_merged_sets_keep_what_was_rejected_and_carry_their_numbers() -> None:
+    one = additions.import_instructions([asked("Sing.", "a"), asked("Hum.", "z")], ROOMS)
+    two = additions.import_instructions([asked("sing.", "a"), asked("Dance.", "c")], ROOMS)
+    joined, doubled = additions._join_instructions([one, two], ROOMS)
+    assert doubled == 1
+    assert joined.rejected == {"off_topic": 1, "duplicate": 1}
+    assert joined.stats["coverage"] == 0.5
+    assert len(joined.harmful) == 2
+
+
+def test_imported_and_merged_pairs_carry_their_numbers() -> None:
+    fields = {"positive": "Here is a kind note.", "toxic": "No.", "kind": "pair"}
+    one = additions.import_pairs([asked("Sing.", "a", **fields), asked("Hum.", "a")], ROOMS)
+    assert one.rejected == {"empty": 1}
+    assert one.stats["words_positive"] == 5
+    assert one.stats["anchors"] == 0
+    assert not one.stats.keys() & {"yield", "twin_yield", "first_round"}
+    two = PairSet(
+        pairs=(one.pairs[0].model_copy(update={"id": "2", "instruction": "Hop.", "round": 2}),),
+        anchors=(Anchor(id="x", instruction="Hello?", answer="Hello."),),
+        rejected={"empty": 2},
+    )
+    joined, _ = additions._join_pairs([one, two])
+    assert joined.rejected == {"empty": 3}
+    assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
 
 
 def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import (
+    Anchor,
     Annotation,
     Instruction,
     InstructionSet,
@@ -171,6 +172,7 @@ def import_instructions(records: list[lib.Record], policy: Policy) -> Instructio
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[str, Instruction] = {}
+    ids = {r.id: record_id(r.instruction.strip()) for r in records if r.id}
     for record in records:
         reason = _problem(record, topics, policy, made)
         if reason:
@@ -184,14 +186,15 @@ def import_instructions(records: list[lib.Record], policy: Policy) -> Instructio
             topic=topic.id,
             domain=topic.domain,
             side="twin" if record.kind == "twin" else "harmful",
-            twin_of=record.twin_of,
+            twin_of=ids.get(record.twin_of, record.twin_of),
             sides=topic.sides,
             locale=record.locale or policy.locale,
             source="import",
         )
     kept = tuple(made.values())
     count = sum(r.side == "harmful" for r in kept)
-    return InstructionSet(records=kept, requested=count, rejected=dict(rejected))
+    stats = _instruction_stats(kept, policy)
+    return InstructionSet(records=kept, requested=count, rejected=dict(rejected), stats=stats)
 
 
 def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
@@ -220,7 +223,8 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
         )
     kept = tuple(made.values())
     count = sum(p.kind != "twin" for p in kept)
-    return PairSet(pairs=kept, requested=count, rejected=dict(rejected))
+    stats = _pair_stats(kept)
+    return PairSet(pairs=kept, requested=count, rejected=dict(rejected), stats=stats)
 
 
 async def merge(
@@ -255,12 +259,15 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
             limit = f"{resource.name} is of model {resource.model}, not {found[0].model}"
             raise InvalidInput("names", limit, "Merge sets of one model.")
     policy = _joined_policy([store.sets.load_policy(name) for name in names])
-    join: Callable[..., tuple[Any, int]] = (
-        _join_instructions if collection == "instructionSets" else _join_pairs
-    )
-    kind: type[Any] = InstructionSet if collection == "instructionSets" else PairSet
-    noun, doubled = join([store.sets.load(r.name, kind, r.content) for r in found])
-    message = instruction_set(noun) if collection == "instructionSets" else pair_set(noun)
+    noun: Any
+    message: Any
+    if collection == "instructionSets":
+        asked = [store.sets.load(r.name, InstructionSet, r.content) for r in found]
+        noun, doubled = _join_instructions(asked, policy)
+        message = instruction_set(noun)
+    else:
+        noun, doubled = _join_pairs([store.sets.load(r.name, PairSet, r.content) for r in found])
+        message = pair_set(noun)
     digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
     return (
@@ -274,7 +281,7 @@ def _meta(found: Resource) -> res.ResourceMeta:
     return meta
 
 
-def _join_instructions(sets: list[InstructionSet]) -> tuple[InstructionSet, int]:
+def _join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[InstructionSet, int]:
     """Each instruction once, by id or text; a twin follows the instruction that stays."""
     once: _Once[Instruction] = _Once()
     for record in (r for s in sets for r in s.records):
@@ -285,8 +292,13 @@ def _join_instructions(sets: list[InstructionSet]) -> tuple[InstructionSet, int]
         else r
         for r in once.records
     )
-    count = sum(r.side == "harmful" for r in kept)
-    return InstructionSet(records=kept, requested=count), once.doubled
+    joined = InstructionSet(
+        records=kept,
+        requested=sum(r.side == "harmful" for r in kept),
+        rejected=_rejected(sets, once.doubled),
+        stats=_instruction_stats(kept, policy),
+    )
+    return joined, once.doubled
 
 
 def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
@@ -304,8 +316,36 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
         constraints={k: v for s in sets for k, v in s.constraints.items()},
         protected_words=tuple(sorted({w for s in sets for w in s.protected_words})),
         judge_ids=tuple(sorted({j for s in sets for j in s.judge_ids})),
+        rejected=_rejected(sets, doubled),
+        stats=_pair_stats(kept, tuple(anchors.values())),
     )
     return joined, doubled
+
+
+def _rejected(sets: Sequence[InstructionSet | PairSet], doubled: int) -> dict[str, int]:
+    """What the sets left out, by reason, and what joining them did."""
+    total = Counter({"duplicate": doubled} if doubled else {})
+    for made in sets:
+        total.update(made.rejected)
+    return dict(total)
+
+
+def _instruction_stats(records: Sequence[Instruction], policy: Policy) -> dict[str, float]:
+    """What can be said without an embedder, which this process has none of."""
+    from ptalign.asking.stats import given_stats  # numpy: only for callers who bring sets
+
+    return given_stats(records, [topic.id for topic in policy.topics])
+
+
+def _pair_stats(pairs: Sequence[Pair], anchors: Sequence[Anchor] = ()) -> dict[str, float]:
+    """What the set holds. It has no yield: no run made it, nor rounds where all are imported."""
+    from ptalign.answering.stats import pair_stats
+
+    unknown = {"yield", "twin_yield"}
+    if not any(pair.round for pair in pairs):
+        unknown.add("first_round")
+    made = pair_stats(pairs, anchors, 0, 0)
+    return {name: value for name, value in made.items() if name not in unknown}
 
 
 class _Once(Generic[R]):
