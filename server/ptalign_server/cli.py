@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 
 from ptalign.errors import PtalignError
 from ptalign_proto import __version__
-from ptalign_server.admin import audit, hold, keys, models, suites, tokens
+from ptalign_server.admin import audit, hold, judges, keys, models, suites, tokens
 from ptalign_server.admin.doctor import doctor
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(suites.app, name="suites")
+app.add_typer(judges.app, name="judges")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")

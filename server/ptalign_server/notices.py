@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ptalign.errors import PtalignError
+from ptalign.errors import InvalidInput, PtalignError
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.settings import Settings
 from ptalign_server.variables import unknown
@@ -18,6 +18,7 @@ def notices(settings: Settings) -> Iterator[str]:
     """Warnings for the log, one line each."""
     yield from _unread_variables()
     yield from _evaluation_data(settings)
+    yield from _judges(settings)
 
 
 def missing_data(settings: Settings) -> str:
@@ -47,3 +48,11 @@ def _evaluation_data(settings: Settings) -> Iterator[str]:
             f"no evaluation data: {missing}. {NO_PASS[0].upper()}{NO_PASS[1:]}. Set "
             "PTALIGN_EVAL_DATA to the folder of these files (docs/operations.md)."
         )
+
+
+def _judges(settings: Settings) -> Iterator[str]:
+    for entry in Catalogue(settings).own_judges.entries.usable.values():
+        try:
+            entry.api_key()
+        except InvalidInput as error:
+            yield f"{error.limit}. {error.mend} Until then evaluations that name it are refused."

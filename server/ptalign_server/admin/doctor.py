@@ -13,12 +13,18 @@ from importlib.util import find_spec
 
 import typer
 
-from ptalign.errors import PtalignError
+from ptalign.errors import InvalidInput, PtalignError
+from ptalign.judges.entries import GuardEntry
 from ptalign.suites.catalogue import data_folder
+from ptalign_server.admin.judges import asked, judges_path
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_PASS, missing_data
 from ptalign_server.settings import Settings
 from ptalign_server.vault import operator_keys
+
+JUDGE_SECONDS = 10.0
+"""What a guard model may take to answer the doctor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Finding:
 
 
 def doctor() -> None:
-    """Check packages, model, ports, state, key, policies, evaluation data: exit 1 on a fault."""
+    """Check packages, model, ports, state, key, policies, judges, data: exit 1 on a fault."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -146,6 +152,34 @@ def check_policies(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"policy {path.stem}", False, str(why), mend)
 
 
+def check_judges(settings: Settings) -> Iterator[Finding]:
+    """The operator's own judges: their file, the keys they need, and whether they answer."""
+    path = judges_path(settings)
+    own = read_file(path)
+    mend = f"Correct {path}. Other judges work meanwhile."
+    if own.why:
+        yield Finding("judges.yaml", False, own.why, mend)
+    for broken in own.entries.broken:
+        yield Finding(f"judge {called(broken)}", False, broken.why, mend)
+    for entry in own.entries.usable.values():
+        yield _check_judge(entry)
+
+
+def _check_judge(entry: GuardEntry) -> Finding:
+    what = f"judge {entry.name}"
+    try:
+        answer = asked(entry, JUDGE_SECONDS)
+    except InvalidInput:
+        mend = f"Set the variable {entry.api_key_env} where the server starts, and restart it."
+        return Finding(what, False, f"{entry.api_key_env} is not set, or is no key", mend)
+    mend = (
+        f"Start the server at {entry.url}, or correct the entry. What it cannot judge is "
+        "unscored, and no such evaluation can PASS."
+    )
+    found = f"{entry.url}: {answer.why or 'answers'}"
+    return Finding(what, answer.score is not None, found, mend, needed=False)
+
+
 def check_evaluation_data(settings: Settings) -> Iterator[Finding]:
     """Files of the suites that an evaluation runs unless told otherwise."""
     what = "evaluation data"
@@ -168,6 +202,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_state,
     check_access,
     check_policies,
+    check_judges,
     check_evaluation_data,
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
+from ptalign.judges import judge_names
 from ptalign.nouns import digest_of
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc as rpc
@@ -145,7 +146,13 @@ def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
         suites=[
             entry(name=n, digest=s.digest, title=s.measure) for n, s in catalogue.suites.items()
         ],
-        judges=[entry(name=name) for name in sorted(set(catalogue.judges.values()))],
+        judges=[
+            *(entry(name=name) for name in judge_names()),
+            *(
+                entry(name=own.id, digest=own.digest, title=f"{own.axis}, {own.family}")
+                for own in catalogue.own_judges.entries.usable.values()
+            ),
+        ],
         gates=[
             entry(name=n, digest=digest_of(g.model_dump(mode="json"))) for n, g in GATES.items()
         ],

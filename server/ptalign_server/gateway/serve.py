@@ -96,6 +96,7 @@ def make_server(
     server = grpc.aio.server(interceptors=[Guard(Gate(settings), gauges)], options=OPTIONS)
     catalogue, feeds = Catalogue(settings), Feeds(store)
     catalogue.read_policies()
+    catalogue.read_judges()
     tuning = SafetyTuning(settings, store, catalogue, feeds)
     safety_tuning_pb2_grpc.add_SafetyTuningServicer_to_server(tuning, server)
     library_pb2_grpc.add_LibraryServicer_to_server(Library(store, catalogue), server)

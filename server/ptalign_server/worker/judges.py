@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 from ptalign import judges
 from ptalign.judges.base import Judge
-from ptalign.judges.refusal import RefusalJudge
-from ptalign.nouns import Annotation
+from ptalign.judges.guard import GuardJudge
+from ptalign.nouns import Annotation, Reply
+from ptalign.progress import OnProgress, Progress
+from ptalign.records import RecordLog
+from ptalign_server.catalogue import Catalogue
 
 log = logging.getLogger("ptalign.worker")
+CHECKS = "checks"
+"""Score of a reply by verifiable instructions, which no judge gave."""
 
 
 def load_judges() -> None:
@@ -31,7 +38,66 @@ def pair_judges(annotations: Sequence[Annotation]) -> tuple[Judge, ...]:
     return judges.generation_judges(annotations)
 
 
-def evaluation_judges(names: Sequence[str]) -> tuple[Judge, ...]:
-    """Judges that grade replies: the named ones, and always one that tells refusals."""
-    harm = tuple(judges.judge(name) for name in names or judges.EVALUATION_JUDGES)
-    return (*harm, RefusalJudge()) if all(j.axis != "refusal" for j in harm) else harm
+@contextmanager
+def evaluation_judges(names: Sequence[str], catalogue: Catalogue) -> Iterator[tuple[Judge, ...]]:
+    """Judges that grade replies: the named ones, and the default one of an axis without any.
+
+    Connections to guard models are closed at the end of the block.
+
+    Raises:
+        PtalignError: A judge is no longer known, or its entry cannot be used any more.
+    """
+    catalogue.check_judges(names)
+    with ExitStack() as stack:
+        made: list[Judge] = []
+        for name in names:
+            entry = catalogue.own_judge(name)
+            made.append(
+                stack.enter_context(closing(entry.judge())) if entry else judges.judge(name)
+            )
+        yield judges.with_defaults(made)
+
+
+class Counting:
+    """Progress whose counts say which guard model left how many replies unscored.
+
+    Args:
+        on_progress: Told what the stage tells, with those counts.
+        judges: The evaluation's.
+    """
+
+    def __init__(self, on_progress: OnProgress, judges: Iterable[Judge]) -> None:
+        self._on_progress = on_progress
+        self._guards = [judge for judge in judges if isinstance(judge, GuardJudge)]
+
+    def __call__(self, progress: Progress) -> None:
+        silent = {
+            f"unscored.{guard.id.partition('@')[0]}": guard.unscored.total()
+            for guard in self._guards
+            if guard.unscored
+        }
+        self._on_progress(replace(progress, counts={**progress.counts, **silent}))
+
+
+class OfTheseJudges:
+    """An evaluation's log without replies that another version of a judge has scored.
+
+    An operator may change a judge while an evaluation waits for a restart: what was scored before
+    is asked and scored again, so that all of it is by the judges that the report names.
+
+    Args:
+        log: What the evaluation writes.
+        judges: The evaluation's.
+    """
+
+    def __init__(self, log: RecordLog[Reply], judges: Iterable[Judge]) -> None:
+        self._log = log
+        self._ids = {judge.id for judge in judges} | {CHECKS}
+
+    def read(self) -> Iterator[Reply]:
+        """Replies whose every score is by one of the judges."""
+        return (reply for reply in self._log.read() if self._ids.issuperset(reply.scores))
+
+    def append(self, record: Reply) -> None:
+        """Writes a reply."""
+        self._log.append(record)

@@ -28,7 +28,7 @@ from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, serve_adapter
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs.align import REVEAL, run
-from ptalign_server.worker.judges import evaluation_judges
+from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
 from ptalign_server.worker.reports import build_report
 from ptalign_server.worker.trained import Trained, trained
 
@@ -60,19 +60,22 @@ def make(job: Job) -> Made:
     def prober(pairs: PairSet, folders: Mapping[str, str]) -> dict[str, Probe]:
         return _probe(job, model, config, policy, pairs, folders)
 
-    with job.room.pools.use(model, job.should_stop, job.reporter.waiting) as pool:
+    with (
+        evaluation_judges(tuple(request.judges), job.room.catalogue) as judges,
+        job.room.pools.use(model, job.should_stop, job.reporter.waiting) as pool,
+    ):
         targets = _targets(job, pool)
         made = evaluate(
             targets,
             suites,
             engine=pool.engine(job.should_stop, job.reporter.waiting),
             model=model,
-            judges=evaluation_judges(tuple(request.judges)),
+            judges=judges,
             config=config,
             pairs=data.judged,
             prober=prober if pairs is not None else None,
-            on_progress=job.reporter,
-            log=job.log(Reply),
+            on_progress=Counting(job.reporter, judges),
+            log=OfTheseJudges(job.log(Reply), judges),
         )
     _publish(job.room, made.baseline.rates, made.aligned.rates)
     files = _report(job, made, targets, suites, pairs, policy)
