@@ -418,7 +418,7 @@ class Service(
             models=[entry(name="tiny", digest="sha256:0", title="A tiny model")],
             policies=[entry(name="tone-en")],
             suites=[entry(name="attack"), entry(name="plain")],
-            judges=[entry(name="tone@1")],
+            judges=[entry(name="tone@1"), entry(name="own-guard@harm-0a1b2c3d")],
             gates=[entry(name="default")],
         )
 

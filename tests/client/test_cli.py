@@ -19,7 +19,9 @@ from google.rpc import status_pb2
 from ptalign_client_fake import Fault, info, violation
 from typer.testing import CliRunner, Result
 
+import ptalign_client as pt
 from ptalign_client.cli import app
+from ptalign_client.cli.follow import counts
 
 Code = grpc.StatusCode
 group: Any = typer.main.get_command(app)
@@ -258,10 +260,17 @@ def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
     assert not started(served)
 
 
-def test_a_judge_is_known_without_its_version(cli: Any, loop: Path) -> None:
-    names = "suites: [attack], judges: [tone], gate: default"
+@pytest.mark.parametrize("judge", ["tone", "own-guard", "own-guard@harm-0a1b2c3d"])
+def test_a_judge_is_known_with_and_without_its_version(cli: Any, loop: Path, judge: str) -> None:
+    names = f"suites: [attack], judges: [{judge}], gate: default"
     loop.write_text(LOOP.replace("samples: 10", names))
     assert cli("run", str(loop), "--check").exit_code == 0
+
+
+def test_progress_names_the_guard_that_failed() -> None:
+    told = {"accepted": 9, "unscored": 3, "unscored.own-guard": 3, "useful": 6}
+    progress = pt.Progress(operation="o", kind="Evaluate", state="running", counts=told)
+    assert counts(progress) == "accepted 9, unscored 3, own-guard failed 3"
 
 
 def test_check_without_a_server_says_that_names_were_not_checked(loop: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from google.protobuf import empty_pb2
 from guard_server import SAFE, UNSAFE, Guard, guarding
+from helm_python import Chart, lint
 from running import Running, progress, running
 from test_gateway import MODEL as GATEWAY_MODEL
 from test_gateway import Calls, calls, refused
@@ -20,6 +22,7 @@ from test_service import MODEL, download, made, settings_for
 from test_start import command
 
 from ptalign.errors import InvalidInput
+from ptalign.judges.entries import read_entries
 from ptalign.nouns import Reply
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
@@ -34,6 +37,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
 
 __all__ = ["calls"]  # a fixture of another file, used by name
+ROOT = Path(__file__).parents[2]
 KEY = "hush-1-of-the-guard"
 
 
@@ -288,6 +292,33 @@ async def test_the_catalogue_lists_own_judges_and_calls_check_them(
     assert "line 7, family" in violations["judges"]
     _, _, _, violations = await refused(evaluate("mine", own.name))
     assert "twice" in violations["judges"]
+
+
+def test_the_entries_that_the_documentation_shows_can_be_used() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    found = re.search(r"### Judges of your own.*?```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    entries = read_entries(found[1])
+    assert not entries.broken
+    assert list(entries.usable) == ["qwen-guard", "wild-refusal"]
+
+
+@pytest.mark.parametrize("shape", ["embedded", "scaled"])
+def test_the_chart_gives_servers_the_keys_of_guards_and_engines_none(shape: str) -> None:
+    chart_at = ROOT / "deploy" / "helm" / "ptalign"
+    wanted = yaml.safe_load((chart_at / "examples" / f"{shape}.yaml").read_text())
+    wanted["secrets"]["judges"] = {"existingSecret": "guard-keys"}
+    assert lint(chart_at, wanted, strict=True)["errors"] == []
+    with Chart.load(chart_at) as chart:
+        files = chart.render(wanted, name="pt", namespace="ml")
+    given = {}
+    for text in (text for name, text in files.items() if not name.endswith(".txt")):
+        for manifest in (m for m in yaml.safe_load_all(text) if m and m["kind"] == "StatefulSet"):
+            (container,) = manifest["spec"]["template"]["spec"]["containers"]
+            names = [e["secretRef"]["name"] for e in container.get("envFrom", [])]
+            given[container["name"]] = "guard-keys" in names
+    assert given.pop("server")
+    assert not any(given.values())
 
 
 @pytest.fixture(scope="module")

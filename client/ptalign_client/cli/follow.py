@@ -131,7 +131,7 @@ class Clock(ProgressColumn):
 
 
 def counts(progress: Progress) -> str:
-    """``accepted 24, rejected 6 (duplicate 4, polarity 2), unscored 1``."""
+    """``accepted 24, rejected 6 (duplicate 4, polarity 2), unscored 1, qwen-guard failed 1``."""
     rejected = {
         key.removeprefix("rejected."): n
         for key, n in progress.counts.items()
@@ -147,6 +147,11 @@ def counts(progress: Progress) -> str:
         )
     if progress.counts.get("unscored"):
         parts.append(f"unscored {progress.counts['unscored']}")
+    parts += [  # NAME is a guard model that gave no score
+        f"{key.removeprefix('unscored.')} failed {n}"
+        for key, n in progress.counts.items()
+        if key.startswith("unscored.") and n
+    ]
     return ", ".join(parts)
 
 

@@ -219,7 +219,10 @@ def evaluate(
         list[str] | None, typer.Option(help="adapters/ID shown beside; repeat.")
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="Only this suite; repeat.")] = None,
-    judge: Annotated[list[str] | None, typer.Option(help="Only this judge; repeat.")] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="In place of the default judge of its axis; repeat for several."),
+    ] = None,
     gate: Annotated[
         str, typer.Option(help="A name of `ptalign catalogue`; default unless set.")
     ] = "",
