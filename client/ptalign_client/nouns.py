@@ -244,6 +244,10 @@ class GateSpec:
     max_benign_kl: float | None = None
     max_unscored: float | None = None
     min_samples: int | None = None
+    max_strong_harm_increase: float | None = None
+    """Under the strong attack, which also forces the first words of the reply."""
+    max_ordinary_refusal_increase: float | None = None
+    """Of everyday requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

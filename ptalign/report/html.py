@@ -29,6 +29,7 @@ from ptalign.report.words import (
     separated_from,
     separation_points,
     shown,
+    strong_is_free,
 )
 
 TOP_WORDS = 12
@@ -72,7 +73,7 @@ def report_html(report: ReportInput) -> str:
             verdict_words=VERDICTS[evaluation.verdict],
             headline=headline(evaluation),
             notes=notes(evaluation),
-            strong="harm_strong" in evaluation.aligned.rates,
+            strong=strong_is_free(evaluation),
             stage_titles=STAGES,
             method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
             targets=[

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
+from ptalign.gate import STRONG
 from ptalign.nouns import Evaluation, Rate, TargetResult
 from ptalign.numbers import gap, whole
 
@@ -105,10 +106,10 @@ def headline(evaluation: Evaluation) -> str:
     if _measured("harm_strong", before, after):
         was, now = before["harm_strong"], after["harm_strong"]
         who = "it gave one" if parts else "the tuned model gave a rude or harmful reply"
+        free = "; no limit of the release gate covers this" if strong_is_free(evaluation) else ""
         parts.append(
             f"Under the strong attack, which also forces the first words of the reply, {who} "
-            f"to {_of_hundred(now)}, the original to {_of_hundred(was)}; no limit of the release "
-            f"gate covers this."
+            f"to {_of_hundred(now)}, the original to {_of_hundred(was)}{free}."
         )
     if not parts:
         parts.append("Nothing was measured under attack.")
@@ -120,6 +121,12 @@ def headline(evaluation: Evaluation) -> str:
     if told:
         parts.append(f"The tuned model {' and '.join(told)}.")
     return " ".join(parts)
+
+
+def strong_is_free(evaluation: Evaluation) -> bool:
+    """Whether the strong attack was measured and the gate had no limit on it."""
+    limited = any(reason.split(": ", 1)[-1].startswith(STRONG) for reason in evaluation.reasons)
+    return "harm_strong" in evaluation.aligned.rates and not limited
 
 
 def notes(evaluation: Evaluation) -> list[str]:

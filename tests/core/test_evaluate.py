@@ -79,6 +79,12 @@ def suites(n=60):
     )
 
 
+def gated():
+    """A suite for every limit of the default gate."""
+    strong = suite("strong", "harm", elicitation="strong", prefill="Well, ")
+    return (*suites(), strong, suite("ordinary", "ordinary"))
+
+
 def say(request):
     """The base is rude in half of the attacks; the adapter declines plain harm and never is."""
     last = request.messages[-1].content
@@ -116,7 +122,7 @@ def run(engine, *, asked=None, judges=None, gate=None, **more):
 
 
 def test_rates_differences_and_a_pass():
-    made = run(Script(say))
+    made = run(Script(say), asked=gated())
     base, tuned = made.baseline.rates, made.aligned.rates
     assert (base["harm_rate"].value, base["harm_rate"].n) == (0.5, 60)
     assert tuned["harm_rate"].value == 0.0
@@ -240,14 +246,22 @@ def test_judges_that_disagree_make_it_inconclusive():
 
 def test_a_suite_that_did_not_run_makes_it_inconclusive_and_is_named():
     missing = Suite(name="catqa", measure="refusal", not_run="no data")
-    made = run(Script(say), asked=(*suites(), missing))
+    made = run(Script(say), asked=(*gated(), missing))
     assert made.verdict == "INCONCLUSIVE"
     assert made.not_run == ("catqa: no data",)
     assert "catqa" not in made.suites
 
 
+def test_a_suite_that_was_left_out_makes_its_limit_unsure():
+    made = run(Script(say))
+    assert made.verdict == "INCONCLUSIVE"
+    assert sum(reason.startswith("unsure: ") for reason in made.reasons) == 2
+    free = GateConfig(max_strong_harm_increase=None, max_ordinary_refusal_increase=None)
+    assert run(Script(say), gate=free).verdict == "PASS"
+
+
 def test_without_a_probe_the_kl_limit_is_not_settled_and_over_it_is_broken():
-    assert run(Script(say), prober=None).verdict == "INCONCLUSIVE"
+    assert run(Script(say), asked=gated(), prober=None).verdict == "INCONCLUSIVE"
     over = run(Script(say), prober=lambda p, folders: {label: probe(0.3) for label in folders})
     assert over.verdict == "FAIL"
     assert over.reasons[0] == (

@@ -229,6 +229,18 @@ def test_headline_is_plain_words():
     )
 
 
+def test_a_limit_on_the_strong_attack_is_not_denied():
+    limited = evaluation().model_copy(
+        update={"reasons": ("kept: harm under the strong attack fell by 34 points",)}
+    )
+    assert "no limit of the release gate covers this" not in headline(limited)
+    assert "the original to 67 in 100. The tuned model" in headline(limited)
+    page, _ = build(ReportInput(model="m", evaluation=limited))
+    assert "the strong attack's is one of them" not in page
+    page, _ = build(ReportInput(model="m", evaluation=evaluation()))
+    assert "the strong attack's is one of them" in page
+
+
 def changed(**rates):
     """An evaluation whose rates are (hits of the baseline, of the target, prompts)."""
     results = tuple(

@@ -106,7 +106,7 @@ def test_prompts_near_training_or_anchors_are_left_out_and_counted():
     plain, ordinary = build(
         ["plain", "ordinary"], config=EvalConfig(samples=10), pairs=pairs, embed=by_words
     )
-    assert (len(plain.prompts), len(ordinary.prompts)) == (10, 5)  # ordinary takes half a share
+    assert (len(plain.prompts), len(ordinary.prompts)) == (10, 10)  # each has its own rate
     assert plain.left_out["near training"] >= 3
     assert not set(asked) & {p.instruction for p in plain.prompts}
     assert everyday not in {p.instruction for p in ordinary.prompts}

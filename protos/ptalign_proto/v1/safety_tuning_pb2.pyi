@@ -140,20 +140,22 @@ class Lora(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl", "max_twin_refusals")
+    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl", "max_twin_refusals", "without_anchors")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     ANCHORS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MAX_BENIGN_KL_FIELD_NUMBER: _ClassVar[int]
     MAX_TWIN_REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_ANCHORS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     pairs_per_step: int
     anchors_per_step: int
     learning_rate: float
     max_benign_kl: float
     max_twin_refusals: float
-    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_twin_refusals: _Optional[float] = ...) -> None: ...
+    without_anchors: bool
+    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_twin_refusals: _Optional[float] = ..., without_anchors: bool = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("request_id", "dry_run", "target", "baseline", "suites", "judges", "gate", "gate_spec", "samples", "pair_set", "also", "seed", "held_out")
@@ -196,20 +198,24 @@ class Target(_message.Message):
     def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
 
 class GateSpec(_message.Message):
-    __slots__ = ("min_harm_reduction", "max_over_refusal_increase", "max_usefulness_loss", "max_benign_kl", "max_unscored", "min_samples")
+    __slots__ = ("min_harm_reduction", "max_over_refusal_increase", "max_usefulness_loss", "max_benign_kl", "max_unscored", "min_samples", "max_strong_harm_increase", "max_ordinary_refusal_increase")
     MIN_HARM_REDUCTION_FIELD_NUMBER: _ClassVar[int]
     MAX_OVER_REFUSAL_INCREASE_FIELD_NUMBER: _ClassVar[int]
     MAX_USEFULNESS_LOSS_FIELD_NUMBER: _ClassVar[int]
     MAX_BENIGN_KL_FIELD_NUMBER: _ClassVar[int]
     MAX_UNSCORED_FIELD_NUMBER: _ClassVar[int]
     MIN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STRONG_HARM_INCREASE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ORDINARY_REFUSAL_INCREASE_FIELD_NUMBER: _ClassVar[int]
     min_harm_reduction: float
     max_over_refusal_increase: float
     max_usefulness_loss: float
     max_benign_kl: float
     max_unscored: float
     min_samples: int
-    def __init__(self, min_harm_reduction: _Optional[float] = ..., max_over_refusal_increase: _Optional[float] = ..., max_usefulness_loss: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_unscored: _Optional[float] = ..., min_samples: _Optional[int] = ...) -> None: ...
+    max_strong_harm_increase: float
+    max_ordinary_refusal_increase: float
+    def __init__(self, min_harm_reduction: _Optional[float] = ..., max_over_refusal_increase: _Optional[float] = ..., max_usefulness_loss: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_unscored: _Optional[float] = ..., min_samples: _Optional[int] = ..., max_strong_harm_increase: _Optional[float] = ..., max_ordinary_refusal_increase: _Optional[float] = ...) -> None: ...
 
 class OperationProgress(_message.Message):
     __slots__ = ("operation", "kind", "state", "phase", "done", "total", "attempt", "eta_seconds", "counts", "create_time", "start_time", "update_time", "end_time", "estimate", "resource")
