@@ -60,6 +60,7 @@ made = evaluate(
     judges=evaluation_judges(),
     config=settings,
     pairs=pairs,
+    annotations=annotations,  # the judges are checked on them: `result.corrected`
     prober=partial(probe, model=model, config=settings, policy=policy),
 )
 print(made.verdict, made.reasons)

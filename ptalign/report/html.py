@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -12,6 +10,7 @@ from markupsafe import Markup
 
 from ptalign.nouns import Adapter, Rate, TargetResult
 from ptalign.numbers import decimal, rounded, signed
+from ptalign.report.calibration import judged
 from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.inputs import ReportInput
 from ptalign.report.words import (
@@ -29,7 +28,6 @@ from ptalign.report.words import (
     separated_from,
     separation_points,
     shown,
-    strong_is_free,
 )
 
 TOP_WORDS = 12
@@ -73,7 +71,7 @@ def report_html(report: ReportInput) -> str:
             verdict_words=VERDICTS[evaluation.verdict],
             headline=headline(evaluation),
             notes=notes(evaluation),
-            strong=strong_is_free(evaluation),
+            strong="harm_strong" in evaluation.aligned.rates,
             stage_titles=STAGES,
             method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
             targets=[
@@ -93,7 +91,7 @@ def report_html(report: ReportInput) -> str:
             collateral=_collateral(results[1]),
             separations=[separation_points(r) for r in results],
             separated_from=separated_from(results),
-            calibration=_calibration(evaluation.judge_ids),
+            judged=judged(evaluation),
         )
     )
 
@@ -189,15 +187,3 @@ def _collateral(result: TargetResult) -> list[tuple[str, float]]:
         return []
     ordered = sorted(result.probe.collateral.items(), key=lambda item: item[1])
     return [(shown(word), change) for word, change in ordered[:TOP_WORDS]]
-
-
-def _calibration(judge_ids: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Agreement of the packaged refusal judge with people's labels."""
-    if "refusal@1" not in judge_ids:
-        return []
-    text = resources.files("ptalign.judges").joinpath("refusal_head.json").read_text("utf-8")
-    measured = json.loads(text)["measured"]
-    return [
-        {"name": name, "agreement": row["agreement"], "kappa": row.get("kappa")}
-        for name, row in measured.items()
-    ]

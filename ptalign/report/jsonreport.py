@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ptalign.nouns import PROBED, Evaluation, Rate, TargetResult
+from ptalign.report.calibration import calibration_json
 from ptalign.report.inputs import ReportInput
 from ptalign.report.words import twin_separation
 
@@ -98,6 +99,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
             "generation": list(evaluation.generation_judge_ids),
             "disagreement": evaluation.disagreement,
         },
+        **calibration_json(evaluation),
         "command": report.command,
         "made": report.made,
     }

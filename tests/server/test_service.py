@@ -13,7 +13,9 @@ import pytest
 from google.longrunning import operations_pb2 as lro
 from running import Running, progress, running, state_of
 
-from ptalign.nouns import ModelSpec
+from ptalign.nouns import ModelSpec, Rate
+from ptalign.policies import load_annotations
+from ptalign.stats import corrected_rate
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -53,8 +55,16 @@ def instructions(server: Running) -> res.InstructionSet:
 
 @pytest.fixture(scope="module")
 def pairs(server: Running, instructions: res.InstructionSet) -> res.PairSet:
+    marks = [
+        res.Annotation(instruction=m.instruction, good=m.good, bad=m.bad.reveal() if m.bad else "")
+        for m in load_annotations(POLICY)
+    ]
     request = pb.SynthesizePairsRequest(
-        model=MODEL, instruction_set=instructions.meta.name, anchors=8, rounds=1
+        model=MODEL,
+        instruction_set=instructions.meta.name,
+        annotations=pb.Annotations(items=marks),
+        anchors=8,
+        rounds=1,
     )
     return made(server, server.tuning.SynthesizePairs(request), res.PairSet)
 
@@ -157,6 +167,27 @@ def test_an_adapter_downloads_whole_and_says_what_it_was_trained_on(
         assert info == file
 
 
+def test_an_adapters_suppressed_words_are_masked_unless_the_role_may_read(
+    server: Running, adapter: res.Adapter
+) -> None:
+    request = lib.StreamRecordsRequest(name=adapter.meta.name)
+    safe = list(server.library.StreamRecords(request))
+    full = records(server, adapter.meta.name)
+    assert len(safe) == len(full) > 0
+    for masked, clear in zip(safe, full, strict=True):
+        assert masked.kind == "suppressed"
+        assert list(masked.masked) == ["toxic"]
+        assert clear.toxic
+        assert clear.toxic not in masked.toxic
+        assert masked.topic == clear.topic
+        assert clear.measures["p_after"] < clear.measures["p_before"]
+        assert {"count", "neutral_before", "neutral_after"} <= set(clear.measures)
+    with pytest.raises(grpc.RpcError) as caught:
+        request = lib.StreamRecordsRequest(name=adapter.meta.name, view=lib.RECORD_VIEW_FULL)
+        list(server.library.StreamRecords(request))
+    assert "purpose" in str(caught.value)
+
+
 def test_an_evaluation_has_rates_a_verdict_and_a_report(
     server: Running, evaluation: res.Evaluation
 ) -> None:
@@ -173,6 +204,30 @@ def test_an_evaluation_has_rates_a_verdict_and_a_report(
     assert {"GenerateInstructions", "SynthesizePairs", "Align", "Evaluate"} <= set(
         report["seconds"]
     )
+
+
+def test_a_report_says_how_often_the_judges_are_right_and_corrects_the_rates_by_it(
+    server: Running, evaluation: res.Evaluation
+) -> None:
+    """The marks came inside the call that made the training pairs; nobody sent them again."""
+    _, text = download(server, evaluation.meta.name, "report.json")
+    report = json.loads(text)
+    known = {tuple(row["judges"]): row for row in report["calibration"]}
+    harm, refusal = known[("tone-lexical@1",)], known[("refusal@1",)]
+    assert (harm["source"], harm["decides"]) == ("annotations", True)
+    assert (harm["sensitivity"]["n"], harm["specificity"]["n"]) == (16, 16)
+    assert refusal["sensitivity"]["n"] == 296
+    assert set(refusal["kappas"]) == {"gpt4", "mistralinstruct"}
+    filtered = known[("tone-head@1",)]
+    assert (filtered["source"], filtered["decides"]) == ("annotations, cross-fitted", False)
+    for side in ("baseline", "aligned"):
+        measured, fixed = report[side]["harm_rate"], report["corrected"][side]["harm_rate"]
+        wanted = corrected_rate(
+            Rate(**measured), Rate(**harm["sensitivity"]), Rate(**harm["specificity"])
+        )
+        assert fixed == wanted.model_dump()
+    _, html = download(server, evaluation.meta.name, "report.html")
+    assert b"16 good and 16 bad answers" in html
 
 
 def test_no_record_text_lies_in_clear(server: Running, pairs: res.PairSet) -> None:

@@ -29,6 +29,7 @@ from ptalign_server.worker.adapters import adapter_folder, serve_adapter
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs.align import REVEAL, run
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
+from ptalign_server.worker.marks import marked_for
 from ptalign_server.worker.reports import build_report
 from ptalign_server.worker.trained import Trained, trained
 
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 
 
 def validate(job: Job) -> None:
-    """Reads the training sets, whose digests must hold."""
-    trained_of(job)
+    """Reads the training sets and their marks, whose digests must hold."""
+    marked_for(job, trained_of(job).name)
 
 
 def make(job: Job) -> Made:
@@ -53,7 +54,7 @@ def make(job: Job) -> Made:
     model = job.model(request.target.model)
     config = config_of(job)
     data = trained_of(job)
-    pairs = data.pairs
+    pairs, marks = data.pairs, marked_for(job, data.name)
     policy = job.policy_of(data.name) if pairs is not None else None
     suites = _suites(job, config, data.seen)
 
@@ -61,7 +62,7 @@ def make(job: Job) -> Made:
         return _probe(job, model, config, policy, pairs, folders)
 
     with (
-        evaluation_judges(tuple(request.judges), job.room.catalogue) as judges,
+        evaluation_judges(request.judges, job.room.catalogue, job.should_stop) as judges,
         job.room.pools.use(model, job.should_stop, job.reporter.waiting) as pool,
     ):
         targets = _targets(job, pool)
@@ -73,6 +74,7 @@ def make(job: Job) -> Made:
             judges=judges,
             config=config,
             pairs=data.judged,
+            annotations=marks,
             prober=prober if pairs is not None else None,
             on_progress=Counting(job.reporter, judges),
             log=OfTheseJudges(job.log(Reply), judges),

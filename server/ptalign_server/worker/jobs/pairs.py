@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ptalign.judges import GENERATION_JUDGES
-from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
+from ptalign.nouns import Anchor, InstructionSet, Pair, PairSet
 from ptalign_server import configs, messages
-from ptalign_server.gateway.additions import annotation_of, refuse_blocked
-from ptalign_server.store.sets import AnnotationSet
+from ptalign_server.gateway.additions import refuse_blocked
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
 from ptalign_server.worker.judges import pair_judges
+from ptalign_server.worker.marks import called_with
 
 LOGGED = (Pair, Anchor)
 
@@ -19,7 +19,7 @@ def validate(job: Job) -> None:
     job.load(job.request.instruction_set, InstructionSet)
     if job.request.parent:
         job.load(job.request.parent, PairSet)
-    items = _annotations(job)
+    items = called_with(job, job.request)
     if items and not job.request.annotation_set:  # a set was checked when it was made
         refuse_blocked("annotations.items", items, job.policy_of(job.request.instruction_set))
 
@@ -31,7 +31,7 @@ def make(job: Job) -> Made:
     request = job.request
     policy = job.policy_of(request.instruction_set)
     model = job.model(request.model)
-    annotations = _annotations(job)
+    annotations = called_with(job, request)
     with job.engine(model) as engine:
         made = synthesize_pairs(
             job.load(request.instruction_set, InstructionSet),
@@ -63,13 +63,6 @@ def partial(job: Job) -> Made | None:
         judge_ids=GENERATION_JUDGES,
     )
     return _made(job, noun)
-
-
-def _annotations(job: Job) -> tuple[Annotation, ...]:
-    request = job.request
-    if request.annotation_set:
-        return job.load(request.annotation_set, AnnotationSet).records
-    return tuple(annotation_of(item) for item in request.annotations.items)
 
 
 def _made(job: Job, noun: PairSet) -> Made:
