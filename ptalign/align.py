@@ -73,8 +73,9 @@ def align(
         The adapter with its ledger, guard results and explanation.
 
     Raises:
-        InvalidInput: The set is empty, partial or has swapped columns, ut_weight does not belong
-            to the method, or the checkpoint is of other inputs.
+        InvalidInput: The set is empty, partial, without anchors though `anchors_per_step` asks for
+            some, or has swapped columns, ut_weight does not belong to the method, or the checkpoint
+            is of other inputs.
         TrainingFailed: A part has no tokens, a loss is not finite, or the adapter is inert.
         GuardTripped: A budget was exceeded and guards abort.
         Unsupported: The model's shape cannot be trained.
@@ -114,6 +115,14 @@ def _check(pairs: PairSet, config: AlignConfig) -> None:
             "ut_weight",
             f"method {config.method} has no unlikelihood term",
             "Leave ut_weight out, or use pt_align or ut_uniform.",
+        )
+    if config.anchors_per_step and not any(not a.held_out for a in pairs.anchors):
+        raise InvalidInput(
+            "pair_set",
+            "the set holds no anchors to train on: without them a model refuses ordinary requests "
+            "too, and no guard can tell",
+            "Refine it by SynthesizePairs with this set as parent, which writes them, or set "
+            "anchors_per_step to 0 to train without.",
         )
     refuse_swapped(pairs.pairs)
 
@@ -230,7 +239,7 @@ def _final_kl(decoder: Decoder, plan: Pools, on_row: pools.OnRow) -> tuple[float
 def _explain(
     pairs: PairSet, decoder: Decoder, chat: ChatFormat, plan: Pools, policy: Policy | None
 ) -> tuple[tuple[Suppressed, ...], dict[str, float]]:
-    """Suppressed tokens of toxic answers, and what ordinary answers lost."""
+    """Suppressed tokens of toxic answers, before and after, and what ordinary answers lost."""
     harm = pools.harm_words(pairs, chat, policy)
     toxic = [toxic_sample(p, chat) for p in pools.sampled(pairs, EXPLAINED)]
     bad = explain.watch(
@@ -238,8 +247,10 @@ def _explain(
     )
     benign = plan.held_out or [s for group in plan.anchors[:8] for s in group]
     good = explain.watch(decoder, chat, benign, {})
+    found = explain.suppressed(bad.words, bad.after(decoder))
+    neutral = [*benign, *plan.asked][: explain.NEUTRAL]
     return (
-        explain.suppressed(bad.words, bad.after(decoder)),
+        explain.beside_neutral(found, bad.words, decoder, neutral),
         explain.collateral(good.words, good.after(decoder)),
     )
 

@@ -103,6 +103,8 @@ class _Texts:
     unseen: int
     """How many of `toxic` are held out."""
     ordinary: explain.Watch
+    neutral: list[Sample]
+    """Ordinary answers that suppressed words are looked up in."""
     rows: list[Row]
     """Held-out anchors, every answer token weighted."""
     states: list[Tensor]
@@ -141,6 +143,7 @@ class _Texts:
             taught=watched(attacked_of(pools.trained(pairs))) if kept else None,
             unseen=len(attacked) if kept else 0,
             ordinary=explain.watch(decoder, chat, benign, {}),
+            neutral=benign[: explain.NEUTRAL],
             rows=rows,
             states=[_states(decoder, row)[0] for row in rows],
         )
@@ -160,6 +163,10 @@ class _Texts:
         tokens = sum(sizes)
         after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
         taught, learned = self.taught, self.taught.after(decoder) if self.taught else []
+        words = (taught or self.toxic).words
+        suppressed = explain.suppressed(words, learned or after)
+        if decoder.peft is not None:
+            suppressed = explain.beside_neutral(suppressed, words, decoder, self.neutral)
         return Probe(
             benign_kl=sum(kl) / tokens if tokens else None,
             benign_kl_interval=ratio_interval(kl, sizes) if tokens else None,
@@ -170,7 +177,7 @@ class _Texts:
             held_out_toxic=self.unseen,
             trained_harm_word_ratio=explain.harm_ratio(taught.words, learned) if taught else None,
             trained_selectivity=explain.selectivity(taught.words, learned) if taught else None,
-            suppressed=explain.suppressed((taught or self.toxic).words, learned or after),
+            suppressed=suppressed,
             collateral=explain.collateral(self.ordinary.words, ordinary),
         )
 

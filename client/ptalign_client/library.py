@@ -113,10 +113,12 @@ class Library(Base):
         offset: int = 0,
         limit: int = 0,
     ) -> AsyncGenerator[Record, None]:
-        """The records of a set in order; resumed where a connection drops.
+        """The records of a set in order, or the words that an adapter suppresses.
+
+        Resumed where a connection drops.
 
         Args:
-            name: An instruction set, pair set or annotation set.
+            name: An instruction set, pair set, annotation set or adapter.
             view: ``safe`` shows harmful instructions and toxic answers as length and hash;
                 ``full`` needs the role and a purpose, and leaves an audit record.
             purpose: Why the text is read; required by ``full``.

@@ -223,6 +223,8 @@ class Budget:
     """Nats per token."""
     max_twin_refusals: float | None = None
     """Share of held-out twins, in 0..1."""
+    without_anchors: bool = False
+    """Also takes a pair set without anchors: nothing then holds the model to its ordinary answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,11 +305,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One record of a set. Which fields are filled depends on `kind`."""
+    """One record of a set, or a word of an adapter. What is filled depends on `kind`."""
 
     id: str = ""
     kind: str = ""
-    """instruction, twin, pair, anchor or annotation."""
+    """instruction, twin, pair, anchor or annotation; of an adapter: suppressed."""
     topic: str = ""
     instruction: str = ""
     positive: str = ""
@@ -320,6 +322,9 @@ class Record:
     """Fields shown as length and hash, because the view is `safe`."""
     domain: str = ""
     locale: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Of a suppressed word, whose text is in `toxic`: ``count``, ``p_before``, ``p_after`` in bad
+    answers, ``neutral_before``, ``neutral_after`` in ordinary ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

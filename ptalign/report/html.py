@@ -28,6 +28,7 @@ from ptalign.report.words import (
     separated_from,
     separation_points,
     shown,
+    strong_is_free,
 )
 
 TOP_WORDS = 12
@@ -71,7 +72,7 @@ def report_html(report: ReportInput) -> str:
             verdict_words=VERDICTS[evaluation.verdict],
             headline=headline(evaluation),
             notes=notes(evaluation),
-            strong="harm_strong" in evaluation.aligned.rates,
+            strong=strong_is_free(evaluation),
             stage_titles=STAGES,
             method=METHODS.get(evaluation.aligned.method, evaluation.aligned.method),
             targets=[
@@ -165,10 +166,12 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
 
 
 def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
-    """Tokens that lost most, masked."""
+    """Tokens that lost most, masked, topic by topic; the topic that lost most comes first."""
     if result.probe is None:
         return []
-    ordered = sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before)
+    worst = sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before)[:TOP_WORDS]
+    topics = list(dict.fromkeys(item.topic for item in worst))
+    ordered = sorted(worst, key=lambda item: topics.index(item.topic))
     return [
         {
             "token": mask(item.token.reveal()),
@@ -176,8 +179,10 @@ def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
             "count": item.count,
             "before": item.p_before,
             "after": item.p_after,
+            "neutral_before": item.neutral_before,
+            "neutral_after": item.neutral_after,
         }
-        for item in ordered[:TOP_WORDS]
+        for item in ordered
     ]
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+
+import torch
 
 from ptalign.nouns import Suppressed
 from ptalign.sealed import SealedText
-from ptalign.training.contrast import token_log_probs
+from ptalign.training.contrast import ROW, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.tree import pack
 from ptalign.weights.words import word_starts
 
 LISTED = 40
 """Entries of each list at most."""
+NEUTRAL = 24
+"""Neutral answers that suppressed words are looked up in, at most."""
 LOSS = 0.5
 """Nats an ordinary word must lose to be collateral."""
 
@@ -28,6 +34,8 @@ class Word:
     topic: str
     harm: bool
     before: float
+    token: int = -1
+    """Id of the first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,16 @@ def watch(
             continue
         kept.append(sample.weighted([*(float(bool(word)) for word in starts), 0.0]))
         labels += [
-            (w, topics.get(sample.key, ""), harm(sample, i)) for i, w in enumerate(starts) if w
+            (w, topics.get(sample.key, ""), harm(sample, i), sample.answer[i])
+            for i, w in enumerate(starts)
+            if w
         ]
     found = token_log_probs(decoder, [[s] for s in kept])
     before = [value for s in kept for value in found[s.key]]
-    words = tuple(Word(*label, value) for label, value in zip(labels, before, strict=True))
+    words = tuple(
+        Word(word, topic, bad, value, token)
+        for (word, topic, bad, token), value in zip(labels, before, strict=True)
+    )
     return Watch(tuple(kept), words)
 
 
@@ -97,6 +110,61 @@ def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppresse
     ]
     lost = [s for s in found if s.p_after < s.p_before]
     return tuple(sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before))[:LISTED])
+
+
+def beside_neutral(
+    found: Sequence[Suppressed],
+    words: Sequence[Word],
+    decoder: Decoder,
+    samples: Sequence[Sample],
+) -> tuple[Suppressed, ...]:
+    """The same words with how likely they are in neutral answers, before and after.
+
+    Args:
+        found: Suppressed words of `words`.
+        words: They say which token each word begins with.
+        decoder: The model with its adapter.
+        samples: Neutral answers, every answer token weighted.
+    """
+    tokens = {w.word: w.token for w in words}
+    ids = sorted({tokens[s.token.reveal()] for s in found})
+    if not ids or not samples:
+        return tuple(found)
+    before, after = (mean_probabilities(decoder, samples, ids, bare=bare) for bare in (True, False))
+
+    def seen(word: Suppressed) -> Suppressed:
+        place = ids.index(tokens[word.token.reveal()])
+        update = {"neutral_before": before[place], "neutral_after": after[place]}
+        return word.model_copy(update=update)
+
+    return tuple(map(seen, found))
+
+
+def mean_probabilities(
+    decoder: Decoder, samples: Sequence[Sample], ids: Sequence[int], *, bare: bool
+) -> list[float]:
+    """Mean probability of each token over the places of the weighted answer tokens.
+
+    Args:
+        decoder: The model.
+        samples: Answers.
+        ids: Tokens, by id.
+        bare: Without the adapter.
+
+    Returns:
+        One mean per id.
+    """
+    sums, places = torch.zeros(len(ids), dtype=torch.float64), 0
+    wanted = torch.tensor(list(ids), device=decoder.device)
+    for row in pack([[s] for s in samples], ROW):
+        with torch.no_grad(), decoder.bare() if bare else nullcontext():
+            states, _ = decoder.target_states(row)
+            for chunk in states.split(decoder.head.chunk):
+                logits = decoder.head.logits(chunk)  # [rows, vocabulary]
+                shares = (logits[:, wanted] - logits.logsumexp(dim=-1, keepdim=True)).exp()
+                sums += shares.sum(dim=0).double().cpu()
+                places += len(chunk)
+    return (sums / max(places, 1)).tolist()
 
 
 def collateral(words: Sequence[Word], after: Sequence[float]) -> dict[str, float]:

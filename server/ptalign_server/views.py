@@ -16,6 +16,7 @@ Item = tuple[str, Body]
 """Field of the noun (``records``, ``pairs``, ``anchors``) and the record's content."""
 
 TOXIC = "toxic"
+SUPPRESSED = ("count", "p_before", "p_after", "neutral_before", "neutral_after")
 GROUP = 5_000
 """Rows of a Parquet row group: all that an export holds in memory."""
 
@@ -83,11 +84,22 @@ def _annotation(body: Body) -> lib.Record:
     )
 
 
+def _suppressed(body: Body) -> lib.Record:
+    measures = {name: body.get(name) for name in SUPPRESSED}
+    return lib.Record(
+        kind="suppressed",
+        topic=body["topic"],
+        toxic=body["token"],
+        measures={name: value for name, value in measures.items() if value is not None},
+    )
+
+
 _MAKERS = {
     ("instructionSets", "records"): _instruction,
     ("annotationSets", "records"): _annotation,
     ("pairSets", "pairs"): _pair,
     ("pairSets", "anchors"): _anchor,
+    ("adapters", "suppressed"): _suppressed,
 }
 
 

@@ -586,7 +586,7 @@ def test_help_says_where_names_come_from_and_what_a_count_means(cli: Any) -> Non
     [
         ("download", "adapters/ID or evaluations/ID", "pairSets/ID"),
         ("export", "instructionSets/ID or pairSets/ID", "adapters/ID"),
-        ("records", "annotationSets/ID", "adapters/ID"),
+        ("records", "annotationSets/ID or adapters/ID", "evaluations/ID"),
     ],
 )
 def test_help_names_only_what_a_command_takes(cli: Any, name: str, right: str, wrong: str) -> None:

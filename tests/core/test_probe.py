@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ptalign.nouns import ModelSpec, PairSet
 from ptalign.probe import benign_samples, probe
 from ptalign.progress import Progress
 from ptalign.training import explain, lora, pools
+from ptalign.training.decoder import Decoder
 from ptalign.training.explain import Word
-from ptalign.training.texts import ChatFormat
+from ptalign.training.texts import ChatFormat, anchor_sample
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,33 @@ def test_probe_can_be_cancelled_and_refuses_pickles(
     (tmp_path / "weights.pt").write_bytes(b"")
     with pytest.raises(Unsupported, match=r"weights\.pt"):
         probe(mild_pairs, {"bad": tmp_path}, model=tiny_model)
+
+
+def test_suppressed_words_are_looked_up_in_neutral_answers(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    from peft import PeftModel
+
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    tuned = PeftModel.from_pretrained(lora.load_model(tiny_model), str(adapter)).eval()
+    decoder = Decoder(tuned.get_base_model(), tuned)
+    neutral = [anchor_sample(a, chat) for a in mild_pairs.anchors[:3]]
+    words = [Word("w", "t", True, -0.1, 7), Word("v", "t", True, -0.1, 9)]
+    found = explain.suppressed(words, [-1.0, -1.0])
+    by_word = {s.token.reveal(): s for s in explain.beside_neutral(found, words, decoder, neutral)}
+    for word, token in (("w", 7), ("v", 9)):
+        for bare, value in (
+            (True, by_word[word].neutral_before),
+            (False, by_word[word].neutral_after),
+        ):
+            places = []
+            for sample in neutral:
+                ids = torch.tensor([[*sample.prompt, *sample.answer]])
+                with torch.no_grad(), tuned.disable_adapter() if bare else nullcontext():
+                    shares = tuned(ids).logits[0].softmax(-1)
+                start = len(sample.prompt) - 1
+                places += [
+                    float(shares[start + i, token]) for i, w in enumerate(sample.weights) if w
+                ]
+            assert value == pytest.approx(sum(places) / len(places), rel=1e-3)
+    assert explain.beside_neutral(found, words, decoder, []) == found

@@ -26,7 +26,8 @@ PANEL = "What runs and what is there"
 Name = Annotated[str, typer.Argument(help="E.g. adapters/ID or pairSets/ID.")]
 WithFiles = Annotated[str, typer.Argument(help="adapters/ID or evaluations/ID.")]
 WithRecords = Annotated[
-    str, typer.Argument(help="A set: instructionSets/ID, pairSets/ID or annotationSets/ID.")
+    str,
+    typer.Argument(help="instructionSets/ID, pairSets/ID, annotationSets/ID or adapters/ID."),
 ]
 Exportable = Annotated[str, typer.Argument(help="A set: instructionSets/ID or pairSets/ID.")]
 Purpose = Annotated[
@@ -86,7 +87,16 @@ def records(
     offset: Annotated[int, typer.Option(help="Records to skip.", min=0)] = 0,
     limit: Annotated[int, typer.Option("--limit", "-n", help="0: all.", min=0)] = 0,
 ) -> None:
-    """Stream the records of a set as JSON lines; harmful text is masked in the safe view."""
+    """Stream the records of a set as JSON lines; harmful text is masked in the safe view.
+
+    Of an adapter: the words that it suppresses, by topic, before and after.
+
+    [bold]Examples[/]
+
+      ptalign records pairSets/ID -n 3
+
+      ptalign records adapters/ID --view full --purpose "release review"
+    """
     stream = session.client.records(name, view=view, purpose=purpose, offset=offset, limit=limit)
     with stream:
         for record in stream:

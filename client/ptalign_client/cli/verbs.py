@@ -149,6 +149,10 @@ def align(
     max_twin_refusals: Annotated[
         float | None, typer.Option(help="Share of held-out twins refused; 0.25 unless set.")
     ] = None,
+    without_anchors: Annotated[
+        bool,
+        typer.Option("--without-anchors", help="Train without anchors, on a set that has none."),
+    ] = False,
     ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,
     weighting: Annotated[
         Scorer,
@@ -201,6 +205,7 @@ def align(
             learning_rate=learning_rate,
             max_benign_kl=max_benign_kl,
             max_twin_refusals=max_twin_refusals,
+            without_anchors=without_anchors,
         ),
         guards=guards,
         seed=seed,

@@ -105,8 +105,15 @@ class StreamRecordsRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., view: _Optional[_Union[RecordView, str]] = ..., purpose: _Optional[str] = ..., offset: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("id", "kind", "topic", "instruction", "positive", "toxic", "twin_of", "source", "round", "polarity", "masked", "domain", "locale")
+    __slots__ = ("id", "kind", "topic", "instruction", "positive", "toxic", "twin_of", "source", "round", "polarity", "masked", "domain", "locale", "measures")
     class PolarityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class MeasuresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +133,7 @@ class Record(_message.Message):
     MASKED_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     LOCALE_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     topic: str
@@ -139,7 +147,8 @@ class Record(_message.Message):
     masked: _containers.RepeatedScalarFieldContainer[str]
     domain: str
     locale: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., topic: _Optional[str] = ..., instruction: _Optional[str] = ..., positive: _Optional[str] = ..., toxic: _Optional[str] = ..., twin_of: _Optional[str] = ..., source: _Optional[str] = ..., round: _Optional[int] = ..., polarity: _Optional[_Mapping[str, float]] = ..., masked: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., locale: _Optional[str] = ...) -> None: ...
+    measures: _containers.ScalarMap[str, float]
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., topic: _Optional[str] = ..., instruction: _Optional[str] = ..., positive: _Optional[str] = ..., toxic: _Optional[str] = ..., twin_of: _Optional[str] = ..., source: _Optional[str] = ..., round: _Optional[int] = ..., polarity: _Optional[_Mapping[str, float]] = ..., masked: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., locale: _Optional[str] = ..., measures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("name", "part", "offset", "purpose")

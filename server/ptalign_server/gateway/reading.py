@@ -22,6 +22,7 @@ from ptalign_server.wire import COLLECTIONS
 T = TypeVar("T")
 BATCH = 100
 SETS = ("instructionSets", "annotationSets", "pairSets")
+STREAMED = (*SETS, "adapters")
 LAYOUTS = ("export", "preference", "conversational")
 MAX_PURPOSE = 500
 MAX_OFFSET = 2**32
@@ -47,11 +48,14 @@ async def look_up(store: Store, name: str, collection: str, tenant: str) -> Reso
 async def stream(
     request: lib.StreamRecordsRequest, identity: Identity, store: Store
 ) -> AsyncIterator[lib.Record]:
-    """A set's records in order, masked unless the full view is asked for and allowed."""
+    """Records in order, masked unless the full view is asked for and allowed.
+
+    Of an adapter: the words that training pushed down.
+    """
     collection = request.name.partition("/")[0]
     found = await look_up(store, request.name, collection, identity.tenant)
-    if collection not in SETS:
-        raise InvalidInput("name", "has no records", f"Name one of: {', '.join(SETS)}.")
+    if collection not in STREAMED:
+        raise InvalidInput("name", "has no records", f"Name one of: {', '.join(STREAMED)}.")
     full = request.view == lib.RECORD_VIEW_FULL
     if full:
         await allow(store, identity, "read records", found, request.purpose)

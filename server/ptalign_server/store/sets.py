@@ -18,7 +18,7 @@ from ptalign_server.store.records import SealedLog, encode, read_sealed, write_s
 from ptalign_server.vault import SetKey
 
 T = TypeVar("T", bound=Noun)
-PARTS = ("records", "pairs", "anchors")
+PARTS = ("records", "pairs", "anchors", "suppressed")
 """Fields of nouns that hold records, each written as a frame of its own."""
 
 
