@@ -30,7 +30,17 @@ from ptalign.nouns import (
 )
 from ptalign.outcome import disagree, outcome_of, scored
 from ptalign.progress import OnProgress, Progress, ignore
-from ptalign.rates import Difference, Measured, by_topic, difference, measures, rate
+from ptalign.rates import (
+    Difference,
+    Measured,
+    by_locale,
+    by_topic,
+    changes_by_locale,
+    changes_by_topic,
+    difference,
+    measures,
+    rate,
+)
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.sealed import SealedText
 from ptalign.suites.base import Prompt, Suite
@@ -321,7 +331,7 @@ def _compare(
     seconds: Mapping[str, float],
 ) -> Evaluation:
     """Rates, differences and the verdict."""
-    table = measures(suites)
+    table, base = measures(suites), replies[targets[0].label]
     results = tuple(
         TargetResult(
             label=target.label,
@@ -329,9 +339,12 @@ def _compare(
             method=target.method,
             rates={name: rate(measured, replies[target.label]) for name, measured in table.items()},
             by_topic=by_topic(table, replies[target.label]),
+            by_locale=by_locale(table, replies[target.label]),
+            topic_changes=changes_by_topic(table, base, replies[target.label]) if place else {},
+            locale_changes=changes_by_locale(table, base, replies[target.label]) if place else {},
             probe=probes.get(target.label),
         )
-        for target in targets
+        for place, target in enumerate(targets)
     )
     changes = changes_between(table, replies, targets[0].label, targets[1].label)
     judges_differ = _disagreement(suites, replies, judges)
@@ -341,6 +354,10 @@ def _compare(
         delta=_delta(results[0], results[1]),
         p_values={name: change.p_value for name, change in changes.items()},
         intervals={name: (change.low, change.high) for name, change in changes.items()},
+        beside={
+            other.label: _between(table, replies, other.label, targets[1].label)
+            for other in targets[2:]
+        },
         verdict=decide(findings),
         reasons=tuple(f"{finding.mark}: {finding.words}" for finding in findings),
         suites=tuple(suite.name for suite in suites if suite.prompts),
@@ -351,6 +368,17 @@ def _compare(
         seconds=seconds,
         tokens_generated=sum(reply.tokens for reply in chain.from_iterable(replies.values())),
     )
+
+
+def _between(
+    table: Mapping[str, Measured],
+    replies: Mapping[str, Sequence[Reply]],
+    before: str,
+    after: str,
+) -> dict[str, tuple[float, float, float]]:
+    """after - before of every rate that both have scored prompts of, with its interval."""
+    found = changes_between(table, replies, before, after)
+    return {name: (c.value, c.low, c.high) for name, c in found.items() if c.n}
 
 
 def _delta(before: TargetResult, after: TargetResult) -> dict[str, float]:

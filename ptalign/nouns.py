@@ -405,6 +405,20 @@ class Reply(Noun):
     """Generated for it."""
 
 
+class Change(Noun):
+    """target - baseline of one rate on the prompts that both were scored on."""
+
+    value: float
+    low: float
+    high: float
+    """Ends of the paired 95 % interval."""
+    p_value: float
+    """McNemar's exact test."""
+    p_adjusted: float
+    """The same after Holm, for having been made for each topic or locale of that rate."""
+    n: int
+
+
 class TargetResult(Noun):
     """All rates of one target on the same prompts."""
 
@@ -415,6 +429,18 @@ class TargetResult(Noun):
     """harm_rate, harm_plain, harm_strong, over_refusal_rate, refusal_rate, usefulness,
     incoherent_rate, unscored_rate."""
     by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
+    by_locale: dict[str, dict[str, Rate]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    """By language tag. Left out of digests where there is none, so that evaluations of earlier
+    versions keep theirs; so are the next two."""
+    topic_changes: dict[str, dict[str, Change]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    """Topic -> rate -> how it differs from the baseline's; empty for the baseline."""
+    locale_changes: dict[str, dict[str, Change]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
     corrected: dict[str, Rate] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """Rates without the judges' known errors, where those can be told; the interval counts in how
     few texts the judges were checked on. Left out of digests where there are none."""
@@ -438,6 +464,11 @@ class Evaluation(Noun):
     generation_judge_ids: tuple[str, ...] = ()
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Paired 95 % interval of each delta that is a rate (`ptalign.stats.tango`)."""
+    beside: dict[str, dict[str, tuple[float, float, float]]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    """Label of each further target -> rate -> target of the verdict - that one, with its paired
+    95 % interval."""
     disagreement: float | None = None
     """Share of replies on which two harm judges said opposite things; None with one judge."""
     calibrations: tuple[Calibration, ...] = Field((), exclude_if=lambda value: not value)

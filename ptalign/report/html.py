@@ -8,11 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ptalign.nouns import Adapter, Rate, TargetResult
+from ptalign.nouns import Adapter, TargetResult
 from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
+from ptalign.report.contribution import contribution
 from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.inputs import ReportInput
+from ptalign.report.parts import parts
 from ptalign.report.words import (
     METHODS,
     STAGES,
@@ -81,13 +83,16 @@ def report_html(report: ReportInput) -> str:
             ],
             tiles=_tiles(results),
             rows=_rows(results, colours),
-            topics=_topics(report, colours),
+            topics=parts(results, colours, "topic", report.topic_titles),
+            locales=parts(results, colours, "locale") if len(results[0].by_locale) > 1 else [],
+            changed=name_of(results[1]),
             reasons=[reason.split(": ", 1) for reason in evaluation.reasons],
             training=[
                 _training(name_of(result), adapter)
                 for result in results
                 if (adapter := report.adapters.get(result.label)) is not None
             ],
+            contribution=contribution(evaluation),
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
             separations=[separation_points(r) for r in results],
@@ -122,26 +127,6 @@ def _rows(results: tuple[TargetResult, ...], colours: tuple[str, ...]) -> list[d
             drawn = track(rates, colours)
             found.append({"title": title, "better": better, "rates": rates, "track": drawn})
     return found
-
-
-def _topics(report: ReportInput, colours: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Harm under attack per topic, and how many harmful requests were declined."""
-    results = report.evaluation.results
-    names = [t for t, row in results[0].by_topic.items() if "harm_rate" in row]
-    return [
-        {
-            "title": report.topic_titles.get(topic, topic.replace("-", " ")),
-            "rates": (rates := _of(results, topic, "harm_rate")),
-            "track": track(rates, colours),
-            "declined": _of(results, topic, "refusal_rate"),
-            "strong": _of(results, topic, "harm_strong"),
-        }
-        for topic in names
-    ]
-
-
-def _of(results: tuple[TargetResult, ...], topic: str, key: str) -> list[Rate | None]:
-    return [result.by_topic.get(topic, {}).get(key) for result in results]
 
 
 def _training(name: str, adapter: Adapter) -> dict[str, Any]:

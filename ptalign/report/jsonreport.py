@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ptalign.nouns import PROBED, Evaluation, Rate, TargetResult
+from ptalign.nouns import PROBED, Change, Evaluation, Rate, TargetResult
 from ptalign.report.calibration import calibration_json
 from ptalign.report.inputs import ReportInput
 from ptalign.report.words import twin_separation
@@ -42,10 +43,18 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         **(result.probe.measured if result.probe else {}),
         "benign_kl_interval": result.probe.benign_kl_interval if result.probe else None,
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
-        "by_topic": {
-            topic: {name: _rate(rate) for name, rate in row.items()}
-            for topic, row in result.by_topic.items()
-        },
+        "by_topic": _parts(result.by_topic),
+        "by_locale": _parts(result.by_locale),
+        "change_by_topic": _parts(result.topic_changes),
+        "change_by_locale": _parts(result.locale_changes),
+    }
+
+
+def _parts(parts: Mapping[str, Mapping[str, Rate | Change]]) -> dict[str, dict[str, Any]]:
+    """Topic or locale -> rate -> its numbers."""
+    return {
+        part: {name: found.model_dump() for name, found in row.items()}
+        for part, row in parts.items()
     }
 
 
@@ -83,6 +92,12 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         "aligned": target_json(evaluation.aligned),
         "runs": runs,
         "delta": delta_json(evaluation),
+        "beside": {
+            label: {
+                name: dict(zip(("value", "low", "high"), c, strict=True)) for name, c in row.items()
+            }
+            for label, row in evaluation.beside.items()
+        },
         "annotations_used": report.annotations_used,
         "pairs": report.pairs.pairs,
         "pair_counts": report.pairs.model_dump(),

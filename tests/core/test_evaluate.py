@@ -299,3 +299,33 @@ def test_judges_are_checked_on_marked_answers_and_rates_shown_without_their_erro
     assert (made.verdict, made.reasons) == (plain.verdict, plain.reasons)
     assert "harm_rate" not in plain.baseline.corrected
     assert "marked by people" in plain.calibrations[0].not_correctable
+
+
+def test_a_further_target_is_compared_on_the_same_prompts():
+    """The other adapter is rude in a quarter of the attacks, the one of the verdict never."""
+
+    def speak(request):
+        last = request.messages[-1].content
+        number = int(last.split()[-1].rstrip("?"))
+        if request.adapter == "sha-2" and last.startswith("attack") and number % 4 == 1:
+            return RUDE
+        return say(request)
+
+    targets = [
+        Target("base"),
+        Target("tuned", "sha-1", "pt_align"),
+        Target("alone", "sha-2", "mle"),
+    ]
+    made = evaluate(
+        targets,
+        suites(),
+        engine=Script(speak),
+        model=MODEL,
+        judges=[Harm(), RefusalJudge()],
+        config=EvalConfig(),
+    )
+    value, low, high = made.beside["alone"]["harm_rate"]
+    assert value == pytest.approx(-0.25)
+    assert low < value < high < 0
+    assert made.beside["alone"]["refusal_rate"][0] == 0.0
+    assert set(made.beside) == {"alone"}

@@ -344,3 +344,54 @@ def test_two_evaluations_side_by_side():
     assert found["only_second"] == ["new"]
     assert found["same_suites"]
     assert found["measures"]["benign_kl"] == {"first": 0.08, "second": 0.08}
+
+
+def test_what_unlearning_added_stands_beside_good_answers_alone(report):
+    beside = {"MLE": {"harm_strong": (-0.25, -0.4, -0.1), "usefulness": (0.0, -0.06, 0.06)}}
+    shown_beside = report.model_copy(update={"evaluation": evaluation(beside=beside)})
+    page, document = build(shown_beside)
+    section = page[page.index("What each part of the training added") :]
+    section = re.sub(r"<[^>]+>|\s+", " ", section[: section.index("</section>")])
+    assert "MLE (likelihood only) learned from the good answers alone; PT-ALIGN" in section
+    assert re.search(r"first words forced\s+67 %\s+33 %\s+33 %\s+−25 \(−40 to −10\)", section)
+    assert re.search(r"instructions followed\s+30 %\s+30 %\s+30 %\s+0 \(−6 to \+6\)", section)
+    assert "Likelihood of harm words" in section
+    assert document["beside"]["MLE"]["harm_strong"] == {"value": -0.25, "low": -0.4, "high": -0.1}
+
+
+def test_without_a_target_of_good_answers_alone_the_page_says_what_is_missing(report):
+    results = report.evaluation.results[:2]
+    alone = report.evaluation.model_copy(update={"results": results})
+    page, document = build(report.model_copy(update={"evaluation": alone}))
+    assert "it takes an adapter of method mle" in page
+    assert document["beside"] == {}
+
+
+def test_suppressed_words_stand_by_topic_with_their_use_in_ordinary_answers(report):
+    probe = report.evaluation.aligned.probe
+    rows = (("work", 0.9, 2e-6), ("home", 0.8, None), ("work", 0.7, 3e-6))
+    words = tuple(
+        Suppressed(
+            token=SealedText(f"{CANARY}{i}"),
+            topic=topic,
+            count=1,
+            p_before=before,
+            p_after=0.1,
+            neutral_before=neutral,
+            neutral_after=neutral,
+        )
+        for i, (topic, before, neutral) in enumerate(rows)
+    )
+    aligned = report.evaluation.aligned.model_copy(
+        update={"probe": probe.model_copy(update={"suppressed": words})}
+    )
+    results = (report.evaluation.baseline, aligned)
+    told = report.evaluation.model_copy(update={"results": results})
+    page, _ = build(report.model_copy(update={"evaluation": told}))
+    section = page[page.index("What was suppressed") :]
+    cells = re.findall(r"<tr><td>(.*?)</td>.*?([\d.]+|–)</td></tr>", section)
+    assert [(topic, after) for topic, after in cells[:3]] == [
+        ("work", "2.0"),
+        ("", "3.0"),
+        ("home", "–"),
+    ]

@@ -1,0 +1,57 @@
+"""What each term of the loss contributed: the target beside one that learned good answers only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ptalign.nouns import Evaluation, TargetResult
+from ptalign.report.words import RATES, name_of
+
+ALONE = "mle"
+"""The method without a term for bad answers."""
+BOTH = ("pt_align", "ut_uniform", "dpo", "npo")
+MEASURES = (
+    ("harm_word_ratio", "Likelihood of harm words under attack, against the original", 2),
+    ("benign_kl", "Change on ordinary answers, KL in nats a token", 3),
+)
+
+
+def contribution(evaluation: Evaluation) -> dict[str, Any] | None:
+    """What learning from bad answers added to learning from good ones.
+
+    Returns:
+        ``alone`` and ``both`` (names), ``rows`` of rates (title, better, base, alone, both, change
+        with its paired interval in points) and ``measures``; None where no target of method `mle`
+        was shown beside one that learned from bad answers too.
+    """
+    both = evaluation.aligned
+    alone = next((r for r in evaluation.results[2:] if r.method == ALONE), None)
+    if alone is None or both.method not in BOTH:
+        return None
+    changes = evaluation.beside.get(alone.label, {})
+    rows = [
+        {
+            "title": title,
+            "better": better,
+            "shares": [r.rates[key] for r in (evaluation.baseline, alone, both)],
+            "change": [100 * value for value in changes[key]],
+        }
+        for key, title, better in RATES
+        if key in changes and all(key in r.rates for r in (evaluation.baseline, alone, both))
+    ]
+    return {
+        "alone": name_of(alone),
+        "both": name_of(both),
+        "rows": rows,
+        "measures": [
+            {"title": title, "digits": digits, "values": values}
+            for key, title, digits in MEASURES
+            if (values := _measured(key, evaluation.baseline, alone, both))
+        ],
+    }
+
+
+def _measured(key: str, *results: TargetResult) -> list[float]:
+    """A probe's measure of each target; empty unless all have it."""
+    found = [r.probe.measured.get(key) if r.probe else None for r in results]
+    return [value for value in found if value is not None] if None not in found else []
