@@ -92,7 +92,8 @@ class AlignConfig(Config):
     steps: int = Field(28, ge=1, le=10_000)
     pairs_per_step: int = Field(8, ge=1, le=512)
     anchors_per_step: int = Field(8, ge=0, le=512)
-    """Few of them, read often, are learned by heart (ADR 0009)."""
+    """Few of them, read often, are learned by heart (ADR 0009). 0 trains without, and takes a set
+    that has none."""
     twins_per_step: int = Field(8, ge=0, le=512)
     """As many as pairs: what must not be declined is learned beside what must."""
     learning_rate: float = Field(5e-4, gt=0, le=0.1)

@@ -224,7 +224,7 @@ class Budget:
     max_twin_refusals: float | None = None
     """Share of held-out twins, in 0..1."""
     without_anchors: bool = False
-    """Also takes a pair set without anchors: nothing then holds the model to its ordinary answers."""
+    """Takes a pair set without anchors, too. Nothing then keeps the model's ordinary answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

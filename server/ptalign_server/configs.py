@@ -102,10 +102,20 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
         "max_benign_kl",
         "max_twin_refusals",
     )
+    if request.budget.without_anchors:
+        values["anchors_per_step"] = _no_anchors(request.budget)
     if request.token_weighting:
         values["scorer"] = request.token_weighting
     values["protected_words"] = tuple(request.protected_words)
     return build(AlignConfig, values, ALIGN_NAMES)
+
+
+def _no_anchors(budget: pb.Budget) -> int:
+    """0 anchors per step, which `anchors_per_step` cannot say: there it means the default."""
+    if budget.anchors_per_step:
+        limit = f"is {budget.anchors_per_step}, and without_anchors asks for none"
+        raise InvalidInput("budget.anchors_per_step", limit, "Send one of the two.")
+    return 0
 
 
 ALIGN_NAMES = {

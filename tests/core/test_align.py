@@ -327,6 +327,18 @@ def test_partial_and_empty_sets_are_refused(run: Run, mild_pairs: PairSet, tmp_p
         run(tmp_path, changed(mild_pairs, pairs=mild_pairs.twins))
 
 
+def test_a_set_without_anchors_is_refused_unless_none_are_asked_for(
+    run: Run, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    """An imported set has none: its adapter refused ordinary requests, and no guard said so."""
+    held = tuple(a.model_copy(update={"held_out": True}) for a in mild_pairs.anchors)
+    for anchors in ((), held):
+        with pytest.raises(InvalidInput, match=r"no anchors.*SynthesizePairs with this set as par"):
+            run(tmp_path, changed(mild_pairs, anchors=anchors))
+    bare = changed(mild_pairs, anchors=())
+    assert run(tmp_path, bare, anchors_per_step=0, steps=1).tokens_anchor == 0
+
+
 def test_zero_tokens_in_a_part_does_not_start(
     run: Run, mild_pairs: PairSet, tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ def synthesis(running: Running) -> pb.SynthesizePairsRequest:
 
 
 def training(running: Running) -> pb.AlignRequest:
-    budget = pb.Budget(steps=2000, pairs_per_step=4, anchors_per_step=0, max_benign_kl=9.0)
+    budget = pb.Budget(steps=2000, pairs_per_step=4, without_anchors=True, max_benign_kl=9.0)
     pairs = import_pairs(running)
     return pb.AlignRequest(model=MODEL, pair_set=pairs, budget=budget, guards="record")
 

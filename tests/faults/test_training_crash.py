@@ -50,7 +50,7 @@ def import_pairs(running: Running) -> str:
 
 
 def align(running: Running, pairs: str, steps: int = STEPS, **more: Any) -> str:
-    budget = pb.Budget(steps=steps, pairs_per_step=4, anchors_per_step=0, max_benign_kl=9.0)
+    budget = pb.Budget(steps=steps, pairs_per_step=4, without_anchors=True, max_benign_kl=9.0)
     values = {"model": MODEL, "pair_set": pairs, "budget": budget, "guards": "record", "seed": 3}
     return str(running.tuning.Align(pb.AlignRequest(**(values | more)), timeout=60).name)
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import page_world as world
 import pytest
 
+from ptalign.config import PairConfig
+from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import PtalignError
 from ptalign.nouns import (
     Anchor,
@@ -22,7 +24,9 @@ from ptalign.nouns import (
     Topic,
     record_id,
 )
+from ptalign.pairs import synthesize_pairs
 from ptalign.sealed import SealedText
+from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -200,6 +204,28 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     joined, _ = additions._join_pairs([one, two])
     assert joined.rejected == {"empty": 3}
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
+
+
+def test_refining_an_imported_set_writes_the_anchors_it_lacks() -> None:
+    """What Align says to do with a set that has none."""
+    judge = SimpleNamespace(id="j@1", axis="harm", score=lambda _, replies: [0.0] * len(replies))
+    texts = ["Sing to the neighbours.", "Hum at the window."]
+    fields = {"positive": "Here is a kind note.", "toxic": "No.", "kind": "pair"}
+    brought = additions.import_pairs([asked(text, "a", **fields) for text in texts], ROOMS)
+    assert not brought.anchors
+    refined = synthesize_pairs(
+        additions.import_instructions([asked(text, "a") for text in texts], ROOMS),
+        (),
+        policy=ROOMS,
+        engine=ScriptedEngine(),
+        model=ModelSpec(name="scripted", path=""),
+        judges=[judge],  # type: ignore[list-item]
+        config=PairConfig(anchors=8),
+        parent=brought,
+        embed=HashedNgrams(),
+    )
+    assert [p.positive for p in refined.pairs] == ["Here is a kind note."] * 2
+    assert any(not anchor.held_out for anchor in refined.anchors)
 
 
 def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:

@@ -27,6 +27,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.catalogue import write_models
+from ptalign_server.configs import align_config
 from ptalign_server.errors import Unauthenticated, status_of
 from ptalign_server.gateway.identity import RULES, Gate, Identity, Tokens
 from ptalign_server.gateway.serve import make_server
@@ -110,7 +111,8 @@ def put_set(
     noun: Any = InstructionSet(records=(), requested=3)
     message: Any = res.InstructionSet(harmful=3)
     if collection == "pairSets":
-        noun, message = PairSet(pairs=()), res.PairSet(pairs=3)
+        anchors = flags.get("anchors", 4)
+        noun, message = PairSet(pairs=()), res.PairSet(pairs=3, anchors=anchors)
     message.meta.name = name
     digest = store.sets.write(set_id, key, noun)
     store.sets.write_policy(set_id, key, load_policy(POLICY))
@@ -208,6 +210,11 @@ async def test_too_many_annotations(calls: Calls) -> None:
         ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be 1..256, got 999"),
         ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
         ({"pair_set": ""}, "pair_set", "is empty"),
+        (
+            {"budget": pb.Budget(anchors_per_step=2, without_anchors=True)},
+            "budget.anchors_per_step",
+            "is 2, and without_anchors asks for none",
+        ),
     ],
 )
 async def test_align_fields(calls: Calls, changes: dict[str, Any], field: str, words: str) -> None:
@@ -266,6 +273,19 @@ async def test_align_refuses_partial_and_purged_sets(calls: Calls) -> None:
         calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=purged))
     )
     assert reason == "SET_PURGED"
+
+
+async def test_align_takes_a_set_without_anchors_only_when_told_to(calls: Calls) -> None:
+    """Every imported set is one."""
+    name = put_set(calls.store, "pairSets", anchors=0)
+    request = pb.AlignRequest(model=MODEL, pair_set=name, dry_run=True)
+    _, _, _, violations = await refused(calls.tuning.Align(request))
+    assert "holds no anchors" in violations["pair_set"]
+    assert f"SynthesizePairs with parent={name}" in violations["pair_set"]
+    request.budget.without_anchors = True
+    assert (await calls.tuning.Align(request)).done
+    assert align_config(request).anchors_per_step == 0
+    assert align_config(pb.AlignRequest()).anchors_per_step == 8
 
 
 async def test_request_id_gives_the_same_operation(calls: Calls) -> None:

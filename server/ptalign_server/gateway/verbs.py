@@ -162,7 +162,9 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         )
     if not request.pair_set:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
-    call.readable(request.pair_set, "pairSets", model.name, whole=True)
+    pairs = call.readable(request.pair_set, "pairSets", model.name, whole=True)
+    if config.anchors_per_step and not res.PairSet.FromString(pairs.body).anchors:
+        raise _without_anchors(request.pair_set)
     if request.parent_adapter:
         call.adapter("parent_adapter", request.parent_adapter, model)
     if request.resume_from:
@@ -176,6 +178,16 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         memory_bytes=int(size * 2.2 + 1.7e9),
         disk_bytes=int(size * 0.04 * config.lora.rank / 16 * 3),
         basis="measured on a 135M model on two cores, scaled by weights and rows per step",
+    )
+
+
+def _without_anchors(name: str) -> InvalidInput:
+    return InvalidInput(
+        "pair_set",
+        f"{name} holds no anchors: trained without them, a model refuses ordinary requests too, "
+        "and no guard can tell",
+        f"SynthesizePairs with parent={name} and an instruction set of its requests writes them: "
+        "align on the set that makes. Or set budget.without_anchors.",
     )
 
 
