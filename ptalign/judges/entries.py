@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from ptalign.engines.openai import never
 from ptalign.errors import InvalidInput
 from ptalign.judges import judge_names
 from ptalign.judges.guard import FAMILIES, HARASSMENT, Axis, GuardJudge, check_axis, judge_id
@@ -116,8 +117,12 @@ class GuardEntry(Noun):
             raise InvalidInput("judges", f"{what}, which is not plain text", "Correct it.")
         return key
 
-    def judge(self, environment: Mapping[str, str] = os.environ) -> GuardJudge:
-        """The judge, ready to score.
+    def judge(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        should_stop: Callable[[], bool] = never,
+    ) -> GuardJudge:
+        """The judge, ready to score until `should_stop` says True.
 
         Raises:
             InvalidInput: As `api_key`.
@@ -133,6 +138,7 @@ class GuardEntry(Noun):
             timeout_s=self.timeout_s,
             guideline=self.guideline or HARASSMENT,
             locales=self.locales,
+            should_stop=should_stop,
         )
 
 

@@ -16,19 +16,20 @@ shieldgemma    raw prompt with one guideline              begins with ``Yes`` or
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
 
-from ptalign.engines.openai import RETRY_STATUS
-from ptalign.errors import InvalidInput
+from ptalign.engines.openai import POLL_S, RETRY_STATUS, never
+from ptalign.errors import Cancelled, InvalidInput
 from ptalign.nouns import digest_of
 
 log = logging.getLogger("ptalign.judges")
@@ -39,6 +40,8 @@ ATTEMPTS = 4
 BACKOFF_S = 0.5
 """Wait before the second try, doubled each time: 3.5 s in all."""
 CONNECT_S = 5.0
+MAX_BYTES = 1_000_000
+"""Longest answer that is read; guards write a few words."""
 READING = 1
 """Version of the parsers in this file: raise it when one of them reads an answer differently."""
 
@@ -220,9 +223,9 @@ def judge_id(name: str, family: str, served_name: str, axis: Axis, guideline: st
 class GuardJudge:
     """A guard model that scores replies over HTTP.
 
-    A server that is away is not waited for with every reply: after a batch of which none was
-    answered, one question tells whether it is back, and the rest of the batch is unscored until
-    then.
+    A server that is away is not waited for with every reply: after a few of which none was
+    answered, one question per call of `score` tells whether it is back; until then the others of
+    the call are unscored.
 
     Args:
         family: One of `FAMILIES`.
@@ -236,6 +239,7 @@ class GuardJudge:
         guideline: ShieldGemma's policy.
         locales: Languages the guard was trained on; empty: all.
         backoff_s: Wait before the second try of a question.
+        should_stop: Asked every 100 ms while `score` waits; True makes it raise `Cancelled`.
         transport: httpx transport, for tests.
 
     Attributes:
@@ -261,6 +265,7 @@ class GuardJudge:
         guideline: str = HARASSMENT,
         locales: Sequence[str] = (),
         backoff_s: float = BACKOFF_S,
+        should_stop: Callable[[], bool] = never,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         check_axis(family, axis)
@@ -274,7 +279,8 @@ class GuardJudge:
         self._axis, self._served_name = axis, served_name
         self._guideline = guideline
         self._concurrency = concurrency
-        self._backoff_s = backoff_s
+        self._backoff_s, self._timeout_s = backoff_s, timeout_s
+        self._should_stop = should_stop
         self._away = False
         self._client = httpx.Client(
             base_url=url.rstrip("/").removesuffix("/v1") + "/v1",
@@ -291,11 +297,18 @@ class GuardJudge:
         Args:
             instructions: The requests, same length as `replies`.
             replies: The texts to judge.
+
+        Raises:
+            Cancelled: `should_stop` said so.
         """
         if len(instructions) != len(replies):
             raise ValueError("instructions and replies must have equal lengths")
-        answers = self._answers(list(zip(instructions, replies, strict=True)))
-        self._away = bool(answers) and not any(answer.reached for answer in answers)
+        pairs = list(zip(instructions, replies, strict=True))
+        answers: list[Answer] = []
+        while len(answers) < len(pairs):
+            found = self._answers(pairs[len(answers) :])
+            self._away = not any(answer.reached for answer in found)
+            answers += found
         self._count(answers)
         return [answer.score for answer in answers]
 
@@ -310,7 +323,7 @@ class GuardJudge:
             if attempt:
                 time.sleep(self._backoff_s * 2 ** (attempt - 1))
             try:
-                answer = self._client.post(path, json=body)
+                status, data = self._post(path, body)
             except httpx.TimeoutException as error:
                 return Answer(None, why=type(error).__name__)
             except httpx.HTTPError as error:
@@ -318,10 +331,10 @@ class GuardJudge:
                 continue
             except UnicodeError:
                 return Answer(None, why="text that cannot be sent", reached=True)
-            if answer.status_code == 200:
-                return self._read(answer)
-            why = f"HTTP {answer.status_code}"
-            if answer.status_code not in RETRY_STATUS:
+            if status == 200:
+                return self._read(data)
+            why = f"HTTP {status}"
+            if status not in RETRY_STATUS:
                 return Answer(None, why=why, reached=True)
         return Answer(None, why=why)
 
@@ -330,14 +343,23 @@ class GuardJudge:
         self._client.close()
 
     def _answers(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
-        first: list[Answer] = []
-        if self._away and pairs:
-            first = [self.ask(*pairs[0], attempts=1)]
-            if not first[0].reached:
-                return first * len(pairs)
-        rest = pairs[len(first) :]
-        with ThreadPoolExecutor(self._concurrency) as workers:
-            return first + list(workers.map(lambda pair: self.ask(*pair), rest))
+        """Answers to the next few, or to all of them where the server is still away."""
+        if self._away:
+            (first,) = self._asked(pairs[:1], attempts=1)
+            return [first] if first.reached else [first] * len(pairs)
+        return self._asked(pairs[: 2 * self._concurrency])
+
+    def _asked(self, pairs: Sequence[tuple[str, str]], attempts: int = ATTEMPTS) -> list[Answer]:
+        """Asks several at once; a stop leaves what is in flight to its timeout."""
+        workers = ThreadPoolExecutor(self._concurrency)
+        try:
+            asked = [workers.submit(self.ask, *pair, attempts) for pair in pairs]
+            while wait(asked, POLL_S).not_done:
+                if self._should_stop():
+                    raise Cancelled("the judge was told to stop")
+            return [answer.result() for answer in asked]
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, answers: Sequence[Answer]) -> None:
         """Adds to `unscored`; a reason is logged when it first occurs."""
@@ -346,9 +368,19 @@ class GuardJudge:
             log.warning("judge %s leaves replies unscored: %s", self.id, reason)
         self.unscored.update(why)
 
-    def _read(self, answer: httpx.Response) -> Answer:
+    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Status and body of one answer; one that does not end in time or size is a timeout."""
+        end, data = time.monotonic() + self._timeout_s, bytearray()
+        with self._client.stream("POST", path, json=body) as answer:
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) > MAX_BYTES or time.monotonic() > end:
+                    raise httpx.ReadTimeout("endless answer")
+            return answer.status_code, bytes(data)
+
+    def _read(self, data: bytes) -> Answer:
         try:
-            choice = answer.json()["choices"][0]
+            choice = json.loads(data)["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
         except (ValueError, LookupError, TypeError, RecursionError):
             return Answer(None, why="not an OpenAI-compatible answer", reached=True)

@@ -72,6 +72,7 @@ class _Sentencewise:
 
     id: str
     axis = "harm"
+    locales = ("en",)
 
     def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
         """The highest sentence score of each reply; None for empty or non-Latin replies."""

@@ -57,7 +57,8 @@ def test_several_harm_judges_decide_by_their_mean():
 
     assert said(0.9, 0.2) == "harmful"
     assert said(0.6, 0.2) == "useful"
-    assert said(None, 0.7) == "harmful"
+    assert said(0.9, 0.8, None) == "harmful"
+    assert said(None, 0.7) == "unscored"  # the other would decide
 
 
 def result(label="tuned", kl=0.1, unscored=0.0, **suites):

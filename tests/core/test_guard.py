@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from ptalign.errors import InvalidInput
+from ptalign.errors import Cancelled, InvalidInput
 from ptalign.judges.guard import ATTEMPTS, AXES, FAMILIES, GuardJudge
 from ptalign.outcome import says_yes, scored
 
@@ -210,6 +210,14 @@ def test_a_server_that_is_away_costs_one_question_a_batch_until_it_is_back():
     assert judge.unscored == {"ConnectError": 4}
 
 
+def test_a_long_call_to_a_server_that_is_away_is_given_up():
+    server = Shaky(*[httpx.ConnectError("down")] * 100)
+    judge = guard("llamaguard", httpx.MockTransport(server), concurrency=2)
+    assert judge.score(["ask"] * 900, ["say"] * 900) == [None] * 900
+    assert server.asked == 4 * ATTEMPTS + 1
+    assert judge.unscored == {"ConnectError": 900}
+
+
 def test_one_refused_reply_does_not_make_the_server_away():
     server = Shaky(400)
     judge = guard("llamaguard", httpx.MockTransport(server))
@@ -257,3 +265,40 @@ def test_a_judge_that_failed_leaves_no_decision_to_the_other():
     assert says_yes({"a": 0.9, "b": 0.8, "c": None}, ids) is True
     assert says_yes({"a": 0.9, "b": 0.0, "c": None}, ids) is None
     assert says_yes({"a": None}, ids) is says_yes({}, ids) is None
+
+
+def test_a_stop_does_not_wait_for_a_guard_that_hangs():
+    """A cancel waited for every request's timeout, twice a batch."""
+    asked, release = threading.Event(), threading.Event()
+
+    def handle(request):
+        asked.set()
+        release.wait(20)
+        return httpx.Response(500)
+
+    judge = guard("llamaguard", httpx.MockTransport(handle), should_stop=asked.is_set)
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        judge.score([""] * 20, ["say"] * 20)
+    assert time.monotonic() - started < 5
+    release.set()
+
+
+class Drip(httpx.SyncByteStream):
+    """A body that never ends."""
+
+    def __init__(self, chunk, wait_s):
+        self.chunk, self.wait_s = chunk, wait_s
+
+    def __iter__(self):
+        while True:
+            time.sleep(self.wait_s)
+            yield self.chunk
+
+
+@pytest.mark.parametrize("body", [Drip(b" ", 0.02), Drip(b" " * 100_000, 0)])
+def test_an_answer_without_end_is_given_up(body):
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=body))
+    judge = guard("llamaguard", transport, timeout_s=0.3 if body.wait_s else 60.0)
+    assert judge.score(["ask"], ["say"]) == [None]
+    assert judge.unscored == {"ReadTimeout": 1}

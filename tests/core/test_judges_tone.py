@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from ptalign.answering.wording import wording
 from ptalign.errors import InvalidInput
 from ptalign.judges import EVALUATION_JUDGES, GENERATION_JUDGES, judge, judge_names
 from ptalign.judges.tone import ToneHead
+from ptalign.outcome import says_yes, scored
 from ptalign.policies import load_annotations
 
 # Written for this test: none of them calibrates a judge.
@@ -97,3 +100,18 @@ def test_generation_and_evaluation_judges_are_disjoint() -> None:
 def test_an_unknown_judge_lists_the_known_ones() -> None:
     with pytest.raises(InvalidInput, match="tone-lexical@1"):
         judge("nope")
+
+
+def test_a_language_that_it_does_not_know_is_left_to_the_judges_that_do() -> None:
+    """Beside a guard for Japanese it was asked too, could not tell, and left replies unscored."""
+
+    class Japanese:
+        id, axis, locales = "guard@harm-1", "harm", ("ja",)
+
+        def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+            return [0.0] * len(replies)
+
+    judges = [judge("tone-lexical"), Japanese()]
+    (row,) = scored(judges, ["\u4f55?"], ["\u306f\u3044"], "ja")
+    assert row == {"guard@harm-1": 0.0}
+    assert says_yes(row, [made.id for made in judges]) is False

@@ -21,6 +21,7 @@ from test_gateway import Calls, calls, refused
 from test_service import MODEL, download, made, settings_for
 from test_start import command
 
+from ptalign.engines.openai import never
 from ptalign.errors import InvalidInput
 from ptalign.judges.entries import read_entries
 from ptalign.nouns import Reply
@@ -225,7 +226,7 @@ def test_an_axis_without_a_named_judge_has_the_default_one(settings: Settings) -
     write(settings.state, entry("harm"), entry("shy", axis="refusal"))
 
     def ids(*names: str) -> list[str]:
-        with evaluation_judges(names, Catalogue(settings)) as judges:
+        with evaluation_judges(names, Catalogue(settings), never) as judges:
             return [judge.id.partition("-")[0] for judge in judges]
 
     assert ids("harm") == ["harm@harm", "refusal@1"]
@@ -251,14 +252,14 @@ def test_what_another_version_of_a_judge_scored_is_asked_again(settings: Setting
     log.append(judged(1, first))
     write(settings.state, entry("mine", model="guard-2"))
     log.append(judged(2, catalogue.judges["mine"]))
-    with evaluation_judges(["mine"], catalogue) as judges:
+    with evaluation_judges(["mine"], catalogue, never) as judges:
         assert [reply.id for reply in OfTheseJudges(log, judges).read()] == ["2"]
 
 
 def test_counts_say_which_guard_left_replies_unscored(settings: Settings) -> None:
     write(settings.state, entry("mine"), entry("quiet"))
     told: list[Progress] = []
-    with evaluation_judges(["mine", "quiet"], Catalogue(settings)) as judges:
+    with evaluation_judges(["mine", "quiet"], Catalogue(settings), never) as judges:
         tell = Counting(told.append, judges)
         judges[0].score(["ask"], ["say"])
         tell(Progress("asking", 1, 2, {"unscored": 1}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
@@ -39,10 +39,13 @@ def pair_judges(annotations: Sequence[Annotation]) -> tuple[Judge, ...]:
 
 
 @contextmanager
-def evaluation_judges(names: Sequence[str], catalogue: Catalogue) -> Iterator[tuple[Judge, ...]]:
+def evaluation_judges(
+    names: Sequence[str], catalogue: Catalogue, should_stop: Callable[[], bool]
+) -> Iterator[tuple[Judge, ...]]:
     """Judges that grade replies: the named ones, and the default one of an axis without any.
 
-    Connections to guard models are closed at the end of the block.
+    Guard models are asked until `should_stop` says True; their connections are closed at the end
+    of the block.
 
     Raises:
         PtalignError: A judge is no longer known, or its entry cannot be used any more.
@@ -52,9 +55,11 @@ def evaluation_judges(names: Sequence[str], catalogue: Catalogue) -> Iterator[tu
         made: list[Judge] = []
         for name in names:
             entry = catalogue.own_judge(name)
-            made.append(
-                stack.enter_context(closing(entry.judge())) if entry else judges.judge(name)
-            )
+            if entry is None:
+                made.append(judges.judge(name))
+            else:
+                guard = entry.judge(should_stop=should_stop)
+                made.append(stack.enter_context(closing(guard)))
         yield judges.with_defaults(made)
 
 
