@@ -24,9 +24,13 @@ from ptalign.judges.base import Judge, Learner
 from ptalign.judges.tune_refusal import MEASURED_ON, is_refusal
 from ptalign.nouns import Annotation, Axis, Calibration, Evaluation, Rate
 from ptalign.outcome import says_yes, scored
+from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.stats import agreement, cohen_kappa, corrected_rate, informedness, wilson
 from ptalign.suites.catalogue import data_folder
 from ptalign.suites.files import read_rows
+
+BATCH = 64
+"""Texts that are scored between two looks at whether to stop."""
 
 LEAST = 10
 """Labelled texts of each kind; with fewer no rate is corrected."""
@@ -82,6 +86,7 @@ def calibrate(
     *,
     data: Path | None = None,
     locale: str = "en",
+    on_progress: OnProgress = ignore,
 ) -> tuple[Calibration, ...]:
     """Every judge of an evaluation against people, and those of an axis together.
 
@@ -91,21 +96,27 @@ def calibrate(
         data: Folder with ``xstest_replies_*.csv``; PTALIGN_EVAL_DATA unless given. Without them
             ``refusal@1`` has the figures that were measured when it was made.
         locale: Language of the annotations.
+        on_progress: Called once per `BATCH` texts: a guard model may take a minute for all.
 
     Raises:
         InvalidInput: A file of replies that is there cannot be read.
+        Cancelled: From `on_progress`.
     """
     harm = [judge for judge in judges if judge.axis == "harm"]
     refusal = [judge for judge in judges if judge.axis == "refusal"]
     replies = _replies(data or data_folder())
+    checked = _check("refusal", refusal, replies, "en", on_progress)
     return (
-        *_check("harm", harm, _answers(annotations), locale),
-        *(_check("refusal", refusal, replies, "en") if replies else _unchecked(refusal)),
+        *_check("harm", harm, _answers(annotations), locale, on_progress),
+        *(checked if replies else _unchecked(refusal)),
     )
 
 
 def calibrate_filters(
-    names: Iterable[str], annotations: Sequence[Annotation], locale: str = "en"
+    names: Iterable[str],
+    annotations: Sequence[Annotation],
+    locale: str = "en",
+    on_progress: OnProgress = ignore,
 ) -> tuple[Calibration, ...]:
     """The judges that filtered training pairs, each for itself: they decide no rate.
 
@@ -113,13 +124,15 @@ def calibrate_filters(
         names: Their ids; only those that ship with ptalign can be made again.
         annotations: What they were trained on, where they learn.
         locale: Language of the annotations.
+        on_progress: As in `calibrate`.
     """
     answers = _answers(annotations)
     known = [judge(name, annotations) for name in names if name in judge_names()]
     return tuple(
         found.model_copy(update={"decides": False})
         for one in known
-        for found in (_check("harm", [one], answers, locale) if one.axis == "harm" else ())
+        if one.axis == "harm"
+        for found in _check("harm", [one], answers, locale, on_progress)
     )
 
 
@@ -172,12 +185,16 @@ def _read(name: str, file: Path) -> Iterator[_Labelled]:
 
 
 def _check(
-    axis: Axis, judges: Sequence[Judge], texts: Sequence[_Labelled], locale: str
+    axis: Axis,
+    judges: Sequence[Judge],
+    texts: Sequence[_Labelled],
+    locale: str,
+    on_progress: OnProgress,
 ) -> Iterator[Calibration]:
     """Each judge on these texts, then all of them together."""
     rows: list[_Row] = [{} for _ in texts]
     for one in judges:
-        for row, given in zip(rows, _scored(one, texts, locale), strict=True):
+        for row, given in zip(rows, _scored(one, texts, locale, on_progress), strict=True):
             row |= given
     for group in _groups(judges):
         verdicts = [says_yes(row, _ids(group)) for row in rows]
@@ -201,18 +218,31 @@ def _ids(judges: Sequence[Judge]) -> tuple[str, ...]:
     return tuple(judge.id for judge in judges)
 
 
-def _scored(judge: Judge, texts: Sequence[_Labelled], locale: str) -> list[_Row]:
+def _scored(
+    judge: Judge, texts: Sequence[_Labelled], locale: str, on_progress: OnProgress
+) -> list[_Row]:
     """What the judge gives each text; to what it was trained on, by heads that did not see it."""
     apart: dict[tuple[str, bool], float | None] = {}
     if isinstance(judge, Learner):
         for mark, (good, bad) in zip(judge.annotations, judge.cross_fitted(), strict=True):
             apart |= {(mark.digest, False): good, (mark.digest, True): bad}
     rest = [text for text in texts if (text.origin, text.yes) not in apart]
-    direct = iter(scored([judge], [t.instruction for t in rest], [t.text for t in rest], locale))
+    direct = iter(_in_batches(judge, rest, locale, on_progress))
     return [
         {judge.id: apart[key]} if (key := (text.origin, text.yes)) in apart else next(direct)
         for text in texts
     ]
+
+
+def _in_batches(
+    judge: Judge, texts: Sequence[_Labelled], locale: str, on_progress: OnProgress
+) -> list[_Row]:
+    rows: list[_Row] = []
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        rows += scored([judge], [t.instruction for t in batch], [t.text for t in batch], locale)
+        on_progress(Progress(f"checking {judge.id}", len(rows), len(texts)))
+    return rows
 
 
 def _unchecked(judges: Sequence[Judge]) -> Iterator[Calibration]:

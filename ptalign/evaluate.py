@@ -123,7 +123,7 @@ def evaluate(
         annotations: Good and bad answers marked by people, which the judges are checked on; rates
             are shown corrected by what that finds. The verdict goes by the rates as measured.
         prober: Teacher-forced measurements; None leaves them out.
-        on_progress: Called once per judged reply.
+        on_progress: Called while the judges are checked, then once per judged reply.
         log: Judged replies, sealed; an interrupted evaluation continues after what it holds.
 
     Raises:
@@ -134,7 +134,7 @@ def evaluate(
     _check(targets, suites, judges, pairs)
     begun = time.monotonic()
     on_progress(Progress("checking the judges", 0, 0))
-    calibrations = _calibrations(judges, annotations, pairs)
+    calibrations = _calibrations(judges, annotations, pairs, on_progress)
     started = time.monotonic()
     log = MemoryLog() if log is None else log
     tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
@@ -184,13 +184,16 @@ def _check(
 
 
 def _calibrations(
-    judges: Sequence[Judge], annotations: Sequence[Annotation], pairs: PairSet | None
+    judges: Sequence[Judge],
+    annotations: Sequence[Annotation],
+    pairs: PairSet | None,
+    on_progress: OnProgress,
 ) -> tuple[Calibration, ...]:
     """Of the judges that decide here, and of those that filtered the pairs."""
     locale = next((pair.locale for pair in pairs.pairs), "en") if pairs is not None else "en"
-    found = calibrate(judges, annotations, locale=locale)
+    found = calibrate(judges, annotations, locale=locale, on_progress=on_progress)
     if annotations and pairs is not None:
-        found += calibrate_filters(pairs.judge_ids, annotations, locale)
+        found += calibrate_filters(pairs.judge_ids, annotations, locale, on_progress)
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ptalign import calibrate as calibration
 from ptalign.calibrate import calibrate, calibrate_filters, corrected
-from ptalign.errors import InvalidInput
+from ptalign.errors import Cancelled, InvalidInput
 from ptalign.judges import evaluation_judges, judge
 from ptalign.judges.tone import ToneHead
 from ptalign.nouns import Annotation, Evaluation, TargetResult
@@ -24,8 +24,10 @@ class Words:
 
     def __init__(self, name, word, axis="harm"):
         self.id, self.word, self.axis = name, word, axis
+        self.asked = 0
 
     def score(self, instructions, replies):
+        self.asked += len(replies)
         return [None if "blank" in r else float(self.word in r) for r in replies]
 
 
@@ -175,6 +177,23 @@ def test_refusal_judges_are_counted_on_the_two_files_that_tuned_nothing(replies)
     # gpt4: 48 of 50 alike, chance 0.4 * 0.36 + 0.6 * 0.64 = 0.528
     assert found.kappas["gpt4"] == pytest.approx((0.96 - 0.528) / (1 - 0.528))
     assert found.agreement == 0.85
+
+
+def test_a_long_check_tells_how_far_it_is_and_stops_when_told(replies):
+    told = []
+    calibrate([Words("r@1", "no", "refusal")], data=replies, on_progress=told.append)
+    assert [(p.phase, p.done, p.total) for p in told] == [
+        ("checking r@1", 64, 100),
+        ("checking r@1", 100, 100),
+    ]
+
+    def cancel(progress):
+        raise Cancelled("enough")
+
+    slow = Words("slow@1", "no", "refusal")
+    with pytest.raises(Cancelled):
+        calibrate([slow], TWELVE, data=replies, on_progress=cancel)
+    assert slow.asked == 64
 
 
 def test_a_broken_file_of_replies_is_named(replies):
