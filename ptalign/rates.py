@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from ptalign.nouns import Rate, Reply
-from ptalign.stats import design_effect, mcnemar, tango, wilson
+from ptalign.nouns import Change, Rate, Reply
+from ptalign.stats import design_effect, holm, mcnemar, tango, wilson
 from ptalign.suites.base import Suite
 
 Key = tuple[str, str]
@@ -100,21 +100,79 @@ def rate(measured: Measured, replies: Iterable[Reply]) -> Rate:
 TOPIC_RATES = ("harm_rate", "harm_plain", "harm_strong", "refusal_rate", "over_refusal_rate")
 
 
-def by_topic(table: Mapping[str, Measured], replies: Sequence[Reply]) -> dict[str, dict[str, Rate]]:
+LOCALE_RATES = (*TOPIC_RATES, "ordinary_refusal_rate", "usefulness", "unscored_rate")
+
+Table = Mapping[str, Measured]
+Parts = Mapping[str, Sequence[Reply]]
+
+
+def by_topic(table: Table, replies: Iterable[Reply]) -> dict[str, dict[str, Rate]]:
     """Rates per topic, where a topic has scored replies."""
-    groups: dict[str, list[Reply]] = defaultdict(list)
-    for reply in replies:
-        if reply.topic:
-            groups[reply.topic].append(reply)
+    return _rates(table, TOPIC_RATES, _topics(replies))
+
+
+def by_locale(table: Table, replies: Iterable[Reply]) -> dict[str, dict[str, Rate]]:
+    """Rates per locale; one that no judge reads has its unscored rate only."""
+    return _rates(table, LOCALE_RATES, _locales(replies))
+
+
+def changes_by_topic(
+    table: Table, before: Iterable[Reply], after: Iterable[Reply]
+) -> dict[str, dict[str, Change]]:
+    """How each topic's rates changed; p-values are also adjusted for the number of topics."""
+    return _changes(table, TOPIC_RATES, _topics(before), _topics(after))
+
+
+def changes_by_locale(
+    table: Table, before: Iterable[Reply], after: Iterable[Reply]
+) -> dict[str, dict[str, Change]]:
+    """The same by locale."""
+    return _changes(table, LOCALE_RATES, _locales(before), _locales(after))
+
+
+def _topics(replies: Iterable[Reply]) -> Parts:
+    return _parted((reply.topic, reply) for reply in replies if reply.topic)
+
+
+def _locales(replies: Iterable[Reply]) -> Parts:
+    return _parted((reply.locale, reply) for reply in replies)
+
+
+def _parted(named: Iterable[tuple[str, Reply]]) -> Parts:
+    parts: dict[str, list[Reply]] = defaultdict(list)
+    for name, reply in named:
+        parts[name].append(reply)
+    return dict(sorted(parts.items()))
+
+
+def _rates(table: Table, names: Sequence[str], parts: Parts) -> dict[str, dict[str, Rate]]:
     found = {
-        topic: {name: rate(table[name], group) for name in TOPIC_RATES if name in table}
-        for topic, group in groups.items()
+        part: {name: rate(table[name], replies) for name in names if name in table}
+        for part, replies in parts.items()
     }
     return {
-        topic: kept
-        for topic, rates in sorted(found.items())
+        part: kept
+        for part, rates in found.items()
         if (kept := {name: r for name, r in rates.items() if r.n})
     }
+
+
+def _changes(
+    table: Table, names: Sequence[str], before: Parts, after: Parts
+) -> dict[str, dict[str, Change]]:
+    found: dict[str, dict[str, Change]] = {part: {} for part in before}
+    for name in names:
+        if name not in table:
+            continue
+        told = {
+            part: change
+            for part, replies in before.items()
+            if (change := difference(table[name], replies, after.get(part, ()))).n
+        }
+        adjusted = holm([change.p_value for change in told.values()])
+        for (part, change), p_adjusted in zip(told.items(), adjusted, strict=True):
+            found[part][name] = Change(**asdict(change), p_adjusted=p_adjusted)
+    return {part: changes for part, changes in found.items() if changes}
 
 
 @dataclass(frozen=True, slots=True)

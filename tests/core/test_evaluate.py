@@ -134,6 +134,11 @@ def test_rates_differences_and_a_pass():
     assert made.intervals["harm_rate"][1] < 0
     assert made.baseline.by_topic["t1"]["harm_rate"].value == 1.0
     assert made.baseline.by_topic["t0"]["harm_rate"].value == 0.0
+    assert made.aligned.topic_changes["t1"]["harm_rate"].value == -1.0
+    assert made.aligned.topic_changes["t0"]["harm_rate"].value == 0.0
+    assert made.aligned.locale_changes["en"]["refusal_rate"].value == 1.0
+    assert made.baseline.topic_changes == {}
+    assert made.baseline.by_locale["en"]["harm_rate"] == base["harm_rate"]
     assert made.aligned.probe == probe(0.1)
     assert made.judge_ids == ("harm-test@1", "refusal@1")
     assert made.generation_judge_ids == ("other@1",)

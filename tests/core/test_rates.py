@@ -6,9 +6,17 @@ import pytest
 
 from ptalign.config import EvalConfig
 from ptalign.nouns import Reply
-from ptalign.rates import difference, measures, rate
+from ptalign.rates import (
+    by_locale,
+    by_topic,
+    changes_by_locale,
+    changes_by_topic,
+    difference,
+    measures,
+    rate,
+)
 from ptalign.sealed import SealedText
-from ptalign.stats import tango, wilson
+from ptalign.stats import mcnemar, tango, wilson
 from ptalign.suites import Prompt, Suite, SuiteSpec, build
 
 
@@ -91,3 +99,36 @@ def test_an_operators_file_may_say_which_prompts_belong_together(tmp_path):
     spec = SuiteSpec(name="mine", measure="harm", file="p.csv", columns=columns)
     (made,) = build(["mine"], config=EvalConfig(), catalogue={"mine": spec}, data=tmp_path)
     assert sorted(p.group for p in made.prompts) == ["", "a", "a"]
+
+
+def test_topics_and_locales_have_rates_and_changes_of_their_own():
+    """Two topics in two languages, 20 prompts each: harm falls in topic a only."""
+    topics = ["a", "b"] * 20
+    asked = suite([""] * 40, topics=topics, locales=["en", "en", "ja", "ja"] * 10)
+    table = measures([asked])
+    before = replies(asked, [True] * 40)
+    after = replies(asked, [topic == "b" for topic in topics])
+    assert by_topic(table, after)["a"]["harm_rate"] == wilson(0, 20)
+    assert by_topic(table, after)["b"]["harm_rate"] == wilson(20, 20)
+    assert by_locale(table, after)["ja"]["harm_rate"] == wilson(10, 20)
+    assert list(by_locale(table, after)) == ["en", "ja"]
+
+    changes = changes_by_topic(table, before, after)
+    fell, same = changes["a"]["harm_rate"], changes["b"]["harm_rate"]
+    assert (fell.value, fell.low, fell.high, fell.n) == (*tango(20, 0, 20), 20)
+    assert fell.p_value == mcnemar([True] * 20, [False] * 20)
+    assert fell.p_adjusted == 2 * fell.p_value  # the smaller of two
+    assert (same.value, same.p_value, same.p_adjusted) == (0, 1, 1)
+    both = changes_by_locale(table, before, after)
+    assert both["en"]["harm_rate"].value == both["ja"]["harm_rate"].value == -0.5
+    assert both["en"]["harm_rate"].p_adjusted == 2 * both["en"]["harm_rate"].p_value
+
+
+def test_a_locale_that_nobody_can_judge_has_its_unscored_rate_only():
+    asked = suite(["", ""], locales=["en", "ja"])
+    said = replies(asked, [True, True])
+    said[1] = said[1].model_copy(update={"outcome": "unscored"})
+    found = by_locale(measures([asked]), said)
+    assert set(found["ja"]) == {"unscored_rate"}
+    assert found["ja"]["unscored_rate"].value == 1.0
+    assert found["en"]["harm_rate"].value == 1.0

@@ -10,6 +10,7 @@ import pytest
 
 from ptalign.nouns import (
     Adapter,
+    Change,
     Evaluation,
     Probe,
     StepLog,
@@ -18,6 +19,7 @@ from ptalign.nouns import (
 )
 from ptalign.report import PairCounts, ReportInput, Stage, build, compare
 from ptalign.report.figures import lines, track
+from ptalign.report.parts import change_words
 from ptalign.report.words import headline, mask, shown, twin_separation
 from ptalign.sealed import SealedText
 from ptalign.stats import wilson
@@ -316,6 +318,66 @@ def test_masks():
 
 def test_twin_separation_prefers_the_twins_own_rate():
     assert twin_separation(target("x", "mle", 1)) == pytest.approx(36 / 60 - 1 / 60)
+
+
+def broken_down(**parts):
+    """The usual evaluation with other topics or locales, the same for every target."""
+    known = evaluation()
+    results = [result.model_copy(update={"by_topic": {}, **parts}) for result in known.results]
+    return known.model_copy(update={"results": tuple(results)})
+
+
+def test_a_topic_that_has_refusals_alone_is_shown():
+    """Dangerous topics are never asked under attack: they were left out of the page."""
+    topics = {
+        "work": {"harm_rate": wilson(2, 8), "refusal_rate": wilson(3, 8)},
+        "fraud-online": {"refusal_rate": wilson(7, 8)},
+    }
+    known = broken_down(by_topic=topics)
+    page, document = build(
+        ReportInput(model="m", evaluation=known, topic_titles={"work": "At <work>"})
+    )
+    section = page[page.index("<h2>By topic</h2>") :]
+    harm, declined = section.split("<details")[1:3]
+    assert "Rude or harmful replies under attack" in harm
+    assert "At &lt;work&gt;" in harm
+    assert "fraud online" not in harm
+    assert "Harmful requests declined" in declined
+    assert "fraud online" in declined
+    assert "88 %" in declined
+    assert set(document["aligned"]["by_topic"]) == set(topics)
+
+
+def test_each_topic_says_what_changed_and_whether_that_could_be_chance():
+    change = Change(value=-0.3, low=-0.521, high=-0.08, p_value=0.004, p_adjusted=0.0204, n=60)
+    sure = change.model_copy(update={"p_adjusted": 0.0004})
+    known = broken_down(
+        by_topic={topic: {"harm_rate": wilson(6, 60)} for topic in ("work", "home")},
+        topic_changes={"work": {"harm_rate": change}, "home": {"harm_rate": sure}},
+    )
+    before = known.results[0].model_copy(
+        update={"by_topic": {topic: {"harm_rate": wilson(24, 60)} for topic in ("work", "home")}}
+    )
+    known = known.model_copy(update={"results": (before, *known.results[1:])})
+    page, document = build(ReportInput(model="m", evaluation=known))
+    assert "60 prompts; −30 points (−52 to −8), p 0.020" in page
+    assert "60 prompts; −30 points (−52 to −8), p under 0.001" in page
+    assert "Holm" in page
+    assert document["aligned"]["change_by_topic"]["work"]["harm_rate"]["p_adjusted"] == 0.0204
+    assert change_words(change, wilson(0, 60), wilson(0, 59)).startswith("−30 points")
+
+
+def test_languages_are_shown_where_there_is_more_than_one():
+    rates = {"harm_rate": wilson(2, 8), "usefulness": wilson(4, 8)}
+    one = broken_down(by_locale={"en": rates})
+    page, document = build(ReportInput(model="m", evaluation=one))
+    assert "By language" not in page
+    assert document["aligned"]["by_locale"]["en"]["harm_rate"]["n"] == 8
+    two = broken_down(by_locale={"en": rates, "pt-BR": {"unscored_rate": wilson(8, 8)}})
+    page, _ = build(ReportInput(model="m", evaluation=two))
+    section = page[page.index("<h2>By language</h2>") :]
+    for words in ("pt-BR", "Verifiable instructions followed", "could not be scored"):
+        assert words in section
 
 
 def test_figures_draw_what_they_are_given():
