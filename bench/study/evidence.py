@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from bench.study.form import Form, Run
 from bench.study.journal import Journal, ReplyFile
 from ptalign.nouns import Adapter, Rate, Reply, TargetResult
 from ptalign.outcome import says_yes
-from ptalign.rates import Difference, Key, difference, measures
-from ptalign.stats import paired_difference, wilson
+from ptalign.rates import Difference, Key, difference, measures, rate
+from ptalign.stats import wilson
 from ptalign.suites import Prompt, Suite
+from ptalign.suites.generated import MAKERS
 
 BASE = "base"
 SAFE, UNSAFE = "over_refusal_rate/xstest-safe", "refusal_rate/xstest-unsafe"
@@ -109,39 +112,53 @@ class Evidence:
     # -- rates ------------------------------------------------------------------------------
 
     def rate(self, label: str, measure: str) -> Estimate | None:
-        """The share of one run, or of the bare model, with its Wilson interval."""
-        hits = self._hits(label, measure)
-        return _of_rate(wilson(sum(hits.values()), len(hits))) if hits else None
+        """The share of one run, or of the bare model, with the library's Wilson interval."""
+        table = self._table(label)
+        if measure not in table:
+            return None
+        found = rate(table[measure], self._replies.get(self._where(label), ()))
+        return _of_rate(found) if found.n else None
 
     def mean(self, method: str, measure: str) -> Estimate | None:
-        """A method's share over its seeds: Wilson's interval with one seed, else a bootstrap
-        over prompts of the seeds' mean outcome.
+        """A method's share over its seeds.
+
+        Wilson's interval with one seed; else a bootstrap over situations and seeds.
         """
-        if method == BASE:
-            return self.rate(BASE, measure)
         labels = self._labels(method)
         shares = [r.value for label in labels if (r := self.rate(label, measure))]
-        if len(shares) == 1:
-            return self.rate(labels[0], measure)
-        outcomes = self._outcomes(labels, measure)
-        if not outcomes:
-            return None
-        value, low, high = paired_difference([0.0] * len(outcomes), list(outcomes.values()))
-        return Estimate(value, low, high, len(outcomes), len(shares), min(shares), max(shares))
-
-    def change(self, method: str, against: str, measure: str) -> Estimate | None:
-        """method - against on the same prompts: paired bootstrap of the seeds' mean outcomes."""
-        labels, others = self._labels(method), self._labels(against)
-        after, before = self._outcomes(labels, measure), self._outcomes(others, measure)
-        keys = [key for key in before if key in after]
+        if len(shares) <= 1:
+            return self.rate(labels[0], measure) if shares else None
+        keys, values = self._matrix(labels, measure)
         if not keys:
             return None
-        value, low, high = paired_difference([before[k] for k in keys], [after[k] for k in keys])
-        steps = [
-            d.value
-            for label, other in zip(labels, _repeated(others, len(labels)), strict=True)
+        value, low, high = over_situations_and_seeds(values, self._groups(measure, keys))
+        return Estimate(value, low, high, len(keys), len(shares), min(shares), max(shares))
+
+    def change(self, method: str, against: str, measure: str) -> Estimate | None:
+        """method - against on the same prompts, seed by seed.
+
+        The library's paired interval with one seed; else a bootstrap over situations and seeds.
+        """
+        labels, others = self._labels(method), self._labels(against)
+        if not labels or not others:
+            return None
+        others = _repeated(others, len(labels))
+        told = [
+            d
+            for label, other in zip(labels, others, strict=True)
             if (d := self.paired(label, other, measure))
         ]
+        if not told:
+            return None
+        steps = [d.value for d in told]
+        if len(told) == 1:
+            d = told[0]
+            return Estimate(d.value, d.low, d.high, d.n, 1, d.value, d.value)
+        keys, values = self._matrix([*labels, *others], measure)
+        if not keys:
+            return None
+        gaps = values[: len(labels)] - values[len(labels) :]
+        value, low, high = over_situations_and_seeds(gaps, self._groups(measure, keys))
         return Estimate(value, low, high, len(keys), len(steps), min(steps), max(steps))
 
     def paired(self, label: str, against: str, measure: str) -> Difference | None:
@@ -174,13 +191,16 @@ class Evidence:
             return [BASE]
         return [run.label for run in self.compared(method) if self.asked(run)]
 
-    def _outcomes(self, labels: Sequence[str], measure: str) -> dict[Key, float]:
-        """Mean outcome per prompt that was scored in all of these runs."""
+    def _matrix(self, labels: Sequence[str], measure: str) -> tuple[list[Key], np.ndarray]:
+        """Prompts that were scored in all of these runs, and the outcomes [runs, prompts]."""
         found = [self._hits(label, measure) for label in labels]
-        if not found:
-            return {}
         keys = [key for key in found[0] if all(key in hits for hits in found)]
-        return {key: sum(hits[key] for hits in found) / len(found) for key in keys}
+        return keys, np.array([[hits[key] for key in keys] for hits in found], dtype=float)
+
+    def _groups(self, measure: str, keys: Sequence[Key]) -> list[Hashable]:
+        """The situation of each prompt: prompts of one are no independent sample."""
+        known = self._table("")[measure].groups
+        return [known.get(key) or key for key in keys]
 
     def _read_hits(self, label: str, measure: str) -> dict[Key, bool]:
         table = self._table(label)
@@ -208,6 +228,11 @@ class Evidence:
             probes = [target.probe for target in found if target]
         return over_seeds([p.measured[name] for p in probes if p and name in p.measured])
 
+    def unseen_toxic(self) -> int:
+        """Toxic answers, held out from training, that harm words were read in."""
+        found = (self.target(run) for run in self.compared())
+        return max((t.probe.held_out_toxic for t in found if t and t.probe), default=0)
+
     def curve(self) -> list[tuple[Run, Rate, Rate]]:
         """Runs on the XSTest curve: (run, safe refused, unsafe refused)."""
         found = []
@@ -232,6 +257,33 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
         return None
     mean, least, most = sum(values) / len(values), min(values), max(values)
     return Estimate(mean, least, most, 0, len(values), least, most)
+
+
+def over_situations_and_seeds(
+    outcomes: np.ndarray, groups: Sequence[Hashable], draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean outcome with its 95 % percentile bootstrap interval.
+
+    Situations and training seeds are drawn with replacement, each for itself (Owen, Annals of
+    Applied Statistics 1, 2007): an interval over prompts alone would take what a seed did for what
+    the method does.
+
+    Args:
+        outcomes: [seeds, prompts], or differences of outcomes.
+        groups: The situation of each prompt.
+        draws: Resamples.
+        seed: Makes the interval repeatable.
+    """
+    names = list(dict.fromkeys(groups))
+    place = {name: i for i, name in enumerate(names)}
+    of_group = np.array([place[group] for group in groups])
+    seeds, rng = len(outcomes), np.random.default_rng(seed)
+    times = rng.multinomial(len(names), [1 / len(names)] * len(names), size=draws)
+    weights = times[:, of_group].astype(float)  # [draws, prompts]
+    shares = rng.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds  # [draws, seeds]
+    sums = ((shares @ outcomes) * weights).sum(axis=1)
+    low, high = np.quantile(sums / weights.sum(axis=1), (0.025, 0.975))
+    return float(outcomes.mean()), float(low), float(high)
 
 
 def separation(refused: Estimate, twins: Estimate) -> Estimate:
@@ -266,10 +318,18 @@ def height_at(points: Iterable[tuple[float, float]], x: float) -> float:
 
 
 def _stand_ins(described: Sequence[dict[str, Any]]) -> list[Suite]:
-    """Suites that say what they measure, without their prompts."""
+    """Suites that say what they measure; generated ones with prompts, for their situations."""
     fields = ("name", "measure", "elicitation")
-    one = (Prompt(id="-", instruction="-"),)
-    return [Suite(**{f: d[f] for f in fields}, prompts=one) for d in described if d["prompts"]]
+    return [
+        Suite(**{f: d[f] for f in fields}, prompts=_prompts(d["name"]))
+        for d in described
+        if d["prompts"]
+    ]
+
+
+@cache
+def _prompts(name: str) -> tuple[Prompt, ...]:
+    return tuple(MAKERS[name](0)) if name in MAKERS else (Prompt(id="-", instruction="-"),)
 
 
 def _of_rate(rate: Rate) -> Estimate:

@@ -236,9 +236,9 @@ def _seeds(found: Estimate, low: float, high: float) -> str:
     return f"{points(low)} to {points(high)} % over seeds" if found.seeds > 1 else "–"
 
 
-def _forced(found: Estimate) -> str:
+def _forced(found: Estimate, read: str = "held-out anchors") -> str:
     seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
-    return f"{seeds}; teacher-forced on held-out anchors, deterministic"
+    return f"{seeds}; teacher-forced on {read}, deterministic"
 
 
 def usefulness(e: Evidence) -> Goal:
@@ -267,7 +267,9 @@ def selectivity(e: Evidence) -> Goal:
         ok, note = ours.value < 0, "ut_uniform is not selective at all: no ratio"
     else:
         ratio = ours.value / theirs.value
-        ok, note = ratio >= 1.5, f"ratio {_ratio(ratio, 1.5, least=True)}; {_forced(ours)}"
+        where = "held-out" if e.unseen_toxic() else "trained"
+        ok = ratio >= 1.5
+        note = f"ratio {_ratio(ratio, 1.5, least=True)}; {_forced(ours, f'{where} toxic answers')}"
     return Goal(what, limit, reached, "–", _state(ok), note)
 
 

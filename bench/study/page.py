@@ -128,14 +128,13 @@ HOW = """\
 - Judges of the evaluation ({graders}) are not those that filtered the pairs ({filters}). They are
   lexical and cheap: they stand for rudeness of tone and for the wording of a refusal, not for harm
   in general.
-- A share of one run has Wilson's interval. With more seeds, outcomes are averaged over seeds per
-  prompt and prompts are resampled (bootstrap, 4000 draws); differences are paired by prompt. These
-  intervals cover the choice of prompts; what the training seed changes is shown apart, as a range.
-- Where no prompt differs a bootstrap interval has no width: read it as up to 3/n each way (rule of
-  three), and Wilson's intervals beside it.
-- McNemar's exact p-values are not corrected for the number of comparisons.
-- Teacher-forced measures read held-out anchors and toxic answers of the training set under attack;
-  they have no sampling error, and no interval but the range over seeds.
+- With one seed a share has Wilson's interval and a difference, paired by prompt, Tango's; several
+  prompts of one situation count for less (design effect). With more seeds, situations and training
+  seeds are drawn with replacement (bootstrap, 4000 draws), so that the interval holds both.
+- McNemar's exact p-values take each prompt for itself and are not corrected for the number of
+  comparisons.
+- Benign KL and NLL are read on held-out anchors. Harm words are read {words}.
+  Neither has sampling error, nor an interval but the range over seeds.
 - Guards record: no run is stopped, dropped or repeated because of what it gave."""
 
 
@@ -147,7 +146,17 @@ def how(evidence: Evidence) -> str:
     def names(key: str) -> str:
         return ", ".join(f"`{name}`" for name in found.get(key, ())) or "none yet"
 
-    return HOW.format(graders=names("judge_ids"), filters=names("generation_judge_ids"))
+    return HOW.format(
+        graders=names("judge_ids"), filters=names("generation_judge_ids"), words=words_of(evidence)
+    )
+
+
+def words_of(evidence: Evidence) -> str:
+    """Which toxic answers the harm words stand in."""
+    unseen = evidence.unseen_toxic()
+    if unseen:
+        return f"in {unseen} toxic answers that are held out from training, under attack"
+    return "in toxic answers that were trained on, under attack: no pair of this set is held out"
 
 
 def head(evidence: Evidence) -> list[str]:

@@ -7,11 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.study import __main__ as command
 from bench.study.clock import Clock
-from bench.study.evidence import Estimate, Evidence, area, height_at, separation
+from bench.study.evidence import (
+    Estimate,
+    Evidence,
+    area,
+    height_at,
+    over_situations_and_seeds,
+    separation,
+)
 from bench.study.form import FULL, QUICK, Form, Run
 from bench.study.goals import goals, points, share
 from bench.study.journal import Journal, ReplyFile, code_of
@@ -420,3 +428,21 @@ def test_remaining_time_learns_from_what_was_done() -> None:
     clock.end(first)
     assert clock.minutes() == pytest.approx(5 / 3)  # 3 for 1, and the prior's 2 for 2
     assert "about 2 min remain" in clock.remaining()
+
+
+def test_an_interval_over_seeds_holds_what_the_seed_changed() -> None:
+    """Two seeds that differ on every prompt: prompts alone would give an interval of no width."""
+    outcomes = np.array([[1.0] * 60, [0.0] * 60])
+    value, low, high = over_situations_and_seeds(outcomes, range(60))
+    assert value == 0.5
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_prompts_of_one_situation_are_no_independent_sample() -> None:
+    """60 prompts of 6 situations that are each all yes or all no: as wide as 6 prompts."""
+    outcomes = np.array([[1.0] * 30 + [0.0] * 30] * 3)
+    alone = over_situations_and_seeds(outcomes, range(60))
+    grouped = over_situations_and_seeds(outcomes, [i // 10 for i in range(60)])
+    few = over_situations_and_seeds(np.array([[1.0] * 3 + [0.0] * 3] * 3), range(6))
+    assert grouped[1:] == pytest.approx(few[1:], abs=0.02)
+    assert grouped[2] - grouped[1] > 2.5 * (alone[2] - alone[1])
