@@ -24,7 +24,8 @@ class Progress:
     """Units expected in this phase; 0 when unknown."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Running totals: ``accepted``, ``rejected.<reason>``, ``unscored``, ``tokens_generated``."""
+    """Running totals: ``accepted``, ``rejected.<reason>``, ``unscored``, ``unscored.<judge>``,
+    ``tokens_generated``."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     """Live measurements: ``loss_mle``, ``loss_ut``, ``ut_weight``, ``step_seconds``, ..."""

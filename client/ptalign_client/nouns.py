@@ -277,7 +277,7 @@ class Progress:
     attempt: int = 0
     eta_seconds: float | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
-    """``accepted``, ``rejected.REASON``, ``unscored``, ..."""
+    """``accepted``, ``rejected.REASON``, ``unscored``, ``unscored.JUDGE``, ..."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Of Align: tokens_mle, tokens_ut, loss_mle, loss_ut, loss_anchor, ut_weight, retain_kl,
     step_seconds. Of SynthesizePairs: round."""

@@ -211,7 +211,9 @@ def _why(item: Any, place: yaml.Node) -> str:
     path = [str(part) for part in item["loc"]]
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        text = "no such field; the key of a server goes into a variable that api_key_env names"
+        text = f"no such field; there are: {', '.join(GuardEntry.model_fields)}"
+        if "key" in path[-1] or "token" in path[-1]:
+            text = "no such field; put the key into a variable, and name it in api_key_env"
     known = {key.value: key.start_mark.line + 1 for key, _ in _fields(place)}
     named = path[0] if path else text.partition(":")[0]
     where = f"line {known.get(named, place.start_mark.line + 1)}"

@@ -76,6 +76,10 @@ def test_an_empty_file_holds_no_judges_and_anything_else_must_be_a_list():
             "- name: b\n  family: granite\n  url: http://g\n  model: m\n  timeout_s: 0",
             "line 9, timeout_s: Input should be greater than 0",
         ),
+        (
+            "- name: b\n  family: granite\n  url: http://g\n  model: m\n  locale: en",
+            "line 9, locale: no such field; there are: name, family, url, model, axis",
+        ),
         ("- just words", "line 5, "),
     ],
 )
@@ -86,7 +90,7 @@ def test_a_mistake_is_named_with_its_line_and_the_others_stay_usable(lines, why)
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("api_key: hush-1", "line 9, api_key: no such field; the key of a server goes into"),
+        ("api_key: hush-1", "line 9, api_key: no such field; put the key into a variable"),
         ("api_key_env: hush-1", "line 9, api_key_env: not a variable's name: never the key itself"),
         ("api_key_env: PTALIGN_DATABASE", "line 9, api_key_env: PTALIGN_ is for the server's"),
         ("url: http://u:hush-1@g", "line 9, url: holds a login: put a key into a variable"),

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from ptalign.errors import InvalidInput
 from ptalign.judges import judge_names
 from ptalign.judges.entries import GuardEntry
-from ptalign.judges.guard import Answer, GuardJudge
+from ptalign.judges.guard import AXES, FAMILIES, Answer, GuardJudge
 from ptalign_server.judges import called, raw_entries, read_file, write_entries
 from ptalign_server.limits import plain
 from ptalign_server.settings import Settings
 
 HARMLESS = ("What is the capital of France?", "The capital of France is Paris.")
 """A request and a reply that no guard calls harmful, or a refusal."""
+_REFUSAL = " and ".join(family for family, axes in AXES.items() if "refusal" in axes)
 MAX_SHOWN = 200
 """Characters of a guard's answer that are shown."""
 
@@ -38,18 +39,14 @@ def add(
     name: Annotated[str, typer.Argument(help="What callers write, e.g. qwen-guard.")],
     family: Annotated[
         str,
-        typer.Option(
-            help="How it is asked and read: qwen3guard, granite, llamaguard, wildguard, "
-            "shieldgemma."
-        ),
+        typer.Option(help=f"How it is asked and read: {', '.join(FAMILIES)}."),
     ],
     url: Annotated[str, typer.Option(help="Base address, e.g. http://guard:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name the server knows the guard by.")],
     axis: Annotated[
         str,
         typer.Option(
-            help="harm, or refusal (qwen3guard and wildguard). For both, add it twice under two "
-            "names."
+            help=f"harm, or refusal ({_REFUSAL}). For both, add it twice under two names."
         ),
     ] = "harm",
     api_key_env: Annotated[
