@@ -218,6 +218,9 @@ class PairSet(Noun):
     pairs: tuple[Pair, ...]
     anchors: tuple[Anchor, ...] = ()
     annotations_used: int = 0
+    annotation_ids: tuple[str, ...] = Field((), exclude_if=lambda ids: not ids)
+    """One per instruction that a person marked, so that sets made with the same marks can be joined
+    and count them once. Left out of digests where unknown, as in sets of earlier versions."""
     rounds: int = 0
     requested: int = 0
     partial: bool = False
@@ -441,6 +444,15 @@ class TargetResult(Noun):
     locale_changes: dict[str, dict[str, Change]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
+    shape: dict[str, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Of replies to ordinary requests and verifiable instructions: ``reply_words``,
+    ``reply_at_limit`` (share that ran into the token limit), ``reply_repetition`` (share of
+    three-word runs said before)."""
+    shape_changes: dict[str, tuple[float, float, float]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    """How these differ from the baseline's on the same prompts, with their 95 % interval; empty
+    for the baseline."""
     corrected: dict[str, Rate] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """Rates without the judges' known errors, where those can be told; the interval counts in how
     few texts the judges were checked on. Left out of digests where there are none."""

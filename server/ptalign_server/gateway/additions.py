@@ -310,7 +310,8 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     joined = PairSet(
         pairs=kept,
         anchors=tuple(anchors.values()),
-        annotations_used=sum(s.annotations_used for s in sets),
+        annotation_ids=tuple(sorted({i for s in sets for i in s.annotation_ids})),
+        annotations_used=_annotations_used(sets),
         rounds=max(s.rounds for s in sets),
         requested=sum(p.kind != "twin" for p in kept),
         constraints={k: v for s in sets for k, v in s.constraints.items()},
@@ -320,6 +321,12 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
         stats=_pair_stats(kept, tuple(anchors.values())),
     )
     return joined, doubled
+
+
+def _annotations_used(sets: Sequence[PairSet]) -> int:
+    """Marks behind the sets, each once; those of earlier versions' sets cannot be told apart."""
+    known = {i for made in sets for i in made.annotation_ids}
+    return len(known) + sum(made.annotations_used for made in sets if not made.annotation_ids)
 
 
 def _rejected(sets: Sequence[InstructionSet | PairSet], doubled: int) -> dict[str, int]:

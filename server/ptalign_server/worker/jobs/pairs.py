@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ptalign.judges import GENERATION_JUDGES
-from ptalign.nouns import Anchor, InstructionSet, Pair, PairSet
+from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet, record_id
+from ptalign.text.normalise import caseless
 from ptalign_server import configs, messages
 from ptalign_server.gateway.additions import refuse_blocked
 from ptalign_server.worker.job import Job, Made
@@ -31,7 +34,7 @@ def make(job: Job) -> Made:
     request = job.request
     policy = job.policy_of(request.instruction_set)
     model = job.model(request.model)
-    annotations = called_with(job, request)
+    annotations, parent = called_with(job, request), _parent(job)
     with job.engine(model) as engine:
         made = synthesize_pairs(
             job.load(request.instruction_set, InstructionSet),
@@ -41,11 +44,11 @@ def make(job: Job) -> Made:
             model=model,
             judges=pair_judges(annotations),
             config=configs.pair_config(request),
-            parent=job.load(request.parent, PairSet) if request.parent else None,
+            parent=parent,
             on_progress=job.reporter,
             log=job.log(*LOGGED),
         )
-    return _made(job, made)
+    return _made(job, _with_marks(made, annotations, parent))
 
 
 def partial(job: Job) -> Made | None:
@@ -62,7 +65,23 @@ def partial(job: Job) -> Made | None:
         partial=True,
         judge_ids=GENERATION_JUDGES,
     )
-    return _made(job, noun)
+    return _made(job, _with_marks(noun, called_with(job, job.request), _parent(job)))
+
+
+def _parent(job: Job) -> PairSet | None:
+    return job.load(job.request.parent, PairSet) if job.request.parent else None
+
+
+def _with_marks(
+    noun: PairSet, annotations: Sequence[Annotation], parent: PairSet | None
+) -> PairSet:
+    """The set with the marks behind it: the call's, and those that its parent was made with."""
+    ids = {record_id("mark", caseless(item.instruction)) for item in annotations}
+    ids.update(parent.annotation_ids if parent else ())
+    # A parent of an earlier version knows only how many there were: the page hands them over again.
+    before = parent.annotations_used if parent and not parent.annotation_ids else 0
+    used = max(len(ids), before)
+    return noun.model_copy(update={"annotation_ids": tuple(sorted(ids)), "annotations_used": used})
 
 
 def _made(job: Job, noun: PairSet) -> Made:

@@ -1,0 +1,110 @@
+"""SynthesizePairs in the worker: what it hands to the stage, and the marks that it books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import page_world as world
+import pytest
+
+from ptalign.nouns import Anchor, InstructionSet, ModelSpec, Pair, PairSet, Policy, Topic
+from ptalign.records import MemoryLog
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.gateway.additions import _join_pairs
+from ptalign_server.store.sets import AnnotationSet
+from ptalign_server.worker.job import Made
+from ptalign_server.worker.jobs import pairs as stage
+
+TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
+
+
+class World:
+    """A job over dictionaries; the stage itself is replaced, and what it got is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nouns: dict[str, Any] = {"instructionSets/1": InstructionSet(records=(), requested=0)}
+        self.rows: dict[str, Any] = {}
+        self.got: dict[str, Any] = {}
+        self.logged: MemoryLog[Pair | Anchor] = MemoryLog()
+        monkeypatch.setattr("ptalign.pairs.synthesize_pairs", self._stage)
+        monkeypatch.setattr(stage, "pair_judges", lambda _: ())
+
+    def job(self, *marked: str, **request: Any) -> Any:
+        items = [res.Annotation(instruction=text, good="Gladly.") for text in marked]
+        call = pb.SynthesizePairsRequest(model="m", instruction_set="instructionSets/1", **request)
+        if items:
+            call.annotations.CopyFrom(pb.Annotations(items=items))
+        limits = SimpleNamespace(floor=0.0)
+        return SimpleNamespace(
+            request=call,
+            load=lambda name, _: self.nouns[name],
+            resource=lambda name: self.rows[name],
+            policy_of=lambda _: Policy(name="tone", topics=TREE),
+            model=lambda name: ModelSpec(name=name, path=""),
+            engine=_no_engine,
+            reporter=None,
+            log=lambda *_: self.logged,
+            room=SimpleNamespace(settings=SimpleNamespace(limits=limits)),
+            parent=lambda name: f"{name}@sha256:0",
+        )
+
+    def make(self, *marked: str, **request: Any) -> PairSet:
+        made: Made = stage.make(self.job(*marked, **request))
+        assert isinstance(made.noun, PairSet)
+        assert made.message.annotations_used == made.noun.annotations_used
+        return made.noun
+
+    def _stage(self, _: InstructionSet, annotations: Sequence[Any], **more: Any) -> PairSet:
+        self.got = more | {"annotations": annotations}
+        return PairSet(pairs=world.pairs(2).pairs, annotations_used=len(annotations))
+
+
+@contextmanager
+def _no_engine(_: ModelSpec) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_a_refined_set_was_made_with_its_parents_marks_too(place: World) -> None:
+    """It counted those of its own call alone: none, where it was refined without any."""
+    place.nouns["pairSets/1"] = place.make("Sing.", "Hum.")
+    assert place.nouns["pairSets/1"].annotations_used == 2
+    assert place.make(parent="pairSets/1").annotations_used == 2
+    assert place.make("hum. ", "Dance.", parent="pairSets/1").annotations_used == 3
+
+
+def test_merging_sets_made_with_the_same_marks_counts_them_once(place: World) -> None:
+    """40 marks used for two sets read as 80, in a method that needs fewer than 50."""
+    words = [f"Sing {n} songs." for n in range(40)]
+    one, two = place.make(*words), place.make(*words[:30], "Hum.")
+    joined, _ = _join_pairs([one, two])
+    assert joined.annotations_used == 41
+    again, _ = _join_pairs([joined, two])
+    assert again.annotations_used == 41
+    older = PairSet(pairs=(), annotations_used=5)
+    assert _join_pairs([joined, older])[0].annotations_used == 46
+
+
+def test_a_parent_of_an_earlier_version_keeps_its_count(place: World) -> None:
+    place.nouns["pairSets/1"] = PairSet(pairs=(), annotations_used=9)
+    assert place.make("Sing.", parent="pairSets/1").annotations_used == 9
+
+
+def test_a_set_cut_short_knows_its_marks(place: World) -> None:
+    place.logged.append(world.pairs(1).pairs[0])
+    made = stage.partial(place.job("Sing."))
+    assert made is not None
+    assert made.message.annotations_used == 1
+
+
+def test_sets_without_marks_keep_the_digests_of_earlier_versions() -> None:
+    assert "annotation_ids" not in PairSet(pairs=()).model_dump()
+    assert "rejected" not in AnnotationSet(records=()).model_dump()
