@@ -43,6 +43,7 @@ from ptalign.rates import (
 )
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.sealed import SealedText
+from ptalign.shape import shape_changes, shapes
 from ptalign.suites.base import Prompt, Suite
 from ptalign.suites.ifeval import passes
 
@@ -345,6 +346,8 @@ def _compare(
             by_locale=by_locale(table, replies[target.label]),
             topic_changes=changes_by_topic(table, base, replies[target.label]) if place else {},
             locale_changes=changes_by_locale(table, base, replies[target.label]) if place else {},
+            shape=shapes(replies[target.label], suites),
+            shape_changes=shape_changes(base, replies[target.label], suites) if place else {},
             probe=probes.get(target.label),
         )
         for place, target in enumerate(targets)

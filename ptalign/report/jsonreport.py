@@ -43,6 +43,11 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         **(result.probe.measured if result.probe else {}),
         "benign_kl_interval": result.probe.benign_kl_interval if result.probe else None,
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
+        **result.shape,
+        "shape_changes": {
+            name: dict(zip(("value", "low", "high"), change, strict=True))
+            for name, change in result.shape_changes.items()
+        },
         "by_topic": _parts(result.by_topic),
         "by_locale": _parts(result.by_locale),
         "change_by_topic": _parts(result.topic_changes),
