@@ -90,7 +90,8 @@ HARASSMENT = (
 )
 """ShieldGemma's guideline for the tone axis, as its model card words it."""
 
-_TURNS = re.compile(r"<(?:start|end)_of_turn>|\[/?INST\]|<\|(?:user|assistant)\|>|</?s>")
+_TURNS = re.compile(r"<(?:start|end)_of_turn>|\[/?INST\]|<\|[^<>|\s]{1,40}\|>|</?s>")
+"""Control tokens of the families; servers read them inside a message too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,11 +398,13 @@ class GuardJudge:
             "temperature": 0.0,
             "max_tokens": self._family.max_tokens,
         }
+        # Control tokens inside the reply must not end its turn: it could answer for the guard.
+        instruction, reply = _TURNS.sub(" ", instruction), _TURNS.sub(" ", reply)
         if self._family.prompt:
-            # Control tokens inside the reply must not end its turn.
-            said = {"instruction": _TURNS.sub(" ", instruction), "reply": _TURNS.sub(" ", reply)}
             return "/completions", body | {
-                "prompt": self._family.prompt.format(**said, guideline=self._guideline)
+                "prompt": self._family.prompt.format(
+                    instruction=instruction, reply=reply, guideline=self._guideline
+                )
             }
         body["messages"] = [
             {"role": "user", "content": instruction},

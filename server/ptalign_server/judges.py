@@ -78,7 +78,7 @@ def read_file(path: Path) -> OwnJudges:
     except yaml.MarkedYAMLError as error:  # its text quotes the file
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         why = f"line {line}: no YAML ({error.problem or 'cannot be parsed'})"
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         why = "no YAML in UTF-8"
     except (TypeError, ValueError) as error:
         why = str(error) if isinstance(error, TypeError) else "holds an impossible date"

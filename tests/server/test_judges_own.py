@@ -112,7 +112,7 @@ def test_a_broken_entry_refuses_only_the_calls_that_name_it(
 
 
 @pytest.mark.parametrize(
-    "broken", ["name: x", "- name: 2024-99-99\n- &a [*a]", b"- name: \xff\xfe", "!x"]
+    "broken", ["name: x", "- name: 2024-99-99\n- &a [*a]", b"- name: \xff\xfe", "!x", "[" * 5000]
 )
 def test_no_file_ends_in_a_traceback(settings: Settings, broken: str | bytes) -> None:
     path = settings.state / "judges.yaml"
