@@ -1,4 +1,7 @@
-"""Pairs and twins that are kept from training, to measure on what the adapter never saw."""
+"""Pairs and twins that are kept from training, to measure on what the adapter never saw.
+
+See docs/adr/0013.
+"""
 
 from __future__ import annotations
 

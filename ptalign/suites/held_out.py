@@ -2,7 +2,8 @@
 
 The generated suites ask for rudeness, whatever the policy is about. These ask what the operator's
 policy names, so that a gain is shown where it was trained. They are written by the model, as the
-training requests are: the generated suites show what carries over to other wording.
+training requests are: the generated suites show what carries over to other wording. See
+docs/adr/0013.
 """
 
 from __future__ import annotations
