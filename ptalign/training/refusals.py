@@ -1,7 +1,8 @@
 """Whether a model in training declines what it should answer: it writes the first words itself.
 
 Refusals of twins cannot be read off a likelihood: a helpful answer may stay as likely as it was
-while a refusal overtakes it. So the first tokens are decoded, greedily, as an evaluation would (docs/adr/0013).
+while a refusal overtakes it. So the first tokens are decoded, greedily, as an evaluation would; see
+docs/adr/0013.
 """
 
 from __future__ import annotations
