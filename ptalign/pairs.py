@@ -8,7 +8,7 @@ model's own (PT-ALIGN, arXiv 2502.08657, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ptalign.answering.run import PairRun
 from ptalign.config import PairConfig
@@ -34,6 +34,7 @@ def synthesize_pairs(
     judges: Sequence[Judge],
     config: PairConfig | None = None,
     parent: PairSet | None = None,
+    rejected: Collection[str] = (),
     on_progress: OnProgress = ignore,
     log: RecordLog[Pair | Anchor] | None = None,
     embed: Embedder | None = None,
@@ -56,6 +57,9 @@ def synthesize_pairs(
             is not allowed, its best toxic answers demonstrate, its constraints are the start.
             ``stats["parent_left_out"]`` counts its pairs that fit no instruction
             or are not allowed.
+        rejected: Ids of the parent's pairs that a person called wrong. They are not kept and do
+            not demonstrate, their instructions are asked anew, and a draft in the same words is
+            rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted pairs and anchors; a log that has some is continued.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
@@ -77,6 +81,7 @@ def synthesize_pairs(
         judges=judges,
         config=config or PairConfig(),
         parent=parent,
+        rejected=rejected,
         embed=embed or default_embedder(policy.locale),
         on_progress=on_progress,
         log=MemoryLog() if log is None else log,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from ptalign.answering import prompts
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
@@ -90,6 +90,7 @@ class PairRun:
         judges: Sequence[Judge],
         config: PairConfig,
         parent: PairSet | None,
+        rejected: Collection[str],
         embed: Embedder,
         on_progress: OnProgress,
         log: RecordLog[Records],
@@ -113,6 +114,7 @@ class PairRun:
             forbid=self._verdicts.forbid,
         )
         self._topics = frozenset(t.id for t in policy.topics)
+        self._wrong = frozenset(rejected)
         self._held_out = HeldOut(instructions, config.held_out_pairs)
         self._pairs: dict[str, Pair] = {}
         self._anchors: dict[str, Anchor] = {}
@@ -135,6 +137,10 @@ class PairRun:
         marked = {a.instruction: a for a in self._annotations}
         places = Places(self._instructions, self._policy)
         for given in self._parent.pairs if self._parent else ():
+            if given.id in self._wrong:
+                self._verdicts.keep_out(given)
+                self._reject("called_wrong")
+                continue
             pair = places.adopt(given)
             self._left_out += pair is None
             if pair and pair.id not in self._pairs and pair.instruction not in marked:

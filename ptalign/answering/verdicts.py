@@ -47,6 +47,7 @@ class Verdicts:
         self._max_harm = min(MAX_HARM, 1 - min_polarity)
         voices = ("positive", "toxic", "twin")
         self._fresh: dict[str, Fresh] = {voice: Fresh(policy.locale) for voice in voices}
+        self._wrong: dict[str, set[tuple[str, ...]]] = {voice: set() for voice in voices}
 
     def forbid(self, voice: str, answer: str) -> None:
         """Names a demonstration that answers in this voice must not copy."""
@@ -61,6 +62,14 @@ class Verdicts:
         else:
             self._fresh["positive"].add(" ".join(sentences(pair.positive)[1:]))
 
+    def keep_out(self, pair: Pair) -> None:
+        """Takes no answer again of a pair that a person called wrong, whatever its opener."""
+        voice, locale = "twin" if pair.kind == "twin" else "positive", self._policy.locale
+        offer = " ".join(sentences(pair.positive)[1:]) if voice == "positive" else ""
+        self._wrong[voice] |= {tokens(text, locale) for text in (pair.positive, offer) if text}
+        if pair.toxic is not None:
+            self._wrong["toxic"].add(tokens(pair.toxic.reveal(), locale))
+
     def take(self, draft: Draft, text: str, sampled: Sampled | None = None) -> str:
         """Keeps a well-formed draft for its judges, or says why not.
 
@@ -73,6 +82,8 @@ class Verdicts:
         toxic = draft.side == "toxic"
         if toxic:
             text = fresh.own_part(text)
+        if tokens(text, self._policy.locale) in self._wrong[draft.voice]:
+            return "called_wrong"
         reason = malformed(text, self._policy, least=5 if toxic else 4) or fresh.why_not(text)
         if reason:
             return reason

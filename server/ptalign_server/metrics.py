@@ -112,11 +112,11 @@ class Metrics:
 
 REASONS = frozenset(
     {
-        "answer_like", "beside_the_point", "copied_demo", "copied_example", "engine_error", "equal",
-        "frame_leaked", "given_up", "harmful", "harsh", "known", "language", "like_positive",
-        "malformed", "near_duplicate", "never_synthesize", "not_a_request", "not_apart",
-        "off_topic", "over_quota", "refuses", "repetitive", "threat", "too_far", "too_long",
-        "too_short", "truncated", "unscored", "worn_out",
+        "answer_like", "beside_the_point", "called_wrong", "copied_demo", "copied_example",
+        "engine_error", "equal", "frame_leaked", "given_up", "harmful", "harsh", "known",
+        "language", "like_positive", "malformed", "near_duplicate", "never_synthesize",
+        "not_a_request", "not_apart", "off_topic", "over_quota", "refuses", "repetitive", "threat",
+        "too_far", "too_long", "too_short", "truncated", "unscored", "worn_out",
     }
 )  # fmt: skip
 """Reasons a draft may be rejected for, whoever wrote it; any other counts as ``other``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,9 @@ from ptalign.answering.anchors import anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
+from ptalign.answering.verdicts import Verdicts
 from ptalign.answering.wording import wording
-from ptalign.answering.work import AnchorDraft, pair_of_marks
+from ptalign.answering.work import AnchorDraft, Draft, Work, pair_of_marks
 from ptalign.config import PairConfig
 from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible
@@ -35,7 +37,7 @@ from ptalign.policies import load_annotations, load_policy
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
 from ptalign.sealed import SealedText
-from ptalign.text.embed import Vectors
+from ptalign.text.embed import HashedNgrams, Vectors
 
 POLICY = load_policy("tone-en")
 MARKS = load_annotations("tone-en")
@@ -293,6 +295,58 @@ def test_a_parent_keeps_its_pairs_and_lends_its_answers(
     assert dropped in kept
     own = {p.toxic.reveal() for p in parent.polarised if p.toxic is not None}
     assert any(text in prompt for text in own for prompt in prompts)
+
+
+def test_a_pair_called_wrong_is_asked_anew_and_its_answers_stay_out(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """The engine gives the same answers again, as often as it is asked at first."""
+    pair, twin = wrong = made.polarised[0], made.twins[0]
+    assert pair.toxic is not None
+    words = wording("en")
+    again = {
+        (words.frame_toxic, pair.instruction): pair.toxic.reveal(),
+        (words.frame_twin, twin.instruction): twin.positive,
+    }
+    given: Counter[tuple[str, str]] = Counter()
+    heads: set[str] = set()
+
+    def stubborn(request: Request) -> str:
+        head, _, asked_for = request.prompt.rpartition("\n\n")
+        heads.add(head)
+        message = asked_for.rpartition("Message: ")[2].removesuffix("\nAnswer:")
+        place = (head.split("\n", 1)[0], message)
+        given[place] += 1
+        return f" {again[place]}" if place in again and given[place] < 3 else plausible(request)
+
+    refined = synthesize(
+        asked,
+        parent=made,
+        rejected={p.id for p in wrong} | {"unknown"},
+        engine=ScriptedEngine(stubborn),
+        config=PairConfig(anchors=0, rounds=3),
+    )
+    kept = {p.id: p for p in refined.pairs}
+    assert all(kept[p.id] == p for p in made.pairs if p not in wrong)
+    for before in wrong:
+        assert kept[before.id].positive != before.positive
+        assert before.toxic is None or kept[before.id].toxic != before.toxic
+    assert refined.rejected["called_wrong"] == 2
+    assert refined.rejected["toxic_called_wrong"] == 2
+    assert refined.rejected["twin_called_wrong"] == 2
+    assert not any(pair.toxic.reveal() in head for head in heads)
+
+
+def test_an_offer_called_wrong_does_not_come_back_behind_another_opener(made: PairSet) -> None:
+    pair = made.polarised[0]
+    record = Instruction(id="r", text=pair.instruction, topic=pair.topic, domain=pair.domain)
+    verdicts = Verdicts(POLICY, (WordJudge(),), HashedNgrams(), 0.6, lambda reason: None)
+    verdicts.keep_out(pair)
+    work = Work(record, "pair", 0, record.text, tone=True)
+    draft = Draft(work, "positive", 0, opener="No.")
+    offer = pair.positive.split(". ", 1)[1]
+    assert verdicts.take(draft, offer.upper()) == "called_wrong"
+    assert verdicts.take(draft, "You could thank them for the soup.") == ""
 
 
 LISTED = "forbidden purple teapot"
