@@ -109,7 +109,7 @@ def put_set(
     name = f"{collection}/{set_id}"
     key, wrapped = store.vault.fresh_key(set_id)
     noun: Any = InstructionSet(records=(), requested=3)
-    message: Any = res.InstructionSet(harmful=3)
+    message: Any = flags.get("message", res.InstructionSet(harmful=3))
     if collection == "pairSets":
         anchors = flags.get("anchors", 4)
         noun, message = PairSet(pairs=()), res.PairSet(pairs=3, anchors=anchors)
@@ -192,6 +192,24 @@ async def test_too_many_annotations(calls: Calls) -> None:
     created = lib.CreateAnnotationSetRequest(model=MODEL, policy=POLICY, items=marks)
     _, _, _, violations = await refused(calls.library.CreateAnnotationSet(created))
     assert "at most 49" in violations["items"]
+
+
+async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
+    calls: Calls,
+) -> None:
+    message = res.AnnotationSet(count=2, rejected=["a", "b"])
+    message.meta.parents.append("pairSets/judged@sha256:0")
+    request = pb.SynthesizePairsRequest(
+        model=MODEL,
+        instruction_set=put_set(calls.store, "instructionSets"),
+        annotation_set=put_set(calls.store, "annotationSets", message=message),
+        dry_run=True,
+    )
+    _, _, _, violations = await refused(calls.tuning.SynthesizePairs(request))
+    assert "only says which of a set's pairs are wrong" in violations["parent"]
+    assert "Send parent=pairSets/judged" in violations["parent"]
+    request.parent = put_set(calls.store, "pairSets")
+    assert (await calls.tuning.SynthesizePairs(request)).done
 
 
 @pytest.mark.parametrize(

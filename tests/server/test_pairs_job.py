@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import page_world as world
 import pytest
 
 from ptalign.nouns import Anchor, InstructionSet, ModelSpec, Pair, PairSet, Policy, Topic
+from ptalign.pairs import synthesize_pairs as REAL_STAGE
 from ptalign.records import MemoryLog
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import NotFound
 from ptalign_server.gateway.additions import _join_pairs
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Made
@@ -41,7 +44,7 @@ class World:
         limits = SimpleNamespace(floor=0.0)
         return SimpleNamespace(
             request=call,
-            load=lambda name, _: self.nouns[name],
+            load=self.load,
             resource=lambda name: self.rows[name],
             policy_of=lambda _: Policy(name="tone", topics=TREE),
             model=lambda name: ModelSpec(name=name, path=""),
@@ -51,6 +54,11 @@ class World:
             room=SimpleNamespace(settings=SimpleNamespace(limits=limits)),
             parent=lambda name: f"{name}@sha256:0",
         )
+
+    def load(self, name: str, _: type) -> Any:
+        if name not in self.nouns:
+            raise NotFound
+        return self.nouns[name]
 
     def make(self, *marked: str, **request: Any) -> PairSet:
         made: Made = stage.make(self.job(*marked, **request))
@@ -91,6 +99,60 @@ def test_merging_sets_made_with_the_same_marks_counts_them_once(place: World) ->
     assert again.annotations_used == 41
     older = PairSet(pairs=(), annotations_used=5)
     assert _join_pairs([joined, older])[0].annotations_used == 46
+
+
+class Judged(World):
+    """A set of three pairs, and an annotator who called the first one wrong."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(monkeypatch)
+        self.pairs = world.pairs(3)
+        self.wrong = self.pairs.pairs[0]
+        self.nouns["pairSets/1"] = self.pairs
+        self.nouns["annotationSets/1"] = AnnotationSet(records=(), rejected=(self.wrong.id,))
+        message = res.AnnotationSet()
+        message.meta.parents.append("pairSets/1@sha256:0")
+        self.rows["annotationSets/1"] = SimpleNamespace(
+            collection="annotationSets", body=message.SerializeToString()
+        )
+
+    def refine(self, parent: str) -> PairSet:
+        return self.make(annotation_set="annotationSets/1", parent=parent)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
+    return Judged(monkeypatch)
+
+
+def test_a_pair_that_was_called_wrong_is_not_kept(judged: Judged) -> None:
+    """It was trained on: the annotator's verdict never left the page."""
+    made = judged.refine("pairSets/1")
+    assert judged.got["rejected"] == (judged.wrong.id,)
+    assert judged.got["parent"] == judged.pairs
+    assert made.annotations_used == 1
+
+
+def test_wrong_means_the_answers_that_were_judged(judged: Judged) -> None:
+    better = judged.wrong.model_copy(update={"positive": "A better answer."})
+    judged.nouns["pairSets/refined"] = PairSet(pairs=(better, *judged.pairs.pairs[1:]))
+    judged.nouns["pairSets/merged"] = PairSet(pairs=(*world.pairs(2, "x").pairs, judged.wrong))
+    assert judged.refine("pairSets/refined").annotations_used == 0
+    assert judged.got["rejected"] == ()
+    judged.refine("pairSets/merged")
+    assert judged.got["rejected"] == (judged.wrong.id,)
+
+
+def test_a_verdict_on_a_set_that_is_gone_holds_by_id(judged: Judged) -> None:
+    judged.nouns["pairSets/2"] = judged.nouns.pop("pairSets/1")
+    judged.refine("pairSets/2")
+    assert judged.got["rejected"] == (judged.wrong.id,)
+
+
+def test_the_stage_takes_what_the_job_gives(judged: Judged) -> None:
+    judged.refine("pairSets/1")
+    taken = inspect.signature(REAL_STAGE).parameters
+    assert judged.got.keys() <= taken.keys()
 
 
 def test_a_parent_of_an_earlier_version_keeps_its_count(place: World) -> None:

@@ -135,9 +135,7 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     source = call.readable(request.instruction_set, "instructionSets", model.name)
     if request.annotation_set:
         marks = call.readable(request.annotation_set, "annotationSets", model.name)
-        count = res.AnnotationSet.FromString(marks.body).count
-        if count > MAX_ANNOTATIONS:
-            raise Violations([too_many_annotations("annotation_set", count)])
+        _check_marks(res.AnnotationSet.FromString(marks.body), request)
     config = configs.pair_config(request)
     if request.parent:
         call.readable(request.parent, "pairSets", model.name)
@@ -145,6 +143,15 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     records = made.harmful + made.twins + config.anchors
     drafts = records * (1 + config.candidates * config.rounds * 0.6)
     return _generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
+
+
+def _check_marks(marks: res.AnnotationSet, request: pb.SynthesizePairsRequest) -> None:
+    if marks.count > MAX_ANNOTATIONS:
+        raise Violations([too_many_annotations("annotation_set", marks.count)])
+    if marks.count == len(marks.rejected) > 0 and not request.parent:
+        judged = marks.meta.parents[0].partition("@")[0]
+        limit = f"is empty, and {request.annotation_set} only says which of a set's pairs are wrong"
+        raise InvalidInput("parent", limit, f"Send parent={judged}: those are written anew.")
 
 
 def check_align(request: pb.AlignRequest, call: Call) -> Estimate:

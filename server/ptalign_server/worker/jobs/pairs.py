@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ptalign.judges import GENERATION_JUDGES
 from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet, record_id
 from ptalign.text.normalise import caseless
 from ptalign_server import configs, messages
+from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.additions import refuse_blocked
+from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
 from ptalign_server.worker.judges import pair_judges
+from ptalign_server.worker.lineage import parents
 from ptalign_server.worker.marks import called_with
 
 LOGGED = (Pair, Anchor)
@@ -35,6 +38,7 @@ def make(job: Job) -> Made:
     policy = job.policy_of(request.instruction_set)
     model = job.model(request.model)
     annotations, parent = called_with(job, request), _parent(job)
+    wrong = called_wrong(job, parent)
     with job.engine(model) as engine:
         made = synthesize_pairs(
             job.load(request.instruction_set, InstructionSet),
@@ -45,10 +49,11 @@ def make(job: Job) -> Made:
             judges=pair_judges(annotations),
             config=configs.pair_config(request),
             parent=parent,
+            rejected=wrong,
             on_progress=job.reporter,
             log=job.log(*LOGGED),
         )
-    return _made(job, _with_marks(made, annotations, parent))
+    return _made(job, _with_marks(made, annotations, parent, wrong))
 
 
 def partial(job: Job) -> Made | None:
@@ -65,18 +70,44 @@ def partial(job: Job) -> Made | None:
         partial=True,
         judge_ids=GENERATION_JUDGES,
     )
-    return _made(job, _with_marks(noun, called_with(job, job.request), _parent(job)))
+    parent = _parent(job)
+    marks = called_with(job, job.request)
+    return _made(job, _with_marks(noun, marks, parent, called_wrong(job, parent)))
 
 
 def _parent(job: Job) -> PairSet | None:
     return job.load(job.request.parent, PairSet) if job.request.parent else None
 
 
+def called_wrong(job: Job, parent: PairSet | None) -> tuple[str, ...]:
+    """Ids of the parent's pairs that an annotator called wrong.
+
+    It was said of the answers in the set that was annotated. Where the parent is another one, only
+    pairs with those answers count: a set refined since has better ones under the same ids.
+    """
+    name = job.request.annotation_set
+    ids = job.load(name, AnnotationSet).rejected if name and parent else ()
+    if not ids or parent is None:
+        return ()
+    judged = parents(job.resource(name))[0]
+    try:
+        seen = parent if judged == job.request.parent else job.load(judged, PairSet)
+    except (NotFound, SetPurged):
+        return ids
+    answers = {p.id: (p.positive, p.toxic) for p in seen.pairs if p.id in ids}
+    return tuple(p.id for p in parent.pairs if answers.get(p.id) == (p.positive, p.toxic))
+
+
 def _with_marks(
-    noun: PairSet, annotations: Sequence[Annotation], parent: PairSet | None
+    noun: PairSet,
+    annotations: Sequence[Annotation],
+    parent: PairSet | None,
+    wrong: Collection[str],
 ) -> PairSet:
     """The set with the marks behind it: the call's, and those that its parent was made with."""
-    ids = {record_id("mark", caseless(item.instruction)) for item in annotations}
+    marked = [item.instruction for item in annotations]
+    marked += [pair.instruction for pair in parent.pairs if pair.id in wrong] if parent else []
+    ids = {record_id("mark", caseless(text)) for text in marked}
     ids.update(parent.annotation_ids if parent else ())
     # A parent of an earlier version knows only how many there were: the page hands them over again.
     before = parent.annotations_used if parent and not parent.annotation_ids else 0
