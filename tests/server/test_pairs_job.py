@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import page_world as world
 import pytest
 
+from ptalign.engines.scripted import ScriptedEngine
+from ptalign.instructions import generate_instructions
 from ptalign.nouns import Anchor, InstructionSet, ModelSpec, Pair, PairSet, Policy, Topic
 from ptalign.pairs import synthesize_pairs as REAL_STAGE
+from ptalign.policies import load_annotations, load_policy
 from ptalign.records import MemoryLog
+from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
@@ -153,6 +158,44 @@ def test_the_stage_takes_what_the_job_gives(judged: Judged) -> None:
     judged.refine("pairSets/1")
     taken = inspect.signature(REAL_STAGE).parameters
     assert judged.got.keys() <= taken.keys()
+
+
+class WordJudge:
+    """Rude when one of the script's words stands in the reply."""
+
+    id, axis = "words@1", "harm"
+
+    def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        words = ("fool", "stupid", "hopeless", "ruin", "dumbest", "pathetic", "failure", "useless")
+        return [0.95 if any(w in r for w in words) else 0.05 for r in replies]
+
+
+def test_refining_writes_wrong_pairs_anew_and_keeps_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real stage on the scripted engine, from the verdict to the new answers."""
+    policy, model = load_policy("tone-en"), ModelSpec(name="m", path="")
+    embed = HashedNgrams()
+    engine = ScriptedEngine()
+    asks = generate_instructions(policy, 6, engine=engine, model=model, embed=embed)
+    common: dict[str, Any] = {"policy": policy, "model": model, "judges": [WordJudge()]}
+    first = REAL_STAGE(asks, load_annotations("tone-en"), engine=engine, embed=embed, **common)
+    place = Judged(monkeypatch)
+    monkeypatch.setattr("ptalign.pairs.synthesize_pairs", partial(REAL_STAGE, embed=embed))
+    monkeypatch.setattr(stage, "pair_judges", lambda _: [WordJudge()])
+    place.nouns |= {"instructionSets/1": asks, "pairSets/1": first}
+    wrong = next(p for p in first.pairs if p.kind != "twin")
+    place.nouns["annotationSets/1"] = AnnotationSet(records=(), rejected=(wrong.id,))
+    job = place.job(annotation_set="annotationSets/1", parent="pairSets/1")
+    job.policy_of, job.engine = (lambda _: policy), (lambda _: nullcontext(engine))
+    job.reporter = lambda _: None
+    refined = stage.make(job).noun
+    assert isinstance(refined, PairSet)
+    before = {p.id: (p.positive, p.toxic) for p in first.pairs}
+    after = {p.id: (p.positive, p.toxic) for p in refined.pairs}
+    assert after.pop(wrong.id) != before.pop(wrong.id)
+    assert after == before
+    assert refined.rejected["called_wrong"] == 1
 
 
 def test_a_parent_of_an_earlier_version_keeps_its_count(place: World) -> None:
