@@ -170,6 +170,31 @@ def test_an_imported_instruction_set_carries_its_numbers() -> None:
     assert {f"not_computed.{name}" for name in missing} < stats.keys()
 
 
+def test_two_spellings_of_a_request_are_one() -> None:
+    """Only case and spaces were looked through."""
+    records = [asked("Sing at dawn!", "a"), asked("sing  at dawn.", "a"), asked("Sing.", "a")]
+    made = additions.import_instructions(records, ROOMS)
+    assert ([r.text for r in made.records], made.rejected) == (
+        ["Sing at dawn!", "Sing."],
+        {"duplicate": 1},
+    )
+    other = additions.import_instructions([asked("« Sing, at dawn »", "a")], ROOMS)
+    joined, doubled = additions._join_instructions([made, other], ROOMS)
+    assert (len(joined.records), doubled) == (2, 1)
+
+
+def test_an_imported_twin_belongs_to_the_spelling_that_was_kept() -> None:
+    """Ids are made anew here, and twins went on naming the caller's."""
+    records = [
+        asked("Sing kindly.", "a", kind="twin", twin_of="second"),
+        asked("Sing at dawn!", "a", id="first"),
+        asked("sing at dawn", "a", id="second"),
+    ]
+    made = additions.import_instructions(records, ROOMS)
+    (harmful,) = made.harmful
+    assert [twin.twin_of for twin in made.twins] == [harmful.id]
+
+
 def test_a_huge_import_says_that_it_was_not_searched_for_near_duplicates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

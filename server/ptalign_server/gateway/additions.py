@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,7 @@ from ptalign.nouns import (
 )
 from ptalign.policies.never import blocked
 from ptalign.sealed import SealedText
+from ptalign.text.near import tokens
 from ptalign.text.normalise import caseless
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
@@ -49,6 +50,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
 
 R = TypeVar("R", Instruction, Pair)
+_Words = tuple[str, ...]
 MAX_RECORDS = 20_000
 MAX_MERGED = 50
 ROOM_BYTES = 64 * 1024 * 1024
@@ -171,8 +173,7 @@ def import_instructions(records: list[lib.Record], policy: Policy) -> Instructio
     """Instructions that pass; the rest is counted by reason."""
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
-    made: dict[str, Instruction] = {}
-    ids = {r.id: record_id(r.instruction.strip()) for r in records if r.id}
+    made: dict[_Words, Instruction] = {}
     for record in records:
         reason = _problem(record, topics, policy, made)
         if reason:
@@ -180,28 +181,42 @@ def import_instructions(records: list[lib.Record], policy: Policy) -> Instructio
             continue
         topic = topics[record.topic]
         text = record.instruction.strip()
-        made[record_id(text)] = Instruction(
+        made[_words(text, record.locale or policy.locale)] = Instruction(
             id=record_id(text),
             text=text,
             topic=topic.id,
             domain=topic.domain,
             side="twin" if record.kind == "twin" else "harmful",
-            twin_of=ids.get(record.twin_of, record.twin_of),
+            twin_of=record.twin_of,
             sides=topic.sides,
             locale=record.locale or policy.locale,
             source="import",
         )
-    kept = tuple(made.values())
+    kept = _with_own_ids(records, made, policy)
     count = sum(r.side == "harmful" for r in kept)
     stats = _instruction_stats(kept, policy)
     return InstructionSet(records=kept, requested=count, rejected=dict(rejected), stats=stats)
+
+
+def _with_own_ids(
+    records: Sequence[lib.Record], made: Mapping[_Words, Instruction], policy: Policy
+) -> tuple[Instruction, ...]:
+    """The instructions, with twins of the ids that they have here, not of the caller's."""
+    ids = {}
+    for record in records:
+        kept = made.get(_words(record.instruction.strip(), record.locale or policy.locale))
+        if record.id and kept:
+            ids[record.id] = kept.id
+    return tuple(
+        r.model_copy(update={"twin_of": ids.get(r.twin_of, r.twin_of)}) for r in made.values()
+    )
 
 
 def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
     """Pairs that pass; a toxic answer only where the topic allows one."""
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
-    made: dict[str, Pair] = {}
+    made: dict[_Words, Pair] = {}
     for record in records:
         reason = _problem(record, topics, policy, made) or _pair_problem(record, topics, policy)
         if reason:
@@ -210,7 +225,7 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
         topic, text = topics[record.topic], record.instruction.strip()
         toxic = record.toxic.strip()
         twin = record.kind == "twin"
-        made[record_id(text)] = Pair(
+        made[_words(text, record.locale or policy.locale)] = Pair(
             id=record_id(text),
             kind="twin" if twin else "pair" if toxic else "positive_only",
             instruction_id=record_id(text),
@@ -230,7 +245,7 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
 async def merge(
     request: lib.MergeSetsRequest, identity: Identity, store: Store
 ) -> lib.MergeSetsResponse:
-    """One set of several: records in order, each instruction once, by its id or its text."""
+    """One set of several: records in order, each instruction once, by its id or its words."""
     _raise(request_id_problems(request))
     names = list(request.names)
     if not 2 <= len(names) <= MAX_MERGED or len(set(names)) < len(names):
@@ -282,10 +297,10 @@ def _meta(found: Resource) -> res.ResourceMeta:
 
 
 def _join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[InstructionSet, int]:
-    """Each instruction once, by id or text; a twin follows the instruction that stays."""
+    """Each instruction once, by id or words; a twin follows the instruction that stays."""
     once: _Once[Instruction] = _Once()
     for record in (r for s in sets for r in s.records):
-        once.add(record, record.side == "twin", record.text)
+        once.add(record, record.side == "twin", _words(record.text, record.locale))
     kept = tuple(
         r.model_copy(update={"twin_of": once.replaced[r.twin_of]})
         if r.twin_of in once.replaced
@@ -304,7 +319,7 @@ def _join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[Inst
 def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     once: _Once[Pair] = _Once()
     for pair in (p for s in sets for p in s.pairs):
-        once.add(pair, pair.kind == "twin", pair.instruction)
+        once.add(pair, pair.kind == "twin", _words(pair.instruction, pair.locale))
     anchors = {a.id: a for s in sets for a in s.anchors}
     kept, doubled = once.records, once.doubled
     joined = PairSet(
@@ -356,14 +371,14 @@ def _pair_stats(pairs: Sequence[Pair], anchors: Sequence[Anchor] = ()) -> dict[s
 
 
 class _Once(Generic[R]):
-    """Records, each instruction once: the last one with its id, else the first with its text.
+    """Records, each instruction once: the last one with its id, else the first with its words.
 
     Imported records have ids of their own, so that ids alone would keep an instruction twice.
     """
 
     def __init__(self) -> None:
         self._by_id: dict[str, R] = {}
-        self._ids: dict[tuple[bool, str], str] = {}
+        self._ids: dict[tuple[bool, _Words], str] = {}
         self.replaced: dict[str, str] = {}
         """Id of a record that was left out -> id of the one that stands for it."""
         self.doubled = 0
@@ -373,9 +388,9 @@ class _Once(Generic[R]):
         """What is kept, in order."""
         return tuple(self._by_id.values())
 
-    def add(self, record: R, twin: bool, text: str) -> None:
+    def add(self, record: R, twin: bool, words: _Words) -> None:
         """Takes a record, in its first one's place when it was there."""
-        known = self._ids.setdefault((twin, caseless(text)), record.id)
+        known = self._ids.setdefault((twin, words), record.id)
         self.doubled += known != record.id or record.id in self._by_id
         if known == record.id:
             self._by_id[record.id] = record
@@ -486,7 +501,7 @@ def _import_ticket(
 
 
 def _problem(
-    record: lib.Record, topics: dict[str, Topic], policy: Policy, made: dict[str, Any]
+    record: lib.Record, topics: dict[str, Topic], policy: Policy, made: Mapping[_Words, Any]
 ) -> str:
     text = record.instruction.strip()
     if not text:
@@ -497,7 +512,12 @@ def _problem(
         return "off_topic"
     if blocked(text, policy):
         return "blocked"
-    return "duplicate" if record_id(text) in made else ""
+    return "duplicate" if _words(text, record.locale or policy.locale) in made else ""
+
+
+def _words(text: str, locale: str) -> _Words:
+    """What spellings of one request share: its words without case, accents and punctuation."""
+    return tokens(text, locale) or (caseless(text),)
 
 
 def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) -> str:
