@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,8 @@ from ptalign.nouns import Method
 
 DEFAULTS = AlignConfig()
 Data = Literal["tone", "broad"]
+NAMED = ("mle", "pt_align", "ut_uniform")
+"""Methods that a goal names beside base."""
 TENFOLD = 10.0
 """Times the automatic weight, for the runs that look past the budget."""
 
@@ -68,23 +70,30 @@ class Form:
     curve_suites: tuple[str, ...] = field(default=("xstest-safe", "xstest-unsafe"))
 
     def runs(self) -> list[Run]:
-        """Every run. One seed of everything first, so that a study cut short has every measure."""
-        curve = self.curve if self.broad else ()
-        found = self._compared(0)
+        """Every run, what a goal needs first: a study cut short then lacks what needs it least.
+
+        One seed of the methods that goals name, the curve, that seed of the others, then the
+        other seeds.
+        """
+        named = [m for m in self.methods if m in NAMED]
+        others = [m for m in self.methods if m not in NAMED]
+        found = self._compared(0, named)
         found += [
-            Run("pt_align", 0, "broad", steps, twins, anchors) for twins, anchors, steps in curve
+            Run("pt_align", 0, "broad", steps, twins, anchors)
+            for twins, anchors, steps in (self.curve if self.broad else ())
         ]
+        found += self._compared(0, others)
         for seed in range(1, self.seeds):
-            found += self._compared(seed)
+            found += self._compared(seed, self.methods)
         return found
 
-    def _compared(self, seed: int) -> list[Run]:
-        """The methods at this seed, then those that are also run at ten times the weight."""
-        found = [Run(m, seed, steps=self.steps) for m in self.methods]
+    def _compared(self, seed: int, methods: Sequence[Method]) -> list[Run]:
+        """Methods at a seed, then those that are also run at ten times the weight."""
+        found = [Run(m, seed, steps=self.steps) for m in methods]
         if self.tenfold:
             found += [
                 Run(m, seed, steps=self.steps, tenfold=True)
-                for m in self.methods
+                for m in methods
                 if m in ("pt_align", "ut_uniform")
             ]
         return found
