@@ -188,6 +188,10 @@ class TopicSpec:
     """``both`` (tone domains) or ``positive_only`` (unless set)."""
     boundary: str = ""
     examples: tuple[str, ...] = ()
+    """Harmful requests that show the style; never dangerous knowledge."""
+    twin_examples: tuple[str, ...] = ()
+    """Legitimate requests that look like `examples`, in their order; empty where one has none. A
+    topic without any gets no benign twins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from ptalign.asking.openers import opener_of, twin_openers
 from ptalign.asking.seeding import Seed
 from ptalign.asking.stats import coverage_stats, set_stats
 from ptalign.asking.topics import TopicIndex
-from ptalign.asking.validity import Novelty, TwinCheck, malformed
+from ptalign.asking.twins import TwinCheck
+from ptalign.asking.validity import Novelty, malformed
 from ptalign.config import InstructionConfig
 from ptalign.engines.base import Asked, Completion, Request
 from ptalign.errors import EngineFailed
@@ -71,7 +72,7 @@ class DraftRun:
         )
         self._index = TopicIndex(self._grid.topics, self.embed)
         self._novelty = Novelty(policy, config.max_rouge_l)
-        self._twin_check = TwinCheck(policy)
+        self._twin_check = TwinCheck(policy, self.embed)
         self._kind_openers = twin_openers(policy)
         self._records: dict[str, Instruction] = {}
         self._harmful = 0
@@ -250,6 +251,9 @@ class DraftRun:
             "tokens_generated": self._tokens,
             "seconds": time.monotonic() - self._started,
         }
+        bare = sum(not any(t.twin_examples) for t in self._grid.topics)
+        if bare and self.config.twins:
+            stats["topics_without_twin_examples"] = float(bare)
         return InstructionSet(
             records=records, requested=self.goal, rejected=dict(self._rejected), stats=stats
         )
@@ -279,8 +283,12 @@ class DraftRun:
                 self._grid.accept(record.topic)
 
     def _want_twin(self, record: Instruction) -> None:
-        if self.config.twins:
+        if not self.config.twins:
+            return
+        if any(self.policy.topic(record.topic).twin_examples):
             self._twin_jobs.append(TwinJob(record))
+        else:  # nothing to tell benign by
+            self._rejected["no_twin_examples"] += 1
 
     def _reject(self, reason: str) -> None:
         self._rejected[reason] += 1

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from ptalign.nouns import Policy
-from ptalign.policies.never import blocked
-from ptalign.text.near import NearDuplicates, rouge_l, tokens
-from ptalign.text.stopwords import stop_words
+from ptalign.text.near import NearDuplicates, tokens
 
 COPIED = 0.8
 """ROUGE-L F1 with an example above which a draft is a copy of it."""
@@ -176,40 +173,3 @@ class Novelty:
     def add(self, text: str) -> None:
         """Remembers an accepted text."""
         self._accepted.add(text)
-
-
-class TwinCheck:
-    """Tells whether a text is a legitimate look-alike of a harmful instruction.
-
-    Words that stand more than once in what sets the policy's harmful examples and openers apart,
-    and never in its twin examples, mark harm; a twin has none of them.
-    """
-
-    MIN_ROUGE_L = 0.35
-
-    def __init__(self, policy: Policy) -> None:
-        locale = policy.locale
-        harmful: Counter[str] = Counter()
-        kind: set[str] = set(stop_words(locale))
-        for tactic in policy.tactics:
-            harmful.update({w for o in tactic.openers for w in tokens(o, locale)})
-        for topic in policy.topics:
-            for example, other in zip(topic.examples, topic.twin_examples, strict=False):
-                harmful.update(set(tokens(example, locale)) - set(tokens(other, locale)))
-            kind.update(w for t in topic.twin_examples for w in tokens(t, locale))
-        self.marked = frozenset(
-            w for w, n in harmful.items() if n > 1 and w not in kind and len(w) > 1
-        )
-        self._policy = policy
-
-    def why_not(self, text: str, harmful: str) -> str:
-        """Why `text` is no twin of `harmful`; empty when it is one."""
-        locale = self._policy.locale
-        words, others = tokens(text, locale), tokens(harmful, locale)
-        if words == others:
-            return "twin_equal"
-        if self.marked.intersection(words):
-            return "twin_harmful"
-        if rouge_l(words, others) < self.MIN_ROUGE_L:
-            return "twin_too_far"
-        return "never_synthesize" if blocked(text, self._policy) else ""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ptalign.errors import InvalidInput
 from ptalign.nouns import Policy, Sides, Tactic, Topic
 from ptalign.policies.never import blocked
-from ptalign.text.normalise import plain
+from ptalign.text.normalise import caseless, plain
 
 MAX_TOPICS = 2000
 _ID = r"^[a-z0-9][a-z0-9-]{0,63}$"
@@ -118,8 +118,8 @@ def check_topics(policy: Policy) -> None:
     """Topic rules that hold for packs and for policies written in a call.
 
     Raises:
-        InvalidInput: Too many topics, a topic named twice, or a toxic side on a
-            never-synthesize subject.
+        InvalidInput: Too many topics, a topic named twice, a toxic side on a never-synthesize
+            subject, or a twin example that is none.
     """
     if not 1 <= len(policy.topics) <= MAX_TOPICS:
         raise InvalidInput(
@@ -138,6 +138,7 @@ def check_topics(policy: Policy) -> None:
                 )
             seen[key] = i
         _check_sides(topic, policy, field)
+        _check_twins(topic, field)
 
 
 def _check_sides(topic: Topic, policy: Policy, field: str) -> None:
@@ -149,6 +150,23 @@ def _check_sides(topic: Topic, policy: Policy, field: str) -> None:
                 f"{field}.sides",
                 f"'both' is never allowed for {category} subjects",
                 "Set sides to positive_only.",
+            )
+
+
+def _check_twins(topic: Topic, field: str) -> None:
+    """Twin examples are what benign is told by, so none may be the harmful request itself."""
+    if len(topic.twin_examples) > len(topic.examples):
+        raise InvalidInput(
+            f"{field}.twin_examples",
+            f"as many as examples at most ({len(topic.examples)}), in their order",
+            "Add the request that each one looks like to examples.",
+        )
+    for i, (request, twin) in enumerate(zip(topic.examples, topic.twin_examples, strict=False)):
+        if twin and caseless(request) == caseless(twin):
+            raise InvalidInput(
+                f"{field}.twin_examples[{i}]",
+                "a legitimate request, other than its example",
+                "Write one that looks like the example and may be answered, or leave it empty.",
             )
 
 
@@ -164,7 +182,7 @@ def inline_policy(
     """A policy written in a call.
 
     Args:
-        topics: Mappings with domain, title, sides, boundary, examples.
+        topics: Mappings with domain, title, sides, boundary, examples, twin_examples.
         both_domains: Domains in which the operator allows a toxic side.
         base: The operator's policy: its lists and tactics always apply, the call only adds.
         locale: BCP 47 tag of the topics.
@@ -193,11 +211,6 @@ def inline_policy(
                 f"'both' is allowed in the tone domains {', '.join(sorted(both_domains))}",
                 "Use one of those domains, or positive_only.",
             )
-        examples = tuple(plain(str(e)) for e in spec.get("examples", ()))
-        if len(examples) > 20 or any(len(e) > 500 for e in examples):
-            raise InvalidInput(
-                f"topics[{i}].examples", "20 of 500 characters at most", "Send fewer."
-            )
         made.append(
             Topic(
                 id=slug(f"{domain}-{title}"),
@@ -205,7 +218,8 @@ def inline_policy(
                 title=title,
                 sides=sides,
                 boundary=plain(str(spec.get("boundary", "")))[:500],
-                examples=examples,
+                examples=_requests(spec, i, "examples"),
+                twin_examples=_requests(spec, i, "twin_examples"),
             )
         )
     policy = base.model_copy(
@@ -219,6 +233,15 @@ def inline_policy(
     )
     check_topics(policy)
     return policy
+
+
+def _requests(spec: Mapping[str, Any], topic: int, name: str) -> tuple[str, ...]:
+    texts = tuple(plain(str(e)) for e in spec.get(name, ()))
+    if len(texts) > 20 or any(len(t) > 500 for t in texts):
+        raise InvalidInput(
+            f"topics[{topic}].{name}", "20 of 500 characters at most", "Send fewer or shorter ones."
+        )
+    return texts
 
 
 def slug(text: str) -> str:

@@ -151,6 +151,7 @@ class Catalogue:
                     "sides": t.sides,
                     "boundary": t.boundary,
                     "examples": tuple(t.examples),
+                    "twin_examples": tuple(t.twin_examples),
                 }
                 for t in spec.topics
             ],

@@ -60,7 +60,15 @@ def test_missing_optional_is_none_and_zero_is_kept() -> None:
 def test_nested_nouns_travel_both_ways() -> None:
     policy = PolicySpec(
         title="Tone",
-        topics=(TopicSpec(domain="tone", title="Work", sides="both", examples=("a", "b")),),
+        topics=(
+            TopicSpec(
+                domain="tone",
+                title="Work",
+                sides="both",
+                examples=("a", "b"),
+                twin_examples=("c", ""),
+            ),
+        ),
         protected_words=("not",),
     )
     assert wire.to_noun(PolicySpec, wire.to_message(policy)) == policy

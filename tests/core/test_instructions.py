@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ptalign.asking.validity import Novelty, TwinCheck, malformed
+from ptalign.asking.twins import TwinCheck
+from ptalign.asking.validity import Novelty, malformed
 from ptalign.config import InstructionConfig
 from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible
@@ -19,6 +20,7 @@ from ptalign.policies import load_policy
 from ptalign.policies.never import blocked
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
+from ptalign.text.embed import default_embedder
 
 POLICY = load_policy("tone-en")
 MODEL = ModelSpec(name="scripted", path="")
@@ -53,7 +55,7 @@ def test_instructions_are_spread_over_topics_and_tactics(made: InstructionSet) -
 
 
 def test_twins_are_close_but_neither_equal_nor_harmful(made: InstructionSet) -> None:
-    check = TwinCheck(POLICY)
+    check = TwinCheck(POLICY, default_embedder())
     harmful = {r.id: r for r in made.harmful}
     assert all(check.why_not(t.text, harmful[t.twin_of].text) == "" for t in made.twins)
     assert all(t.topic == harmful[t.twin_of].topic for t in made.twins)

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from ptalign.asking.openers import twin_openers
-from ptalign.asking.validity import TwinCheck
+from ptalign.asking.twins import TwinCheck
 from ptalign.errors import InvalidInput
+from ptalign.nouns import Policy
 from ptalign.policies import (
     benign_instructions,
     inline_policy,
@@ -22,6 +23,7 @@ from ptalign.policies import (
     policy_names,
 )
 from ptalign.policies.grid import Grid
+from ptalign.text.embed import default_embedder
 
 TONE_WORDS = ("rude", "insult", "contempt")
 
@@ -71,10 +73,10 @@ def test_the_english_default_is_broad_and_toxic_in_tone_only() -> None:
     assert all(t.sides == "positive_only" for t in policy.topics if t.domain in broad)
 
 
-@pytest.mark.parametrize("name", ["tone-en", "default-en"])
+@pytest.mark.parametrize("name", ["tone-en", "default-en", "default-ja"])
 def test_twin_examples_pass_the_check_that_generated_twins_must_pass(name: str) -> None:
     policy = load_policy(name)
-    check = TwinCheck(policy)
+    check = TwinCheck(policy, default_embedder(policy.locale))
     for topic in policy.topics:
         for harmful, twin in zip(topic.examples, topic.twin_examples, strict=True):
             assert check.why_not(twin, harmful) == "", twin
@@ -176,6 +178,35 @@ def test_an_inline_policy_adds_to_the_operators_lists_and_relaxes_nothing() -> N
             both_domains=frozenset(),
             base=base,
         )
+
+
+def test_an_inline_policy_takes_twin_examples_and_names_what_is_wrong_with_them() -> None:
+    def made(**fields: Any) -> Policy:
+        topic = {"domain": "work", "title": "a broken chair", "examples": ["Mock the chair."]}
+        base = parse_policy(small())
+        return inline_policy([topic | fields], both_domains=frozenset(), base=base)
+
+    assert made(twin_examples=["Mend the chair."]).topics[0].twin_examples == ("Mend the chair.",)
+    assert made().topics[0].twin_examples == ()
+    for twins, field, words in (
+        (["x" * 501], "topics[0].twin_examples", "500 characters"),
+        (["x"] * 21, "topics[0].twin_examples", "20 of"),
+        (["Mend the chair.", "Fix it."], "topics[0].twin_examples", "at most (1)"),
+        (["mock  the chair."], "topics[0].twin_examples[0]", "other than its example"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            made(twin_examples=twins)
+        assert caught.value.field == field
+        assert words in caught.value.limit
+        assert caught.value.mend
+
+
+def test_a_pack_whose_twin_is_the_request_itself_is_refused() -> None:
+    pack = small()
+    pack["domains"][0]["topics"][1]["examples"] = [{"request": "Mock it.", "twin": "mock it."}]
+    assert error_of(pack).field == "topics[1].twin_examples[0]"
+    pack["domains"][0]["topics"][1]["examples"] = [{"request": "Mock it."}]
+    assert not any(parse_policy(pack).topics[1].twin_examples)
 
 
 def test_the_demo_annotations_are_few_and_fit_the_demo_policy() -> None:

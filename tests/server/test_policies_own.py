@@ -81,6 +81,13 @@ def test_while_a_policy_file_is_broken_no_inline_one_is_taken(
     assert Catalogue(settings).inline(teapot()).topics
 
 
+def test_an_inline_policy_brings_its_twin_examples(settings: Settings) -> None:
+    spec = teapot()
+    spec.topics[0].examples.append("Mock the teapot.")
+    spec.topics[0].twin_examples.append("Praise the teapot.")
+    assert Catalogue(settings).inline(spec).topics[0].twin_examples == ("Praise the teapot.",)
+
+
 def test_a_policy_that_is_mended_while_an_inline_one_is_checked_still_forbids(
     settings: Settings, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,15 +308,17 @@ class PolicySpec(_message.Message):
     def __init__(self, title: _Optional[str] = ..., locale: _Optional[str] = ..., topics: _Optional[_Iterable[_Union[TopicSpec, _Mapping]]] = ..., protected_words: _Optional[_Iterable[str]] = ..., never_synthesize: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TopicSpec(_message.Message):
-    __slots__ = ("domain", "title", "sides", "boundary", "examples")
+    __slots__ = ("domain", "title", "sides", "boundary", "examples", "twin_examples")
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     SIDES_FIELD_NUMBER: _ClassVar[int]
     BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TWIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     domain: str
     title: str
     sides: str
     boundary: str
     examples: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, domain: _Optional[str] = ..., title: _Optional[str] = ..., sides: _Optional[str] = ..., boundary: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
+    twin_examples: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, domain: _Optional[str] = ..., title: _Optional[str] = ..., sides: _Optional[str] = ..., boundary: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ..., twin_examples: _Optional[_Iterable[str]] = ...) -> None: ...
