@@ -3,7 +3,7 @@
 Three built-in categories and the operator's list. `blocked` is asked before a request goes to
 the engine, after text comes back, and before training. It works on words, not on meaning: it
 stops the named subjects from entering the pipeline and leaves judging replies to the judges.
-The patterns name subjects in clinical terms and hold no instructions.
+The patterns name subjects in clinical terms, in English and in Japanese, and hold no instructions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 
 from ptalign.nouns import Policy
+from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category
 from ptalign.text.normalise import folded, squeezed, undisguised
 
 _MINOR = (
@@ -79,6 +80,8 @@ def blocked(text: str, policy: Policy | None = None) -> str:
             return name
         if spelled and _SQUEEZED[name].search(spelled):
             return name
+    if category := japanese_category(readings[0]):
+        return category
     if policy is not None and policy.never_synthesize:
         listed, anywhere = _phrases(policy.never_synthesize)
         if any(listed.search(reading) for reading in readings):
@@ -90,7 +93,10 @@ def blocked(text: str, policy: Policy | None = None) -> str:
 
 @lru_cache(maxsize=32)
 def _phrases(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """The operator's phrases as one pattern: whole words with any spacing, and anywhere."""
-    parts = (r"\s*".join(map(re.escape, folded(p).split())) for p in phrases if p.strip())
-    either = "|".join(parts)
-    return re.compile(rf"\b(?:{either})\b"), re.compile(either)
+    """The operator's phrases as one pattern: whole words with any spacing, and anywhere.
+
+    Japanese and Chinese have no word boundaries: their phrases count wherever they stand.
+    """
+    parts = [r"\s*".join(map(re.escape, folded(p).split())) for p in phrases if p.strip()]
+    whole = (part if HAS_JAPANESE.search(part) else rf"\b{part}\b" for part in parts)
+    return re.compile("|".join(whole)), re.compile("|".join(parts))
