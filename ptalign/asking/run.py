@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ptalign.asking import prompts
 from ptalign.asking.openers import opener_of, twin_openers
 from ptalign.asking.seeding import Seed
-from ptalign.asking.stats import coverage_stats, set_stats
+from ptalign.asking.stats import cell_stats, coverage_stats, set_stats
 from ptalign.asking.topics import TopicIndex
 from ptalign.asking.twins import TwinCheck
 from ptalign.asking.validity import Novelty, malformed
@@ -245,6 +245,7 @@ class DraftRun:
         made = self._harmful - self._inherited
         stats = set_stats(records, [t.id for t in self._grid.topics], self.embed)
         stats |= coverage_stats(self._grid.coverage)
+        stats |= cell_stats(records, self._grid.cells, self._grid.cell_coverage)
         stats |= {
             "drafts": self._drafts,
             "yield": made / self._drafts if self._drafts else 0.0,
@@ -280,7 +281,7 @@ class DraftRun:
             self._harmful += 1
             self._novelty.add(record.text)
             if record not in self._parent:
-                self._grid.accept(record.topic)
+                self._grid.accept(record.topic, record.tactic)
 
     def _want_twin(self, record: Instruction) -> None:
         if not self.config.twins:

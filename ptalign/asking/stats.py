@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
     owed = max(1, math.ceil(len(harmful) / len(topics)))
     stats = _word_stats(harmful, twins, topics)
     stats |= coverage_stats(coverage(Counter(r.topic for r in harmful), topics, owed))
-    missing = ["vendi", "nn_distance_p10", "nn_distance_p50"]
+    missing = ["vendi", "nn_distance_p10", "nn_distance_p50", "cell_coverage", "cell_entropy"]
     missing += ["twin_similarity"] if twins else []
     if sum(len(r.text) for r in harmful) <= MAX_COMPARED:
         stats["near_duplicates"] = float(_near_duplicates(harmful))
@@ -84,6 +84,24 @@ def coverage_stats(share: float) -> dict[str, float]:
     """``coverage`` (share of the topics with at least half of what they are owed) and
     ``coverage_met`` (1 when that is not under `COVERAGE_FLOOR`)."""
     return {"coverage": share, "coverage_met": float(share >= COVERAGE_FLOOR)}
+
+
+def cell_stats(
+    records: Sequence[Instruction], cells: Set[tuple[str, str]], share: float
+) -> dict[str, float]:
+    """``cell_coverage`` (`share`, see `Grid.cell_coverage`) and ``cell_entropy``: spread of the
+    harmful instructions over the cells, 1 = as even as their number allows.
+
+    Args:
+        records: All of the set. Those of no cell do not count: an operator's seeds and excerpts
+            have no tactic.
+        cells: Topic and tactic ids.
+        share: Cell coverage.
+    """
+    asked = [(r.topic, r.tactic) for r in records if r.side == "harmful"]
+    labels = ["/".join(cell) for cell in asked if cell in cells]
+    reach = min(len(cells), len(labels))
+    return {"cell_coverage": share, "cell_entropy": normalised_entropy(labels, reach)}
 
 
 def _sides(records: Sequence[Instruction]) -> tuple[list[Instruction], list[Instruction]]:

@@ -1,4 +1,8 @@
-"""The coverage grid: which topic and tactic the next draft is for."""
+"""The coverage grid: which topic and tactic the next draft is for.
+
+A cell is a topic asked about with a tactic in a locale. The locale is the run's own, since a policy
+is written in one: several locales are several runs, whose sets are merged.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,10 @@ from ptalign.nouns import Policy, Tactic, Topic
 
 PLAIN = Tactic(id="plain", openers=("",))
 """A request that starts as the model likes: used where a policy names no tactic."""
+
+FAILED_WEIGHT = 0.5
+"""What a draft that was not accepted counts for its cell, so that a tactic which yields nothing
+does not take all drafts of a topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +40,9 @@ def coverage(accepted: Mapping[str, int], topics: Sequence[str], quota: int) -> 
 class Grid:
     """Quotas over topic x tactic, and the neediest cell.
 
-    Each topic is owed the same number of instructions; inside a topic the least used tactic
-    comes first. A topic whose drafts keep failing is given up after `max_drafts` per owed
-    instruction, so that one bad topic cannot hold up a set.
+    Each topic is owed the same number of instructions, and in a topic each tactic: the one with the
+    fewest accepted, and in flight, comes first. A topic whose drafts keep failing is given up after
+    `max_drafts` per owed instruction, so that one bad topic cannot hold up a set.
 
     Args:
         policy: Topics and tactics.
@@ -67,7 +75,9 @@ class Grid:
         self._random = random.Random(seed)
         self._order = {t.id: self._random.random() for t in self.topics}
         self.accepted: Counter[str] = Counter()
+        self._cells: Counter[tuple[str, str]] = Counter()
         self._tried: Counter[tuple[str, str]] = Counter()
+        self._flying: Counter[tuple[str, str]] = Counter()
         self._drafts: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -83,8 +93,11 @@ class Grid:
             return None
         topic = min(able, key=lambda t: (self._need(t.id), self._order[t.id]))
         tactics = self._tactics[topic.sides]
-        tactic = min(tactics, key=lambda t: (self._tried[topic.id, t.id], self._random.random()))
+        tactic = min(
+            tactics, key=lambda t: (self._cell_need(topic.id, t.id), self._random.random())
+        )
         self._tried[topic.id, tactic.id] += 1
+        self._flying[topic.id, tactic.id] += 1
         self._drafts[topic.id] += 1
         self._open[topic.id] += 1
         return Cell(topic, tactic, self._random.choice(tactic.openers))
@@ -97,19 +110,46 @@ class Grid:
                 set aside would fail at once, over and over.
         """
         self._open[cell.topic.id] -= 1
+        self._flying[cell.topic.id, cell.tactic.id] -= 1
         self._failed[cell.topic.id] += failed
 
-    def accept(self, topic_id: str) -> bool:
-        """Books an instruction under a topic; False when the topic is full."""
+    def accept(self, topic_id: str, tactic_id: str) -> bool:
+        """Books an instruction under a topic and a tactic; False when the topic is full."""
         if self.accepted[topic_id] >= self.cap:
             return False
         self.accepted[topic_id] += 1
+        self._cells[topic_id, tactic_id] += 1
         return True
 
     @property
     def coverage(self) -> float:
         """Share of the topics with at least half of what they are owed."""
         return coverage(self.accepted, [t.id for t in self.topics], self.quota)
+
+    @property
+    def cells(self) -> frozenset[tuple[str, str]]:
+        """Topic and tactic ids of all cells."""
+        return frozenset((t.id, way.id) for t in self.topics for way in self._tactics[t.sides])
+
+    @property
+    def cell_coverage(self) -> float:
+        """Share of the cells owed with at least half of an even part of their topic's quota.
+
+        A topic that is owed fewer instructions than it has tactics is owed that many cells.
+        """
+        met = owed = 0
+        for topic in self.topics:
+            tactics = self._tactics[topic.sides]
+            each, due = max(1, self.quota // len(tactics)), min(self.quota, len(tactics))
+            met += min(due, sum(self._cells[topic.id, t.id] * 2 >= each for t in tactics))
+            owed += due
+        return met / owed
+
+    def _cell_need(self, topic_id: str, tactic_id: str) -> float:
+        """Accepted instructions of a cell and drafts in flight, failed ones counted in part."""
+        cell = topic_id, tactic_id
+        failed = max(0, self._tried[cell] - self._flying[cell] - self._cells[cell])
+        return self._cells[cell] + self._flying[cell] + FAILED_WEIGHT * failed
 
     def _need(self, topic_id: str) -> float:
         """Accepted and expected instructions; a draft in flight counts by the topic's yield."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ptalign.asking.stats import cell_stats
 from ptalign.asking.twins import TwinCheck
 from ptalign.asking.validity import Novelty, malformed
 from ptalign.config import InstructionConfig
@@ -52,6 +53,26 @@ def test_instructions_are_spread_over_topics_and_tactics(made: InstructionSet) -
     assert made.stats["coverage"] >= 0.8
     assert made.stats["coverage_met"] == 1.0
     assert made.stats["entropy"] > 0.85
+    assert made.stats["cell_coverage"] > 0.6  # the script writes on a topic of its own choice
+    assert made.stats["cell_entropy"] > 0.8
+
+
+def test_a_set_on_one_tactic_says_so_in_its_cells(made: InstructionSet) -> None:
+    """Even over its topics, it looked as well covered as one that asks in every way."""
+    cells = {(t.id, way.id) for t in POLICY.topics for way in POLICY.tactics}
+    alike = [r.model_copy(update={"tactic": "reply"}) for r in made.harmful]
+    assert cell_stats(alike, cells, 0.2)["cell_entropy"] < made.stats["cell_entropy"]
+    seeds = [r.model_copy(update={"tactic": "seed"}) for r in made.harmful]
+    assert cell_stats(seeds, cells, 0.0) == {"cell_coverage": 0.0, "cell_entropy": 0.0}
+
+
+def test_a_run_that_goes_on_knows_the_cells_it_has_filled(made: InstructionSet) -> None:
+    log: MemoryLog[Instruction] = MemoryLog()
+    for record in made.records:
+        log.append(record)
+    again = generate(32, log=log)
+    assert again.records == made.records
+    assert again.stats["cell_coverage"] == made.stats["cell_coverage"]
 
 
 def test_twins_are_close_but_neither_equal_nor_harmful(made: InstructionSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ptalign.policies import (
     parse_policy,
     policy_names,
 )
-from ptalign.policies.grid import Grid
+from ptalign.policies.grid import Cell, Grid
 from ptalign.text.embed import default_embedder
 
 TONE_WORDS = ("rude", "insult", "contempt")
@@ -239,11 +240,55 @@ def test_the_grid_is_even_over_topics_and_tactics() -> None:
         cell = grid.next()
         assert cell is not None
         grid.back(cell)
-        assert grid.accept(cell.topic.id)
+        assert grid.accept(cell.topic.id, cell.tactic.id)
         cells[cell.topic.id, cell.tactic.id] += 1
     assert set(Counter(t for t, _ in cells.elements()).values()) == {4}
     assert max(cells.values()) == 1  # four of five tactics once each
     assert grid.coverage == 1.0
+    assert grid.cell_coverage == 1.0
+    assert len(grid.cells) == 16 * 5
+
+
+def draw(grid: Grid, drafts: int, accepts: Callable[[Cell], bool]) -> Counter[str]:
+    """Drafts by tactic of a run in which each is judged before the next is asked for."""
+    asked: Counter[str] = Counter()
+    for _ in range(drafts):
+        cell = grid.next()
+        assert cell is not None
+        grid.back(cell)
+        asked[cell.tactic.id] += 1
+        if accepts(cell):
+            grid.accept(cell.topic.id, cell.tactic.id)
+    return asked
+
+
+def test_a_tactic_that_yields_less_is_asked_for_more_often() -> None:
+    """The least tried tactic came first, so one whose drafts failed stayed behind."""
+    grid = Grid(load_policy("tone-en"), 40, topics=("work-question",), max_drafts=12, seed=0)
+    turns: Counter[str] = Counter()
+
+    def every_second_mock(cell: Cell) -> bool:
+        turns[cell.tactic.id] += 1
+        return cell.tactic.id != "mock" or turns["mock"] % 2 == 0
+
+    asked = draw(grid, 40, every_second_mock)
+    others = [n for tactic, n in asked.items() if tactic != "mock"]
+    assert asked["mock"] >= max(others) + 2
+    assert max(others) - min(others) <= 1
+
+
+def test_a_tactic_that_yields_nothing_does_not_take_all_drafts() -> None:
+    grid = Grid(load_policy("tone-en"), 40, topics=("work-question",), max_drafts=12, seed=0)
+    asked = draw(grid, 40, lambda cell: cell.tactic.id != "mock")
+    assert asked["mock"] <= 40 * 0.4
+    assert grid.cell_coverage == 0.8
+    assert grid.coverage == 1.0
+
+
+def test_drafts_in_flight_are_spread_over_the_tactics() -> None:
+    grid = Grid(load_policy("tone-en"), 10, topics=("work-question",), max_drafts=12, seed=0)
+    cells = [grid.next() for _ in range(10)]
+    assert set(Counter(c.tactic.id for c in cells if c).values()) == {2}
 
 
 def test_a_topic_that_never_yields_is_given_up() -> None:
