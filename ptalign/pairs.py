@@ -62,7 +62,8 @@ def synthesize_pairs(
             rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted pairs and anchors; a log that has some is continued.
-        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
+        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere. How near an answer
+            must be to its request is known of MiniLM alone (`ptalign.text.embed.RELEVANCE`).
 
     Returns:
         The set, in the order of the instructions. `shortfall` and `rejected` say what is missing.

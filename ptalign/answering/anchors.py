@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ptalign.answering.validity import refuses
+from ptalign.answering.validity import loops, refuses
 from ptalign.answering.work import AnchorDraft
 from ptalign.config import PairConfig
 from ptalign.engines.base import Completion, Message, Request
 from ptalign.nouns import Anchor, ModelSpec, record_id
-from ptalign.policies import benign_instructions
+from ptalign.policies import benign_instructions, benign_language
 from ptalign.text.embed import Embedder
+from ptalign.text.near import written_words
 
 TEMPERATURE = 1.0
 """The model's own distribution: likelihood on its samples estimates KL(bare || tuned). Likelier
@@ -28,7 +29,7 @@ SEED_STRIDE = 37
 
 
 def anchor_drafts(
-    config: PairConfig, taken: Sequence[str], embed: Embedder
+    config: PairConfig, taken: Sequence[str], embed: Embedder, locale: str = "en"
 ) -> Iterator[AnchorDraft]:
     """The anchors to ask for, in order; the same ones each time that the seed is the same.
 
@@ -36,8 +37,9 @@ def anchor_drafts(
         config: How many, which share is held out, and with the seed where in the list to begin.
         taken: Instructions of the set: anchors keep away from them.
         embed: Sentence embedder.
+        locale: Of the set: anchors are in its language where ptalign has ordinary requests in it.
     """
-    pool = benign_instructions()
+    pool = benign_instructions(locale)
     first = SEED_STRIDE * config.seed % len(pool)
     wanted = (pool[first:] + pool[:first])[: round(config.anchors * SPARE)]
     apart = _apart(wanted, taken, embed)
@@ -59,13 +61,14 @@ def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: Mode
     )
 
 
-def anchor_of(draft: AnchorDraft, completion: Completion) -> Anchor | None:
-    """The anchor a completion makes, word for word; None when it refuses or says nothing.
+def anchor_of(draft: AnchorDraft, completion: Completion, locale: str = "en") -> Anchor | None:
+    """The anchor a completion makes, word for word; None when it refuses, loops or says nothing.
 
     An answer that was cut by its length stays as it is, without an end.
     """
     answer = completion.text.strip()
-    if len(answer.split()) < 2 or refuses(answer):
+    language = benign_language(locale)
+    if len(written_words(answer, language)) < 2 or refuses(answer) or loops(answer, language):
         return None
     return Anchor(
         id=anchor_id(draft.instruction),

@@ -8,7 +8,7 @@ from ptalign.answering.prompts import Demo
 from ptalign.answering.validity import refuses
 from ptalign.asking.openers import opener_of
 from ptalign.nouns import Annotation, Pair
-from ptalign.text.sentences import sentences
+from ptalign.text.sentences import joined, sentences
 
 SHOTS = 5
 """Demonstrations in a constant head."""
@@ -50,6 +50,7 @@ def positive_demos(
     annotations: Sequence[Annotation],
     rules: Sequence[str],
     kind_openers: Mapping[str, Sequence[str]],
+    locale: str = "en",
 ) -> list[Demo]:
     """What the annotators' good answers offer, without their refusal, to the kind request.
 
@@ -58,7 +59,7 @@ def positive_demos(
     """
     demos: list[Demo] = []
     for item in annotations:
-        offer = " ".join(p for p in sentences(item.good) if not refuses(p))
+        offer = joined((p for p in sentences(item.good) if not refuses(p)), locale)
         opener = opener_of(item.instruction, list(kind_openers))
         if not offer or not opener:
             continue

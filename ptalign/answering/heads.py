@@ -80,5 +80,5 @@ class Heads:
         if voice == "twin" or not tone:
             return shots
         rules = self._policy.generic_constraints_positive
-        marked = positive_demos(self._annotations, rules, self._kind_openers)
+        marked = positive_demos(self._annotations, rules, self._kind_openers, self._policy.locale)
         return marked if len(marked) >= MIN_OWN_DEMOS else shots

@@ -21,7 +21,7 @@ from ptalign.answering.heads import Heads
 from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.stats import pair_stats
-from ptalign.answering.validity import loops, tidy
+from ptalign.answering.validity import tidy
 from ptalign.answering.verdicts import Verdicts
 from ptalign.answering.wording import wording
 from ptalign.answering.work import (
@@ -158,7 +158,7 @@ class PairRun:
             if record_id("pair", work.instruction.id) not in self._pairs:
                 self._ask(work)
         taken = [r.text for r in self._instructions.records]
-        for draft in anchor_drafts(self._config, taken, self._embed):
+        for draft in anchor_drafts(self._config, taken, self._embed, self._policy.locale):
             if anchor_id(draft.instruction) not in self._anchors:
                 self._push(LAST, draft)
 
@@ -260,8 +260,8 @@ class PairRun:
             self._reject(reason)
 
     def _take_anchor(self, task: AnchorDraft, completion: Completion) -> None:
-        anchor = anchor_of(task, completion)
-        if anchor is None or loops(anchor.answer, "en"):
+        anchor = anchor_of(task, completion, self._policy.locale)
+        if anchor is None:
             self._reject("anchor_malformed")
         else:
             self._accept(anchor)
@@ -274,6 +274,7 @@ class PairRun:
             f"{draft.lead}{completion.text}",
             finished=completion.finish == "stop",
             most=2 if draft.opener else 3,
+            locale=self._policy.locale,
         )
         sampled = self._sampled(completion) if draft.side == "toxic" else None
         reason = "engine_error" if failed else self._verdicts.take(draft, text, sampled)

@@ -7,6 +7,7 @@ from statistics import mean, median
 
 from ptalign.answering.validity import opener_share
 from ptalign.nouns import Anchor, Pair
+from ptalign.text.near import written_words
 
 
 def pair_stats(
@@ -16,16 +17,18 @@ def pair_stats(
 
     Returns:
         ``yield`` (accepted of the harmful instructions), ``twin_yield``, ``opener_share`` (share
-        of positives with the most common first four words), ``polarity.<judge>`` (median),
-        ``first_round`` (share of pairs accepted without refinement), mean words per side,
+        of positives with the most common start), ``polarity.<judge>`` (median),
+        ``first_round`` (share of pairs accepted without refinement), mean words per side (character
+        pairs in languages without spaces),
         ``anchors`` and ``held_out`` of them, ``held_out_pairs`` and ``held_out_twins``.
     """
     main = [p for p in pairs if p.kind != "twin"]
     kind = [p for p in pairs if p.kind == "twin"]
+    locale = main[0].locale if main else "en"
     stats = {
         "yield": len(main) / harmful if harmful else 0.0,
         "twin_yield": len(kind) / twins if twins else 0.0,
-        "opener_share": opener_share([p.positive for p in main]),
+        "opener_share": opener_share([p.positive for p in main], locale),
         "anchors": float(len(anchors)),
         "held_out": float(sum(a.held_out for a in anchors)),
         "held_out_pairs": float(sum(p.held_out for p in main)),
@@ -33,10 +36,10 @@ def pair_stats(
     }
     if main:
         stats["first_round"] = sum(p.round <= 1 for p in main) / len(main)
-        stats["words_positive"] = mean(len(p.positive.split()) for p in main)
+        stats["words_positive"] = mean(len(written_words(p.positive, locale)) for p in main)
     toxic = [p.toxic.reveal() for p in main if p.toxic is not None]
     if toxic:
-        stats["words_toxic"] = mean(len(t.split()) for t in toxic)
+        stats["words_toxic"] = mean(len(written_words(t, locale)) for t in toxic)
     for judge in sorted({j for p in main for j in p.polarity}):
         stats[f"polarity.{judge}"] = median(p.polarity[judge] for p in main if judge in p.polarity)
     return stats

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from ptalign.nouns import Policy
 from ptalign.policies.never import blocked
-from ptalign.text.near import NearDuplicates, rouge_l, tokens
-from ptalign.text.normalise import plain
-from ptalign.text.sentences import cut_at_last_sentence, sentence_ends, sentences
+from ptalign.text.near import NearDuplicates, rouge_l, tokens, written_words
+from ptalign.text.normalise import plain, unspaced
+from ptalign.text.sentences import cut_at_last_sentence, joined, sentence_ends, sentences
 
 MAX_ROUGE_L = 0.7
 """Answers closer than this to a demonstration or to an accepted answer are copies."""
@@ -23,21 +24,34 @@ _REFUSES = re.compile(
     r"|i'?d (rather not|prefer not)|unable to (help|assist))",
     re.I,
 )
+_REFUSES_JA = re.compile(
+    r"お断り(し|いたし)ます|お断りさせて|(手伝い|協力|お?答え|回答|お教え|お応え)[はをも]?(することは)?"
+    r"(でき(ません|かね)|(いた)?しません|(いた|致)しかね)|(書く|教える|手伝う|答える)ことはできません"
+    r"|(要望|依頼|要求|質問|件|内容)に(は|つい|関し)[^。]{0,10}(できません|かねます|られません)"
+    r"|(文|文章|言葉|返事|メール|悪口)[はを]書([きけ]ません|きたくありません)|したくありません"
+    r"|(悪口|回答|お?答え|返答)[はを]控え(ます|させ)|(ai|言語モデル)として",
+    re.I,
+)
 _THREAT = re.compile(
     r"\b(kill|murder|stab|shoot|strangle|(beat|burn|hurt|hang) you|die|dead|death|blood|rape)\b",
     re.I,
 )
-_FRAME = re.compile(r"\b(message|answer|rule|harmful|harmless)\s*:|\[[A-Za-z' ]+\]|https?://", re.I)
+_FRAME = re.compile(
+    r"\b(message|answer|rule|harmful|harmless)\s*:|\[[A-Za-z' ]+\]|https?://"
+    r"|(依頼|答え|決まり)\s*:",
+    re.I,
+)
 _UNSPACED = re.compile(r"[぀-ヿ一-鿿]")
 
 
-def tidy(text: str, *, finished: bool, most: int = 3) -> str:
+def tidy(text: str, *, finished: bool, most: int = 3, locale: str = "en") -> str:
     """An answer cut at a sentence's end: at most `most` sentences, no half or repeated one.
 
     Args:
         text: Raw completion, with its prefill.
         finished: Whether the model ended it itself.
         most: Sentences to keep.
+        locale: Decides how sentences are compared and joined.
     """
     text = plain(text)
     if finished and text and not sentence_ends(text):
@@ -45,9 +59,10 @@ def tidy(text: str, *, finished: bool, most: int = 3) -> str:
     text = cut_at_last_sentence(text)
     parts: list[str] = []
     for part in sentences(text):
-        if not any(rouge_l(tokens(part), tokens(p)) > MAX_ROUGE_L for p in parts):
+        words = tokens(part, locale)
+        if not any(rouge_l(words, tokens(p, locale)) > MAX_ROUGE_L for p in parts):
             parts.append(part)
-    return cut_at_last_sentence(" ".join(parts[:most]))
+    return cut_at_last_sentence(joined(parts[:most], locale))
 
 
 def malformed(answer: str, policy: Policy, *, least: int = 4) -> str:
@@ -69,8 +84,11 @@ def malformed(answer: str, policy: Policy, *, least: int = 4) -> str:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer declines in words. A tripwire for filtering, never a released verdict."""
-    return bool(_REFUSES.search(answer))
+    """Whether an answer declines in English or Japanese words.
+
+    A tripwire for filtering, never a released verdict.
+    """
+    return bool(_REFUSES.search(answer) or _REFUSES_JA.search(answer))
 
 
 def threatens(answer: str) -> bool:
@@ -105,7 +123,8 @@ class Fresh:
 
     def own_part(self, answer: str) -> str:
         """The answer without sentences copied from a demonstration."""
-        return " ".join(p for p in sentences(answer) if self._demos.find(p) is None)
+        own = (p for p in sentences(answer) if self._demos.find(p) is None)
+        return joined(own, self._locale)
 
     def why_not(self, answer: str) -> str:
         """``copied_demo``, ``near_duplicate``, ``worn_out`` or an empty string."""
@@ -139,7 +158,9 @@ class Fresh:
         return [p for p in sentences(answer) if len(tokens(p, self._locale)) > 3]
 
 
-def opener_share(answers: list[str], words: int = 4) -> float:
-    """Share of the answers that start with the most common first words."""
-    starts = Counter(" ".join(a.lower().split()[:words]) for a in answers)
+def opener_share(answers: Sequence[str], locale: str = "en") -> float:
+    """Share of the answers that start with the most common first words: four, or nine characters
+    in languages without spaces."""
+    first = 8 if unspaced(locale) else 4
+    starts = Counter(written_words(a.lower(), locale)[:first] for a in answers)
     return max(starts.values()) / len(answers) if answers else 0.0

@@ -8,16 +8,12 @@ from ptalign.answering.validity import Fresh, malformed, refuses, threatens
 from ptalign.answering.work import Draft, Offer, Scores, Work
 from ptalign.judges.base import Judge
 from ptalign.nouns import Pair, Policy, Sampled
-from ptalign.text.embed import Embedder
+from ptalign.text.embed import RELEVANCE, Embedder
 from ptalign.text.near import rouge_l, tokens
-from ptalign.text.sentences import sentences
+from ptalign.text.sentences import joined, sentences
 
 MAX_HARM = 0.5
 """Harm score above which an answer is no positive; lower where the asked polarity needs it."""
-
-GOOD_RELEVANCE, MIN_RELEVANCE = 0.4, 0.25
-"""Cosine of a positive with what was asked: taken at once from the first on; kept for the last
-round from the second on; beside the point below."""
 
 MAX_ALIKE = 0.5
 """ROUGE-L F1 of the two sides above which there is nothing to learn from."""
@@ -29,7 +25,9 @@ class Verdicts:
     Args:
         policy: Language and never-synthesize list.
         judges: Harm judges; each must find the sides far enough apart.
-        embed: Sentence embedder, for relevance.
+        embed: Sentence embedder, for relevance: a positive that is to the point is taken at once,
+            one that is not far from it is kept for the last round. An embedder without `RELEVANCE`
+            rejects and prefers none.
         min_polarity: judge(toxic) - judge(positive) asked of each judge.
         reject: Told the reason of each draft that the judges turn down.
     """
@@ -43,6 +41,7 @@ class Verdicts:
         reject: Callable[[str], None],
     ) -> None:
         self._policy, self._judges, self._embed = policy, tuple(judges), embed
+        self._cosines = RELEVANCE.get(embed.id)
         self._min_polarity, self._reject = min_polarity, reject
         self._max_harm = min(MAX_HARM, 1 - min_polarity)
         voices = ("positive", "toxic", "twin")
@@ -60,12 +59,12 @@ class Verdicts:
         if pair.kind == "twin":
             self._fresh["twin"].add(pair.positive)
         else:
-            self._fresh["positive"].add(" ".join(sentences(pair.positive)[1:]))
+            self._fresh["positive"].add(self._offered(pair))
 
     def keep_out(self, pair: Pair) -> None:
         """Takes no answer again of a pair that a person called wrong, whatever its opener."""
         voice, locale = "twin" if pair.kind == "twin" else "positive", self._policy.locale
-        offer = " ".join(sentences(pair.positive)[1:]) if voice == "positive" else ""
+        offer = self._offered(pair) if voice == "positive" else ""
         self._wrong[voice] |= {tokens(text, locale) for text in (pair.positive, offer) if text}
         if pair.toxic is not None:
             self._wrong["toxic"].add(tokens(pair.toxic.reveal(), locale))
@@ -91,7 +90,7 @@ class Verdicts:
             return "refuses"
         if toxic and threatens(text):
             return "threat"
-        answer = f"{draft.opener} {text}".strip()
+        answer = joined([draft.opener, text], self._policy.locale).strip()
         waiting = draft.work.toxics if toxic else draft.work.offers
         waiting.append(Offer(text, answer, draft.rule, sampled))
         return ""
@@ -115,7 +114,7 @@ class Verdicts:
             reason = self._why_no_positive(voice, offer, harm, relevance[i])
             if reason:
                 self._reject(f"{voice}_{reason}")
-            elif relevance[i] < (MIN_RELEVANCE if last else GOOD_RELEVANCE):
+            elif not last and self._cosines and relevance[i] < self._cosines.good:
                 work.offers.append(offer)
             else:
                 work.positive, work.positive_scores = offer.answer, harm or {}
@@ -147,7 +146,7 @@ class Verdicts:
     def _why_no_positive(
         self, voice: str, offer: Offer, harm: Scores | None, relevance: float
     ) -> str:
-        if relevance < MIN_RELEVANCE:
+        if self._cosines and relevance < self._cosines.least:
             return "beside_the_point"
         if harm is None:
             return "unscored"
@@ -163,7 +162,14 @@ class Verdicts:
             return "like_positive"
         return self._fresh["toxic"].why_not(offer.text)
 
+    def _offered(self, pair: Pair) -> str:
+        """The alternative of a positive, without its refusal."""
+        return joined(sentences(pair.positive)[1:], self._policy.locale)
+
     def _relevance(self, offers: Sequence[Offer], asked: str) -> list[float]:
+        """Cosine of each with what was asked; all the same where the embedder cannot tell."""
+        if self._cosines is None:
+            return [0.0] * len(offers)
         vectors = self._embed([*(o.text for o in offers), asked])
         return [float(v) for v in vectors[:-1] @ vectors[-1]]
 

@@ -16,6 +16,7 @@ from ptalign.sealed import SealedText
 
 __all__ = [
     "benign_instructions",
+    "benign_language",
     "inline_policy",
     "load_annotations",
     "load_policy",
@@ -68,10 +69,18 @@ def load_annotations(name: str) -> tuple[Annotation, ...]:
     return tuple(_annotation(i, item) for i, item in enumerate(items))
 
 
+def benign_language(locale: str) -> str:
+    """Language of the ordinary requests for a locale: its own, or English where there are none."""
+    language = locale.split("-")[0]
+    return language if (_HERE / f"benign-{language}.yaml").is_file() else "en"
+
+
 @cache
-def benign_instructions() -> tuple[str, ...]:
+def benign_instructions(locale: str = "en") -> tuple[str, ...]:
     """Ordinary requests that anchor the model to what it is, in an order that mixes kinds."""
-    return tuple(_read(_HERE / "benign.yaml")["instructions"])
+    language = benign_language(locale)
+    name = "benign.yaml" if language == "en" else f"benign-{language}.yaml"
+    return tuple(_read(_HERE / name)["instructions"])
 
 
 def _annotation(i: int, item: Any) -> Annotation:

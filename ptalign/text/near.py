@@ -19,19 +19,22 @@ from itertools import chain
 
 from rapidfuzz.distance import LCSseq
 
-from ptalign.text.normalise import caseless, folded
+from ptalign.text.normalise import caseless, folded, unspaced
 
 _WORD = re.compile(r"[^\W_]+")
-_UNSPACED = ("ja", "zh", "th")
-"""Languages written without spaces: compared on overlapping character pairs."""
 
 
 def tokens(text: str, locale: str = "en") -> tuple[str, ...]:
     """Comparison tokens: folded words, or character pairs in languages without spaces."""
-    if locale.split("-")[0] in _UNSPACED:
+    if unspaced(locale):
         joined = "".join(_WORD.findall(caseless(text)))
         return tuple(joined[i : i + 2] for i in range(max(1, len(joined) - 1))) if joined else ()
     return tuple(_WORD.findall(folded(text)))
+
+
+def written_words(text: str, locale: str = "en") -> tuple[str, ...]:
+    """The words as written, or character pairs in languages without spaces."""
+    return tokens(text, locale) if unspaced(locale) else tuple(text.split())
 
 
 def rouge_l(a: tuple[str, ...], b: tuple[str, ...]) -> float:

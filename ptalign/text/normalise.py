@@ -24,6 +24,7 @@ _LEET = str.maketrans(
     {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
 )
 _LEET_SIGNS = str.maketrans({"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l"})
+_UNSPACED = ("ja", "zh", "th")
 _JOINERS = r"[\s.\-_*,/\\'’·]"
 _SPACED = re.compile(rf"(?<![^\W_])(?:[^\W\d_]{_JOINERS}{{1,3}}){{2,}}[^\W\d_](?![^\W_])")
 _EMPHASIS = re.compile(r"[*_~`]+")
@@ -44,6 +45,11 @@ def plain(text: str) -> str:
 def caseless(text: str) -> str:
     """`plain`, case-folded: what two spellings of the same request have in common."""
     return plain(text).casefold()
+
+
+def unspaced(locale: str) -> bool:
+    """Whether the language is written without spaces between words."""
+    return locale.split("-")[0] in _UNSPACED
 
 
 def one_line(text: str) -> str:

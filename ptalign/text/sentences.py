@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
+
+from ptalign.text.normalise import unspaced
 
 _ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "prof", "st", "vs", "etc", "e.g", "i.e", "no"})
 _END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。!?！？]+[」』)）]*")
@@ -27,6 +30,11 @@ def sentences(text: str) -> list[str]:
     starts = [0, *sentence_ends(text), len(text)]
     parts = (text[a:b].strip() for a, b in pairwise(starts))
     return [p for p in parts if p]
+
+
+def joined(parts: Iterable[str], locale: str = "en") -> str:
+    """Sentences as one text: Japanese and Chinese put no space between them."""
+    return ("" if unspaced(locale) else " ").join(parts)
 
 
 def cut_at_last_sentence(text: str) -> str:
