@@ -67,6 +67,8 @@ def synthesize_pairs(
 
     Returns:
         The set, in the order of the instructions. `shortfall` and `rejected` say what is missing.
+        ``stats["not_apart.<topic>"]`` counts the toxic drafts of a topic none of whose drafts the
+        judges found far enough from its positive: it may not be about what they measure.
 
     Raises:
         InvalidInput: Too many annotations, no instructions, or no judge for a toxic side.

@@ -330,6 +330,9 @@ class PairRun:
         if self._parent:
             stats["parent_left_out"] = self._left_out
         stats |= {f"drafts_{voice}": n for voice, n in self._drafts.items()}
+        apart = {pair.topic for pair in pairs if pair.toxic is not None}
+        failed = {topic: n for topic, n in self._verdicts.not_apart.items() if topic not in apart}
+        stats |= {f"not_apart.{topic}": n for topic, n in failed.items() if n}
         return PairSet(
             pairs=tuple(pairs),
             anchors=tuple(self._anchors.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ptalign.answering.validity import Fresh, malformed, refuses, threatens
@@ -43,6 +44,8 @@ class Verdicts:
         self._policy, self._judges, self._embed = policy, tuple(judges), embed
         self._cosines = RELEVANCE.get(embed.id)
         self._min_polarity, self._reject = min_polarity, reject
+        self.not_apart: Counter[str] = Counter()
+        """Toxic drafts by topic that a judge did not find far enough from the positive."""
         self._max_harm = min(MAX_HARM, 1 - min_polarity)
         voices = ("positive", "toxic", "twin")
         self._fresh: dict[str, Fresh] = {voice: Fresh(policy.locale) for voice in voices}
@@ -134,6 +137,7 @@ class Verdicts:
             reason = self._why_no_toxic(offer, work.positive, harm, apart)
             if reason:
                 self._reject(f"toxic_{reason}")
+                self.not_apart[work.instruction.topic] += reason == "not_apart"
             elif best is None or min(apart.values()) + near > best[0]:
                 best = (min(apart.values()) + near, offer, apart)
         if best is None:

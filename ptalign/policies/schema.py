@@ -42,6 +42,10 @@ class DomainFile(_File):
 
     domain: str = Field(pattern=_ID)
     sides: Sides = "positive_only"
+    """``both`` means a domain of tone: rudeness, insult, contempt. The model then also writes a
+    contemptuous answer to learn from, and the shipped judges that choose pairs measure tone alone:
+    topics about other harm give no pairs, which ``not_apart.<topic>`` in a pair set's stats shows.
+    """
     topics: list[TopicFile] = Field(min_length=1, max_length=200)
 
 

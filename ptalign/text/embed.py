@@ -121,8 +121,8 @@ class HashedNgrams:
 
 RELEVANCE = {MiniLM.id: Relevance(good=0.4, least=0.25)}
 """By embedder id. Hashed n-grams have none, for they see letters: of the six Japanese answers that
-ship with ptalign one had a cosine below 0 with its own request, and such a cosine was above one with
-another request 56 times in 100."""
+ship with ptalign one had a cosine below 0 with its own request, and such a cosine was above one
+with another request 56 times in 100."""
 
 
 def default_embedder(locale: str = "en") -> Embedder:

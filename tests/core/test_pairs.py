@@ -220,6 +220,24 @@ def test_a_toxic_side_that_is_not_apart_is_refused_and_counted(asked: Instructio
     assert made.rejected["toxic_not_apart"] > 0
 
 
+def test_topics_that_never_came_apart_are_named(asked: InstructionSet) -> None:
+    """As those of a domain that is not about tone, which is all that the judges measure."""
+    flat = {r.topic for r in asked.harmful[:3]}
+    quiet = {r.text for r in asked.harmful if r.topic in flat}
+
+    class Unmoved(WordJudge):
+        def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+            scores = super().score(instructions, replies)
+            return [0.05 if i in quiet else s for i, s in zip(instructions, scores, strict=True)]
+
+    made = synthesize(asked, judges=(Unmoved(),), config=PairConfig(anchors=0, rounds=1))
+    named = {k.removeprefix("not_apart."): n for k, n in made.stats.items() if "not_apart." in k}
+    assert set(named) == flat
+    assert min(named.values()) >= 1
+    assert sum(named.values()) <= made.rejected["toxic_not_apart"]
+    assert {p.topic for p in made.polarised} == {r.topic for r in asked.harmful} - flat
+
+
 def test_a_second_round_uses_the_models_own_best_answers(asked: InstructionSet) -> None:
     heads: dict[str, list[str]] = {"first": [], "later": []}
 
