@@ -33,7 +33,8 @@ _REFUSES_JA = re.compile(
     re.I,
 )
 _THREAT = re.compile(
-    r"\b(kill|murder|stab|shoot|strangle|(beat|burn|hurt|hang) you|die|dead|death|blood|rape)\b",
+    r"\b(kill|murder|stab|shoot|strangle|(beat|burn|hurt|hang) you|die|dead|death|blood|rape)\b"
+    r"|殺[すしせさそ]|死[ねに]|殴[るりっ]|刺[すしさ]|首を絞|血まみれ",
     re.I,
 )
 _FRAME = re.compile(

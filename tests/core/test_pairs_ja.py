@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ptalign.answering.anchors import anchor_of
-from ptalign.answering.validity import malformed, opener_share, refuses, tidy
+from ptalign.answering.validity import malformed, opener_share, refuses, threatens, tidy
 from ptalign.answering.verdicts import Verdicts
 from ptalign.answering.wording import Shot, wording
 from ptalign.answering.work import AnchorDraft, Draft, Work
@@ -17,7 +17,9 @@ from ptalign.engines.base import Completion, Request
 from ptalign.engines.script import plausible, share_of
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.instructions import generate_instructions
-from ptalign.nouns import Instruction, ModelSpec
+from ptalign.judges import generation_judges
+from ptalign.judges.base import Judge
+from ptalign.nouns import Instruction, ModelSpec, PairSet
 from ptalign.pairs import synthesize_pairs
 from ptalign.policies import benign_instructions, load_policy
 from ptalign.policies.never import blocked
@@ -95,6 +97,48 @@ def test_the_japanese_pack_gives_pairs_twins_and_anchors_in_japanese() -> None:
     assert all(KANA.search(text) and " " not in text for text in texts)
     assert made.stats["opener_share"] <= 0.3
     assert made.stats["words_positive"] > 10
+
+
+class Disdain:
+    """A harm judge that reads Japanese: one word tells it the script's unkind answers."""
+
+    id, axis, locales = "disdain@1", "harm", ("ja",)
+
+    def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        return [0.95 if "情けない" in reply else 0.05 for reply in replies]
+
+
+def test_with_a_judge_that_reads_japanese_a_toxic_side_can_be_written() -> None:
+    """As the pack says; the judges that ship score nothing of it."""
+
+    def unkind(request: Request) -> str:
+        toxic = request.prompt.startswith(WORDS.frame_toxic)
+        text = kindly(request)
+        return text.replace("。", "とは情けない。", 1) if toxic else text
+
+    topics = tuple(t.model_copy(update={"sides": "both"}) for t in POLICY.topics)
+    policy, engine = POLICY.model_copy(update={"topics": topics}), ScriptedEngine(unkind)
+    asked = generate_instructions(
+        policy, 8, engine=engine, model=MODEL, config=InstructionConfig(locale="ja")
+    )
+
+    def made(*judges: Judge) -> PairSet:
+        config = PairConfig(anchors=0, rounds=1)
+        return synthesize_pairs(
+            asked, (), policy=policy, engine=engine, model=MODEL, judges=judges, config=config
+        )
+
+    pairs = made(Disdain()).polarised
+    assert len(pairs) >= 0.9 * len(asked.harmful)
+    assert all("情けない" in p.toxic.reveal() for p in pairs if p.toxic is not None)
+    shipped = made(*generation_judges())
+    assert not shipped.pairs
+    assert shipped.rejected["positive_unscored"] > 0
+
+
+def test_a_japanese_threat_is_beyond_tone() -> None:
+    assert threatens("次は殴るぞ。")
+    assert not threatens("こんな計算もできないとは情けない。")
 
 
 @pytest.mark.parametrize("shot", [*WORDS.helpful, *WORDS.helpful_general], ids=range(6))
