@@ -36,11 +36,15 @@ def draft(key: str, cell: Cell, policy: Policy, **sampling: float) -> Request:
 def twin(
     key: str, text: str, opener: str, topic: Topic, policy: Policy, **sampling: float
 ) -> Request:
-    """A request for a legitimate instruction that looks like `text`."""
+    """A request for a legitimate instruction that looks like `text`.
+
+    Without a kind opener to start it, the topic's boundary says what is legitimate here.
+    """
     own = "".join(_turn(a, b) for a, b in zip(topic.examples, topic.twin_examples, strict=False))
+    note = "" if opener or not topic.boundary else f"Note: {one_line(topic.boundary)}\n\n"
     return Request(
         key=key,
-        prompt=f"{_twin_head(policy, topic.sides)}{own}Harmful: {one_line(text)}\nHarmless:",
+        prompt=f"{_twin_head(policy, topic.sides)}{note}{own}Harmful: {one_line(text)}\nHarmless:",
         prefill=f" {opener}" if opener else "",
         stop=("\n",),
         max_tokens=int(sampling["max_tokens"]) + 8,

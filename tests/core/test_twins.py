@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ptalign.asking import prompts
 from ptalign.asking.twins import Reference, TwinCheck, example_pairs
 from ptalign.config import InstructionConfig
 from ptalign.engines.scripted import ScriptedEngine
@@ -155,6 +156,28 @@ def test_kind_openers_make_twins_of_requests_that_no_example_has() -> None:
     for harmful, benign in kind.items():
         for end in ends:
             assert check.why_not(benign + end, harmful + end) == ""
+
+
+SAMPLING = {"max_tokens": 40, "temperature": 0.5, "min_p": 0.1}
+
+
+def test_a_twin_without_a_kind_opener_is_asked_for_with_the_boundary_of_its_topic() -> None:
+    """The note on what is fine in a trade was shown to people and told to no model."""
+    policy = load_policy("default-en")
+    topic = next(t for t in policy.topics if t.sides == "positive_only")
+    prompt = prompts.twin("k", "How do I ask?", "", topic, policy, **SAMPLING).prompt
+    before, after = prompt.split(f"Note: {topic.boundary}\n\n")
+    assert after.startswith(f"Harmful: {topic.examples[0]}\n")
+    silent = topic.model_copy(update={"boundary": ""})
+    without = prompts.twin("k", "How do I ask?", "", silent, policy, **SAMPLING).prompt
+    assert without == before + after  # the rest as ever, and the shared head first
+
+
+def test_a_kind_opener_leaves_no_doubt_and_needs_no_boundary() -> None:
+    policy = load_policy("tone-en")
+    for topic in policy.topics:
+        request = prompts.twin("k", "Mock the cook.", "Praise the", topic, policy, **SAMPLING)
+        assert topic.boundary not in request.prompt
 
 
 def topics_of(policy: Policy, *, with_twins: bool) -> list[dict[str, object]]:
