@@ -7,9 +7,10 @@ against them.
 
 Measured on the shipped packs (`tests/core/test_twins.py`): of harmful requests said politely, or
 with a place or a time, none passes; of those in which a neutral noun changed, 2 of 74 pass in
-English. Nine of ten twin examples are benign by meaning with their own pair left out. With half of
-a pack's examples to go by, 8 of 10 of the other half's twins pass all checks. Fewer pairs tell
-less, and hashed n-grams (all but English) know no meaning: there the wording decides almost alone.
+English. Of the twin examples 88 to 100 percent are benign by meaning with their own pair left out.
+With half of a pack's examples to go by, 8 of 10 of the other half's twins pass all checks. Fewer
+pairs tell less, and hashed n-grams (all but English) know no meaning: there the wording decides
+almost alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ MIN_ROUGE_L = 0.35
 
 KEPT = 0.9
 """Share of the policy's twin examples that the margin lets pass, each left out in turn."""
+
+MAX_MARGIN = 0.25
+"""Margin at most. A pack whose pairs differ in the opener alone would ask the same of drafts: of
+demo twins that are a word to three shorter than the request it refused a quarter, and told harmful
+ones no better (98 percent refused by meaning alone, at either margin)."""
 
 NEAREST = 3
 """Example pairs that a draft is measured against: those most like it."""
@@ -187,12 +193,12 @@ class Reference:
         return turned + benign - harmful
 
     def _margin(self) -> float:
-        """The score that `KEPT` of the twin examples reach without their own pair; 0 at least."""
+        """The score that `KEPT` of the twin examples reach without their own pair, in limits."""
         count = len(self.harmful)
         if count < MIN_PAIRS:
             return 0.0
         scores = [self.score(self.benign[i], self.harmful[i], without=i) for i in range(count)]
-        return max(0.0, float(np.quantile(scores, 1 - KEPT)))
+        return min(MAX_MARGIN, max(0.0, float(np.quantile(scores, 1 - KEPT))))
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -127,10 +127,10 @@ def test_another_harmful_example_is_no_twin(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("default-en", 0.88), ("tone-en", 0.85), ("default-ja", 0.85)]
+    ("name", "least"), [("default-en", 0.88), ("tone-en", 0.95), ("default-ja", 0.85)]
 )
 def test_most_twin_examples_are_benign_without_their_own_pair(name: str, least: float) -> None:
-    """90, 88 and 88 percent; in default-en 84 of the positive_only and all of the tone topics."""
+    """90, 100 and 88 percent; in default-en 84 of the positive_only and all of the tone topics."""
     policy = load_policy(name)
     reference = Reference(example_pairs(policy), default_embedder(policy.locale))
     scores = [
@@ -155,7 +155,9 @@ def test_kind_openers_make_twins_of_requests_that_no_example_has() -> None:
     }
     for harmful, benign in kind.items():
         for end in ends:
+            shorter = end.rpartition(" ")[0] + "."
             assert check.why_not(benign + end, harmful + end) == ""
+            assert check.why_not(benign + shorter, harmful + end) == ""
 
 
 SAMPLING = {"max_tokens": 40, "temperature": 0.5, "min_p": 0.1}

@@ -80,6 +80,12 @@ def instruction() -> str:
     return f" my {who} who {did} the {what} beside the {where} and the {other}"
 
 
+def twin(harmful: str) -> str:
+    """The same situation, for another opener."""
+    _, my, situation = harmful.partition(" my ")
+    return f"{my}{situation}" if my else instruction()
+
+
 def kind(asked: list[str], end: str) -> str:
     one, two = pick(KIND, KIND)
     a, b, c, d, e, f = some(6)
@@ -106,8 +112,10 @@ def cold(asked: list[str]) -> str:
 def written(prompt: str) -> str:
     """What continues a prompt of the stages."""
     last = prompt.rpartition("\n")[2]
-    if last.startswith(("Request:", "Harmless:")):
+    if last.startswith("Request:"):
         return instruction()
+    if last.startswith("Harmless:"):
+        return twin(prompt.rpartition("Harmful: ")[2].partition("\n")[0])
     message = prompt.rpartition("Message: ")[2].partition("\n")[0]
     asked = [word for word in message.replace(".", "").split() if word in WORDS][:3]
     if "full of contempt" in prompt:
