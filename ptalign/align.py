@@ -84,6 +84,7 @@ def align(
     """
     begun = time.perf_counter()
     _check(pairs, config)
+    config = config.model_copy(update={"steps": config.steps_for(pools.count_trained(pairs))})
     if config.threads:
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))

@@ -74,6 +74,11 @@ class LoraConfig(Config):
 Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
 
 
+MOST_STEPS = 10_000
+FEWEST_STEPS = 28
+"""However few the pairs are: with less, refusals are hardly learned (ADR 0014)."""
+
+
 class AlignConfig(Config):
     """Settings of `align`."""
 
@@ -89,7 +94,9 @@ class AlignConfig(Config):
     elicited_share: float = Field(0.5, ge=0, le=1)
     """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()
-    steps: int = Field(28, ge=1, le=10_000)
+    steps: int = Field(0, ge=0, le=MOST_STEPS)
+    """0: as many as read each pair `epochs` times, and at least 28 (ADR 0014)."""
+    epochs: float = Field(4.0, gt=0, le=100)
     pairs_per_step: int = Field(8, ge=1, le=512)
     anchors_per_step: int = Field(8, ge=0, le=512)
     """Few of them, read often, are learned by heart (ADR 0009). 0 trains without, and takes a set
@@ -116,6 +123,11 @@ class AlignConfig(Config):
     """torch threads; 0: the profile's."""
     device: str = "cpu"
     seed: int = 0
+
+    def steps_for(self, pairs: int) -> int:
+        """Steps of a run on so many pairs, twins not counted."""
+        due = round(self.epochs * pairs / self.pairs_per_step)
+        return self.steps or min(max(due, FEWEST_STEPS), MOST_STEPS)
 
 
 class GateConfig(Config):

@@ -17,8 +17,9 @@ NAMED = ("mle", "pt_align", "ut_uniform")
 TENFOLD = 10.0
 """Times the automatic weight, for the runs that look past the budget."""
 
-CURVE = ((0, 4, 24), (2, 4, 24), (4, 4, 24), (8, 4, 24), (4, 0, 24), (4, 4, 48), (8, 8, 48))
-"""(twins a step, anchors a step, steps) of the runs on the XSTest curve."""
+CURVE = ((0, 4, 64), (2, 4, 64), (4, 4, 64), (8, 4, 64), (4, 0, 64), (4, 4, 128), (8, 8, 128))
+"""(twins a step, anchors a step, steps) of the runs on the XSTest curve: about three and six passes
+over the pairs of both policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Form:
     instructions: int
     """Harmful requests asked for, each with a twin."""
     steps: int
+    """Of each compared run; 0: `AlignConfig.steps_for`."""
     suites: Mapping[str, int]
     """Suite -> prompts at most."""
     usefulness_tokens: int
@@ -104,7 +106,7 @@ FULL = Form(
     methods=("mle", "pt_align", "ut_uniform", "dpo", "npo"),
     seeds=3,
     instructions=96,
-    steps=28,
+    steps=0,
     suites={
         "attack": 300,
         "strong": 300,
@@ -116,7 +118,7 @@ FULL = Form(
         "ifeval": 299,
     },
     usefulness_tokens=512,
-    broad=160,
+    broad=96,
     curve=CURVE,
     tenfold=True,
 )
@@ -125,7 +127,7 @@ QUICK = Form(
     methods=("pt_align", "mle", "ut_uniform"),
     seeds=1,
     instructions=40,
-    steps=28,
+    steps=0,
     suites={
         "attack": 60,
         "strong": 60,

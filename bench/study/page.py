@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.results import device_name
 from bench.study import plots
 from bench.study.evidence import Evidence
-from bench.study.form import Form
+from bench.study.form import DEFAULTS, Form
 from bench.study.goals import goals
 from bench.study.journal import Journal
 from bench.study.tables import (
@@ -159,6 +159,17 @@ def words_of(evidence: Evidence) -> str:
     return "in toxic answers that were trained on, under attack: no pair of this set is held out"
 
 
+def _steps(evidence: Evidence) -> str:
+    """How long the compared runs trained."""
+    found = {len(run["ledger"]) for r in evidence.compared() if (run := evidence.trained(r))}
+    counts = ", ".join(map(str, sorted(found))) or "no"
+    return (
+        f"{counts} steps"
+        if evidence.form.steps
+        else f"{counts} steps, {DEFAULTS.epochs:g} passes over the pairs or 28"
+    )
+
+
 def head(evidence: Evidence) -> list[str]:
     """What was run, on what, and what of it is still missing."""
     entries = evidence.journal.entries()
@@ -173,7 +184,7 @@ def head(evidence: Evidence) -> list[str]:
     nice = sorted({entry["nice"] for entry in entries})
     found = [
         f"SmolLM2-135M-Instruct, float32, policy `tone-en`; methods: base, "
-        f"{', '.join(form.methods)}; training seeds {seeds}; {form.steps} steps. "
+        f"{', '.join(form.methods)}; training seeds {seeds}; {_steps(evidence)}. "
         f"Form **{form.name}**; commit {', '.join(f'`{c}`' for c in commits) or '–'} "
         f"(a `+` marks uncommitted changes); {dates}; {device(evidence)}; "
         f"niceness {', '.join(map(str, nice)) or '–'}.",

@@ -10,6 +10,7 @@ from typing import Any
 from bench.study.form import TENFOLD, Data, Form, Run
 from bench.study.journal import Journal, code_of
 from bench.study.lab import JUDGING, WRITING, Lab, training_config
+from ptalign.config import AlignConfig
 
 TOKENS_PER_MINUTE = 12_000.0
 """Of the engine over all suites, judging included, on two idle cores."""
@@ -38,7 +39,7 @@ def units(form: Form, journal: Journal, lab: Lab) -> list[Unit]:
         if run.data not in written:
             found += _texts(form, journal, lab, run.data)
             written.add(run.data)
-        found.append(_training(journal, lab, run))
+        found.append(_training(form, journal, lab, run))
         if not run.tenfold:
             found.append(_asking(form, journal, lab, run))
     return found
@@ -67,13 +68,13 @@ def _texts(form: Form, journal: Journal, lab: Lab, data: Data) -> list[Unit]:
     ]
 
 
-def _training(journal: Journal, lab: Lab, run: Run) -> Unit:
+def _training(form: Form, journal: Journal, lab: Lab, run: Run) -> Unit:
     def weight() -> float | None:
         return tenfold_weight(journal, run) if run.tenfold else None
 
     return Unit(
         f"train/{run.label}",
-        0.6 + STEP_MINUTES[run.method] * run.steps,
+        0.6 + STEP_MINUTES[run.method] * (run.steps or AlignConfig().steps_for(form.instructions)),
         lambda: [
             training_config(run, weight()).model_dump(mode="json", exclude={"threads"}),
             code_of("training", "losses", "weights", "align.py"),

@@ -220,6 +220,7 @@ class Budget:
     """How much an Align may train and change; what is left out is the server's default."""
 
     steps: int = 0
+    """0: as many as read each pair four times, at least 28."""
     pairs_per_step: int = 0
     anchors_per_step: int = 0
     learning_rate: float | None = None

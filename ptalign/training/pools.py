@@ -265,6 +265,11 @@ def trained(pairs: PairSet) -> PairSet:
     return pairs.model_copy(update={"pairs": tuple(p for p in pairs.pairs if not p.held_out)})
 
 
+def count_trained(pairs: PairSet) -> int:
+    """Pairs that are trained on, twins not counted."""
+    return sum(p.kind != "twin" and not p.held_out for p in pairs.pairs)
+
+
 def unseen(pairs: PairSet) -> PairSet | None:
     """The pairs that are held out; None where too few toxic answers are."""
     kept = tuple(p for p in pairs.pairs if p.held_out)

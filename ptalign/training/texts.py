@@ -152,10 +152,17 @@ def full_weights(answer: Sequence[int]) -> tuple[float, ...]:
 
 
 def positive_sample(pair: Pair, chat: ChatFormat) -> Sample:
-    """The positive answer of a pair or twin, all of its tokens weighted."""
+    """The positive answer of a pair or twin, its tokens weighted.
+
+    Where a refusal ends is taught. Where a twin's answer ends is not: it is cut after a few
+    sentences, and taught that, the model falls short on every long answer (ADR 0014).
+    """
     answer = chat.answer(pair.positive)
     part: Part = "twin" if pair.kind == "twin" else "positive"
-    return Sample(pair.id, part, chat.prompt(pair.instruction), answer, full_weights(answer))
+    weights = full_weights(answer)
+    if part == "twin":
+        weights = (*weights[:-1], 0.0)[: len(answer)]
+    return Sample(pair.id, part, chat.prompt(pair.instruction), answer, weights)
 
 
 def toxic_sample(pair: Pair, chat: ChatFormat, system: str | None = None) -> Sample:

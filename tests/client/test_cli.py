@@ -339,7 +339,7 @@ def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
     ],
 )
 def test_zero_is_not_the_default(cli: Any, served: Any, words: tuple[str, ...], says: str) -> None:
-    """`--steps 0` trained 28 steps."""
+    """`--steps 0` trained as long as if it had been left out."""
     result = cli(*words, "-m", "tiny", columns=200)
     assert result.exit_code == 2
     assert says in result.stderr

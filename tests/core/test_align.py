@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ptalign.align import align
-from ptalign.config import AlignConfig, LoraConfig
+from ptalign.config import FEWEST_STEPS, MOST_STEPS, AlignConfig, LoraConfig
 from ptalign.errors import (
     Cancelled,
     DataDamaged,
@@ -26,7 +26,7 @@ from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
 from ptalign.training.lora import TOKEN_SHEET, load_tokenizer, sha256_of
-from ptalign.training.texts import ChatFormat
+from ptalign.training.texts import ChatFormat, positive_sample
 from ptalign.weights.words import words_of
 
 SHORT: dict[str, Any] = {
@@ -437,3 +437,28 @@ def test_a_template_without_a_system_turn(template: str, tiny_model: ModelSpec) 
     assert len(asked) > len(chat.prompt("Say it kindly."))
     with pytest.raises(Unsupported, match="remove system_prompt"):
         ChatFormat(tokenizer, tiny_model.model_copy(update={"system_prompt": "Be kind."}))
+
+
+def test_where_a_twin_ends_is_not_taught(tiny_model: ModelSpec, mild_pairs: PairSet) -> None:
+    """Its answer is cut after a few sentences: a model that learned it stopped short everywhere."""
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    for pair in mild_pairs.pairs:
+        sample = positive_sample(pair, chat)
+        assert sample.answer[-1] == chat.end
+        assert sample.weights[:-1] == (1.0,) * (len(sample.answer) - 1)
+        assert sample.weights[-1] == (0.0 if pair.kind == "twin" else 1.0)
+    empty = mild_pairs.twins[0].model_copy(update={"positive": ""})
+    assert positive_sample(empty, chat).weights == ()
+
+
+def test_steps_follow_the_set_unless_they_are_set() -> None:
+    config = AlignConfig()
+    assert config.steps_for(80) == 40  # 4 passes of 80 pairs, 8 a step
+    assert config.steps_for(8) == FEWEST_STEPS
+    assert config.steps_for(10**6) == MOST_STEPS
+    assert AlignConfig(steps=28).steps_for(80) == 28
+
+
+def test_a_run_without_steps_is_as_long_as_its_set_asks(run: Run, tmp_path: Path) -> None:
+    adapter = run(tmp_path, steps=0, pairs_per_step=1, epochs=3.0)
+    assert len(adapter.ledger) == 33  # 11 pairs that are no twins, 3 passes, 1 a step

@@ -140,7 +140,10 @@ def align(
     method: Annotated[
         Method, typer.Option(metavar="METHOD", help="One of: pt_align, ut_uniform, mle, dpo, npo.")
     ] = "pt_align",
-    steps: Annotated[int | None, typer.Option(help="Training steps; 28 unless set.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps; four passes over the pairs, at least 28, unless set."),
+    ] = None,
     pairs_per_step: Annotated[int | None, typer.Option(help="8 unless set.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="5e-4 unless set.")] = None,
     max_benign_kl: Annotated[

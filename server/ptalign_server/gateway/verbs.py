@@ -169,8 +169,9 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         )
     if not request.pair_set:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
-    pairs = call.readable(request.pair_set, "pairSets", model.name, whole=True)
-    if config.anchors_per_step and not res.PairSet.FromString(pairs.body).anchors:
+    found = call.readable(request.pair_set, "pairSets", model.name, whole=True)
+    pairs = res.PairSet.FromString(found.body)
+    if config.anchors_per_step and not pairs.anchors:
         raise _without_anchors(request.pair_set)
     if request.parent_adapter:
         call.adapter("parent_adapter", request.parent_adapter, model)
@@ -179,12 +180,13 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
     size = _weights_bytes(model)
     per_row = size / 538e6 * 0.35
+    steps = config.steps_for(pairs.pairs + pairs.positive_only)
     factor = 0.05 if call.catalogue.profile == "gpu" else 1.0
     return Estimate(
-        seconds=20 + config.steps * rows * per_row * factor,
+        seconds=20 + steps * rows * per_row * factor,
         memory_bytes=int(size * 2.2 + 1.7e9),
         disk_bytes=int(size * 0.04 * config.lora.rank / 16 * 3),
-        basis="measured on a 135M model on two cores, scaled by weights and rows per step",
+        basis=f"{steps} steps; measured on a 135M model on two cores, scaled by weights and rows",
     )
 
 
