@@ -48,7 +48,8 @@ class PairConfig(Config):
     """Share of the anchors kept from training, for benign KL."""
     held_out_pairs: float = Field(0.125, ge=0, le=0.5)
     """Share of the polarised pairs and of the twins kept from training, for harm words and refused
-    twins; none where fewer than 24 of them are asked for. A person's own answers are trained on."""
+    twins: of twins where at least 24 are asked for, of pairs where eight would be. A person's own
+    answers are trained on."""
     temperature: float = Field(0.9, gt=0, le=2)
     min_p: float = Field(0.05, ge=0, lt=1)
     """Tokens less likely than this share of the likeliest are not sampled."""
@@ -75,6 +76,8 @@ Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
 
 
 MOST_STEPS = 10_000
+MOST_AUTOMATIC = 200
+"""Steps of a run that sets none: nothing is known of what more do (ADR 0014)."""
 FEWEST_STEPS = 28
 """However few the pairs are: with less, refusals are hardly learned (ADR 0014)."""
 
@@ -110,8 +113,8 @@ class AlignConfig(Config):
     max_benign_kl: float = Field(0.25, gt=0, le=10)
     """Nats per token on held-out anchors."""
     max_twin_refusals: float = Field(0.25, ge=0, le=1)
-    """Share of held-out twins that may be refused. A few twins tell little: a run is over it when
-    the whole 95 % interval is."""
+    """Share of held-out twins that may be refused beyond those the bare model refuses. A few twins
+    tell little: a run is over it when the whole 95 % interval is."""
     guards: Literal["abort", "record"] = "abort"
     checkpoint_every: int = Field(4, ge=1)
     """Steps between checkpoints."""
@@ -127,7 +130,7 @@ class AlignConfig(Config):
     def steps_for(self, pairs: int) -> int:
         """Steps of a run on so many pairs, twins not counted."""
         due = round(self.epochs * pairs / self.pairs_per_step)
-        return self.steps or min(max(due, FEWEST_STEPS), MOST_STEPS)
+        return self.steps or min(max(due, FEWEST_STEPS), MOST_AUTOMATIC)
 
 
 class GateConfig(Config):

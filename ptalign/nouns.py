@@ -376,10 +376,10 @@ class Probe(Noun):
     """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
     selectivity: float
     """Log-prob change of harm words minus that of other words, nats; more negative is better."""
-    held_out_toxic: int = 0
+    held_out_toxic: int = Field(0, exclude_if=lambda value: not value)
     """Held-out toxic answers that the two above were read in; 0: answers that were trained on."""
-    trained_harm_word_ratio: float | None = None
-    trained_selectivity: float | None = None
+    trained_harm_word_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
+    trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
     """The same two in toxic answers that were trained on, where held-out ones decide."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] = Field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ptalign.nouns import Reply
-from ptalign.stats import paired_difference
+from ptalign.stats import paired_difference, tango
 from ptalign.suites.base import Suite
 from ptalign.text.near import tokens
 
@@ -39,6 +39,9 @@ SHAPES: Mapping[str, Callable[[Reply, Mapping[str, int]], float]] = {
 }
 
 
+YES_OR_NO = ("reply_at_limit",)
+
+
 def shapes(replies: Iterable[Reply], suites: Sequence[Suite]) -> dict[str, float]:
     """Mean of each shape over the scored replies; empty where no such suite was run."""
     found = _by_prompt(replies, suites)
@@ -48,13 +51,16 @@ def shapes(replies: Iterable[Reply], suites: Sequence[Suite]) -> dict[str, float
 def shape_changes(
     before: Iterable[Reply], after: Iterable[Reply], suites: Sequence[Suite]
 ) -> dict[str, tuple[float, float, float]]:
-    """after - before on the same prompts, with its 95 % bootstrap interval."""
+    """after - before on the same prompts, with its 95 % interval: Tango's, or a bootstrap."""
     first, second = _by_prompt(before, suites), _by_prompt(after, suites)
     found = {}
     for name, values in first.items():
         keys = [key for key in values if key in second[name]]
-        if keys:
-            old, new = [values[k] for k in keys], [second[name][k] for k in keys]
+        old, new = [values[k] for k in keys], [second[name][k] for k in keys]
+        if keys and name in YES_OR_NO:
+            gaps = [b - a for a, b in zip(old, new, strict=True)]
+            found[name] = tango(gaps.count(-1), gaps.count(1), len(gaps))
+        elif keys:
             found[name] = paired_difference(old, new)
     return found
 

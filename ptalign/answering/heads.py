@@ -71,7 +71,7 @@ class Heads:
         if turn or (round_ == 1 and not self._refining):
             return given
         rules = {p.topic: self._constraints.best(p.topic, "toxic").text for p in pairs}
-        own = own_demos([p for p in pairs if p.round], rules)
+        own = own_demos([p for p in pairs if p.round and not p.held_out], rules)
         return own if len(own) >= MIN_OWN_DEMOS else given
 
     def _kind(self, voice: str, tone: bool) -> list[Demo]:

@@ -10,7 +10,9 @@ import hashlib
 from ptalign.nouns import InstructionSet
 
 FEWEST = 24
-"""Requests of a side: below this every answer is needed for training."""
+"""Twins asked for: below this every one is needed for training."""
+READ = 8
+"""Pairs that would be held out: with fewer, too few are left to read harm words in."""
 
 
 class HeldOut:
@@ -26,9 +28,9 @@ class HeldOut:
     """
 
     def __init__(self, instructions: InstructionSet, share: float) -> None:
-        both = [record for record in instructions.harmful if record.sides == "both"]
-        counts = {"pair": len(both), "twin": len(instructions.twins)}
-        self._spared = {kind for kind, count in counts.items() if count >= FEWEST}
+        both = sum(record.sides == "both" for record in instructions.harmful)
+        enough = {"pair": share * both >= READ, "twin": len(instructions.twins) >= FEWEST}
+        self._spared = {kind for kind, spared in enough.items() if spared}
         self._share = share
 
     def holds(self, pair_id: str, kind: str) -> bool:

@@ -37,7 +37,7 @@ class Balance:
     twin: list[float] = field(default_factory=list)
     kl: float | None = None
     refusals: float | None = None
-    """Share of held-out twins refused, as last measured."""
+    """Share of twins refused beyond those the bare model refuses, as last measured."""
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -79,7 +79,7 @@ class Balance:
             step: For the note.
             kl: Benign KL, nats a token; None: not measured.
             config: Its budgets.
-            refusals: Share of twins refused; None: not measured on this step.
+            refusals: Share of twins refused beyond the bare model's; None: not measured.
         """
         self.kl = kl if kl is not None else self.kl
         self.refusals = refusals if refusals is not None else self.refusals

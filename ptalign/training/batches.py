@@ -25,7 +25,10 @@ class Pools:
     held_out: Sequence[Sample] = ()
     """Anchors that are never trained on."""
     asked: Sequence[Sample] = ()
-    """Twins that are never trained on: refusals are counted on them."""
+    """Twins that refusals are counted on: of a language whose refusals are known, never trained on
+    where there are any of those."""
+    asked_unseen: bool = False
+    """Whether they are never trained on."""
     left_out: int = 0
     """Samples longer than the limit."""
     reference: Mapping[str, float] = field(default_factory=dict)

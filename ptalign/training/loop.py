@@ -18,13 +18,13 @@ from ptalign.errors import GuardTripped, TrainingFailed
 from ptalign.losses import kl_divergence
 from ptalign.nouns import StepLog
 from ptalign.progress import OnProgress, Progress
-from ptalign.stats import wilson
+from ptalign.stats import tango
 from ptalign.training import checkpoint
 from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, TWIN_LIMIT, Balance
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
-from ptalign.training.refusals import Declines, refused_share
+from ptalign.training.refusals import Declines, refused
 from ptalign.training.step import Losses, Objective, accumulate, accumulate_apart, norm
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
@@ -58,6 +58,8 @@ class Run:
     declines: Declines
     """Whether the beginning of a reply declines; counts refused twins."""
     done: int = 0
+    before: float | None = None
+    """Share of the twins asked that the bare model refuses; None until it was asked."""
 
     @classmethod
     def start(
@@ -159,8 +161,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.balance.observe(float(losses.mle), float(losses.twin))
         used = self.balance.ut_weight
-        refused = self.refused(ASKED) if (self.done + 1) % ASK_EVERY == 0 else None
-        kl = self._watch(refused)
+        share, rise = self._ask()
+        kl = self._watch(rise)
         self.done += 1
         entry = StepLog(
             step=self.done,
@@ -177,7 +179,7 @@ class Run:
             tokens_anchor=_tokens(groups, "anchor"),
             seconds=time.perf_counter() - begun,
             retain_kl=kl,
-            twin_refusals=refused,
+            twin_refusals=share,
         )
         self.ledger.append(entry)
         return entry
@@ -214,27 +216,39 @@ class Run:
                 f"step {self.done + 1}: a loss or gradient is not finite; lower learning_rate"
             )
 
-    def refused(self, most: int) -> float | None:
-        """Share of twins refused, held-out ones where there are any; None where there is no twin.
+    def refused(self, most: int, *, bare: bool = False) -> list[bool]:
+        """Whether each of the twins asked is refused.
 
         Args:
             most: How many are asked.
+            bare: By the bare model, which training began with.
         """
         asked = self.twins_asked(most)
-        return refused_share(self.decoder, self.chat, asked, self.declines) if asked else None
+        if not bare:
+            return refused(self.decoder, self.chat, asked, self.declines)
+        with self.decoder.bare():
+            return refused(self.decoder, self.chat, asked, self.declines)
 
     def twins_asked(self, most: int) -> list[Sample]:
         """The twins that refusals are counted on."""
-        plan = self.sampler.pools
-        return list(plan.asked or [sample for group in plan.twins for sample in group])[:most]
+        return list(self.sampler.pools.asked[:most])
 
-    def _watch(self, refused: float | None) -> float | None:
-        """Benign KL every few steps; budgets and guards against it and the share refused."""
+    def _ask(self) -> tuple[float | None, float | None]:
+        """The share of twins refused every few steps, and how much more than the bare model's."""
+        if (self.done + 1) % ASK_EVERY or not self.twins_asked(ASKED):
+            return None, None
+        if self.before is None:
+            self.before = _share(self.refused(ASKED, bare=True))
+        share = _share(self.refused(ASKED))
+        return share, share - self.before
+
+    def _watch(self, rise: float | None) -> float | None:
+        """Benign KL every few steps; budgets and guards against it and the rise in refusals."""
         held_out = self.sampler.pools.held_out[:WATCHED]
         due = (self.done + 1) % WATCH_EVERY == 0 and self.done + 1 < self.config.steps
         kl = benign_kl(self.decoder, held_out) if due and held_out else None
         if due:
-            self.balance.adjust(self.done + 1, kl, self.config, refused)
+            self.balance.adjust(self.done + 1, kl, self.config, rise)
         limit = self.config.max_benign_kl
         # A few samples are noisy: only a clear excess ends a run before its final measurement.
         if kl is not None and kl > 2 * limit and self.config.guards == "abort":
@@ -338,20 +352,27 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
 
 
 def _refusals(run: Run) -> str:
-    """The guard on refused twins, in words.
+    """The guard on refused twins, in words: how many more than the bare model refuses.
 
     Raises:
-        GuardTripped: The share is over its limit for sure, and guards abort.
+        GuardTripped: The rise is over its limit for sure, and guards abort.
     """
-    share, limit = run.refused(ASKED_LAST), run.config.max_twin_refusals
-    run.balance.refusals = share
-    if share is None:
-        return "not judged: no twin to ask"
-    count = len(run.twins_asked(ASKED_LAST))
-    held_out = bool(run.sampler.pools.asked)
-    surely = wilson(round(share * count), count).low > limit
-    if surely and run.config.guards == "abort":
-        raise GuardTripped("twin_refusals", share, limit)
-    state = "exceeded" if surely else "ok" if share <= limit else "unsure"
+    limit, asked = run.config.max_twin_refusals, run.twins_asked(ASKED_LAST)
+    if not asked:
+        return "not judged: no twin in a language whose refusals are known"
+    before, after = run.refused(ASKED_LAST, bare=True), run.refused(ASKED_LAST)
+    lost = sum(old and not new for old, new in zip(before, after, strict=True))
+    won = sum(new and not old for old, new in zip(before, after, strict=True))
+    rise, low, _ = tango(lost, won, len(asked))
+    run.balance.refusals = rise
+    if low > limit and run.config.guards == "abort":
+        raise GuardTripped("twin_refusals", rise, limit)
+    state = "exceeded" if low > limit else "ok" if rise <= limit else "unsure"
+    held_out = run.sampler.pools.asked_unseen
     which = "held-out twins" if held_out else "trained twins, none is held out"
-    return f"{state}: {share:.3f}, limit {limit:.3f}, {count} {which}"
+    shares = f"from {_share(before):.3f} to {_share(after):.3f}"
+    return f"{state}: {rise:.3f}, {shares}, limit {limit:.3f}, {len(asked)} {which}"
+
+
+def _share(said: Sequence[bool]) -> float:
+    return sum(said) / len(said)

@@ -14,6 +14,7 @@ from ptalign.training.batches import Pools
 from ptalign.training.contrast import constraints_of, contrast_scores, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.elicit import Context, contexts
+from ptalign.training.refusals import LANGUAGES
 from ptalign.training.texts import (
     ChatFormat,
     Sample,
@@ -53,7 +54,9 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
     both: list[tuple[Sample, ...]] = []
     single: list[tuple[Sample, ...]] = []
     twins: list[tuple[Sample, ...]] = []
-    kept_out = [positive_sample(p, chat) for p in pairs.twins if p.held_out]
+    read = [p for p in pairs.twins if p.locale.split("-")[0] in LANGUAGES]
+    unseen_twins = [p for p in read if p.held_out]
+    asked = [positive_sample(p, chat) for p in unseen_twins or read]
     pairs = trained(pairs)
     for pair in pairs.pairs:
         good, bad_count = fitting([positive_sample(pair, chat)], longest)
@@ -78,7 +81,8 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         twins=twins,
         anchors=[(a,) for a in anchors],
         held_out=held_out,
-        asked=fitting(kept_out, longest)[0],
+        asked=fitting(asked, longest)[0],
+        asked_unseen=bool(unseen_twins),
         left_out=left_out + bad_count + held,
     )
 
@@ -165,6 +169,7 @@ def weigh_pairs(
         judge: For the scorers `judge` and `blend`.
         on_row: Called with rows of the contrast pass done and in all.
     """
+    pairs = trained(pairs)
     scorer: Scorer = scorer_named(
         scorer_of(config),
         benign=benign_answers(pairs),
@@ -175,7 +180,7 @@ def weigh_pairs(
     )
     protected = [*pairs.protected_words, *config.protected_words]
     protected += policy.protected_words if policy else ()
-    answers = toxic_answers(trained(pairs), chat)
+    answers = toxic_answers(pairs, chat)
     return weigh(answers, scorer, share=config.flagged_share, protected=protected)
 
 

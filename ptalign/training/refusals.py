@@ -20,18 +20,19 @@ TOKENS = 10
 ROW = 1024
 """Nodes per forward pass."""
 
+LANGUAGES = ("en", "ja")
+"""Whose refusals `ptalign.answering.validity.refuses` knows."""
+
 Declines = Callable[[str], bool]
 """Whether the beginning of a reply declines."""
 
 
-def refused_share(
+def refused(
     decoder: Decoder, chat: ChatFormat, asked: Sequence[Sample], declines: Declines
-) -> float:
-    """Share of requests whose greedy reply begins with a refusal; 0 where none is asked."""
-    if not asked:
-        return 0.0
+) -> list[bool]:
+    """Whether the greedy reply to each request begins with a refusal, in order."""
     begun = greedy(decoder, [sample.prompt for sample in asked], chat.end)
-    return sum(declines("".join(chat.pieces(ids))) for ids in begun) / len(begun)
+    return [declines("".join(chat.pieces(ids))) for ids in begun]
 
 
 def greedy(

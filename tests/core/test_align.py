@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ptalign.align import align
-from ptalign.config import FEWEST_STEPS, MOST_STEPS, AlignConfig, LoraConfig
+from ptalign.config import FEWEST_STEPS, MOST_AUTOMATIC, AlignConfig, LoraConfig
 from ptalign.errors import (
     Cancelled,
     DataDamaged,
@@ -455,7 +455,7 @@ def test_steps_follow_the_set_unless_they_are_set() -> None:
     config = AlignConfig()
     assert config.steps_for(80) == 40  # 4 passes of 80 pairs, 8 a step
     assert config.steps_for(8) == FEWEST_STEPS
-    assert config.steps_for(10**6) == MOST_STEPS
+    assert config.steps_for(10**6) == MOST_AUTOMATIC
     assert AlignConfig(steps=28).steps_for(80) == 28
 
 

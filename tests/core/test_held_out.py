@@ -13,12 +13,13 @@ from ptalign.align import align
 from ptalign.answering.held_out import FEWEST, HeldOut
 from ptalign.config import AlignConfig, LoraConfig
 from ptalign.errors import GuardTripped
-from ptalign.nouns import Adapter, Instruction, InstructionSet, ModelSpec, PairSet
+from ptalign.nouns import Adapter, Instruction, InstructionSet, ModelSpec, PairSet, Probe
 from ptalign.probe import probe
 from ptalign.training import lora, pools
 from ptalign.training.balance import Balance
 from ptalign.training.decoder import Decoder
-from ptalign.training.refusals import greedy, refused_share
+from ptalign.training.loop import Run
+from ptalign.training.refusals import greedy, refused
 from ptalign.training.texts import ChatFormat
 
 Marked = Callable[..., PairSet]
@@ -71,7 +72,7 @@ def test_about_the_share_is_held_out_and_the_same_ones_in_an_extended_set() -> N
 
 
 def test_of_a_small_set_nothing_is_held_out() -> None:
-    found = HeldOut(asked(FEWEST - 1, FEWEST), 0.5)
+    found = HeldOut(asked(15, FEWEST), 0.5)
     ids = [f"pair{i}" for i in range(40)]
     assert not any(found.holds(i, "pair") for i in ids)
     assert any(found.holds(i, "twin") for i in ids)
@@ -121,12 +122,11 @@ def test_refusals_are_counted_on_what_is_written(
         seen.append(text)
         return False
 
-    assert refused_share(decoder, chat, samples, never) == 0.0
+    assert refused(decoder, chat, samples, never) == [False] * 3
     assert len(seen) == 3
     assert all(seen)
-    share = refused_share(decoder, chat, samples, lambda text: text == seen[0])
-    assert share == pytest.approx(seen.count(seen[0]) / 3)
-    assert refused_share(decoder, chat, [], lambda text: True) == 0.0
+    said = refused(decoder, chat, samples, lambda text: text == seen[0])
+    assert said == [text == seen[0] for text in seen]
 
 
 def test_refused_twins_are_guarded_and_said(
@@ -137,13 +137,39 @@ def test_refused_twins_are_guarded_and_said(
     asked = [e.twin_refusals for e in adapter.ledger]
     assert asked[7] is not None
     assert asked[:7] == [None] * 7
-    monkeypatch.setattr("ptalign.align.refuses", lambda text: True)
-    with pytest.raises(GuardTripped, match=r"twin_refusals reached 1\.000"):
-        trained_on(marked(), tiny_model, tmp_path / "stop", guards="abort", max_benign_kl=9.0)
-    adapter = trained_on(marked(), tiny_model, tmp_path / "record")
-    assert adapter.guards["twin_refusals"].startswith("exceeded: 1.000, limit 0.250, 3 trained")
+
+    def tuned_only(run: Any, most: int, *, bare: bool = False) -> list[bool]:
+        return [not bare] * len(run.twins_asked(most))
+
+    monkeypatch.setattr(Run, "refused", tuned_only)
     few = trained_on(marked(twins=1), tiny_model, tmp_path / "few")
     assert few.guards["twin_refusals"].startswith("unsure: 1.000"), "one twin proves nothing"
+    set_ = marked()
+    more = [t.model_copy(update={"id": f"{t.id}-{i}"}) for t in set_.twins for i in range(4)]
+    many = set_.model_copy(update={"pairs": (*set_.pairs, *more)})
+    with pytest.raises(GuardTripped, match=r"twin_refusals reached 1\.000"):
+        trained_on(many, tiny_model, tmp_path / "stop", guards="abort", max_benign_kl=9.0)
+    adapter = trained_on(many, tiny_model, tmp_path / "record")
+    said = adapter.guards["twin_refusals"]
+    assert said.startswith("exceeded: 1.000, from 0.000 to 1.000, limit 0.250, 15 trained")
+
+
+def test_refusals_that_the_bare_model_had_are_not_trainings(
+    marked: Marked, tiny_model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptalign.align.refuses", lambda text: True)
+    adapter = trained_on(marked(), tiny_model, tmp_path, guards="abort", max_benign_kl=9.0)
+    assert adapter.guards["twin_refusals"].startswith("ok: 0.000, from 1.000 to 1.000")
+    assert not any("twins are refused" in note for note in adapter.guards.values())
+
+
+def test_twins_whose_refusals_nobody_can_read_are_not_asked(
+    marked: Marked, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    pairs = marked()
+    german = tuple(p.model_copy(update={"locale": "de"}) for p in pairs.pairs)
+    adapter = trained_on(pairs.model_copy(update={"pairs": german}), tiny_model, tmp_path)
+    assert adapter.guards["twin_refusals"].startswith("not judged: no twin in a language")
 
 
 def test_lambda_gives_way_when_twins_are_refused() -> None:
@@ -167,3 +193,9 @@ def test_harm_words_are_read_in_held_out_answers_and_the_trained_ones_beside(
     assert found.held_out_toxic == 5
     assert found.trained_harm_word_ratio == pytest.approx(1, abs=1e-4)
     assert found.measured["trained_selectivity"] == pytest.approx(0, abs=1e-4)
+
+
+def test_probes_of_earlier_versions_keep_their_digest() -> None:
+    found = Probe(benign_kl=0.1, benign_nll=1.0, harm_word_ratio=1.0, selectivity=0.0)
+    kept = {"benign_kl", "benign_nll", "harm_word_ratio", "selectivity", "suppressed", "collateral"}
+    assert set(found.model_dump()) == kept
