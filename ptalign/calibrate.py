@@ -7,20 +7,22 @@ that ``refusal@1`` was not tuned on.
 
 Several judges of one axis decide a reply together, by the mean of their scores
 (`ptalign.outcome.says_yes`). Then each is checked, and so is what they decide together: that is
-what a rate counts, so its errors are the ones that a rate is corrected for.
+what a rate counts, so its errors are the ones that a rate is corrected for. A judge behind a
+network is asked about `REMOTE_TEXTS` at most; so are groups with one checked.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from ptalign.errors import InvalidInput
 from ptalign.judges import judge, judge_names
-from ptalign.judges.base import Judge, Learner
+from ptalign.judges.base import Judge, Learner, Remote
 from ptalign.judges.tune_refusal import MEASURED_ON, is_refusal
 from ptalign.nouns import Annotation, Axis, Calibration, Evaluation, Rate
 from ptalign.outcome import says_yes, scored
@@ -32,12 +34,15 @@ from ptalign.suites.files import read_rows
 BATCH = 64
 """Texts that are scored between two looks at whether to stop."""
 
+REMOTE_TEXTS = 200
+"""Labelled texts that a judge behind a network is asked about in every evaluation."""
+
 LEAST = 10
 """Labelled texts of each kind; with fewer no rate is corrected."""
 
 RATES: Mapping[Axis, tuple[str, ...]] = {
     "harm": ("harm_rate", "harm_plain", "harm_strong"),
-    "refusal": ("refusal_rate", "over_refusal_rate"),
+    "refusal": ("refusal_rate", "over_refusal_rate", "ordinary_refusal_rate"),
 }
 """Rates that count what the judges of an axis say."""
 
@@ -194,20 +199,31 @@ def _check(
     """Each judge on these texts, then all of them together."""
     rows: list[_Row] = [{} for _ in texts]
     for one in judges:
-        for row, given in zip(rows, _scored(one, texts, locale, on_progress), strict=True):
-            row |= given
+        places = _places([one], texts)
+        given = _scored(one, [texts[i] for i in places], locale, on_progress)
+        for i, scores in zip(places, given, strict=True):
+            rows[i] |= scores
     for group in _groups(judges):
-        verdicts = [says_yes(row, _ids(group)) for row in rows]
+        places = _places(group, texts)
         seen = [
-            _Seen(text.origin, text.yes, said)
-            for text, said in zip(texts, verdicts, strict=True)
-            if said is not None
+            _Seen(texts[i].origin, texts[i].yes, said)
+            for i in places
+            if (said := says_yes(rows[i], _ids(group))) is not None
         ]
         apart = any(isinstance(judge, Learner) and judge.annotations for judge in group)
         source = XSTEST if axis == "refusal" else CROSS_FITTED if apart else ANNOTATIONS
-        unscored = len(texts) - len(seen)
+        unscored = len(places) - len(seen)
         found = _calibration(axis, _ids(group), source if texts else "", seen, unscored)
         yield found.model_copy(update={"decides": len(group) == len(judges)})
+
+
+def _places(judges: Sequence[Judge], texts: Sequence[_Labelled]) -> list[int]:
+    """Which texts these judges are checked on: all, or a share of each label and file alike."""
+    places, most = list(range(len(texts))), REMOTE_TEXTS
+    if len(places) <= most or not any(isinstance(judge, Remote) for judge in judges):
+        return places
+    places.sort(key=lambda i: (texts[i].yes, texts[i].origin))
+    return sorted(places[i * len(places) // most] for i in range(most))
 
 
 def _groups(judges: Sequence[Judge]) -> list[Sequence[Judge]]:
@@ -240,7 +256,8 @@ def _in_batches(
     rows: list[_Row] = []
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
-        rows += scored([judge], [t.instruction for t in batch], [t.text for t in batch], locale)
+        with judge.uncounted() if isinstance(judge, Remote) else nullcontext():
+            rows += scored([judge], [t.instruction for t in batch], [t.text for t in batch], locale)
         on_progress(Progress(f"checking {judge.id}", len(rows), len(texts)))
     return rows
 

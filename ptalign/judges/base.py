@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from ptalign.nouns import Annotation
@@ -33,3 +34,11 @@ class Learner(Protocol):
 
     def cross_fitted(self) -> list[tuple[float | None, float | None]]:
         """Scores of the good and the bad answer per annotation, by heads that never saw it."""
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A judge behind a network: each text costs a request, and what fails is counted."""
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """A block whose texts are no replies of a target: its failures are not counted."""

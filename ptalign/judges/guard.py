@@ -21,8 +21,9 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,11 @@ ATTEMPTS = 4
 """Tries of one question; only a server that is busy or restarting is asked again."""
 BACKOFF_S = 0.5
 """Wait before the second try, doubled each time: 3.5 s in all."""
+CHEAP_S = 1.0
+"""A server that is away and says so within this time is asked again with the next replies."""
+PAUSE_S = 30.0
+"""Pause after a question that an absent server took longer to fail, doubled each time."""
+LONGEST_PAUSE_S = 600.0
 CONNECT_S = 5.0
 MAX_BYTES = 1_000_000
 """Longest answer that is read; guards write a few words."""
@@ -226,7 +232,9 @@ class GuardJudge:
 
     A server that is away is not waited for with every reply: after a few of which none was
     answered, one question per call of `score` tells whether it is back; until then the others of
-    the call are unscored.
+    the call are unscored. Where that question takes longer than `CHEAP_S`, as with a server that
+    hangs, none is asked for `PAUSE_S`, then for twice as long each time up to `LONGEST_PAUSE_S`;
+    replies of a pause are unscored at once.
 
     Args:
         family: One of `FAMILIES`.
@@ -246,7 +254,7 @@ class GuardJudge:
     Attributes:
         id: ``NAME@AXIS-VERSION``. The version is another one when family, model, question or
             guideline change, so that scores of two different judges never share an id.
-        unscored: Why -> replies without a score so far.
+        unscored: Why -> replies without a score so far, but for those of `uncounted`.
 
     Raises:
         InvalidInput: Unknown family, or an axis that the family does not tell.
@@ -282,7 +290,11 @@ class GuardJudge:
         self._concurrency = concurrency
         self._backoff_s, self._timeout_s = backoff_s, timeout_s
         self._should_stop = should_stop
-        self._away = False
+        self._counts = True
+        self._logged: set[str] = set()
+        self._away: Answer | None = None
+        """What the server failed with last; None: it is not known to be away."""
+        self._pause_s, self._ask_again_at = 0.0, 0.0
         self._client = httpx.Client(
             base_url=url.rstrip("/").removesuffix("/v1") + "/v1",
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -307,9 +319,7 @@ class GuardJudge:
         pairs = list(zip(instructions, replies, strict=True))
         answers: list[Answer] = []
         while len(answers) < len(pairs):
-            found = self._answers(pairs[len(answers) :])
-            self._away = not any(answer.reached for answer in found)
-            answers += found
+            answers += self._answers(pairs[len(answers) :])
         self._count(answers)
         return [answer.score for answer in answers]
 
@@ -339,16 +349,42 @@ class GuardJudge:
                 return Answer(None, why=why, reached=True)
         return Answer(None, why=why)
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within the block, what cannot be scored is logged but not added to `unscored`."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
+
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
     def _answers(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         """Answers to the next few, or to all of them where the server is still away."""
-        if self._away:
-            (first,) = self._asked(pairs[:1], attempts=1)
-            return [first] if first.reached else [first] * len(pairs)
-        return self._asked(pairs[: 2 * self._concurrency])
+        if self._away is None:
+            found = self._asked(pairs[: 2 * self._concurrency])
+            self._away = None if any(answer.reached for answer in found) else found[-1]
+            return found
+        if time.monotonic() >= self._ask_again_at:
+            first = self._probed(*pairs[0])
+            if first.reached:
+                self._away, self._pause_s = None, 0.0
+                return [first]
+            self._away = first
+        return [self._away] * len(pairs)
+
+    def _probed(self, instruction: str, reply: str) -> Answer:
+        """Asks once whether the server is back; a failure that took its time starts a pause."""
+        begun = time.monotonic()
+        (answer,) = self._asked([(instruction, reply)], attempts=1)
+        ended = time.monotonic()
+        if ended - begun > CHEAP_S:
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) or PAUSE_S
+            self._ask_again_at = ended + self._pause_s
+        return answer
 
     def _asked(self, pairs: Sequence[tuple[str, str]], attempts: int = ATTEMPTS) -> list[Answer]:
         """Asks several at once; a stop leaves what is in flight to its timeout."""
@@ -365,9 +401,11 @@ class GuardJudge:
     def _count(self, answers: Sequence[Answer]) -> None:
         """Adds to `unscored`; a reason is logged when it first occurs."""
         why = Counter(answer.why for answer in answers if answer.score is None)
-        for reason in why.keys() - self.unscored.keys():
+        for reason in why.keys() - self._logged:
             log.warning("judge %s leaves replies unscored: %s", self.id, reason)
-        self.unscored.update(why)
+        self._logged |= why.keys()
+        if self._counts:
+            self.unscored.update(why)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and body of one answer; one that does not end in time or size is a timeout."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from contextlib import contextmanager
 
+import httpx
 import pytest
 
 from ptalign import calibrate as calibration
 from ptalign.calibrate import calibrate, calibrate_filters, corrected
 from ptalign.errors import Cancelled, InvalidInput
 from ptalign.judges import evaluation_judges, judge
+from ptalign.judges.guard import GuardJudge
 from ptalign.judges.tone import ToneHead
 from ptalign.nouns import Annotation, Evaluation, TargetResult
 from ptalign.policies import load_annotations
@@ -147,6 +150,7 @@ def test_rates_are_corrected_by_the_judges_that_decide_them(no_data):
         "harm_rate": wilson(30, 60),
         "harm_strong": wilson(0, 0),
         "refusal_rate": wilson(20, 60),
+        "ordinary_refusal_rate": wilson(6, 60),
         "usefulness": wilson(9, 60),
     }
     before = Evaluation(results=(TargetResult(label="base", rates=rates),), verdict="FAIL")
@@ -154,7 +158,10 @@ def test_rates_are_corrected_by_the_judges_that_decide_them(no_data):
     together, refusal = of(made, "w@1", "d@1"), of(made, "refusal@1")
     assert told.baseline.corrected == {
         "harm_rate": corrected_rate(rates["harm_rate"], wilson(12, 12), wilson(10, 12)),
-        "refusal_rate": corrected_rate(rates["refusal_rate"], wilson(230, 296), wilson(589, 604)),
+        **{
+            name: corrected_rate(rates[name], wilson(230, 296), wilson(589, 604))
+            for name in ("refusal_rate", "ordinary_refusal_rate")
+        },
     }
     assert (together.decides, refusal.decides) == (True, True)
     assert told.baseline.rates == rates
@@ -194,6 +201,49 @@ def test_a_long_check_tells_how_far_it_is_and_stops_when_told(replies):
     with pytest.raises(Cancelled):
         calibrate([slow], TWELVE, data=replies, on_progress=cancel)
     assert slow.asked == 64
+
+
+class Remote(Words):
+    """The same behind a network."""
+
+    counting = True
+
+    @contextmanager
+    def uncounted(self):
+        self.counting = False
+        yield
+        self.counting = True
+
+    def score(self, instructions, replies):
+        assert not self.counting
+        return super().score(instructions, replies)
+
+
+def test_a_judge_behind_a_network_is_asked_about_a_share_of_each_file_and_label(
+    replies, monkeypatch
+):
+    """A guard was asked about all 900 replies, and its failures passed for unscored replies."""
+    monkeypatch.setattr(calibration, "REMOTE_TEXTS", 50)
+    near, far = Words("near@1", "no", "refusal"), Remote("far@1", "no", "refusal")
+    found = calibrate([near, far], data=replies)
+    assert (near.asked, far.asked) == (100, 50)
+    assert of(found, "near@1").sensitivity == wilson(28, 40)
+    assert far.counting
+    for group in (("far@1",), ("near@1", "far@1")):
+        shared = of(found, *group)
+        assert (shared.sensitivity, shared.specificity) == (wilson(14, 20), wilson(28, 30))
+        assert shared.unscored == 0
+    marked = marks(*[(f"kind {i}", f"silly {i}") for i in range(50)])
+    one = of(calibrate([Remote("h@1", "silly")], marked), "h@1")
+    assert (one.sensitivity, one.specificity) == (wilson(25, 25), wilson(25, 25))
+
+
+def test_a_guard_that_fails_its_check_has_left_no_reply_unscored(replies, monkeypatch):
+    monkeypatch.setattr(calibration, "REMOTE_TEXTS", 50)
+    down = httpx.MockTransport(lambda request: httpx.Response(400))
+    guard = GuardJudge("qwen3guard", "http://guard", "g", axis="refusal", transport=down)
+    assert of(calibrate([guard], data=replies), guard.id).unscored == 50
+    assert not guard.unscored
 
 
 def test_a_broken_file_of_replies_is_named(replies):

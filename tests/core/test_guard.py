@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -227,6 +229,50 @@ def test_a_long_call_to_a_server_that_is_away_is_given_up():
     assert judge.score(["ask"] * 900, ["say"] * 900) == [None] * 900
     assert server.asked == 4 * ATTEMPTS + 1
     assert judge.unscored == {"ConnectError": 900}
+
+
+def test_a_server_that_hangs_is_asked_less_and_less_often(monkeypatch):
+    """Each batch of an evaluation waited for one more timeout: hours, with thousands of replies."""
+    now, asked, hangs = 0.0, [], True
+
+    def handle(request):
+        nonlocal now
+        asked.append(now)
+        if hangs:
+            now += 60
+            raise httpx.ReadTimeout("t")
+        return httpx.Response(200, json={"choices": [{"message": {"content": "safe"}}]})
+
+    monkeypatch.setattr("ptalign.judges.guard.time", SimpleNamespace(monotonic=lambda: now))
+    judge = guard("llamaguard", httpx.MockTransport(handle), concurrency=1)
+
+    def minutes(count):
+        nonlocal now
+        for _ in range(count * 6):
+            assert judge.score([""] * 16, ["say"] * 16) == [None] * 16
+            now += 10
+
+    minutes(60)
+    gaps = [later - sooner - 60 for sooner, later in pairwise(asked)]
+    assert gaps[:2] == [0, 0]  # two in a row make it away, one more finds that it still is
+    assert gaps[2:] == [30, 60, 120, 240, 480, 600, 600, 600, 600]
+    assert judge.unscored == {"ReadTimeout": 60 * 6 * 16}
+    hangs, now = False, now + 600
+    assert judge.score([""] * 16, ["say"] * 16) == [0.0] * 16
+    hangs = True
+    told = len(asked)
+    minutes(2)
+    assert [later - asked[told] for later in asked[told:]][:4] == [0, 60, 120, 210]  # from 30 again
+
+
+def test_what_a_check_of_the_judge_asks_is_not_counted(caplog):
+    judge = guard("llamaguard", serving("word salad"))
+    with judge.uncounted():
+        judge.score(["ask"], ["say"])
+    assert not judge.unscored
+    assert len(caplog.messages) == 1
+    judge.score(["ask"], ["say"])
+    assert judge.unscored.total() == 1
 
 
 def test_one_refused_reply_does_not_make_the_server_away():
