@@ -37,7 +37,10 @@ METHODS: Mapping[int, Method] = {
     res.METHOD_DPO: "dpo",
     res.METHOD_NPO: "npo",
 }
-LEFT_OUT: Mapping[str, str] = {"ut_weight": "for one that is set from gradient norms"}
+LEFT_OUT: Mapping[str, str] = {
+    "steps": "for as many as its pairs ask",
+    "ut_weight": "for one that is set from gradient norms",
+}
 """Fields whose default does not say what is done without them."""
 MAX_SHOWN = 40
 """Characters of a wrong value that are sent back."""

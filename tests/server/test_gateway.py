@@ -224,7 +224,7 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
         ({"token_weighting": "magic"}, "token_weighting", "'blend'"),
         ({"token_weighting": "magic"}, "token_weighting", "or 'uniform', got 'magic'. Send one"),
         ({"guards": "maybe"}, "guards", "abort"),
-        ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be 1..10000, got 20000"),
+        ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be 0..10000, got 20000"),
         ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be 1..256, got 999"),
         ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
         ({"pair_set": ""}, "pair_set", "is empty"),
