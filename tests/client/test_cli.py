@@ -99,6 +99,42 @@ def test_changed_stage_runs_anew_with_those_that_depend_on_it(
     assert [m for m, _ in served.service.calls[before:] if m in verbs] == ["Align", "Evaluate"]
 
 
+def test_a_run_begun_before_later_fields_is_continued(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    from ptalign_client.cli.state import digest_of
+
+    out = tmp_path / "out"
+    cli("run", str(loop), "--out", str(out))
+    file = out / ".ptalign-run.json"
+    state = json.loads(file.read_text())
+    stages = state["stages"]
+    old = {"name": "MLE", "method": "mle", "token_weighting": "blend", "guards": "abort"}
+    old |= {"protected_words": (), "seed": 0}
+    for name in ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl"):
+        old[name] = None
+    old |= dict.fromkeys(("ut_weight", "flagged_share", "rank", "alpha"))
+    assert stages["align MLE"]["inputs"] == digest_of([stages["pairs"]["resource"], old])
+    used = {n: stages[f"align {n}"]["resource"] for n in ("PT-ALIGN", "MLE")}
+    plan = {"target": "", "also": ["MLE"], "samples": 10, "suites": [], "judges": []}
+    assert stages["evaluate"]["inputs"] == digest_of([used, plan | {"gate": "", "seed": 0}])
+
+
+def test_a_training_without_anchors_says_so_to_the_server(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    text = LOOP.replace("method: mle}", "method: mle, without_anchors: true}")
+    loop.write_text(text + "pairs: {anchors: 0}\n")
+    refused = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert refused.exit_code != 0
+    assert "pairs.anchors" in refused.stderr
+    assert not served.service.called("GenerateInstructions")
+    text = text.replace("{name: PT-ALIGN}", "{name: PT-ALIGN, without_anchors: true}")
+    loop.write_text(text + "pairs: {anchors: 0}\n")
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    assert all(call.budget.without_anchors for call in served.service.called("Align"))
+
+
 def test_requests_are_held_out_where_a_suite_asks_them(
     cli: Any, loop: Path, tmp_path: Path, served: Any
 ) -> None:

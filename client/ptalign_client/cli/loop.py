@@ -185,7 +185,7 @@ class Runner:
                 request_id=stage.request_id,
             )
 
-        return self.stage(f"align {plan.name}", [pairs.name, asdict(plan)], start)
+        return self.stage(f"align {plan.name}", [pairs.name, _asked(plan)], start)
 
     def evaluate(
         self, adapters: Mapping[str, nouns.Adapter], held_out: nouns.InstructionSet | None
@@ -210,7 +210,10 @@ class Runner:
             )
 
         used = {name: adapters[name].name for name in (loop.target, *plan.also)}
-        return self.stage("evaluate", [used, asked, asdict(plan)], start)
+        inputs: list[Any] = [used, asked, asdict(plan)]
+        if not asked:  # as clients hashed it that held no requests out
+            del inputs[1], inputs[-1]["held_out"]
+        return self.stage("evaluate", inputs, start)
 
     def stage(self, label: str, inputs: Any, start: Callable[[Stage], Operation[R] | R]) -> R:
         """One operation: kept from an earlier run, attached to, continued or started.
@@ -347,4 +350,14 @@ def _budget(plan: Training) -> nouns.Budget:
         learning_rate=plan.learning_rate,
         max_benign_kl=plan.max_benign_kl,
         max_twin_refusals=plan.max_twin_refusals,
+        without_anchors=plan.without_anchors,
     )
+
+
+def _asked(plan: Training) -> dict[str, Any]:
+    """A training's fields, less later ones at their default: runs begun before them go on."""
+    values = asdict(plan)
+    for name, default in (("max_twin_refusals", None), ("without_anchors", False)):
+        if values[name] == default:
+            del values[name]
+    return values

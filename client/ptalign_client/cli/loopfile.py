@@ -55,6 +55,8 @@ class Training:
     learning_rate: float | None = limited(None, 1e-9, 0.1)
     max_benign_kl: float | None = limited(None, 1e-6, 10)
     max_twin_refusals: float | None = limited(None, 0, 1)
+    without_anchors: bool = False
+    """Trains on a set without anchors, too, which Align refuses otherwise."""
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
     flagged_share: float | None = limited(None, 0.01, 0.5)
@@ -239,6 +241,12 @@ def open_loop(file: Path) -> tuple[Loop, Reader]:
                 f"align.{training.name}.ut_weight",
                 f"means nothing to {training.method}",
                 "Leave it out, or use pt_align or ut_uniform.",
+            )
+        if loop.pairs.anchors == 0 and not training.without_anchors:
+            raise reader.at(
+                "pairs.anchors",
+                f"is 0, and adapter {training.name!r} cannot train on a set without anchors",
+                "Leave it out, or write 1 or more, or without_anchors: true at the adapter.",
             )
     return loop, reader
 
