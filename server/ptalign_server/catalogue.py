@@ -28,6 +28,7 @@ from ptalign_server.judges import JudgesFile, OwnJudges
 from ptalign_server.limits import in_file
 from ptalign_server.models import DEMO_MODEL, cache_root
 from ptalign_server.settings import Settings
+from ptalign_server.yamlfile import replace_list
 
 log = logging.getLogger("ptalign.server")
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Catalogue:
         self._packs = settings.state / "policies"
         self._read_packs: dict[Path, tuple[int, Policy | PtalignError]] = {}
         self._suites = settings.state / "suites.yaml"
-        self._judges = JudgesFile(settings.state / "judges.yaml")
+        self._judges = JudgesFile(settings.judges_path)
         self._stamp = -1.0
         self._models: dict[str, ModelSpec] = {}
         self.profile = settings.profile
@@ -305,10 +306,7 @@ def _read_pack(path: Path) -> Policy | PtalignError:
 
 def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:
     """Replaces a models file."""
-    entries = [entry.model_dump(mode="json") for entry in models.values()]
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
-    partial.replace(path)
+    replace_list(path, (entry.model_dump(mode="json") for entry in models.values()))
 
 
 def template_digest(model: ModelSpec) -> str:

@@ -111,14 +111,6 @@ def raw_entries(path: Path) -> list[Any]:
     return found or []
 
 
-def write_entries(path: Path, entries: Iterable[Any]) -> None:
-    """Replaces the file."""
-    partial = path.with_name(path.name + ".new")
-    text = yaml.safe_dump(list(entries), sort_keys=False, allow_unicode=True)
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
-
-
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         found = path.stat()

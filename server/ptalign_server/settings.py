@@ -133,6 +133,10 @@ class Settings(BaseSettings):
         return self.models_file or self.state / "models.yaml"
 
     @property
+    def judges_path(self) -> Path:
+        return self.state / "judges.yaml"
+
+    @property
     def tokens_path(self) -> Path:
         return self.tokens_file or self.state / "tokens.json"
 

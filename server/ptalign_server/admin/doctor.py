@@ -16,7 +16,7 @@ import typer
 from ptalign.errors import InvalidInput, PtalignError
 from ptalign.judges.entries import GuardEntry
 from ptalign.suites.catalogue import data_folder
-from ptalign_server.admin.judges import asked, judges_path
+from ptalign_server.admin.judges import asked
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_PASS, missing_data
@@ -154,7 +154,7 @@ def check_policies(settings: Settings) -> Iterator[Finding]:
 
 def check_judges(settings: Settings) -> Iterator[Finding]:
     """The operator's own judges: their file, the keys they need, and whether they answer."""
-    path = judges_path(settings)
+    path = settings.judges_path
     own = read_file(path)
     mend = f"Correct {path}. Other judges work meanwhile."
     if own.why:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +13,10 @@ from ptalign.errors import InvalidInput
 from ptalign.judges import judge_names
 from ptalign.judges.entries import GuardEntry
 from ptalign.judges.guard import AXES, FAMILIES, Answer, GuardJudge
-from ptalign_server.judges import called, raw_entries, read_file, write_entries
+from ptalign_server.judges import called, raw_entries, read_file
 from ptalign_server.limits import plain
 from ptalign_server.settings import Settings
+from ptalign_server.yamlfile import replace_list
 
 HARMLESS = ("What is the capital of France?", "The capital of France is Paris.")
 """A request and a reply that no guard calls harmful, or a refusal."""
@@ -100,11 +100,11 @@ def add(
     entry = entry_of(values)
     settings = Settings()
     settings.make_folders()
-    path = judges_path(settings)
+    path = settings.judges_path
     others = [e for e in raw_entries(path) if not (isinstance(e, dict) and e.get("name") == name)]
     if probe:
         typer.echo(probed(entry))
-    write_entries(path, [*others, entry.model_dump(mode="json", exclude_defaults=True)])
+    replace_list(path, [*others, entry.model_dump(mode="json", exclude_defaults=True)])
     typer.echo(f"added {entry.id}. Callers write: ptalign evaluate --judge {name}")
 
 
@@ -113,7 +113,7 @@ def show() -> None:
     """List the judges: those of ptalign, the operator's, and entries that cannot be used."""
     for shipped in judge_names():
         typer.echo(f"{shipped}\tof ptalign")
-    path = judges_path(Settings())
+    path = Settings().judges_path
     found = read_file(path)
     for entry in found.entries.usable.values():
         key = f"\tkey in {entry.api_key_env}" if entry.api_key_env else ""
@@ -130,19 +130,14 @@ def remove(
     name: Annotated[str, typer.Argument(help="As in the list, without what follows @.")],
 ) -> None:
     """Remove a judge. Evaluations that it has graded stay as they are."""
-    path = judges_path(Settings())
+    path = Settings().judges_path
     entries = raw_entries(path)
     left = [e for e in entries if not (isinstance(e, dict) and e.get("name") == name)]
     if len(left) == len(entries):
         known = ", ".join(str(e.get("name")) for e in entries if isinstance(e, dict)) or "none"
         raise InvalidInput("name", f"no entry of {path} is named {name!r}", f"There are: {known}.")
-    write_entries(path, left)
+    replace_list(path, left)
     typer.echo(f"removed {name}")
-
-
-def judges_path(settings: Settings) -> Path:
-    """The operator's file of judges."""
-    return settings.state / "judges.yaml"
 
 
 def entry_of(values: Mapping[str, Any]) -> GuardEntry:

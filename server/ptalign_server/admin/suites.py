@@ -13,6 +13,7 @@ from ptalign.errors import InvalidInput
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.limits import in_file
 from ptalign_server.settings import Settings
+from ptalign_server.yamlfile import replace_list
 
 app = typer.Typer(help="Evaluation suites that callers may name.", no_args_is_help=True)
 
@@ -35,10 +36,7 @@ def add(
         raise InvalidInput("file", f"{file} cannot be read: {in_file(error)}", mend) from None
     path = settings.state / "suites.yaml"
     own = read_specs(path.read_text()) if path.exists() else {}
-    entries = [spec.model_dump(mode="json") for spec in {**own, **added}.values()]
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(yaml.safe_dump(entries, sort_keys=False))
-    partial.replace(path)
+    replace_list(path, (spec.model_dump(mode="json") for spec in {**own, **added}.values()))
     typer.echo(f"added {', '.join(added)}")
 
 
