@@ -98,7 +98,7 @@ class AlignConfig(Config):
     """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """0: as many as read each pair `epochs` times, and at least 28 (ADR 0014)."""
+    """0: as many as read each pair `epochs` times, 28 to 200 (ADR 0014)."""
     epochs: float = Field(4.0, gt=0, le=100)
     pairs_per_step: int = Field(8, ge=1, le=512)
     anchors_per_step: int = Field(8, ge=0, le=512)

@@ -34,7 +34,7 @@ WATCHED = 4
 WATCH_EVERY = 4
 """Steps between those measurements."""
 ASK_EVERY = 8
-"""Steps between the countings of refused twins: each writes tokens, a tenth of a step's cost."""
+"""Steps between the countings of refused twins: each costs about 0.6 of a step (ADR 0013)."""
 ASKED, ASKED_LAST = 8, 24
 """Twins asked while training, and at the end."""
 
