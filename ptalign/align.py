@@ -1,6 +1,6 @@
 """Stage three: MLE on good answers, fine-grained unlikelihood on toxic ones, into a LoRA adapter.
 
-    L = L_MLE(positives, twins) + L_MLE(anchors) + lambda L_UT(toxic)
+    L = L_MLE(positives, twins) + KL(bare || tuned)(anchors) + lambda L_UT(toxic)
 
 Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context,
 never a target.

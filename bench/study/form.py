@@ -105,8 +105,9 @@ FULL = Form(
     name="full",
     methods=("mle", "pt_align", "ut_uniform", "dpo", "npo"),
     seeds=3,
-    instructions=96,
+    instructions=192,
     steps=0,
+    anchors=240,
     suites={
         "attack": 300,
         "strong": 300,

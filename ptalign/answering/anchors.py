@@ -33,6 +33,9 @@ def anchor_drafts(
 ) -> Iterator[AnchorDraft]:
     """The anchors to ask for, in order; the same ones each time that the seed is the same.
 
+    Where more are wanted than there are benign instructions, these are answered again and again:
+    another answer at temperature 1 is another sample. A held-out one is held out each time.
+
     Args:
         config: How many, which share is held out, and with the seed where in the list to begin.
         taken: Instructions of the set: anchors keep away from them.
@@ -41,12 +44,15 @@ def anchor_drafts(
     """
     pool = benign_instructions(locale)
     first = SEED_STRIDE * config.seed % len(pool)
-    wanted = (pool[first:] + pool[:first])[: round(config.anchors * SPARE)]
+    count = round(config.anchors * SPARE)
+    wanted = (pool[first:] + pool[:first])[:count]
     apart = _apart(wanted, taken, embed)
     share = config.held_out_share
-    for i, text in enumerate(wanted):
-        if text in apart:
-            yield AnchorDraft(text, held_out=int((i + 1) * share) > int(i * share))
+    for number in range(count):
+        take, i = divmod(number, len(wanted))
+        if wanted[i] in apart:
+            held_out = int((i + 1) * share) > int(i * share)
+            yield AnchorDraft(wanted[i], held_out=held_out, take=take)
 
 
 def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: ModelSpec) -> Request:
@@ -71,7 +77,7 @@ def anchor_of(draft: AnchorDraft, completion: Completion, locale: str = "en") ->
     if len(written_words(answer, language)) < 2 or refuses(answer) or loops(answer, language):
         return None
     return Anchor(
-        id=anchor_id(draft.instruction),
+        id=anchor_id(draft.instruction, draft.take),
         instruction=draft.instruction,
         answer=answer,
         held_out=draft.held_out,
@@ -79,9 +85,9 @@ def anchor_of(draft: AnchorDraft, completion: Completion, locale: str = "en") ->
     )
 
 
-def anchor_id(instruction: str) -> str:
-    """Deterministic in the instruction."""
-    return record_id("anchor", instruction)
+def anchor_id(instruction: str, take: int = 0) -> str:
+    """Deterministic in the instruction and which of its answers this is, from 0."""
+    return record_id("anchor", instruction if not take else f"{instruction}\n{take}")
 
 
 def _apart(wanted: Sequence[str], taken: Sequence[str], embed: Embedder) -> set[str]:

@@ -159,7 +159,7 @@ class PairRun:
                 self._ask(work)
         taken = [r.text for r in self._instructions.records]
         for draft in anchor_drafts(self._config, taken, self._embed, self._policy.locale):
-            if anchor_id(draft.instruction) not in self._anchors:
+            if anchor_id(draft.instruction, draft.take) not in self._anchors:
                 self._push(LAST, draft)
 
     # -- what goes out ------------------------------------------------------------------------

@@ -93,6 +93,8 @@ class AnchorDraft:
 
     instruction: str
     held_out: bool
+    take: int = 0
+    """Which of its answers: benign instructions are few, and one is answered several times."""
 
 
 Task = Draft | RuleDraft | AnchorDraft

@@ -155,6 +155,49 @@ def _margin_chunk(
     return margin, own - (others @ head.weight) / total
 
 
+def divergence(hidden: Tensor, base: Tensor, head: Head) -> Tensor:
+    """KL(base || tuned) of next-token distributions, differentiable in the tuned model's states.
+
+    The gradient in h of KL(p || q) is sum_j (q_j - p_j) s_j W_j, with s the slope of the soft-cap:
+    it comes out of the forward pass, as that of the margins does.
+
+    Args:
+        hidden: [rows, hidden], hidden states of the model being tuned.
+        base: [rows, hidden], the bare model's at the same rows.
+        head: The frozen head of both.
+
+    Returns:
+        [rows] float32, nats.
+    """
+    result: Tensor = _Divergence.apply(hidden, base, head)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, base: Tensor, head: Head) -> Tensor:
+        result = hidden.new_empty(len(hidden), dtype=torch.float32)
+        direction = hidden.new_empty(hidden.shape, dtype=torch.float32)
+        for part in chunks(len(hidden), head.chunk):
+            log_p = head.logits(base[part]).log_softmax(1)  # [rows, vocabulary]
+            logits = head.logits(hidden[part])
+            log_q, slope = logits.log_softmax(1), head.slope(logits)
+            p = log_p.exp()
+            result[part] = (p * log_p.sub_(log_q)).sum(1)
+            difference = log_q.exp_().sub_(p)
+            if slope is not None:
+                difference.mul_(slope)
+            direction[part] = difference @ head.weight
+        ctx.save_for_backward(direction)
+        ctx.dtype = hidden.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (direction,) = ctx.saved_tensors  # [rows, hidden]
+        return (grads[0][:, None] * direction).to(ctx.dtype), None, None
+
+
 def kl_divergence(base: Tensor, other: Tensor, head: Head) -> Tensor:
     """KL(base || other) of next-token distributions, in chunks.
 

@@ -29,6 +29,8 @@ from ptalign.training.step import Losses, Objective, accumulate, accumulate_apar
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 
+KEPT_ROW = 512
+"""Nodes per forward pass over the anchors."""
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
 WATCH_EVERY = 4
@@ -76,6 +78,7 @@ class Run:
     ) -> Run:
         """A run at step 0; `fresh` when it begins at the bare model."""
         parameters = trainable(decoder)
+        kept = bare_states(decoder, [s for group in pools.anchors for s in group])
         return cls(
             decoder=decoder,
             config=config,
@@ -87,7 +90,7 @@ class Run:
                 config.seed,
                 config.elicited_share,
             ),
-            objective=Objective(config.method, config.beta, pools.reference),
+            objective=Objective(config.method, config.beta, pools.reference, kept),
             optimizer=torch.optim.AdamW(
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),
@@ -294,6 +297,18 @@ def _progress(run: Run, entry: StepLog) -> Progress:
 
 def _tokens(groups: list[tuple[Sample, ...]], part: str) -> int:
     return sum(w > 0 for g in groups for s in g if s.part == part for w in s.weights)
+
+
+def bare_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Sample key -> [its weighted tokens, hidden] states of the bare model that predict them."""
+    found: dict[str, Tensor] = {}
+    for row in pack([[s] for s in samples], KEPT_ROW):
+        with torch.no_grad(), decoder.bare():
+            states, targets = decoder.target_states(row)
+        counts = torch.bincount(targets.owners, minlength=len(row.samples)).tolist()
+        for sample, part in zip(row.samples, states.split(counts), strict=True):
+            found[sample.key] = part.clone()
+    return found
 
 
 def benign_kl(

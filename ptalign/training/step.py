@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ptalign.losses import dpo, mle, npo, unlikelihood
+from ptalign.losses import Head, divergence, dpo, margins, mle, npo, unlikelihood
 from ptalign.nouns import Method
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import Part, Sample
@@ -91,16 +91,26 @@ class Objective:
     beta: float
     reference: Mapping[str, float]
     """``part/key`` -> log p under the bare model, for dpo and npo."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """Anchor -> [its weighted tokens, hidden] states of the bare model. An anchor without takes
+    likelihood, which estimates the same from one sample (ADR 0009)."""
 
-    def losses(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Losses:
+    def losses(
+        self, row: Row, states: Tensor, targets: Targets, totals: Totals, head: Head
+    ) -> Losses:
         """Losses of one row, in the step's units.
 
         Args:
             row: The row.
-            margin: [targets].
-            targets: What each margin belongs to.
+            states: [targets, hidden], the states that predict the targets.
+            targets: The row's weighted tokens.
             totals: Denominators of the step.
+            head: The frozen head.
         """
+        held = self._held(row, targets)
+        free = ~held
+        margin = states.new_zeros(len(states), dtype=torch.float32)
+        margin = margin.masked_scatter(free, margins(states[free], targets.tokens[free], head))
 
         def of(mine: Sequence[bool]) -> Tensor:
             """[targets] weights of these samples, 0 elsewhere."""
@@ -116,11 +126,25 @@ class Objective:
             toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
         return Losses(
             mle=mle(margin, likely, totals.mle),
-            anchor=mle(margin, masked("anchor"), totals.anchor),
+            anchor=mle(margin, masked("anchor") * free, totals.anchor)
+            + self._kept(row, states[held], targets.weights[held], head) / totals.anchor,
             toxic=toxic,
             twin=mle(margin, masked("twin"), totals.twin).detach(),
             unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
+
+    def _held(self, row: Row, targets: Targets) -> Tensor:
+        """[targets] whether a target's sample is an anchor whose distribution is kept."""
+        held = [s.part == "anchor" and s.key in self.kept for s in row.samples]
+        return torch.tensor(held, device=targets.owners.device)[targets.owners]
+
+    def _kept(self, row: Row, states: Tensor, weights: Tensor, head: Head) -> Tensor:
+        """Sum over these targets of w KL(bare || tuned), in nats."""
+        if not len(states):
+            return states.sum().float()
+        keys = [s.key for s in row.samples if s.part == "anchor" and s.key in self.kept]
+        bare = torch.cat([self.kept[key] for key in keys])  # [held targets, hidden]
+        return (weights * divergence(states, bare, head)).sum()
 
     def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
         sums = margin.new_zeros(len(row.samples)).index_add(0, targets.owners, logsigmoid(margin))
@@ -166,8 +190,8 @@ def accumulate(
     """
     totals, result = Totals.of(groups), _zeros(decoder)
     for row in pack(groups, budget, share=share):
-        margin, targets = decoder.margins(row)
-        losses = objective.losses(row, margin, targets, totals)
+        states, targets = decoder.target_states(row)
+        losses = objective.losses(row, states, targets, totals, decoder.head)
         objective.total(losses, ut_weight).backward()  # type: ignore[no-untyped-call]
         result = result.plus(losses)
     return result
@@ -194,8 +218,8 @@ def accumulate_apart(
     totals, result = Totals.of(groups), _zeros(decoder)
     apart = Apart(*([torch.zeros_like(p) for p in parameters] for _ in fields(Apart)))
     for row in pack(groups, budget):
-        margin, targets = decoder.margins(row)
-        losses = objective.losses(row, margin, targets, totals)
+        states, targets = decoder.target_states(row)
+        losses = objective.losses(row, states, targets, totals, decoder.head)
         result = result.plus(losses)
         for part in fields(Apart):
             share, sums = getattr(losses, part.name), getattr(apart, part.name)

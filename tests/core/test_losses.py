@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from ptalign.losses import (
     Head,
+    divergence,
     dpo,
     kl_divergence,
     margins,
@@ -95,11 +96,19 @@ def make_head(kind: str, dtype: torch.dtype, vocabulary: int = 301, width: int =
 
 def reference_margins(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     """Float64 with full logits, by autograd."""
+    return margins_of_logits(logits_of(hidden, head), targets)
+
+
+def reference_logits(hidden: torch.Tensor, kind: str) -> torch.Tensor:
+    return logits_of(hidden, make_head(kind, torch.float64))
+
+
+def logits_of(hidden: torch.Tensor, head: Head) -> torch.Tensor:
     logits = hidden @ head.weight.t() + (0 if head.bias is None else head.bias)
     logits = logits * head.scale
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
-    return margins_of_logits(logits, targets)
+    return logits
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -125,6 +134,37 @@ def test_fused_head_matches_full_logits_in_float64(
     loss(got).backward()
     assert torch.allclose(got.double(), want, atol=2e-5)
     assert relative(fused.grad, exact.grad) < 2e-6
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_fused_divergence_matches_full_logits_in_float64(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows in chunks of 16: KL(bare || tuned) and its gradient in the tuned states only."""
+    monkeypatch.setattr("ptalign.losses.head.CHUNK_BYTES", 16 * 4 * 301)
+    generator = torch.Generator().manual_seed(2)
+    bare = torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    tuned = bare + 0.3 * torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    weight = torch.rand(40, generator=generator, dtype=torch.float64)
+    exact = tuned.clone().requires_grad_()
+    log_p, log_q = (reference_logits(h, kind).log_softmax(1) for h in (bare, exact))
+    want = (log_p.exp() * (log_p - log_q)).sum(1)
+    (weight * want).sum().backward()
+    fused = tuned.float().requires_grad_()
+    got = divergence(fused, bare.float(), make_head(kind, torch.float32))
+    (weight.float() * got).sum().backward()
+    assert torch.allclose(got.double(), want, atol=2e-5)
+    assert relative(fused.grad, exact.grad) < 5e-6
+
+
+def test_divergence_pulls_nowhere_at_the_bare_model() -> None:
+    """Where nothing has changed there is nothing to undo: likelihood of a sample would pull."""
+    hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    found = divergence(hidden, hidden.detach(), make_head("plain", torch.float32))
+    found.sum().backward()
+    assert found.abs().max() < 1e-6
+    assert hidden.grad is not None
+    assert hidden.grad.abs().max() < 1e-6
 
 
 def relative(got: torch.Tensor | None, want: torch.Tensor | None) -> float:

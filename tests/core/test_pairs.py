@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ptalign.answering.anchors import anchor_of, anchor_request
+from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
@@ -560,6 +560,21 @@ def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
     assert (cut.answer, cut.ended, whole.ended) == (said, False, True)
     request = anchor_request("a1", draft, PairConfig(), MODEL)
     assert (request.temperature, request.min_p) == (1.0, 0.0)  # the model's own distribution
+
+
+def test_more_anchors_than_benign_instructions_are_further_answers_to_them() -> None:
+    """Asked for 400 of 96 instructions, 96 came, and a run read each of them nine times."""
+    few, many = (
+        list(anchor_drafts(PairConfig(anchors=n), (), lambda texts: np.eye(len(texts))))
+        for n in (40, 400)
+    )
+    assert len(few) == 50
+    assert len(many) == 500
+    assert len({anchor_id(d.instruction, d.take) for d in many}) == 500
+    assert {d.take for d in few} == {0}
+    held = [{d.instruction for d in many if d.held_out is kept} for kept in (True, False)]
+    assert not held[0] & held[1]  # no answer to a held-out instruction is trained on
+    assert 0.2 < sum(d.held_out for d in many) / 500 < 0.3
 
 
 def test_the_seed_turns_openers_and_anchors(asked: InstructionSet) -> None:

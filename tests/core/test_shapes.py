@@ -14,8 +14,9 @@ from torch.nn.functional import logsigmoid
 from ptalign.config import LoraConfig
 from ptalign.errors import InvalidInput, Unsupported
 from ptalign.losses import margins_of_logits, mle, unlikelihood
+from ptalign.training.loop import bare_states
 from ptalign.training.lora import attach, check_live, refuse_foreign, save_adapter, trainable
-from ptalign.training.step import Objective, accumulate
+from ptalign.training.step import Objective, accumulate, accumulate_apart
 from ptalign.training.texts import Sample
 from ptalign.training.tree import inputs_of, pack
 
@@ -150,6 +151,37 @@ def test_tree_step_equals_the_naive_padded_step(name: str) -> None:
             assert parameter.grad is not None, label
             error = float((parameter.grad - grad).norm() / grad.norm())
             assert error < 2e-5, (label, error)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_anchors_keep_the_bare_models_whole_distribution(name: str) -> None:
+    """The anchor term is KL(bare || adapted) over the vocabulary, whatever the row's order."""
+    decoder = attach(make_model(name), LoraConfig(rank=4), seed=1)
+    groups = make_groups()
+    anchors = [s for g in groups for s in g if s.part == "anchor"]
+    anchors.append(replace(anchors[0], key="cut", weights=(*anchors[0].weights[:-1], 0.0)))
+    groups = [anchors[-1:], *groups]
+    parameters = trainable(decoder)
+    warm(parameters)
+    kept = bare_states(decoder, anchors)
+    total, tokens = torch.zeros(()), 0.0
+    for anchor in anchors:
+        ids = torch.tensor([[*anchor.prompt, *anchor.answer]])
+        with torch.no_grad(), decoder.bare():
+            bare = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+        tuned = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+        kl = (bare.exp() * (bare - tuned)).sum(-1)[len(anchor.prompt) - 1 : -1]  # [answer]
+        total = total + (kl * torch.tensor(anchor.weights)).sum()
+        tokens += sum(anchor.weights)
+    want = torch.autograd.grad(total / tokens, list(parameters.values()))
+    objective = Objective("pt_align", 0.1, {}, kept)
+    for budget in (10**9, 40):
+        losses, apart = accumulate_apart(
+            decoder, groups, objective, list(parameters.values()), budget=budget
+        )
+        assert float(losses.anchor) == pytest.approx(float(total) / tokens, rel=2e-4)
+        for grad, expected in zip(apart.anchor, want, strict=True):
+            assert float((grad - expected).norm() / expected.norm()) < 2e-4
 
 
 def test_dpo_prefers_pairs_and_is_taught_what_has_no_rejected_answer() -> None:
