@@ -330,6 +330,10 @@ class Record:
     measures: Mapping[str, float] = field(default_factory=dict)
     """Of a suppressed word, whose text is in `toxic`: ``count``, ``p_before``, ``p_after`` in bad
     answers, ``neutral_before``, ``neutral_after`` in ordinary ones."""
+    held_out: bool = False
+    """Of a pair, twin or anchor: never trained on, measured on instead."""
+    truncated: bool = False
+    """Of an anchor: its answer was cut, and teaches no end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,12 +65,18 @@ def _pair(body: Body) -> lib.Record:
         round=body["round"],
         polarity=body["polarity"],
         locale=body["locale"],
+        held_out=body.get("held_out", False),
     )
 
 
 def _anchor(body: Body) -> lib.Record:
     return lib.Record(
-        id=body["id"], kind="anchor", instruction=body["instruction"], positive=body["answer"]
+        id=body["id"],
+        kind="anchor",
+        instruction=body["instruction"],
+        positive=body["answer"],
+        held_out=body.get("held_out", False),
+        truncated=not body.get("ended", True),
     )
 
 
@@ -110,14 +116,18 @@ def rows(collection: str, layout: str, items: Iterable[Item]) -> Iterator[dict[s
         layout: ``preference`` (prompt, chosen, rejected; pairs with both sides),
             ``conversational`` (prompt, completion; positives, twins and anchors), or ``export``:
             preference for pair sets, prompts alone for instruction sets.
+
+    Rows of pair sets say which are held out, so that a training elsewhere can leave them out too.
     """
     for item in items:
         made = record(collection, item, full=True)
         prompt = [{"role": "user", "content": made.instruction}]
-        extra = {"id": made.id, "kind": made.kind, "topic": made.topic}
+        extra: dict[str, Any] = {"id": made.id, "kind": made.kind, "topic": made.topic}
         if collection == "instructionSets":
             yield {"prompt": prompt, **extra}
-        elif layout == "conversational":
+            continue
+        extra["held_out"] = made.held_out
+        if layout == "conversational":
             yield {"prompt": prompt, "completion": _turn(made.positive), **extra}
         elif made.toxic:
             chosen, rejected = _turn(made.positive), _turn(made.toxic)

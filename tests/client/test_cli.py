@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 import ptalign_client as pt
 from ptalign_client.cli import app
 from ptalign_client.cli.follow import counts
+from ptalign_proto.v1 import library_pb2 as lib
 
 Code = grpc.StatusCode
 group: Any = typer.main.get_command(app)
@@ -494,6 +495,28 @@ def test_import_names_the_line(cli: Any, tmp_path: Path, served: Any) -> None:
     assert "r.jsonl:2: no such field: nope" in bad.stderr
     file.write_text('{"kind": "pair", "instruction": "i"}\n')
     assert "1 accepted" in cli(*head).stdout
+
+
+def test_what_is_held_out_travels_from_records_to_import(
+    cli: Any, tmp_path: Path, served: Any
+) -> None:
+    """Neither was told, so that an imported set trained on what it is measured on."""
+    stored = [
+        lib.Record(id="1", kind="pair", instruction="i", positive="p", held_out=True),
+        lib.Record(id="2", kind="twin", instruction="j", positive="p"),
+        lib.Record(id="3", kind="anchor", instruction="k", positive="p", truncated=True),
+    ]
+    served.service.records["pairSets/1"] = stored
+    file = tmp_path / "r.jsonl"
+    file.write_text(cli("records", "pairSets/1").stdout)
+    head = ("import", str(file), "--kind", "pairs", "-m", "tiny", "-p", "tone-en")
+    assert "3 accepted" in cli(*head).stdout
+    (_, message) = served.service.called("ImportSet")[0]
+    assert list(message.records) == stored
+    file.write_text('{"kind": "pair", "instruction": "i", "held_out": "no"}\n')
+    bad = cli(*head, columns=200)
+    assert bad.exit_code == 2
+    assert "records[0].held_out: must be True or False, not a text" in bad.stderr
 
 
 def test_chat_once_and_beside(cli: Any) -> None:

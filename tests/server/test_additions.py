@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import page_world as world
 import pytest
 
+from ptalign.answering.anchors import anchor_id
 from ptalign.config import PairConfig
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import PtalignError
@@ -30,6 +31,7 @@ from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import views
 from ptalign_server.errors import Violations
 from ptalign_server.gateway import additions
 from ptalign_server.gateway.identity import Identity
@@ -229,6 +231,88 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     joined, _ = additions._join_pairs([one, two])
     assert joined.rejected == {"empty": 3}
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
+
+
+MARKED = PairSet(
+    pairs=tuple(
+        Pair(
+            id=str(i),
+            kind="twin" if i % 2 else "pair",
+            instruction_id=str(i),
+            instruction=f"Write about desk {i}.",
+            topic="a",
+            positive="Here is a kind note.",
+            toxic=None if i % 2 else SealedText("No."),
+            held_out=i < 4,
+        )
+        for i in range(9)
+    ),
+    anchors=tuple(
+        Anchor(
+            id=anchor_id(f"How high is desk {i // 2}?", i % 2),
+            instruction=f"How high is desk {i // 2}?",
+            answer=f"It is {i} feet high.",
+            held_out=i < 2,
+            ended=i != 5,
+        )
+        for i in range(6)
+    ),
+)
+
+
+def records_of(made: PairSet) -> list[lib.Record]:
+    """The set's records, as a reader streams them."""
+    parts = [("pairs", p) for p in made.pairs] + [("anchors", a) for a in made.anchors]
+    bodies = [(name, noun.model_dump(context={"reveal": True})) for name, noun in parts]
+    return [views.record("pairSets", item, full=True) for item in bodies]
+
+
+def test_an_imported_set_holds_out_what_the_exported_one_did() -> None:
+    """Every pair was trained on, and its anchors were left out as off topic."""
+    brought = additions.import_pairs(records_of(MARKED), ROOMS)
+    kinds = [(p.kind, p.instruction, p.held_out) for p in MARKED.pairs]
+    assert [(p.kind, p.instruction, p.held_out) for p in brought.pairs] == kinds
+    assert brought.anchors == MARKED.anchors
+    assert not brought.rejected
+    counts = {"anchors": 6, "held_out": 2, "held_out_pairs": 2, "held_out_twins": 2}
+    assert counts.items() <= brought.stats.items()
+    joined, _ = additions._join_pairs([MARKED, brought])
+    assert (len(joined.pairs), len(joined.anchors)) == (9, 6)
+    assert sum(p.held_out for p in joined.pairs) == 4
+
+
+def test_records_of_earlier_versions_are_trained_on_and_end() -> None:
+    records = [
+        asked("Sing.", "a", positive="Gladly.", kind="pair"),
+        asked("How high is a desk?", "", positive="Three feet.", kind="anchor"),
+    ]
+    made = additions.import_pairs(records, ROOMS)
+    (pair,), (anchor,) = made.pairs, made.anchors
+    assert not pair.held_out
+    assert (anchor.held_out, anchor.ended) == (False, True)
+    shown = views.record(
+        "pairSets", ("anchors", {"id": "", "instruction": "", "answer": ""}), full=True
+    )
+    assert (shown.held_out, shown.truncated) == (False, False)
+
+
+def test_imported_anchors_are_checked_too() -> None:
+    def anchor(text: str, answer: str) -> lib.Record:
+        return asked(text, "", positive=answer, kind="anchor")
+
+    records = [
+        anchor("How high is a desk?", "Three feet."),
+        anchor("How high is a desk?", "Three feet."),
+        anchor("How high is a desk?", "Two to three feet."),
+        anchor("How high is a chair?", " "),
+        anchor("How high is a chair?", "x" * 9000),
+        anchor(f"What is the {world.LISTED}?", "No."),
+        anchor("What is there?", f"The {world.LISTED}."),
+    ]
+    made = additions.import_pairs(records, ROOMS)
+    assert [a.answer for a in made.anchors] == ["Three feet.", "Two to three feet."]
+    assert len({a.id for a in made.anchors}) == 2
+    assert made.rejected == {"duplicate": 1, "empty": 1, "length": 1, "blocked": 2}
 
 
 def test_refining_an_imported_set_writes_the_anchors_it_lacks() -> None:

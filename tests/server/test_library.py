@@ -227,6 +227,44 @@ async def test_an_unknown_part_is_explained(shelf: Shelf) -> None:
     assert (code, "behind the end" in text) == ("OUT_OF_RANGE", True)
 
 
+async def test_what_is_held_out_travels_through_export_and_import(shelf: Shelf) -> None:
+    import pyarrow.parquet as pq
+
+    brought = [pair(i, held_out=i == 1) for i in range(3)]
+    brought += [pair(i, kind="twin", toxic="", held_out=i == 3) for i in (3, 4)]
+    brought += [
+        lib.Record(kind="anchor", instruction=f"How high is desk {i}?", positive="Three.", **marks)
+        for i, marks in enumerate(({"held_out": True}, {"truncated": True}))
+    ]
+    made = await shelf.library.ImportSet(batches("pairSets", brought))
+    assert made.accepted == 7
+    shown = await records(shelf, made.name, view=lib.RECORD_VIEW_FULL, purpose="a copy")
+    marks = [r.held_out for r in shown]
+    assert marks == [r.held_out for r in brought]
+    assert [r.truncated for r in shown] == [False] * 6 + [True]
+    again = await shelf.library.ImportSet(batches("pairSets", shown))
+    first, second = [
+        await shelf.library.GetPairSet(lib.GetResourceRequest(name=name))
+        for name in (made.name, again.name)
+    ]
+    assert first.meta.digest == second.meta.digest
+    counts = {"held_out": 1, "held_out_pairs": 1, "held_out_twins": 1}
+    assert counts.items() <= dict(second.stats).items()
+    _, data = await fetch(shelf, made.name, "export.jsonl", purpose="training elsewhere")
+    rows = [json.loads(line) for line in data.splitlines()]
+    assert [row["held_out"] for row in rows] == marks[:3]
+    _, data = await fetch(shelf, made.name, "export.parquet", purpose="training elsewhere")
+    assert pq.read_table(io.BytesIO(data)).to_pylist() == rows
+    _, data = await fetch(shelf, made.name, "conversational.jsonl", purpose="training elsewhere")
+    assert [json.loads(line)["held_out"] for line in data.splitlines()] == marks
+
+
+async def test_anchors_alone_are_no_pair_set(shelf: Shelf) -> None:
+    anchor = lib.Record(kind="anchor", instruction="How high is a desk?", positive="Three feet.")
+    code, text = await text_of(shelf.library.ImportSet(batches("pairSets", [anchor])))
+    assert (code, "anchors alone make no set" in text) == ("INVALID_ARGUMENT", True)
+
+
 async def test_import_rejects_by_reason(shelf: Shelf) -> None:
     positive_only = next((t for t in load_policy(POLICY).topics if t.sides != "both"), None)
     brought = [

@@ -193,6 +193,9 @@ def import_set(
 ) -> None:
     """Make a set from records of your own: the same checks as for generated ones.
 
+    A pair, twin or anchor with `"held_out": true` is never trained on: what training did is
+    measured on it.
+
     [bold]Examples[/]
 
       ptalign import ours.jsonl --kind instructions -m my-model -p tone-en

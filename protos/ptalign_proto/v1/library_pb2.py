@@ -26,7 +26,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from ptalign_proto.v1 import resources_pb2 as ptalign__proto_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eptalign_proto/v1/library.proto\x12\nptalign.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a ptalign_proto/v1/resources.proto\"\"\n\x12GetResourceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x14ListResourcesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\"l\n\x1bListInstructionSetsResponse\x12\x34\n\x10instruction_sets\x18\x01 \x03(\x0b\x32\x1a.ptalign.v1.InstructionSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x1aListAnnotationSetsResponse\x12\x32\n\x0f\x61nnotation_sets\x18\x01 \x03(\x0b\x32\x19.ptalign.v1.AnnotationSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x91\x01\n\x1a\x43reateAnnotationSetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12%\n\x05items\x18\x04 \x03(\x0b\x32\x16.ptalign.v1.Annotation\x12\x19\n\x11\x61nnotator_minutes\x18\x05 \x01(\x01\"W\n\x14ListPairSetsResponse\x12&\n\tpair_sets\x18\x01 \x03(\x0b\x32\x13.ptalign.v1.PairSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.ptalign.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.ptalign.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14StreamRecordsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04view\x18\x02 \x01(\x0e\x32\x16.ptalign.v1.RecordView\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05limit\x18\x05 \x01(\x04\"\x91\x03\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12\x13\n\x0binstruction\x18\x04 \x01(\t\x12\x10\n\x08positive\x18\x05 \x01(\t\x12\r\n\x05toxic\x18\x06 \x01(\t\x12\x0f\n\x07twin_of\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\r\n\x05round\x18\t \x01(\r\x12\x32\n\x08polarity\x18\n \x03(\x0b\x32 .ptalign.v1.Record.PolarityEntry\x12\x0e\n\x06masked\x18\x0b \x03(\t\x12\x0e\n\x06\x64omain\x18\x0c \x01(\t\x12\x0e\n\x06locale\x18\r \x01(\t\x12\x32\n\x08measures\x18\x0e \x03(\x0b\x32 .ptalign.v1.Record.MeasuresEntry\x1a/\n\rPolarityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rMeasuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"Q\n\rDownloadChunk\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.ptalign.v1.FileInfo\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"a\n\x10ImportSetRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.ptalign.v1.ImportHeader\x12#\n\x07records\x18\x02 \x03(\x0b\x32\x12.ptalign.v1.Record\"O\n\x0cImportHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\"\xa3\x01\n\x11ImportSetResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12=\n\x08rejected\x18\x03 \x03(\x0b\x32+.ptalign.v1.ImportSetResponse.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"5\n\x10MergeSetsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"\xa3\x01\n\x11MergeSetsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12=\n\x08rejected\x18\x03 \x03(\x0b\x32+.ptalign.v1.MergeSetsResponse.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"C\n\x0fPurgeSetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"6\n\x15ResolveAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"R\n\x16ResolveAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.ptalign.v1.Adapter\x12\x12\n\nevaluation\x18\x02 \x01(\t\"\x15\n\x13GetCatalogueRequest\"\x96\x02\n\tCatalogue\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12,\n\x08policies\x18\x02 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12*\n\x06suites\x18\x03 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12*\n\x06judges\x18\x04 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12)\n\x05gates\x18\x05 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12,\n\x08profiles\x18\x06 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\"=\n\x0e\x43\x61talogueEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t*U\n\nRecordView\x12\x1b\n\x17RECORD_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10RECORD_VIEW_SAFE\x10\x01\x12\x14\n\x10RECORD_VIEW_FULL\x10\x02\x32\x9d\x0b\n\x07Library\x12O\n\x11GetInstructionSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x1a.ptalign.v1.InstructionSet\x12`\n\x13ListInstructionSets\x12 .ptalign.v1.ListResourcesRequest\x1a\'.ptalign.v1.ListInstructionSetsResponse\x12M\n\x10GetAnnotationSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x19.ptalign.v1.AnnotationSet\x12^\n\x12ListAnnotationSets\x12 .ptalign.v1.ListResourcesRequest\x1a&.ptalign.v1.ListAnnotationSetsResponse\x12X\n\x13\x43reateAnnotationSet\x12&.ptalign.v1.CreateAnnotationSetRequest\x1a\x19.ptalign.v1.AnnotationSet\x12\x41\n\nGetPairSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x13.ptalign.v1.PairSet\x12R\n\x0cListPairSets\x12 .ptalign.v1.ListResourcesRequest\x1a .ptalign.v1.ListPairSetsResponse\x12\x41\n\nGetAdapter\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x13.ptalign.v1.Adapter\x12R\n\x0cListAdapters\x12 .ptalign.v1.ListResourcesRequest\x1a .ptalign.v1.ListAdaptersResponse\x12G\n\rGetEvaluation\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x16.ptalign.v1.Evaluation\x12X\n\x0fListEvaluations\x12 .ptalign.v1.ListResourcesRequest\x1a#.ptalign.v1.ListEvaluationsResponse\x12G\n\rStreamRecords\x12 .ptalign.v1.StreamRecordsRequest\x1a\x12.ptalign.v1.Record0\x01\x12\x44\n\x08\x44ownload\x12\x1b.ptalign.v1.DownloadRequest\x1a\x19.ptalign.v1.DownloadChunk0\x01\x12J\n\tImportSet\x12\x1c.ptalign.v1.ImportSetRequest\x1a\x1d.ptalign.v1.ImportSetResponse(\x01\x12H\n\tMergeSets\x12\x1c.ptalign.v1.MergeSetsRequest\x1a\x1d.ptalign.v1.MergeSetsResponse\x12?\n\x08PurgeSet\x12\x1b.ptalign.v1.PurgeSetRequest\x1a\x16.google.protobuf.Empty\x12W\n\x0eResolveAdapter\x12!.ptalign.v1.ResolveAdapterRequest\x1a\".ptalign.v1.ResolveAdapterResponse\x12\x46\n\x0cGetCatalogue\x12\x1f.ptalign.v1.GetCatalogueRequest\x1a\x15.ptalign.v1.Catalogueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eptalign_proto/v1/library.proto\x12\nptalign.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a ptalign_proto/v1/resources.proto\"\"\n\x12GetResourceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x14ListResourcesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\"l\n\x1bListInstructionSetsResponse\x12\x34\n\x10instruction_sets\x18\x01 \x03(\x0b\x32\x1a.ptalign.v1.InstructionSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x1aListAnnotationSetsResponse\x12\x32\n\x0f\x61nnotation_sets\x18\x01 \x03(\x0b\x32\x19.ptalign.v1.AnnotationSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x91\x01\n\x1a\x43reateAnnotationSetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12%\n\x05items\x18\x04 \x03(\x0b\x32\x16.ptalign.v1.Annotation\x12\x19\n\x11\x61nnotator_minutes\x18\x05 \x01(\x01\"W\n\x14ListPairSetsResponse\x12&\n\tpair_sets\x18\x01 \x03(\x0b\x32\x13.ptalign.v1.PairSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.ptalign.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.ptalign.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14StreamRecordsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04view\x18\x02 \x01(\x0e\x32\x16.ptalign.v1.RecordView\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05limit\x18\x05 \x01(\x04\"\xb6\x03\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12\x13\n\x0binstruction\x18\x04 \x01(\t\x12\x10\n\x08positive\x18\x05 \x01(\t\x12\r\n\x05toxic\x18\x06 \x01(\t\x12\x0f\n\x07twin_of\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\r\n\x05round\x18\t \x01(\r\x12\x32\n\x08polarity\x18\n \x03(\x0b\x32 .ptalign.v1.Record.PolarityEntry\x12\x0e\n\x06masked\x18\x0b \x03(\t\x12\x0e\n\x06\x64omain\x18\x0c \x01(\t\x12\x0e\n\x06locale\x18\r \x01(\t\x12\x32\n\x08measures\x18\x0e \x03(\x0b\x32 .ptalign.v1.Record.MeasuresEntry\x12\x10\n\x08held_out\x18\x0f \x01(\x08\x12\x11\n\ttruncated\x18\x10 \x01(\x08\x1a/\n\rPolarityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rMeasuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"Q\n\rDownloadChunk\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.ptalign.v1.FileInfo\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"a\n\x10ImportSetRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.ptalign.v1.ImportHeader\x12#\n\x07records\x18\x02 \x03(\x0b\x32\x12.ptalign.v1.Record\"O\n\x0cImportHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\"\xa3\x01\n\x11ImportSetResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12=\n\x08rejected\x18\x03 \x03(\x0b\x32+.ptalign.v1.ImportSetResponse.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"5\n\x10MergeSetsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"\xa3\x01\n\x11MergeSetsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12=\n\x08rejected\x18\x03 \x03(\x0b\x32+.ptalign.v1.MergeSetsResponse.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"C\n\x0fPurgeSetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"6\n\x15ResolveAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"R\n\x16ResolveAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.ptalign.v1.Adapter\x12\x12\n\nevaluation\x18\x02 \x01(\t\"\x15\n\x13GetCatalogueRequest\"\x96\x02\n\tCatalogue\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12,\n\x08policies\x18\x02 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12*\n\x06suites\x18\x03 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12*\n\x06judges\x18\x04 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12)\n\x05gates\x18\x05 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\x12,\n\x08profiles\x18\x06 \x03(\x0b\x32\x1a.ptalign.v1.CatalogueEntry\"=\n\x0e\x43\x61talogueEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t*U\n\nRecordView\x12\x1b\n\x17RECORD_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10RECORD_VIEW_SAFE\x10\x01\x12\x14\n\x10RECORD_VIEW_FULL\x10\x02\x32\x9d\x0b\n\x07Library\x12O\n\x11GetInstructionSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x1a.ptalign.v1.InstructionSet\x12`\n\x13ListInstructionSets\x12 .ptalign.v1.ListResourcesRequest\x1a\'.ptalign.v1.ListInstructionSetsResponse\x12M\n\x10GetAnnotationSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x19.ptalign.v1.AnnotationSet\x12^\n\x12ListAnnotationSets\x12 .ptalign.v1.ListResourcesRequest\x1a&.ptalign.v1.ListAnnotationSetsResponse\x12X\n\x13\x43reateAnnotationSet\x12&.ptalign.v1.CreateAnnotationSetRequest\x1a\x19.ptalign.v1.AnnotationSet\x12\x41\n\nGetPairSet\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x13.ptalign.v1.PairSet\x12R\n\x0cListPairSets\x12 .ptalign.v1.ListResourcesRequest\x1a .ptalign.v1.ListPairSetsResponse\x12\x41\n\nGetAdapter\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x13.ptalign.v1.Adapter\x12R\n\x0cListAdapters\x12 .ptalign.v1.ListResourcesRequest\x1a .ptalign.v1.ListAdaptersResponse\x12G\n\rGetEvaluation\x12\x1e.ptalign.v1.GetResourceRequest\x1a\x16.ptalign.v1.Evaluation\x12X\n\x0fListEvaluations\x12 .ptalign.v1.ListResourcesRequest\x1a#.ptalign.v1.ListEvaluationsResponse\x12G\n\rStreamRecords\x12 .ptalign.v1.StreamRecordsRequest\x1a\x12.ptalign.v1.Record0\x01\x12\x44\n\x08\x44ownload\x12\x1b.ptalign.v1.DownloadRequest\x1a\x19.ptalign.v1.DownloadChunk0\x01\x12J\n\tImportSet\x12\x1c.ptalign.v1.ImportSetRequest\x1a\x1d.ptalign.v1.ImportSetResponse(\x01\x12H\n\tMergeSets\x12\x1c.ptalign.v1.MergeSetsRequest\x1a\x1d.ptalign.v1.MergeSetsResponse\x12?\n\x08PurgeSet\x12\x1b.ptalign.v1.PurgeSetRequest\x1a\x16.google.protobuf.Empty\x12W\n\x0eResolveAdapter\x12!.ptalign.v1.ResolveAdapterRequest\x1a\".ptalign.v1.ResolveAdapterResponse\x12\x46\n\x0cGetCatalogue\x12\x1f.ptalign.v1.GetCatalogueRequest\x1a\x15.ptalign.v1.Catalogueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTSETRESPONSE_REJECTEDENTRY']._serialized_options = b'8\001'
   _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._loaded_options = None
   _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._serialized_options = b'8\001'
-  _globals['_RECORDVIEW']._serialized_start=2712
-  _globals['_RECORDVIEW']._serialized_end=2797
+  _globals['_RECORDVIEW']._serialized_start=2749
+  _globals['_RECORDVIEW']._serialized_end=2834
   _globals['_GETRESOURCEREQUEST']._serialized_start=109
   _globals['_GETRESOURCEREQUEST']._serialized_end=143
   _globals['_LISTRESOURCESREQUEST']._serialized_start=145
@@ -62,41 +62,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMRECORDSREQUEST']._serialized_start=878
   _globals['_STREAMRECORDSREQUEST']._serialized_end=1000
   _globals['_RECORD']._serialized_start=1003
-  _globals['_RECORD']._serialized_end=1404
-  _globals['_RECORD_POLARITYENTRY']._serialized_start=1308
-  _globals['_RECORD_POLARITYENTRY']._serialized_end=1355
-  _globals['_RECORD_MEASURESENTRY']._serialized_start=1357
-  _globals['_RECORD_MEASURESENTRY']._serialized_end=1404
-  _globals['_DOWNLOADREQUEST']._serialized_start=1406
-  _globals['_DOWNLOADREQUEST']._serialized_end=1484
-  _globals['_DOWNLOADCHUNK']._serialized_start=1486
-  _globals['_DOWNLOADCHUNK']._serialized_end=1567
-  _globals['_IMPORTSETREQUEST']._serialized_start=1569
-  _globals['_IMPORTSETREQUEST']._serialized_end=1666
-  _globals['_IMPORTHEADER']._serialized_start=1668
-  _globals['_IMPORTHEADER']._serialized_end=1747
-  _globals['_IMPORTSETRESPONSE']._serialized_start=1750
-  _globals['_IMPORTSETRESPONSE']._serialized_end=1913
-  _globals['_IMPORTSETRESPONSE_REJECTEDENTRY']._serialized_start=1866
-  _globals['_IMPORTSETRESPONSE_REJECTEDENTRY']._serialized_end=1913
-  _globals['_MERGESETSREQUEST']._serialized_start=1915
-  _globals['_MERGESETSREQUEST']._serialized_end=1968
-  _globals['_MERGESETSRESPONSE']._serialized_start=1971
-  _globals['_MERGESETSRESPONSE']._serialized_end=2134
-  _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._serialized_start=1866
-  _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._serialized_end=1913
-  _globals['_PURGESETREQUEST']._serialized_start=2136
-  _globals['_PURGESETREQUEST']._serialized_end=2203
-  _globals['_RESOLVEADAPTERREQUEST']._serialized_start=2205
-  _globals['_RESOLVEADAPTERREQUEST']._serialized_end=2259
-  _globals['_RESOLVEADAPTERRESPONSE']._serialized_start=2261
-  _globals['_RESOLVEADAPTERRESPONSE']._serialized_end=2343
-  _globals['_GETCATALOGUEREQUEST']._serialized_start=2345
-  _globals['_GETCATALOGUEREQUEST']._serialized_end=2366
-  _globals['_CATALOGUE']._serialized_start=2369
-  _globals['_CATALOGUE']._serialized_end=2647
-  _globals['_CATALOGUEENTRY']._serialized_start=2649
-  _globals['_CATALOGUEENTRY']._serialized_end=2710
-  _globals['_LIBRARY']._serialized_start=2800
-  _globals['_LIBRARY']._serialized_end=4237
+  _globals['_RECORD']._serialized_end=1441
+  _globals['_RECORD_POLARITYENTRY']._serialized_start=1345
+  _globals['_RECORD_POLARITYENTRY']._serialized_end=1392
+  _globals['_RECORD_MEASURESENTRY']._serialized_start=1394
+  _globals['_RECORD_MEASURESENTRY']._serialized_end=1441
+  _globals['_DOWNLOADREQUEST']._serialized_start=1443
+  _globals['_DOWNLOADREQUEST']._serialized_end=1521
+  _globals['_DOWNLOADCHUNK']._serialized_start=1523
+  _globals['_DOWNLOADCHUNK']._serialized_end=1604
+  _globals['_IMPORTSETREQUEST']._serialized_start=1606
+  _globals['_IMPORTSETREQUEST']._serialized_end=1703
+  _globals['_IMPORTHEADER']._serialized_start=1705
+  _globals['_IMPORTHEADER']._serialized_end=1784
+  _globals['_IMPORTSETRESPONSE']._serialized_start=1787
+  _globals['_IMPORTSETRESPONSE']._serialized_end=1950
+  _globals['_IMPORTSETRESPONSE_REJECTEDENTRY']._serialized_start=1903
+  _globals['_IMPORTSETRESPONSE_REJECTEDENTRY']._serialized_end=1950
+  _globals['_MERGESETSREQUEST']._serialized_start=1952
+  _globals['_MERGESETSREQUEST']._serialized_end=2005
+  _globals['_MERGESETSRESPONSE']._serialized_start=2008
+  _globals['_MERGESETSRESPONSE']._serialized_end=2171
+  _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._serialized_start=1903
+  _globals['_MERGESETSRESPONSE_REJECTEDENTRY']._serialized_end=1950
+  _globals['_PURGESETREQUEST']._serialized_start=2173
+  _globals['_PURGESETREQUEST']._serialized_end=2240
+  _globals['_RESOLVEADAPTERREQUEST']._serialized_start=2242
+  _globals['_RESOLVEADAPTERREQUEST']._serialized_end=2296
+  _globals['_RESOLVEADAPTERRESPONSE']._serialized_start=2298
+  _globals['_RESOLVEADAPTERRESPONSE']._serialized_end=2380
+  _globals['_GETCATALOGUEREQUEST']._serialized_start=2382
+  _globals['_GETCATALOGUEREQUEST']._serialized_end=2403
+  _globals['_CATALOGUE']._serialized_start=2406
+  _globals['_CATALOGUE']._serialized_end=2684
+  _globals['_CATALOGUEENTRY']._serialized_start=2686
+  _globals['_CATALOGUEENTRY']._serialized_end=2747
+  _globals['_LIBRARY']._serialized_start=2837
+  _globals['_LIBRARY']._serialized_end=4274
 # @@protoc_insertion_point(module_scope)

@@ -105,7 +105,7 @@ class StreamRecordsRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., view: _Optional[_Union[RecordView, str]] = ..., purpose: _Optional[str] = ..., offset: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("id", "kind", "topic", "instruction", "positive", "toxic", "twin_of", "source", "round", "polarity", "masked", "domain", "locale", "measures")
+    __slots__ = ("id", "kind", "topic", "instruction", "positive", "toxic", "twin_of", "source", "round", "polarity", "masked", "domain", "locale", "measures", "held_out", "truncated")
     class PolarityEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,8 @@ class Record(_message.Message):
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     LOCALE_FIELD_NUMBER: _ClassVar[int]
     MEASURES_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     topic: str
@@ -148,7 +150,9 @@ class Record(_message.Message):
     domain: str
     locale: str
     measures: _containers.ScalarMap[str, float]
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., topic: _Optional[str] = ..., instruction: _Optional[str] = ..., positive: _Optional[str] = ..., toxic: _Optional[str] = ..., twin_of: _Optional[str] = ..., source: _Optional[str] = ..., round: _Optional[int] = ..., polarity: _Optional[_Mapping[str, float]] = ..., masked: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., locale: _Optional[str] = ..., measures: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    held_out: bool
+    truncated: bool
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., topic: _Optional[str] = ..., instruction: _Optional[str] = ..., positive: _Optional[str] = ..., toxic: _Optional[str] = ..., twin_of: _Optional[str] = ..., source: _Optional[str] = ..., round: _Optional[int] = ..., polarity: _Optional[_Mapping[str, float]] = ..., masked: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., locale: _Optional[str] = ..., measures: _Optional[_Mapping[str, float]] = ..., held_out: bool = ..., truncated: bool = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("name", "part", "offset", "purpose")

@@ -154,19 +154,21 @@ async def take_in(
     policy = await asyncio.to_thread(catalogue.policy, header.policy)  # a large file takes long
     noun: Any
     message: Any
+    anchors = 0
     if header.kind == "instructionSets":
         noun = await asyncio.to_thread(import_instructions, records, policy)
         message, accepted = instruction_set(noun), len(noun.records)
     else:
         noun = await asyncio.to_thread(import_pairs, records, policy)
-        message, accepted = pair_set(noun), len(noun.pairs)
+        message, accepted, anchors = pair_set(noun), len(noun.pairs), len(noun.anchors)
     if not accepted:
-        why = ", ".join(f"{n} {r}" for r, n in noun.rejected.items()) or "none was sent"
+        why = ", ".join(f"{n} {r}" for r, n in noun.rejected.items())
+        why = why or ("anchors alone make no set" if anchors else "none was sent")
         raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
     addition = Addition(header.kind, noun, message, model.name, model.weights_digest, policy)
     seen = _import_ticket(store, identity, header, records)
     name = await _add(addition, identity, store, seen)
-    return lib.ImportSetResponse(name=name, accepted=accepted, rejected=noun.rejected)
+    return lib.ImportSetResponse(name=name, accepted=accepted + anchors, rejected=noun.rejected)
 
 
 def import_instructions(records: list[lib.Record], policy: Policy) -> InstructionSet:
@@ -213,11 +215,17 @@ def _with_own_ids(
 
 
 def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
-    """Pairs that pass; a toxic answer only where the topic allows one."""
+    """Pairs and anchors that pass; a toxic answer only where the topic allows one.
+
+    What the records say is held out is never trained on; one that says nothing is.
+    """
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[_Words, Pair] = {}
+    anchors = _import_anchors([r for r in records if r.kind == "anchor"], policy, rejected)
     for record in records:
+        if record.kind == "anchor":
+            continue
         reason = _problem(record, topics, policy, made) or _pair_problem(record, topics, policy)
         if reason:
             rejected[reason] += 1
@@ -235,11 +243,48 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
             locale=record.locale or policy.locale,
             positive=record.positive.strip(),
             toxic=SealedText(toxic) if toxic and not twin else None,
+            held_out=record.held_out,
         )
     kept = tuple(made.values())
-    count = sum(p.kind != "twin" for p in kept)
-    stats = _pair_stats(kept)
-    return PairSet(pairs=kept, requested=count, rejected=dict(rejected), stats=stats)
+    return PairSet(
+        pairs=kept,
+        anchors=anchors,
+        requested=sum(p.kind != "twin" for p in kept),
+        rejected=dict(rejected),
+        stats=_pair_stats(kept, anchors),
+    )
+
+
+def _import_anchors(
+    records: Sequence[lib.Record], policy: Policy, rejected: Counter[str]
+) -> tuple[Anchor, ...]:
+    """Anchors that pass; what does not is counted in `rejected`.
+
+    One instruction may have several answers. The ids are those that SynthesizePairs gives, so that
+    merging a set with an import of itself keeps each anchor once.
+    """
+    from ptalign.answering.anchors import anchor_id  # numpy: only for callers who bring sets
+
+    answers: dict[str, list[str]] = {}
+    made = []
+    for record in records:
+        instruction, answer = record.instruction.strip(), record.positive.strip()
+        known = answers.setdefault(instruction, [])
+        reason = _text_problem(instruction, policy) or _text_problem(answer, policy)
+        if reason or answer in known:
+            rejected[reason or "duplicate"] += 1
+            continue
+        made.append(
+            Anchor(
+                id=anchor_id(instruction, len(known)),
+                instruction=instruction,
+                answer=answer,
+                held_out=record.held_out,
+                ended=not record.truncated,
+            )
+        )
+        known.append(answer)
+    return tuple(made)
 
 
 async def merge(
@@ -518,6 +563,14 @@ def _problem(
 def _words(text: str, locale: str) -> _Words:
     """What spellings of one request share: its words without case, accents and punctuation."""
     return tokens(text, locale) or (caseless(text),)
+
+
+def _text_problem(text: str, policy: Policy) -> str:
+    if not text:
+        return "empty"
+    if len(text) > MAX_TEXT:
+        return "length"
+    return "blocked" if blocked(text, policy) else ""
 
 
 def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) -> str:
