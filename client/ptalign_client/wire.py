@@ -124,8 +124,11 @@ def build(kind: type[M], path: str = "", /, **values: Any) -> M:
     Raises:
         InvalidArgument: A value of another type than its field.
     """
-    for name, value in values.items():  # protobuf would take the letters of a text for a list
-        if isinstance(value, str) and kind.DESCRIPTOR.fields_by_name[name].is_repeated:
+    for name, value in values.items():
+        field = kind.DESCRIPTOR.fields_by_name[name]
+        # protobuf would take the letters of a text for a list, and any whole number for True
+        letters = isinstance(value, str) and field.is_repeated
+        if letters or (field.cpp_type == FieldDescriptor.CPPTYPE_BOOL and value not in BOOLEANS):
             raise _misfit(kind, path, name, value)
     try:
         return kind(**values)
@@ -151,6 +154,9 @@ def _misfit(kind: type[Message], path: str, name: str, value: Any) -> InvalidArg
     found = str(value) if isinstance(value, int | float) else _a(_kind(value))
     return invalid(f"{path}.{name}" if path else name, f"must be {wanted}, not {found}")
 
+
+BOOLEANS = (None, False, True)
+"""What a field of yes or no takes; None leaves it unset."""
 
 WANTED = {
     FieldDescriptor.CPPTYPE_STRING: ("a text", "texts"),

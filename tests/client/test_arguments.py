@@ -29,6 +29,10 @@ def training(**values: Any) -> Callable[[pt.Client], object]:
     return lambda c: c.align(**{"model": "tiny", "pair_set": "pairSets/1", **values})
 
 
+def marked(held_out: Any) -> pt.Record:
+    return pt.Record(kind="pair", instruction="i", held_out=held_out)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -75,6 +79,14 @@ def training(**values: Any) -> Callable[[pt.Client], object]:
         (
             lambda c: c.import_set([{"id": "1"}], kind="pairSets", **ASK),
             "records[0]: must be a Record, not a dict",
+        ),
+        (
+            lambda c: c.import_set([marked("yes")], kind="pairSets", **ASK),
+            "records[0].held_out: must be True or False, not a text",
+        ),
+        (
+            lambda c: c.import_set([pt.Record(), marked(7)], kind="pairSets", **ASK),
+            "records[1].held_out: must be True or False, not 7",
         ),
     ],
 )
