@@ -172,6 +172,19 @@ def test_an_imported_instruction_set_carries_its_numbers() -> None:
     assert {f"not_computed.{name}" for name in missing} < stats.keys()
 
 
+def test_placeholders_of_a_safe_view_are_no_texts() -> None:
+    """Records read without the full view made pairs of "<sealed 17 chars sha256:...>"."""
+    seen = asked("<sealed 33 chars sha256:0a1b>", "a", masked=["instruction"])
+    made = additions.import_instructions([seen, asked("Sing at dawn!", "a")], ROOMS)
+    assert (len(made.records), made.rejected) == (1, {"masked": 1})
+    anchor = lib.Record(
+        kind="anchor", instruction="Why is rain wet?", positive="<sealed>", masked=["positive"]
+    )
+    pair = asked("Sing at noon!", "a", kind="pair", positive="I would rather not.")
+    pairs = additions.import_pairs([anchor, pair], ROOMS)
+    assert (pairs.anchors, pairs.rejected) == ((), {"masked": 1})
+
+
 def test_two_spellings_of_a_request_are_one() -> None:
     """Only case and spaces were looked through."""
     records = [asked("Sing at dawn!", "a"), asked("sing  at dawn.", "a"), asked("Sing.", "a")]

@@ -270,7 +270,8 @@ def _import_anchors(
     for record in records:
         instruction, answer = record.instruction.strip(), record.positive.strip()
         known = answers.setdefault(instruction, [])
-        reason = _text_problem(instruction, policy) or _text_problem(answer, policy)
+        reason = "masked" if record.masked else ""
+        reason = reason or _text_problem(instruction, policy) or _text_problem(answer, policy)
         if reason or answer in known:
             rejected[reason or "duplicate"] += 1
             continue
@@ -551,6 +552,8 @@ def _problem(
     text = record.instruction.strip()
     if not text:
         return "empty"
+    if record.masked:  # a safe view's placeholders are no texts
+        return "masked"
     if len(text) > MAX_TEXT:
         return "length"
     if record.topic not in topics:
