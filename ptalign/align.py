@@ -99,7 +99,15 @@ def align(
     pools.check_parts(plan, config)
     place = out / "checkpoints"
     run = Run.start(
-        decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
+        decoder,
+        config,
+        plan,
+        place,
+        job.fingerprint,
+        chat,
+        refuses,
+        fresh=parent is None,
+        on_row=job.rows("reading anchors"),
     )
     if resume:
         run.resume()
@@ -179,7 +187,7 @@ class _Job:
                 self.config,
                 self.policy,
                 self.judge,
-                self._rows("weighing tokens"),
+                self.rows("weighing tokens"),
             )
             weights = dict(found.by_key)
             shown = sheet(found, pools.scorer_of(self.config))
@@ -187,13 +195,13 @@ class _Job:
             _write_weights(file, weights, self.fingerprint)
         plan = pools.with_weights(plan, weights, self.config.method)
         if self.config.method in ("dpo", "npo"):
-            plan = pools.with_reference(plan, decoder, self._rows("scoring the reference"))
+            plan = pools.with_reference(plan, decoder, self.rows("scoring the reference"))
         return plan
 
     def finish(self, run: Run, chat: ChatFormat, begun: float) -> Adapter:
         """Measures, guards, saves, reloads and explains a trained run."""
         plan, decoder = run.sampler.pools, run.decoder
-        rows = self._rows("measuring")
+        rows = self.rows("measuring")
         kl, measured_on = _final_kl(decoder, plan, rows)
         guards = verdicts(run, kl, measured_on)
         if decoder.reason:
@@ -223,7 +231,7 @@ class _Job:
         _write_ledger(self.out / "ledger.json", adapter)
         return adapter
 
-    def _rows(self, phase: str) -> Callable[[int, int], None]:
+    def rows(self, phase: str) -> Callable[[int, int], None]:
         return lambda done, total: self.on_progress(Progress(phase, done, total))
 
 

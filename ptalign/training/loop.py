@@ -29,6 +29,8 @@ from ptalign.training.step import Losses, Objective, accumulate, accumulate_apar
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 
+OnRow = Callable[[int, int], None]
+
 KEPT_ROW = 512
 """Nodes per forward pass over the anchors."""
 WATCHED = 4
@@ -75,10 +77,23 @@ class Run:
         declines: Declines,
         *,
         fresh: bool = True,
+        on_row: OnRow = lambda done, total: None,
     ) -> Run:
-        """A run at step 0; `fresh` when it begins at the bare model."""
+        """A run at step 0.
+
+        Args:
+            decoder: The model with its adapter.
+            config: Settings.
+            pools: What it trains on.
+            folder: Checkpoints.
+            fingerprint: Of everything that decides the result.
+            chat: Turns token ids into text.
+            declines: Counts refused twins.
+            fresh: Whether it begins at the bare model.
+            on_row: Told rows done and in all of the pass that reads the bare model on anchors.
+        """
         parameters = trainable(decoder)
-        kept = bare_states(decoder, [s for group in pools.anchors for s in group])
+        kept = bare_states(decoder, [s for group in pools.anchors for s in group], on_row)
         return cls(
             decoder=decoder,
             config=config,
@@ -299,22 +314,32 @@ def _tokens(groups: list[tuple[Sample, ...]], part: str) -> int:
     return sum(w > 0 for g in groups for s in g if s.part == part for w in s.weights)
 
 
-def bare_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Sample key -> [its weighted tokens, hidden] states of the bare model that predict them."""
+def bare_states(
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    on_row: OnRow = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Sample key -> [its weighted tokens, hidden] states of the bare model that predict them.
+
+    Read once and kept in the model's dtype: a token costs `hidden` numbers, and no step needs a
+    second forward pass (ADR 0015).
+    """
     found: dict[str, Tensor] = {}
-    for row in pack([[s] for s in samples], KEPT_ROW):
+    rows = pack([[s] for s in samples], KEPT_ROW)
+    for done, row in enumerate(rows, 1):
         with torch.no_grad(), decoder.bare():
             states, targets = decoder.target_states(row)
         counts = torch.bincount(targets.owners, minlength=len(row.samples)).tolist()
         for sample, part in zip(row.samples, states.split(counts), strict=True):
             found[sample.key] = part.clone()
+        on_row(done, len(rows))
     return found
 
 
 def benign_kl(
     decoder: Decoder,
     samples: Sequence[Sample],
-    on_row: Callable[[int, int], None] = lambda done, total: None,
+    on_row: OnRow = lambda done, total: None,
 ) -> float:
     """KL(bare || adapted), nats per answer token, on samples that were not trained on."""
     total, tokens = 0.0, 0

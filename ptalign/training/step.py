@@ -93,7 +93,7 @@ class Objective:
     """``part/key`` -> log p under the bare model, for dpo and npo."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """Anchor -> [its weighted tokens, hidden] states of the bare model. An anchor without takes
-    likelihood, which estimates the same from one sample (ADR 0009)."""
+    likelihood, which estimates the same from one sample (ADR 0015)."""
 
     def losses(
         self, row: Row, states: Tensor, targets: Targets, totals: Totals, head: Head
