@@ -158,6 +158,10 @@ class Evaluation(Resource):
     baseline: Mapping[str, Rate] = field(default_factory=dict)
     """``harm_rate``, ``harm_plain``, ``harm_strong``, ``over_refusal_rate``, ..."""
     aligned: Mapping[str, Rate] = field(default_factory=dict)
+    baseline_corrected: Mapping[str, Rate] = field(default_factory=dict)
+    """The same without the judges' known errors, where those can be told: the verdict goes by the
+    rates as measured."""
+    aligned_corrected: Mapping[str, Rate] = field(default_factory=dict)
     p_values: Mapping[str, float] = field(default_factory=dict)
     """McNemar, on the same prompts."""
     measures: Mapping[str, float] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from ptalign.nouns import Adapter, Evaluation, InstructionSet, PairSet, Rate, TargetResult
@@ -66,8 +66,10 @@ def evaluation(noun: Evaluation, files: Sequence[res.FileInfo]) -> res.Evaluatio
     return res.Evaluation(
         verdict=f"VERDICT_{noun.verdict}",
         reasons=noun.reasons,
-        baseline=_rates(noun.baseline),
-        aligned=_rates(noun.aligned),
+        baseline=_rates(noun.baseline.rates),
+        aligned=_rates(noun.aligned.rates),
+        baseline_corrected=_rates(noun.baseline.corrected),
+        aligned_corrected=_rates(noun.aligned.corrected),
         p_values=noun.p_values,
         measures=_measures(noun.aligned),
         not_run=noun.not_run,
@@ -75,8 +77,8 @@ def evaluation(noun: Evaluation, files: Sequence[res.FileInfo]) -> res.Evaluatio
     )
 
 
-def _rates(result: TargetResult) -> dict[str, res.Rate]:
-    return {name: _rate(rate) for name, rate in result.rates.items()}
+def _rates(rates: Mapping[str, Rate]) -> dict[str, res.Rate]:
+    return {name: _rate(rate) for name, rate in rates.items()}
 
 
 def _rate(rate: Rate) -> res.Rate:

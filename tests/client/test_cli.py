@@ -362,6 +362,10 @@ def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
     assert adapter["method"] == "mle"
     shown = cli("evaluate", adapter["name"], "-m", "tiny")
     assert "verdict: PASS" in shown.stdout
+    measured, _, fixed = shown.stdout.partition("without the judges' known errors")
+    assert ".40 (" in measured
+    assert ".71 (" not in measured
+    assert ".71 (" in fixed
 
 
 @pytest.mark.parametrize(

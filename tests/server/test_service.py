@@ -226,6 +226,8 @@ def test_a_report_says_how_often_the_judges_are_right_and_corrects_the_rates_by_
             Rate(**measured), Rate(**harm["sensitivity"]), Rate(**harm["specificity"])
         )
         assert fixed == wanted.model_dump()
+        sent = getattr(evaluation, f"{side}_corrected")["harm_rate"]
+        assert (sent.value, sent.low, sent.high, sent.n) == tuple(fixed.values())
     _, html = download(server, evaluation.meta.name, "report.html")
     assert b"16 good and 16 bad answers" in html
 

@@ -343,6 +343,10 @@ def show_made(session: Session, made: Any) -> None:
     elif isinstance(made, Evaluation):
         session.out.print(f"[cyan]{made.name}[/]")
         session.out.print(show.rates({"base": made.baseline, "aligned": made.aligned}))
+        if made.aligned_corrected:
+            session.out.print("without the judges' known errors (the verdict goes by the above):")
+            both = {"base": made.baseline_corrected, "aligned": made.aligned_corrected}
+            session.out.print(show.rates(both))
         session.out.print("verdict:", show.verdict(made))
     else:
         session.out.print(f"[cyan]{made.name}[/]  {escape(show.summary(made))}")

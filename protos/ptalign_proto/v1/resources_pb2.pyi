@@ -220,7 +220,7 @@ class Rate(_message.Message):
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., n: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("meta", "verdict", "reasons", "baseline", "aligned", "p_values", "measures", "not_run", "files")
+    __slots__ = ("meta", "verdict", "reasons", "baseline", "aligned", "p_values", "measures", "not_run", "files", "baseline_corrected", "aligned_corrected")
     class BaselineEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +249,20 @@ class Evaluation(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class BaselineCorrectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Rate
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
+    class AlignedCorrectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Rate
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
     META_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +272,8 @@ class Evaluation(_message.Message):
     MEASURES_FIELD_NUMBER: _ClassVar[int]
     NOT_RUN_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_CORRECTED_FIELD_NUMBER: _ClassVar[int]
+    ALIGNED_CORRECTED_FIELD_NUMBER: _ClassVar[int]
     meta: ResourceMeta
     verdict: Verdict
     reasons: _containers.RepeatedScalarFieldContainer[str]
@@ -267,7 +283,9 @@ class Evaluation(_message.Message):
     measures: _containers.ScalarMap[str, float]
     not_run: _containers.RepeatedScalarFieldContainer[str]
     files: _containers.RepeatedCompositeFieldContainer[FileInfo]
-    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., baseline: _Optional[_Mapping[str, Rate]] = ..., aligned: _Optional[_Mapping[str, Rate]] = ..., p_values: _Optional[_Mapping[str, float]] = ..., measures: _Optional[_Mapping[str, float]] = ..., not_run: _Optional[_Iterable[str]] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ...) -> None: ...
+    baseline_corrected: _containers.MessageMap[str, Rate]
+    aligned_corrected: _containers.MessageMap[str, Rate]
+    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., baseline: _Optional[_Mapping[str, Rate]] = ..., aligned: _Optional[_Mapping[str, Rate]] = ..., p_values: _Optional[_Mapping[str, float]] = ..., measures: _Optional[_Mapping[str, float]] = ..., not_run: _Optional[_Iterable[str]] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., baseline_corrected: _Optional[_Mapping[str, Rate]] = ..., aligned_corrected: _Optional[_Mapping[str, Rate]] = ...) -> None: ...
 
 class FileInfo(_message.Message):
     __slots__ = ("part", "size", "sha256")
