@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import ChatFormat, Sample, toxic_sample
-from ptalign.training.tree import pack
+from ptalign.training.tree import OnRow, pack
 from ptalign.weights.sheet import sheet
 
 EXPLAINED = 24
@@ -97,17 +96,10 @@ def align(
     job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
+    plan = pools.with_kept(plan, decoder, job.rows("reading anchors"))
     place = out / "checkpoints"
     run = Run.start(
-        decoder,
-        config,
-        plan,
-        place,
-        job.fingerprint,
-        chat,
-        refuses,
-        fresh=parent is None,
-        on_row=job.rows("reading anchors"),
+        decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
     )
     if resume:
         run.resume()
@@ -231,11 +223,11 @@ class _Job:
         _write_ledger(self.out / "ledger.json", adapter)
         return adapter
 
-    def rows(self, phase: str) -> Callable[[int, int], None]:
+    def rows(self, phase: str) -> OnRow:
         return lambda done, total: self.on_progress(Progress(phase, done, total))
 
 
-def _final_kl(decoder: Decoder, plan: Pools, on_row: pools.OnRow) -> tuple[float, str]:
+def _final_kl(decoder: Decoder, plan: Pools, on_row: OnRow) -> tuple[float, str]:
     """Benign KL and what it was measured on: held-out anchors unless there are none."""
     if plan.held_out:
         return benign_kl(decoder, plan.held_out, on_row), "held-out anchors"

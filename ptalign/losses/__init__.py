@@ -5,13 +5,12 @@ m = z_target - log So is all a loss needs: p = sigmoid(m), log p = logsigmoid(m)
 log(1 - p) = logsigmoid(-m), each exact where p is close to 0 or 1.
 """
 
-from ptalign.losses.head import Head, divergence, kl_divergence, margins
+from ptalign.losses.head import Head, kl_divergence, margins
 from ptalign.losses.likelihood import margins_of_logits, mle, unlikelihood
 from ptalign.losses.preference import dpo, npo
 
 __all__ = [
     "Head",
-    "divergence",
     "dpo",
     "kl_divergence",
     "margins",

@@ -109,7 +109,16 @@ def margins(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     return result
 
 
-class _Margins(torch.autograd.Function):
+class _ByDirection(torch.autograd.Function):
+    """A number per row whose gradient in the row's state the forward pass has left behind."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (direction,) = ctx.saved_tensors  # [rows, hidden]
+        return (grads[0][:, None] * direction).to(ctx.dtype), None, None
+
+
+class _Margins(_ByDirection):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
         rows, width = hidden.shape
@@ -126,11 +135,6 @@ class _Margins(torch.autograd.Function):
             ctx.save_for_backward(direction)
         ctx.dtype = hidden.dtype
         return margin
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (direction,) = ctx.saved_tensors  # [rows, hidden]
-        return (grads[0][:, None] * direction).to(ctx.dtype), None, None
 
 
 def _margin_chunk(
@@ -155,51 +159,11 @@ def _margin_chunk(
     return margin, own - (others @ head.weight) / total
 
 
-def divergence(hidden: Tensor, base: Tensor, head: Head) -> Tensor:
-    """KL(base || tuned) of next-token distributions, differentiable in the tuned model's states.
+def kl_divergence(base: Tensor, other: Tensor, head: Head) -> Tensor:
+    """KL(base || other) of next-token distributions, in chunks; differentiable in `other`.
 
     The gradient in h of KL(p || q) is sum_j (q_j - p_j) s_j W_j, with s the slope of the soft-cap:
     it comes out of the forward pass, as that of the margins does.
-
-    Args:
-        hidden: [rows, hidden], hidden states of the model being tuned.
-        base: [rows, hidden], the bare model's at the same rows.
-        head: The frozen head of both.
-
-    Returns:
-        [rows] float32, nats.
-    """
-    result: Tensor = _Divergence.apply(hidden, base, head)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Divergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: Tensor, head: Head) -> Tensor:
-        result = hidden.new_empty(len(hidden), dtype=torch.float32)
-        direction = hidden.new_empty(hidden.shape, dtype=torch.float32)
-        for part in chunks(len(hidden), head.chunk):
-            log_p = head.logits(base[part]).log_softmax(1)  # [rows, vocabulary]
-            logits = head.logits(hidden[part])
-            log_q, slope = logits.log_softmax(1), head.slope(logits)
-            p = log_p.exp()
-            result[part] = (p * log_p.sub_(log_q)).sum(1)
-            difference = log_q.exp_().sub_(p)
-            if slope is not None:
-                difference.mul_(slope)
-            direction[part] = difference @ head.weight
-        ctx.save_for_backward(direction)
-        ctx.dtype = hidden.dtype
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (direction,) = ctx.saved_tensors  # [rows, hidden]
-        return (grads[0][:, None] * direction).to(ctx.dtype), None, None
-
-
-def kl_divergence(base: Tensor, other: Tensor, head: Head) -> Tensor:
-    """KL(base || other) of next-token distributions, in chunks.
 
     Args:
         base: [rows, hidden], hidden states of the bare model.
@@ -209,10 +173,27 @@ def kl_divergence(base: Tensor, other: Tensor, head: Head) -> Tensor:
     Returns:
         [rows] float32, nats.
     """
-    result = base.new_empty(len(base), dtype=torch.float32)
-    with torch.no_grad():
-        for part in chunks(len(base), head.chunk):
-            log_p = head.logits(base[part]).log_softmax(1)  # [rows, vocabulary]
-            log_q = head.logits(other[part]).log_softmax(1)
-            result[part] = (log_p.exp() * (log_p - log_q)).sum(1)
+    result: Tensor = _Divergence.apply(other, base, head)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Divergence(_ByDirection):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, base: Tensor, head: Head) -> Tensor:
+        result = hidden.new_empty(len(hidden), dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        direction = hidden.new_empty(hidden.shape, dtype=torch.float32) if wanted else None
+        for part in chunks(len(hidden), head.chunk):
+            log_p = head.logits(base[part]).log_softmax(1)  # [rows, vocabulary]
+            logits = head.logits(hidden[part])
+            log_q, p = logits.log_softmax(1), log_p.exp()
+            result[part] = (p * log_p.sub_(log_q)).sum(1)
+            if direction is not None:
+                difference, slope = log_q.exp_().sub_(p), head.slope(logits)
+                if slope is not None:
+                    difference.mul_(slope)
+                direction[part] = difference @ head.weight
+        if direction is not None:
+            ctx.save_for_backward(direction)
+        ctx.dtype = hidden.dtype
+        return result

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from ptalign.training.texts import Sample
 
@@ -33,6 +34,8 @@ class Pools:
     """Samples longer than the limit."""
     reference: Mapping[str, float] = field(default_factory=dict)
     """Sample ``part/key`` -> log p of its answer under the bare model (dpo and npo)."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """Anchor -> [its weighted tokens, hidden] states of the bare model."""
 
 
 @dataclass(frozen=True, slots=True)

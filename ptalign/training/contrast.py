@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from ptalign.nouns import PairSet, Policy
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample
-from ptalign.training.tree import pack
+from ptalign.training.tree import OnRow, pack
 from ptalign.weights.scorers import Scores, Toxic
 
 ROW = 1024
@@ -41,7 +41,7 @@ def contrast_scores(
     chat: ChatFormat,
     answers: Sequence[Toxic],
     constraints: Callable[[str], Mapping[str, str]],
-    on_row: Callable[[int, int], None] = lambda done, total: None,
+    on_row: OnRow = lambda done, total: None,
 ) -> Scores:
     """log p(token | toxic constraints) - log p(token | positive constraints).
 
@@ -85,7 +85,7 @@ def _under(answer: Toxic, chat: ChatFormat, system: str, key: str) -> Sample:
 def token_log_probs(
     decoder: Decoder,
     groups: Sequence[Sequence[Sample]],
-    on_row: Callable[[int, int], None] = lambda done, total: None,
+    on_row: OnRow = lambda done, total: None,
     *,
     bare: bool = True,
 ) -> dict[str, list[float]]:

@@ -68,9 +68,8 @@ class Decoder:
 
     def margins(self, row: Row) -> tuple[Tensor, Targets]:
         """Margins of the row's weighted tokens, [targets], and what they belong to."""
-        targets = targets_of(row, self.device)
-        nodes = targets.nodes if self.layout == "tree" else self._flat_nodes(row)
-        return margins(self.hidden(row)[nodes], targets.tokens, self.head), targets
+        states, targets = self.target_states(row)
+        return margins(states, targets.tokens, self.head), targets
 
     def target_states(self, row: Row) -> tuple[Tensor, Targets]:
         """Hidden states [targets, hidden] that predict the row's weighted tokens."""

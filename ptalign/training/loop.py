@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,12 @@ from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, TWIN_LIMIT, Balance
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
+from ptalign.training.pools import ANCHOR_ROW
 from ptalign.training.refusals import Declines, refused
 from ptalign.training.step import Losses, Objective, accumulate, accumulate_apart, norm
 from ptalign.training.texts import ChatFormat, Sample
-from ptalign.training.tree import pack
+from ptalign.training.tree import OnRow, pack
 
-OnRow = Callable[[int, int], None]
-
-KEPT_ROW = 512
-"""Nodes per forward pass over the anchors."""
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
 WATCH_EVERY = 4
@@ -77,23 +74,9 @@ class Run:
         declines: Declines,
         *,
         fresh: bool = True,
-        on_row: OnRow = lambda done, total: None,
     ) -> Run:
-        """A run at step 0.
-
-        Args:
-            decoder: The model with its adapter.
-            config: Settings.
-            pools: What it trains on.
-            folder: Checkpoints.
-            fingerprint: Of everything that decides the result.
-            chat: Turns token ids into text.
-            declines: Counts refused twins.
-            fresh: Whether it begins at the bare model.
-            on_row: Told rows done and in all of the pass that reads the bare model on anchors.
-        """
+        """A run at step 0; `fresh` when it begins at the bare model."""
         parameters = trainable(decoder)
-        kept = bare_states(decoder, [s for group in pools.anchors for s in group], on_row)
         return cls(
             decoder=decoder,
             config=config,
@@ -105,7 +88,7 @@ class Run:
                 config.seed,
                 config.elicited_share,
             ),
-            objective=Objective(config.method, config.beta, pools.reference, kept),
+            objective=Objective(config.method, config.beta, pools.reference, pools.kept),
             optimizer=torch.optim.AdamW(
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),
@@ -314,28 +297,6 @@ def _tokens(groups: list[tuple[Sample, ...]], part: str) -> int:
     return sum(w > 0 for g in groups for s in g if s.part == part for w in s.weights)
 
 
-def bare_states(
-    decoder: Decoder,
-    samples: Sequence[Sample],
-    on_row: OnRow = lambda done, total: None,
-) -> dict[str, Tensor]:
-    """Sample key -> [its weighted tokens, hidden] states of the bare model that predict them.
-
-    Read once and kept in the model's dtype: a token costs `hidden` numbers, and no step needs a
-    second forward pass (ADR 0015).
-    """
-    found: dict[str, Tensor] = {}
-    rows = pack([[s] for s in samples], KEPT_ROW)
-    for done, row in enumerate(rows, 1):
-        with torch.no_grad(), decoder.bare():
-            states, targets = decoder.target_states(row)
-        counts = torch.bincount(targets.owners, minlength=len(row.samples)).tolist()
-        for sample, part in zip(row.samples, states.split(counts), strict=True):
-            found[sample.key] = part.clone()
-        on_row(done, len(rows))
-    return found
-
-
 def benign_kl(
     decoder: Decoder,
     samples: Sequence[Sample],
@@ -343,7 +304,7 @@ def benign_kl(
 ) -> float:
     """KL(bare || adapted), nats per answer token, on samples that were not trained on."""
     total, tokens = 0.0, 0
-    rows = pack([[s] for s in samples], 512)
+    rows = pack([[s] for s in samples], ANCHOR_ROW)
     for done, row in enumerate(rows, 1):
         with torch.no_grad():
             adapted, _ = decoder.target_states(row)

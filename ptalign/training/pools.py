@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from ptalign.config import AlignConfig
 from ptalign.config import Scorer as ScorerName
@@ -24,13 +27,15 @@ from ptalign.training.texts import (
     positive_sample,
     toxic_sample,
 )
+from ptalign.training.tree import OnRow, pack
 from ptalign.weights import TokenWeights, scorer_named, weigh
 from ptalign.weights.scorers import Scorer, Toxic
 
-OnRow = Callable[[int, int], None]
-
 AFTER = "@"
 """Between a pair's id and the number of the context that its samples come after."""
+
+ANCHOR_ROW = 512
+"""Nodes per forward pass over anchors."""
 
 UNSEEN = 5
 """Fewer held-out toxic answers than this say too little about words: trained ones are read."""
@@ -211,6 +216,34 @@ def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
     renamed = [[replace(s, key=f"{s.part}/{s.key}") for s in group] for group in groups.values()]
     found = token_log_probs(decoder, renamed, on_row)
     return replace(pools, reference={key: sum(values) for key, values in found.items()})
+
+
+def with_kept(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
+    """Pools with the bare model's states on the anchors that are trained on."""
+    anchors = [sample for group in pools.anchors for sample in group]
+    return replace(pools, kept=bare_states(decoder, anchors, on_row))
+
+
+def bare_states(
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    on_row: OnRow = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Sample key -> [its weighted tokens, hidden] states of the bare model that predict them.
+
+    Read once and kept in the model's dtype: a token costs `hidden` numbers, and no step needs a
+    second forward pass (ADR 0015).
+    """
+    found: dict[str, Tensor] = {}
+    rows = pack([[s] for s in samples], ANCHOR_ROW)
+    for done, row in enumerate(rows, 1):
+        with torch.no_grad(), decoder.bare():
+            states, targets = decoder.target_states(row)
+        counts = torch.bincount(targets.owners, minlength=len(row.samples)).tolist()
+        for sample, part in zip(row.samples, states.split(counts), strict=True):
+            found[sample.key] = part.clone()
+        on_row(done, len(rows))
+    return found
 
 
 def check_parts(pools: Pools, config: AlignConfig) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ptalign.losses import Head, divergence, dpo, margins, mle, npo, unlikelihood
+from ptalign.losses import Head, dpo, kl_divergence, margins, mle, npo, unlikelihood
 from ptalign.nouns import Method
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import Part, Sample
@@ -107,10 +107,12 @@ class Objective:
             totals: Denominators of the step.
             head: The frozen head.
         """
-        held = self._held(row, targets)
-        free = ~held
-        margin = states.new_zeros(len(states), dtype=torch.float32)
-        margin = margin.masked_scatter(free, margins(states[free], targets.tokens[free], head))
+        bare = [self.kept.get(s.key) if s.part == "anchor" else None for s in row.samples]
+        whole = torch.tensor([b is not None for b in bare], device=states.device)[targets.owners]
+        margin = states.new_zeros(len(states), dtype=torch.float32)  # whole ones need none
+        margin = margin.masked_scatter(
+            ~whole, margins(states[~whole], targets.tokens[~whole], head)
+        )
 
         def of(mine: Sequence[bool]) -> Tensor:
             """[targets] weights of these samples, 0 elsewhere."""
@@ -124,27 +126,17 @@ class Objective:
             toxic = self._preference(row, margin, targets, totals)
         else:
             toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
+        anchor = mle(margin, masked("anchor") * ~whole, totals.anchor)
+        if known := [b for b in bare if b is not None]:
+            drift = kl_divergence(torch.cat(known), states[whole], head)
+            anchor = anchor + (targets.weights[whole] * drift).sum() / totals.anchor
         return Losses(
             mle=mle(margin, likely, totals.mle),
-            anchor=mle(margin, masked("anchor") * free, totals.anchor)
-            + self._kept(row, states[held], targets.weights[held], head) / totals.anchor,
+            anchor=anchor,
             toxic=toxic,
             twin=mle(margin, masked("twin"), totals.twin).detach(),
             unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
-
-    def _held(self, row: Row, targets: Targets) -> Tensor:
-        """[targets] whether a target's sample is an anchor whose distribution is kept."""
-        held = [s.part == "anchor" and s.key in self.kept for s in row.samples]
-        return torch.tensor(held, device=targets.owners.device)[targets.owners]
-
-    def _kept(self, row: Row, states: Tensor, weights: Tensor, head: Head) -> Tensor:
-        """Sum over these targets of w KL(bare || tuned), in nats."""
-        if not len(states):
-            return states.sum().float()
-        keys = [s.key for s in row.samples if s.part == "anchor" and s.key in self.kept]
-        bare = torch.cat([self.kept[key] for key in keys])  # [held targets, hidden]
-        return (weights * divergence(states, bare, head)).sum()
 
     def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
         sums = margin.new_zeros(len(row.samples)).index_add(0, targets.owners, logsigmoid(margin))

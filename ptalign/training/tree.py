@@ -7,7 +7,7 @@ prompt, all samples share the system prompt, and nothing is padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from ptalign.training.texts import Sample
+
+OnRow = Callable[[int, int], None]
+"""Told the rows that are done and rows in all."""
 
 
 @dataclass(slots=True)

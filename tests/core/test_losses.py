@@ -10,7 +10,6 @@ from torch.nn.functional import logsigmoid
 
 from ptalign.losses import (
     Head,
-    divergence,
     dpo,
     kl_divergence,
     margins,
@@ -151,7 +150,7 @@ def test_fused_divergence_matches_full_logits_in_float64(
     want = (log_p.exp() * (log_p - log_q)).sum(1)
     (weight * want).sum().backward()
     fused = tuned.float().requires_grad_()
-    got = divergence(fused, bare.float(), make_head(kind, torch.float32))
+    got = kl_divergence(bare.float(), fused, make_head(kind, torch.float32))
     (weight.float() * got).sum().backward()
     assert torch.allclose(got.double(), want, atol=2e-5)
     assert relative(fused.grad, exact.grad) < 5e-6
@@ -160,7 +159,7 @@ def test_fused_divergence_matches_full_logits_in_float64(
 def test_divergence_pulls_nowhere_at_the_bare_model() -> None:
     """Where nothing has changed there is nothing to undo: likelihood of a sample would pull."""
     hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    found = divergence(hidden, hidden.detach(), make_head("plain", torch.float32))
+    found = kl_divergence(hidden.detach(), hidden, make_head("plain", torch.float32))
     found.sum().backward()
     assert found.abs().max() < 1e-6
     assert hidden.grad is not None

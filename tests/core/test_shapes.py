@@ -14,8 +14,8 @@ from torch.nn.functional import logsigmoid
 from ptalign.config import LoraConfig
 from ptalign.errors import InvalidInput, Unsupported
 from ptalign.losses import margins_of_logits, mle, unlikelihood
-from ptalign.training.loop import bare_states
 from ptalign.training.lora import attach, check_live, refuse_foreign, save_adapter, trainable
+from ptalign.training.pools import bare_states
 from ptalign.training.step import Objective, accumulate, accumulate_apart
 from ptalign.training.texts import Sample
 from ptalign.training.tree import inputs_of, pack

@@ -270,8 +270,9 @@ def _import_anchors(
     for record in records:
         instruction, answer = record.instruction.strip(), record.positive.strip()
         known = answers.setdefault(instruction, [])
-        reason = "masked" if record.masked else ""
-        reason = reason or _text_problem(instruction, policy) or _text_problem(answer, policy)
+        reason = _unusable(record, instruction, answer)
+        if not reason and (blocked(instruction, policy) or blocked(answer, policy)):
+            reason = "blocked"
         if reason or answer in known:
             rejected[reason or "duplicate"] += 1
             continue
@@ -550,12 +551,8 @@ def _problem(
     record: lib.Record, topics: dict[str, Topic], policy: Policy, made: Mapping[_Words, Any]
 ) -> str:
     text = record.instruction.strip()
-    if not text:
-        return "empty"
-    if record.masked:  # a safe view's placeholders are no texts
-        return "masked"
-    if len(text) > MAX_TEXT:
-        return "length"
+    if reason := _unusable(record, text):
+        return reason
     if record.topic not in topics:
         return "off_topic"
     if blocked(text, policy):
@@ -568,12 +565,12 @@ def _words(text: str, locale: str) -> _Words:
     return tokens(text, locale) or (caseless(text),)
 
 
-def _text_problem(text: str, policy: Policy) -> str:
-    if not text:
+def _unusable(record: lib.Record, *texts: str) -> str:
+    if record.masked:  # a safe view's placeholders are no texts
+        return "masked"
+    if not all(texts):
         return "empty"
-    if len(text) > MAX_TEXT:
-        return "length"
-    return "blocked" if blocked(text, policy) else ""
+    return "length" if any(len(text) > MAX_TEXT for text in texts) else ""
 
 
 def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) -> str:
