@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -74,31 +74,26 @@ class Form:
     def runs(self) -> list[Run]:
         """Every run, what a goal needs first: a study cut short then lacks what needs it least.
 
-        One seed of the methods that goals name, the curve, that seed of the others, then the
-        other seeds.
+        The methods that goals name at every seed, ten times the weight once, the curve, the other
+        methods, and ten times the weight at the other seeds.
         """
         named = [m for m in self.methods if m in NAMED]
         others = [m for m in self.methods if m not in NAMED]
-        found = self._compared(0, named)
+        found = [self._compared(m, seed) for seed in range(self.seeds) for m in named]
+        found += self._tenfold(0)
         found += [
             Run("pt_align", 0, "broad", steps, twins, anchors)
             for twins, anchors, steps in (self.curve if self.broad else ())
         ]
-        found += self._compared(0, others)
-        for seed in range(1, self.seeds):
-            found += self._compared(seed, self.methods)
-        return found
+        found += [self._compared(m, seed) for seed in range(self.seeds) for m in others]
+        return found + [run for seed in range(1, self.seeds) for run in self._tenfold(seed)]
 
-    def _compared(self, seed: int, methods: Sequence[Method]) -> list[Run]:
-        """Methods at a seed, then those that are also run at ten times the weight."""
-        found = [Run(m, seed, steps=self.steps) for m in methods]
-        if self.tenfold:
-            found += [
-                Run(m, seed, steps=self.steps, tenfold=True)
-                for m in methods
-                if m in ("pt_align", "ut_uniform")
-            ]
-        return found
+    def _compared(self, method: Method, seed: int) -> Run:
+        return Run(method, seed, steps=self.steps)
+
+    def _tenfold(self, seed: int) -> list[Run]:
+        methods = [m for m in self.methods if m in ("pt_align", "ut_uniform") and self.tenfold]
+        return [Run(m, seed, steps=self.steps, tenfold=True) for m in methods]
 
 
 FULL = Form(

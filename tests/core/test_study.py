@@ -409,6 +409,8 @@ def test_forms_run_what_the_issue_asks_for() -> None:
     assert {r.method for r in compared} == {"mle", "pt_align", "ut_uniform", "dpo", "npo"}
     assert len(compared) == 15
     assert sum(r.tenfold for r in runs) == 6
+    named = [f"{m}-s{seed}" for seed in range(3) for m in ("mle", "pt_align", "ut_uniform")]
+    assert [r.label for r in runs][:9] == named
     assert [r.label for r in QUICK.runs()] == [
         *("pt_align-s0", "mle-s0", "ut_uniform-s0"),
         *("pt_align-s0-x10", "ut_uniform-s0-x10"),
