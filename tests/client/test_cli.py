@@ -183,6 +183,28 @@ def test_failed_align_is_resumed_from(cli: Any, loop: Path, tmp_path: Path, serv
     assert (first.resume_from, second.resume_from) == ("", "operations/3")
 
 
+def test_align_whose_steps_are_on_another_server_starts_afresh(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    original, lost = served.service._fill, status_pb2.Status(code=3, message="not on this machine")
+    lost.details.add().Pack(violation("resume_from", "has no checkpoints on this machine"))
+    errors = [status_pb2.Status(code=14, message="engine lost"), lost]
+
+    def failing(job: Any) -> None:
+        original(job)
+        if job.kind == "Align" and errors:
+            job.error = errors.pop(0)
+
+    served.service._fill = failing
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 1
+    again = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert again.exit_code == 0, again.stderr
+    assert "operations/3 cannot be continued: starting afresh" in again.stderr
+    asked = served.service.called("Align")
+    assert [r.resume_from for r in asked[:3]] == ["", "operations/3", ""]
+    assert len({r.request_id for r in asked[:3]}) == 3
+
+
 def stop_first_set(served: Any, made: int) -> None:
     """The first instruction set is cut short after `made` of its instructions."""
     original = served.service._fill

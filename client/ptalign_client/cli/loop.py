@@ -244,6 +244,13 @@ class Runner:
         except ServiceError as error:
             stage.partial = error.resource or stage.partial
             self.state.save()
+            if stage.resume_from and any(v.field == "resume_from" for v in error.violations):
+                # the steps of the earlier try are on another server, or gone: they are not in reach
+                self.session.note(
+                    f"[dim]{stage.resume_from} cannot be continued: starting afresh[/]"
+                )
+                self.state.afresh(stage)
+                return self.stage(label, inputs, start)
             raise
         self.end(label, stage, made, self.seconds(running) or time.monotonic() - began)
         return made
@@ -269,8 +276,7 @@ class Runner:
         try:
             progress = running.progress()
         except NotFound:
-            self.state.again(stage)
-            stage.resume_from = ""
+            self.state.afresh(stage)
             return None
         if progress.state in (nouns.State.FAILED, nouns.State.CANCELLED):
             stage.partial = progress.resource or stage.partial

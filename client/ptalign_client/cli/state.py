@@ -67,6 +67,11 @@ class RunState:
         stage.resource = ""
         self.save()
 
+    def afresh(self, stage: Stage) -> None:
+        """The same, without going on from the try before."""
+        stage.operation = ""
+        self.again(stage)
+
     def save(self) -> None:
         """Writes the file whole, or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
