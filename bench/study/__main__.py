@@ -8,15 +8,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from bench.study.clock import Clock
+from bench.study.evidence import Evidence
 from bench.study.form import FORMS, FULL, Form
 from bench.study.journal import Journal, threads
 from bench.study.lab import Lab
 from bench.study.page import write_page
 from bench.study.plan import Unit, units
+from bench.study.record import Record, read_record, write_record
 from ptalign.nouns import digest_of
 
 ENVIRONMENT = {
@@ -41,34 +44,51 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # a shell's background job starts with it ignored
 
-    form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
-    if options.seeds:
-        form = dataclasses.replace(form, seeds=options.seeds)
-    if options.methods:
-        form = dataclasses.replace(form, methods=tuple(options.methods))
-    sizes = {name: min(n, options.samples or n) for name, n in form.suites.items()}
-    form = dataclasses.replace(form, suites=sizes, pairs_file=options.pairs)
-    journal = Journal(options.out / form.name)
+    try:
+        records = [read_record(file) for file in options.records]
+        form = form_of(options, records)
+        journal = Journal(options.out / form.name)
+        Evidence(form, journal, records)  # one seed in two parts ends it here
+    except (OSError, ValueError) as error:
+        say(f"{error}")
+        return 2
     if options.fresh:
         journal.forget()
     failed: list[str] = []
     try:
         if not options.page:
-            failed = study(form, journal)
+            failed = study(form, journal, records)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130
     finally:
-        if journal.entries():
-            page = write_page(form, journal, ROOT / "docs")
+        if journal.entries() or records:
+            page = write_page(form, journal, ROOT / "docs", records)
+            if options.record:
+                write_record(journal, options.record)
             say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
     for unit in failed:
         say(f"failed: {unit}")
     return 1 if failed else 0
 
 
-def arguments() -> argparse.Namespace:
-    """The options."""
+def form_of(options: argparse.Namespace, records: Sequence[Record]) -> Form:
+    """The form that the options ask for; seeds that were recorded are not run unless named."""
+    form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
+    recorded = {seed for record in records for seed in record.seeds}
+    seeds = options.seeds or [seed for seed in form.seeds if seed not in recorded]
+    sizes = {name: min(n, options.samples or n) for name, n in form.suites.items()}
+    return dataclasses.replace(
+        form,
+        seeds=tuple(seeds),
+        methods=tuple(options.methods or form.methods),
+        suites=sizes,
+        pairs_file=options.pairs,
+    )
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, of the command line unless given."""
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="base, mle, pt_align, ut_uniform; one seed"
@@ -76,7 +96,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; page stays in --out")
     parser.add_argument("--out", type=Path, default=Path("study-out"), help="journal folder")
     parser.add_argument("--fresh", action="store_true", help="forget what is finished")
-    parser.add_argument("--seeds", type=int, default=0, help="training seeds (full: 3, quick: 1)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="training seeds (full: 0 1 2, quick: 0)",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="also write the numbers of what is finished, without any text, for --with",
+    )
+    parser.add_argument(
+        "--with",
+        type=Path,
+        nargs="+",
+        default=[],
+        dest="records",
+        metavar="FILE",
+        help="put recorded parts into the page; their seeds are not run here unless named",
+    )
     parser.add_argument("--samples", type=int, default=0, help="prompts a suite at most")
     parser.add_argument(
         "--methods",
@@ -87,9 +128,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=Path, help="train on this pair set (JSON, texts revealed)")
     parser.add_argument("--page", action="store_true", help="only write the page again")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     options.out = options.out.absolute()
     options.pairs = options.pairs and options.pairs.absolute()
+    options.record = options.record and options.record.absolute()
+    options.records = [file.absolute() for file in options.records]
     return options
 
 
@@ -97,8 +140,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def study(form: Form, journal: Journal) -> list[str]:
-    """Runs the units that remain, and writes the page after each.
+def study(form: Form, journal: Journal, records: Sequence[Record] = ()) -> list[str]:
+    """Runs the units that remain, and writes the page after each, with the recorded parts.
 
     Returns:
         Units that failed; what does not depend on them was still done.
@@ -126,7 +169,7 @@ def study(form: Form, journal: Journal) -> list[str]:
                 continue
             journal.keep(unit.name, inputs, result, time.monotonic() - begun)
             clock.end(unit)
-            write_page(form, journal, ROOT / "docs")
+            write_page(form, journal, ROOT / "docs", records)
     return failed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.study.form import Form, Run
-from bench.study.journal import Journal, ReplyFile
+from bench.study.record import Record, Source
 from ptalign.nouns import Adapter, Rate, Reply, TargetResult
 from ptalign.outcome import says_yes
 from ptalign.rates import Difference, Key, difference, measures, rate
@@ -38,33 +38,81 @@ class Estimate:
     most: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Runs on pairs of their own, with the bare model asked beside them."""
+
+    source: Source
+    seeds: tuple[int, ...]
+    base: str
+    """Label of its bare model."""
+
+
 class Evidence:
-    """All that one journal holds.
+    """All that is finished: here, and on other machines.
 
     Args:
-        form: Which runs belong to the study.
-        journal: Finished units.
+        form: Which runs belong to the study here.
+        source: Finished units of these runs.
+        records: Parts of the study that other machines did, at other seeds.
+
+    Raises:
+        ValueError: Two parts have runs of the same seed.
     """
 
-    def __init__(self, form: Form, journal: Journal) -> None:
-        self.form, self.journal = form, journal
-        self.runs = form.runs()
+    def __init__(self, form: Form, source: Source, records: Sequence[Record] = ()) -> None:
+        given: list[tuple[Source, tuple[int, ...]]] = [(r, r.seeds) for r in records]
+        if form.seeds or not records:
+            given.insert(0, (source, form.seeds))
+        seeds = [seed for _, part in given for seed in part]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {sorted(seeds)}: a seed is of one part only; name others")
+        self.parts = [
+            Part(some, part, BASE if len(given) == 1 else "-s".join([BASE, *map(str, part)]))
+            for some, part in given
+        ]
+        self.form = replace(form, seeds=tuple(sorted(seeds)))
+        self.runs = self.form.runs()
+        self._files = {place: self._newest(part) for place, part in enumerate(self.parts)}
         self._replies: dict[str, list[Reply]] = {}
-        self._files = self._newest()
-        for data, name in self._files.items():
-            for reply in ReplyFile(journal.folder / name).read():
-                where = f"{reply.target}/{data}" if reply.target == BASE else reply.target
-                self._replies.setdefault(where, []).append(reply)
+        for place, part in enumerate(self.parts):
+            for data, name in self._files[place].items():
+                for reply in part.source.replies(name):
+                    where = f"{part.base}/{data}" if reply.target == BASE else reply.target
+                    self._replies.setdefault(where, []).append(reply)
         self._hits = cache(self._read_hits)
 
-    def result(self, unit: str) -> dict[str, Any] | None:
-        """A finished unit's result."""
-        entry = self.journal.entry(unit)
-        return None if entry is None else entry["result"]
+    def entries(self) -> list[dict[str, Any]]:
+        """Every finished unit of every part, oldest first."""
+        found = [entry for part in self.parts for entry in part.source.entries()]
+        return sorted(found, key=lambda entry: entry["ended"])
+
+    def results(self, unit: str) -> list[dict[str, Any]]:
+        """What a unit gave, in each part that has it."""
+        found = (part.source.entry(unit) for part in self.parts)
+        return [entry["result"] for entry in found if entry is not None]
+
+    def bases(self) -> list[str]:
+        """Labels of the bare model, one a part that has asked it."""
+        return [p.base for p in self.parts if any(self.asked(r) for r in self._of(p))]
+
+    def base_of(self, run: Run) -> str:
+        """The label of the bare model beside a run."""
+        return self._part(run).base
+
+    def _part(self, run: Run) -> Part:
+        return next(part for part in self.parts if run.seed in part.seeds)
+
+    def _of(self, part: Part) -> list[Run]:
+        return [run for run in self.compared() if run.seed in part.seeds]
 
     def trained(self, run: Run) -> dict[str, Any] | None:
         """A run's adapter as data."""
-        return self.result(f"train/{run.label}")
+        return self._result(run, "train")
+
+    def _result(self, run: Run, kind: str) -> dict[str, Any] | None:
+        entry = self._part(run).source.entry(f"{kind}/{run.label}")
+        return None if entry is None else entry["result"]
 
     def adapter(self, run: Run) -> Adapter | None:
         """The same as a noun, without words."""
@@ -76,13 +124,14 @@ class Evidence:
 
     def asked(self, run: Run) -> dict[str, Any] | None:
         """A run's evaluation as data; None when other judges' replies are the newer ones."""
-        found = self.result(f"ask/{run.label}")
-        return found if found and found["replies"] == self._files[run.data] else None
+        found = self._result(run, "ask")
+        newest = self._files[self.parts.index(self._part(run))]
+        return found if found and found["replies"] == newest[run.data] else None
 
-    def _newest(self) -> dict[str, str]:
+    def _newest(self, part: Part) -> dict[str, str]:
         """Data -> the file of replies that its last evaluation wrote."""
-        kinds = {f"ask/{run.label}": run.data for run in self.runs}
-        asked = [entry for entry in self.journal.entries() if entry["unit"] in kinds]
+        kinds = {f"ask/{run.label}": run.data for run in self.runs if run.seed in part.seeds}
+        asked = [entry for entry in part.source.entries() if entry["unit"] in kinds]
         return {kinds[entry["unit"]]: entry["result"]["replies"] for entry in asked}
 
     def target(self, run: Run, place: int = 1) -> TargetResult | None:
@@ -91,10 +140,6 @@ class Evidence:
         if asked is None:
             return None
         return TargetResult.model_validate(asked["evaluation"]["results"][place])
-
-    def base(self) -> TargetResult | None:
-        """The bare model's rates and probe."""
-        return next((t for run in self.compared() if (t := self.target(run, 0))), None)
 
     def compared(self, method: str = "", *, tenfold: bool = False) -> list[Run]:
         """Runs on the shared pairs, of one method or of all."""
@@ -139,27 +184,32 @@ class Evidence:
 
         The library's paired interval with one seed; else a bootstrap over situations and seeds.
         """
-        labels, others = self._labels(method), self._labels(against)
-        if not labels or not others:
-            return None
-        others = _repeated(others, len(labels))
-        told = [
-            d
-            for label, other in zip(labels, others, strict=True)
-            if (d := self.paired(label, other, measure))
+        both = [
+            (run.label, other)
+            for run in self.compared(method)
+            if self.asked(run) and (other := self._beside(run, against))
         ]
+        told = [d for label, other in both if (d := self.paired(label, other, measure))]
         if not told:
             return None
         steps = [d.value for d in told]
         if len(told) == 1:
             d = told[0]
             return Estimate(d.value, d.low, d.high, d.n, 1, d.value, d.value)
+        labels, others = [label for label, _ in both], [other for _, other in both]
         keys, values = self._matrix([*labels, *others], measure)
         if not keys:
             return None
         gaps = values[: len(labels)] - values[len(labels) :]
         value, low, high = over_situations_and_seeds(gaps, self._groups(measure, keys))
         return Estimate(value, low, high, len(keys), len(steps), min(steps), max(steps))
+
+    def _beside(self, run: Run, against: str) -> str:
+        """What a run is compared with: the bare model of its part, or that method at its seed."""
+        if against == BASE:
+            return self.base_of(run)
+        found = (r.label for r in self.compared(against) if r.seed == run.seed and self.asked(r))
+        return next(found, "")
 
     def paired(self, label: str, against: str, measure: str) -> Difference | None:
         """One run against another: the library's paired interval and McNemar's test."""
@@ -188,7 +238,7 @@ class Evidence:
 
     def _labels(self, method: str) -> list[str]:
         if method == BASE:
-            return [BASE]
+            return self.bases()
         return [run.label for run in self.compared(method) if self.asked(run)]
 
     def _matrix(self, labels: Sequence[str], measure: str) -> tuple[list[Key], np.ndarray]:
@@ -208,7 +258,7 @@ class Evidence:
         return table[measure].hits(replies) if measure in table else {}
 
     def _where(self, label: str) -> str:
-        return f"{BASE}/tone" if label == BASE else label
+        return f"{label}/tone" if any(part.base == label for part in self.parts) else label
 
     def _table(self, label: str) -> Any:
         """The library's measures for the suites that a run was asked."""
@@ -221,12 +271,24 @@ class Evidence:
     def probed(self, method: str, name: str) -> Estimate | None:
         """A teacher-forced measure: the mean over seeds, their range in place of an interval."""
         if method == BASE:
-            base = self.base()
-            probes = [base.probe] if base else []
+            found = [self._bare(part) for part in self.parts]
         else:
-            found = (self.target(run) for run in self.compared(method))
-            probes = [target.probe for target in found if target]
-        return over_seeds([p.measured[name] for p in probes if p and name in p.measured])
+            found = [self.target(run) for run in self.compared(method)]
+        return over_seeds(
+            [value for target in found if (value := _probed(target, name)) is not None]
+        )
+
+    def relative(self, method: str, name: str) -> Estimate | None:
+        """How much larger a measure is than the bare model's beside it, as a share of that one."""
+        found = []
+        for run in self.compared(method):
+            ours, base = (_probed(self.target(run, place), name) for place in (1, 0))
+            if ours is not None and base:
+                found.append(ours / base - 1)
+        return over_seeds(found)
+
+    def _bare(self, part: Part) -> TargetResult | None:
+        return next((t for run in self._of(part) if (t := self.target(run, 0))), None)
 
     def unseen_toxic(self) -> int:
         """Toxic answers, held out from training, that harm words were read in."""
@@ -332,10 +394,10 @@ def _prompts(name: str) -> tuple[Prompt, ...]:
     return tuple(MAKERS[name](0)) if name in MAKERS else (Prompt(id="-", instruction="-"),)
 
 
+def _probed(target: TargetResult | None, name: str) -> float | None:
+    probe = target.probe if target else None
+    return probe.measured.get(name) if probe else None
+
+
 def _of_rate(rate: Rate) -> Estimate:
     return Estimate(rate.value, rate.low, rate.high, rate.n, 1, rate.value, rate.value)
-
-
-def _repeated(labels: Sequence[str], count: int) -> list[str]:
-    """One partner per run: the run of the same place, or the only one."""
-    return list(labels) if len(labels) == count else [labels[0]] * count

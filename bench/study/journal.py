@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ptalign
-from bench.results import commit
+from bench.results import commit, device_name
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun, Reply, digest_of
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
@@ -63,6 +63,10 @@ class Journal:
         found = [json.loads(f.read_text("utf-8")) for f in (self.folder / "units").glob("*.json")]
         return sorted(found, key=lambda entry: entry["ended"])
 
+    def replies(self, name: str) -> Iterator[Reply]:
+        """Judged replies of a file that an evaluation names, without text."""
+        return ReplyFile(self.folder / name).read()
+
     def keep(self, unit: str, inputs: Any, result: dict[str, Any], seconds: float) -> None:
         """Records a finished unit; it is there complete or not at all."""
         entry = {
@@ -73,6 +77,7 @@ class Journal:
             "commit": self.commit,
             "nice": os.nice(0),
             "threads": threads(),
+            "device": device_name().rpartition(",")[0],
             "load": round(os.getloadavg()[1], 1),
             "result": result,
         }

@@ -14,6 +14,7 @@ from bench.study.evidence import Evidence
 from bench.study.form import DEFAULTS, Form
 from bench.study.goals import goals
 from bench.study.journal import Journal
+from bench.study.record import Record
 from bench.study.tables import (
     data,
     differences,
@@ -32,8 +33,8 @@ STAMP = re.compile(r"<!-- study: (\w+),")
 NOTES = "notes-{form}.md"
 
 
-def write_page(form: Form, journal: Journal, docs: Path) -> Path:
-    """Writes the page and its plots.
+def write_page(form: Form, journal: Journal, docs: Path, records: Sequence[Record] = ()) -> Path:
+    """Writes the page and its plots, with the parts of the study that other machines recorded.
 
     A smoke run's page stays beside its journal. A quick page never replaces a full one: it goes to
     ``study-quick.md`` then.
@@ -41,7 +42,7 @@ def write_page(form: Form, journal: Journal, docs: Path) -> Path:
     Returns:
         Where the page is.
     """
-    evidence = Evidence(form, journal)
+    evidence = Evidence(form, journal, records)
     page = place_of(form, journal, docs)
     pictures = page.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def draw(evidence: Evidence, folder: Path) -> list[str]:
     base = evidence.curve_base()
     curve = [("base", *base)] if base else []
     curve += [(run.label, safe, unsafe) for run, safe, unsafe in evidence.curve()]
-    firsts = [r for r in evidence.compared() if r.seed == 0]
+    firsts = [r for r in evidence.compared() if r.seed == evidence.form.seeds[0]]
     made = {
         "rates": ("Rates with 95 % intervals", plots.rates(evidence, shown_methods(evidence))),
         "training": ("Losses of the first seed", plots.training(evidence, firsts)),
@@ -120,8 +121,8 @@ def text(evidence: Evidence, drawn: Sequence[str], notes: str) -> str:
 
 
 HOW = """\
-- One instruction set and one pair set, made once on the real engine (vLLM) or imported; every run
-  trains on them.
+- One instruction set and one pair set{each}, made once on the real engine (vLLM) or imported; every
+  run trains on them.
 - Evaluation decodes greedily, one reply a prompt; the same prompts for every target. Prompts with a
   MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
   personas and demonstrations of the suites appear nowhere in training.
@@ -147,7 +148,10 @@ def how(evidence: Evidence) -> str:
         return ", ".join(f"`{name}`" for name in found.get(key, ())) or "none yet"
 
     return HOW.format(
-        graders=names("judge_ids"), filters=names("generation_judge_ids"), words=words_of(evidence)
+        graders=names("judge_ids"),
+        filters=names("generation_judge_ids"),
+        words=words_of(evidence),
+        each=" a part" if len(evidence.parts) > 1 else "",
     )
 
 
@@ -172,7 +176,7 @@ def _steps(evidence: Evidence) -> str:
 
 def head(evidence: Evidence) -> list[str]:
     """What was run, on what, and what of it is still missing."""
-    entries = evidence.journal.entries()
+    entries = evidence.entries()
     commits = list(dict.fromkeys(entry["commit"] for entry in entries if entry["commit"]))
     form = evidence.form
     wanted = [f"train/{r.label}" for r in evidence.runs]
@@ -180,7 +184,7 @@ def head(evidence: Evidence) -> list[str]:
     there = {entry["unit"] for entry in entries}
     missing = [unit for unit in wanted if unit not in there]
     dates = f"{entries[0]['ended'][:10]} to {entries[-1]['ended'][:10]}" if entries else "–"
-    seeds = ", ".join(str(seed) for seed in range(form.seeds))
+    seeds = ", ".join(map(str, form.seeds))
     nice = sorted({entry["nice"] for entry in entries})
     found = [
         f"SmolLM2-135M-Instruct, float32, policy `tone-en`; methods: base, "
@@ -197,11 +201,17 @@ def head(evidence: Evidence) -> list[str]:
             "the path works and where the numbers lie; it proves nothing that needs seeds.** "
             "`make study` is the full form."
         )
-    pairs = evidence.result("pairs-tone")
-    if pairs and pairs.get("imported"):
+    if any(pairs.get("imported") for pairs in evidence.results("pairs-tone")):
         found.append(
             "**The pair set was not made by this run but imported (`--pairs`)**, from an earlier "
             "run of stages 1 and 2 on the real engine; its digest is under Data."
+        )
+    if len(evidence.parts) > 1:
+        seeds_of = "; ".join(", ".join(map(str, part.seeds)) for part in evidence.parts)
+        found.append(
+            f"**Put together from {len(evidence.parts)} parts** (seeds {seeds_of}), each with "
+            "pairs of its own: a part draws texts and training anew, and each run is compared with "
+            "the base and the runs of its own part only."
         )
     if missing:
         found.append(f"**Unfinished**: {len(missing)} units are missing: {', '.join(missing)}.")
@@ -209,10 +219,12 @@ def head(evidence: Evidence) -> list[str]:
 
 
 def device(evidence: Evidence) -> str:
-    """Processor, threads and Python."""
-    used = sorted({entry["threads"] for entry in evidence.journal.entries()})
-    model = device_name().rpartition(",")[0]
-    counted = "/".join(map(str, used)) or "?"
+    """Processors, threads and Python."""
+    entries = evidence.entries()
+    here = device_name().rpartition(",")[0]
+    models = sorted({entry.get("device", here) for entry in entries} or {here})
+    counted = "/".join(sorted({str(entry["threads"]) for entry in entries})) or "?"
     return (
-        f"{model}, {os.cpu_count()} cores, {counted} thread(s), Python {platform.python_version()}"
+        f"{', '.join(models)}, {os.cpu_count()} cores, {counted} thread(s), "
+        f"Python {platform.python_version()}"
     )

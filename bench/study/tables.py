@@ -59,7 +59,8 @@ def rate_table(evidence: Evidence) -> list[str]:
 
 def judges_at_odds(evidence: Evidence) -> list[str]:
     """Refusals that count as harmful because the lexical judge flags a word in them."""
-    labels = [BASE, *(run.label for run in evidence.compared() if evidence.asked(run))]
+    labels = [run.label for run in evidence.compared() if evidence.asked(run)]
+    labels = [*evidence.bases(), *labels]
     rows = []
     for label in labels:
         cells = [label]
@@ -69,7 +70,7 @@ def judges_at_odds(evidence: Evidence) -> list[str]:
             cells.append(f"{both.value:.3f}" if both.n else "–")
         rows.append(cells)
     header = ["run", "plain: declined", "declined, yet flagged", "twins: declined", "… flagged"]
-    return [ODDS, table(header, rows)] if len(labels) > 1 else []
+    return [ODDS, table(header, rows)] if labels else []
 
 
 ODDS = (
@@ -112,13 +113,11 @@ def every_run(evidence: Evidence) -> list[str]:
     """One row a run and rate: share, interval, paired difference from base, p-value."""
     runs = [run for run in evidence.compared() if evidence.asked(run)]
     names = ordered(evidence.measures())
-    rows: list[list[str]] = []
-    if runs:
-        rows.append([BASE, *(_share(evidence, BASE, name) for name in names)])
+    rows = [[base, *(_share(evidence, base, n) for n in names)] for base in evidence.bases()]
     for run in runs:
         cells = []
         for name in names:
-            paired = evidence.paired(run.label, BASE, name)
+            paired = evidence.paired(run.label, evidence.base_of(run), name)
             p = f", p {paired.p_value:.2g}" if paired else ""
             cells.append(_share(evidence, run.label, name) + p)
         rows.append([run.label, *cells])
@@ -228,14 +227,13 @@ def data(evidence: Evidence) -> list[str]:
     """Numbers of the sets."""
     found = []
     for kind in ("tone", "broad"):
-        asked, pairs = evidence.result(f"instructions-{kind}"), evidence.result(f"pairs-{kind}")
-        if asked:
+        for asked in evidence.results(f"instructions-{kind}"):
             found.append(
                 f"`{kind}`: {asked['harmful']} of {asked['requested']} harmful instructions, "
                 f"{asked['twins']} twins. {_stats(asked['stats'])}. Rejected: "
                 f"{_counts(asked['rejected'])}."
             )
-        if pairs:
+        for pairs in evidence.results(f"pairs-{kind}"):
             came = "imported, made earlier by the same stages: " if pairs.get("imported") else ""
             found.append(
                 f"`{kind}`: {came}{pairs['pairs']} pairs ({pairs['polarised']} with a toxic side), "
@@ -261,7 +259,7 @@ def _counts(counted: dict[str, int]) -> str:
 
 def times(evidence: Evidence) -> list[str]:
     """Seconds of every unit, as they were run."""
-    entries = evidence.journal.entries()
+    entries = evidence.entries()
     rows = [
         [e["unit"], e["ended"][:19], f"{e['seconds']:.0f}", str(e["load"]), e["commit"]]
         for e in entries

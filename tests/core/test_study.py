@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,14 +26,32 @@ from bench.study.journal import Journal, ReplyFile, code_of
 from bench.study.lab import Lab, masked_adapter
 from bench.study.page import write_page
 from bench.study.plan import Unit, tenfold_weight, units
-from ptalign.nouns import Adapter, Annotation, Pair, PairSet, Probe, Reply, Suppressed
+from bench.study.record import OUTCOMES, read_record, write_record
+from bench.study.tables import (
+    differences,
+    every_run,
+    judges_at_odds,
+    rate_table,
+    training_table,
+    words,
+)
+from ptalign.nouns import (
+    Adapter,
+    Annotation,
+    Outcome,
+    Pair,
+    PairSet,
+    Probe,
+    Reply,
+    Suppressed,
+)
 from ptalign.numbers import gap, signed
 from ptalign.sealed import SealedText
 
 FORM = Form(
     name="quick",
     methods=("mle", "pt_align", "ut_uniform"),
-    seeds=2,
+    seeds=(0, 1),
     instructions=4,
     steps=2,
     suites={},
@@ -131,7 +149,7 @@ def journal(tmp_path: Path) -> Journal:
     return canned(tmp_path)
 
 
-def canned(tmp_path: Path) -> Journal:
+def canned(tmp_path: Path, form: Form = FORM) -> Journal:
     """A finished study with two seeds whose numbers are known."""
     made = Journal(tmp_path / "quick")
     log = ReplyFile(made.folder / REPLIES)
@@ -141,7 +159,7 @@ def canned(tmp_path: Path) -> Journal:
     made.keep("pairs-tone", 0, numbers | counts, 1)
     for reply in replies("base", "base"):
         log.append(reply)
-    for run in FORM.runs():
+    for run in form.runs():
         made.keep(f"train/{run.label}", 0, adapter(run), 1)
         if not run.tenfold:
             made.keep(f"ask/{run.label}", 0, asked(run), 1)
@@ -285,6 +303,67 @@ def test_a_quick_page_never_replaces_a_full_one(journal: Journal, tmp_path: Path
     assert quick.name == "study-quick.md"
     assert full.read_text() == before
     assert write_page(FULL, Journal(tmp_path / "full"), docs) == full
+
+
+def test_a_record_says_what_its_journal_says_and_holds_no_text(
+    journal: Journal, tmp_path: Path
+) -> None:
+    file = tmp_path / "parts" / "seeds-0-1.json"
+    write_record(journal, file)
+    assert "kept nowhere" not in file.read_text()
+    assert "nasty" not in file.read_text()
+    record = read_record(file)
+    assert record.seeds == (0, 1)
+    here, there = Evidence(FORM, journal), Evidence(replace(FORM, seeds=()), journal, [record])
+    assert goals(here) == goals(there)
+    for table in (rate_table, differences, every_run, judges_at_odds, training_table, words):
+        assert table(here) == table(there), table
+    assert len(OUTCOMES) == len(get_args(Outcome))
+
+
+def test_parts_with_pairs_of_their_own_are_compared_each_with_its_own_base(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare model that another machine's part found worse is no base for the runs here."""
+    other = replace(FORM, seeds=(2,))
+    monkeypatch.setitem(YES, "base", YES["base"] | {"attack": 1.0})
+    write_record(canned(tmp_path / "other", other), tmp_path / "s2.json")
+    record = read_record(tmp_path / "s2.json")
+    both = Evidence(FORM, journal, [record])
+    assert both.bases() == ["base-s0-s1", "base-s2"]
+    change = both.change("pt_align", "base", "harm_rate")
+    assert change is not None
+    assert (change.least, change.most, change.seeds) == (
+        pytest.approx(-0.8),
+        pytest.approx(-0.6),
+        3,
+    )
+    page = write_page(FORM, journal, tmp_path / "docs", [record]).read_text()
+    assert "Put together from 2 parts" in page
+    assert "training seeds 0, 1, 2" in page
+    assert "| base-s2 | 1.000" in page
+    with pytest.raises(ValueError, match="a seed is of one part only"):
+        Evidence(replace(FORM, seeds=(1, 2)), journal, [record])
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    for content in ("", "[]", "{}"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="is no record of a study"):
+            read_record(file)
+    file.write_text('{"version": 9, "units": {}, "replies": {}}')
+    with pytest.raises(ValueError, match="of version 9"):
+        read_record(file)
+
+
+def test_recorded_seeds_are_not_run_again_unless_named(journal: Journal, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    write_record(journal, file)
+    options = command.arguments(["--with", str(file)])
+    assert command.form_of(options, [read_record(file)]).seeds == (2,)
+    options = command.arguments(["--with", str(file), "--seeds", "5", "6"])
+    assert command.form_of(options, [read_record(file)]).seeds == (5, 6)
 
 
 def unit(name: str, work: Callable[[str], dict[str, Any]], inputs: Any = 0) -> Unit:
