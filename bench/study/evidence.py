@@ -56,21 +56,25 @@ class Evidence:
         source: Finished units of these runs.
         records: Parts of the study that other machines did, at other seeds.
 
+    Attributes:
+        begun: Parts in which anything is finished.
+
     Raises:
         ValueError: Two parts have runs of the same seed.
     """
 
     def __init__(self, form: Form, source: Source, records: Sequence[Record] = ()) -> None:
-        given: list[tuple[Source, tuple[int, ...]]] = [(r, r.seeds) for r in records]
-        if form.seeds or not records:
-            given.insert(0, (source, form.seeds))
+        given: list[tuple[Source, tuple[int, ...]]] = [(source, form.seeds)]
+        given += [(record, record.seeds) for record in records]
         seeds = [seed for _, part in given for seed in part]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {sorted(seeds)}: a seed is of one part only; name others")
+        begun = sum(bool(part and some.entries()) for some, part in given)
         self.parts = [
-            Part(some, part, BASE if len(given) == 1 else "-s".join([BASE, *map(str, part)]))
+            Part(some, part, "-s".join([BASE, *map(str, part)]) if begun > 1 else BASE)
             for some, part in given
         ]
+        self.begun = begun
         self.form = replace(form, seeds=tuple(sorted(seeds)))
         self.runs = self.form.runs()
         self._files = {place: self._newest(part) for place, part in enumerate(self.parts)}
@@ -84,12 +88,12 @@ class Evidence:
 
     def entries(self) -> list[dict[str, Any]]:
         """Every finished unit of every part, oldest first."""
-        found = [entry for part in self.parts for entry in part.source.entries()]
+        found = [entry for part in self.parts if part.seeds for entry in part.source.entries()]
         return sorted(found, key=lambda entry: entry["ended"])
 
     def results(self, unit: str) -> list[dict[str, Any]]:
         """What a unit gave, in each part that has it."""
-        found = (part.source.entry(unit) for part in self.parts)
+        found = (part.source.entry(unit) for part in self.parts if part.seeds)
         return [entry["result"] for entry in found if entry is not None]
 
     def bases(self) -> list[str]:

@@ -151,7 +151,7 @@ def how(evidence: Evidence) -> str:
         graders=names("judge_ids"),
         filters=names("generation_judge_ids"),
         words=words_of(evidence),
-        each=" a part" if len(evidence.parts) > 1 else "",
+        each=" a part" if evidence.begun > 1 else "",
     )
 
 
@@ -206,10 +206,10 @@ def head(evidence: Evidence) -> list[str]:
             "**The pair set was not made by this run but imported (`--pairs`)**, from an earlier "
             "run of stages 1 and 2 on the real engine; its digest is under Data."
         )
-    if len(evidence.parts) > 1:
+    if evidence.begun > 1:
         seeds_of = "; ".join(", ".join(map(str, part.seeds)) for part in evidence.parts)
         found.append(
-            f"**Put together from {len(evidence.parts)} parts** (seeds {seeds_of}), each with "
+            f"**Put together from {evidence.begun} parts** (seeds {seeds_of}), each with "
             "pairs of its own: a part draws texts and training anew, and each run is compared with "
             "the base and the runs of its own part only."
         )

@@ -342,6 +342,9 @@ def test_parts_with_pairs_of_their_own_are_compared_each_with_its_own_base(
     assert "Put together from 2 parts" in page
     assert "training seeds 0, 1, 2" in page
     assert "| base-s2 | 1.000" in page
+    alone = Evidence(replace(FORM, seeds=(0, 1)), Journal(tmp_path / "none"), [record])
+    assert alone.bases() == ["base"]
+    assert alone.form.seeds == (0, 1, 2)
     with pytest.raises(ValueError, match="a seed is of one part only"):
         Evidence(replace(FORM, seeds=(1, 2)), journal, [record])
 
