@@ -112,7 +112,8 @@ def put_set(
     message: Any = flags.get("message", res.InstructionSet(harmful=3))
     if collection == "pairSets":
         anchors = flags.get("anchors", 4)
-        noun, message = PairSet(pairs=()), res.PairSet(pairs=3, anchors=anchors)
+        noun = PairSet(pairs=())
+        message = flags.get("message", res.PairSet(pairs=3, anchors=anchors))
     message.meta.name = name
     digest = store.sets.write(set_id, key, noun)
     store.sets.write_policy(set_id, key, load_policy(POLICY))
@@ -304,6 +305,16 @@ async def test_align_takes_a_set_without_anchors_only_when_told_to(calls: Calls)
     assert (await calls.tuning.Align(request)).done
     assert align_config(request).anchors_per_step == 0
     assert align_config(pb.AlignRequest()).anchors_per_step == 8
+
+
+async def test_align_estimates_the_steps_that_it_will_take(calls: Calls) -> None:
+    """Four passes of what is trained on, eight a step: held-out pairs are not."""
+    message = res.PairSet(pairs=150, positive_only=10, anchors=4, stats={"held_out_pairs": 20})
+    name = put_set(calls.store, "pairSets", message=message)
+    done = await calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=name, dry_run=True))
+    metadata = pb.AlignMetadata()
+    assert done.metadata.Unpack(metadata)
+    assert metadata.progress.estimate.basis.startswith("70 steps")
 
 
 async def test_request_id_gives_the_same_operation(calls: Calls) -> None:

@@ -180,7 +180,8 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
     size = _weights_bytes(model)
     per_row = size / 538e6 * 0.35
-    steps = config.steps_for(pairs.pairs + pairs.positive_only)
+    trained = pairs.pairs + pairs.positive_only - int(pairs.stats["held_out_pairs"])
+    steps = config.steps_for(trained)
     factor = 0.05 if call.catalogue.profile == "gpu" else 1.0
     return Estimate(
         seconds=20 + steps * rows * per_row * factor,
