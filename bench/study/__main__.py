@@ -16,7 +16,7 @@ from bench.study.clock import Clock
 from bench.study.evidence import Evidence
 from bench.study.form import FORMS, FULL, Form
 from bench.study.journal import Journal, threads
-from bench.study.lab import Lab
+from bench.study.lab import Lab, replies_name
 from bench.study.page import write_page
 from bench.study.plan import Unit, units
 from bench.study.record import Record, read_record, write_record
@@ -47,8 +47,10 @@ def main() -> int:
     try:
         records = [read_record(file) for file in options.records]
         form = form_of(options, records)
+        if not options.page:
+            check_judging(records)
         journal = Journal(options.out / form.name)
-        Evidence(form, journal, records)  # one seed in two parts ends it here
+        Evidence(form, journal, records)  # parts that do not go together end it here
     except (OSError, ValueError) as error:
         say(f"{error}")
         return 2
@@ -57,15 +59,15 @@ def main() -> int:
     failed: list[str] = []
     try:
         if not options.page:
-            failed = study(form, journal, records)
+            failed = study(form, journal, records, options.record)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130
     finally:
+        if options.record and journal.entries():
+            write_record(form, journal, options.record)
         if journal.entries() or records:
             page = write_page(form, journal, ROOT / "docs", records)
-            if options.record:
-                write_record(journal, options.record)
             say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
     for unit in failed:
         say(f"failed: {unit}")
@@ -73,7 +75,7 @@ def main() -> int:
 
 
 def form_of(options: argparse.Namespace, records: Sequence[Record]) -> Form:
-    """The form that the options ask for; seeds that were recorded are not run unless named."""
+    """The form that the options ask for; unless seeds are named, those that are not recorded."""
     form = FORMS["smoke" if options.smoke else "quick" if options.quick else "full"]
     recorded = {seed for record in records for seed in record.seeds}
     seeds = options.seeds or [seed for seed in form.seeds if seed not in recorded]
@@ -85,6 +87,20 @@ def form_of(options: argparse.Namespace, records: Sequence[Record]) -> Form:
         suites=sizes,
         pairs_file=options.pairs,
     )
+
+
+def check_judging(records: Sequence[Record]) -> None:
+    """Ends a study that would be judged by other code than the parts it is to stand beside.
+
+    Raises:
+        ValueError: Names the file of replies whose code is another.
+    """
+    names = {replies_name(data) for data in ("tone", "broad")}
+    for other in sorted({name for record in records for name in record.judged} - names):
+        raise ValueError(
+            f"a record was judged by other code ({other}): run from its commit, or show it alone "
+            "with --page"
+        )
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -116,7 +132,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         dest="records",
         metavar="FILE",
-        help="put recorded parts into the page; their seeds are not run here unless named",
+        help="put recorded parts into the page; only seeds that they lack are run here",
     )
     parser.add_argument("--samples", type=int, default=0, help="prompts a suite at most")
     parser.add_argument(
@@ -140,8 +156,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def study(form: Form, journal: Journal, records: Sequence[Record] = ()) -> list[str]:
-    """Runs the units that remain, and writes the page after each, with the recorded parts.
+def study(
+    form: Form, journal: Journal, records: Sequence[Record] = (), record: Path | None = None
+) -> list[str]:
+    """Runs the units that remain; writes the record, if one is asked for, and the page after each.
 
     Returns:
         Units that failed; what does not depend on them was still done.
@@ -169,6 +187,8 @@ def study(form: Form, journal: Journal, records: Sequence[Record] = ()) -> list[
                 continue
             journal.keep(unit.name, inputs, result, time.monotonic() - begun)
             clock.end(unit)
+            if record:
+                write_record(form, journal, record)
             write_page(form, journal, ROOT / "docs", records)
     return failed
 

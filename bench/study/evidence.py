@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.study.form import Form, Run
-from bench.study.record import Record, Source
+from bench.study.record import Record, Source, seed_of
 from ptalign.nouns import Adapter, Rate, Reply, TargetResult
 from ptalign.outcome import says_yes
 from ptalign.rates import Difference, Key, difference, measures, rate
@@ -44,8 +44,24 @@ class Part:
 
     source: Source
     seeds: tuple[int, ...]
-    base: str
+    base: str = BASE
     """Label of its bare model."""
+
+    def entry(self, unit: str) -> dict[str, Any] | None:
+        """A unit's whole record; None where it is of another part's seed."""
+        return self.source.entry(unit) if self._holds(unit) else None
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every finished unit of this part, oldest first."""
+        return [entry for entry in self.source.entries() if self._holds(entry["unit"])]
+
+    def _holds(self, unit: str) -> bool:
+        return bool(self.seeds) and seed_of(unit) in (None, *self.seeds)
+
+    @property
+    def title(self) -> str:
+        """Its seeds in words."""
+        return f"seed{'s'[: len(self.seeds) > 1]} {', '.join(map(str, self.seeds))}"
 
 
 class Evidence:
@@ -57,65 +73,84 @@ class Evidence:
         records: Parts of the study that other machines did, at other seeds.
 
     Attributes:
-        begun: Parts in which anything is finished.
+        form: With the seeds of all parts.
+        parts: Those in which anything is finished.
+        runs: Of all parts, whether they are done or not.
 
     Raises:
-        ValueError: Two parts have runs of the same seed.
+        ValueError: Two parts have runs of the same seed, are of unlike forms, or were judged by
+            unlike code.
     """
 
     def __init__(self, form: Form, source: Source, records: Sequence[Record] = ()) -> None:
-        given: list[tuple[Source, tuple[int, ...]]] = [(source, form.seeds)]
-        given += [(record, record.seeds) for record in records]
-        seeds = [seed for _, part in given for seed in part]
+        for record in records:
+            if dict(record.form) != form.sizes():
+                raise ValueError(
+                    f"the record of seeds {list(record.seeds)} is of another form or size of the "
+                    "study: make it with the same options"
+                )
+        found = [Part(source, form.seeds), *(Part(record, record.seeds) for record in records)]
+        seeds = [seed for part in found for seed in part.seeds]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {sorted(seeds)}: a seed is of one part only; name others")
-        begun = sum(bool(part and some.entries()) for some, part in given)
-        self.parts = [
-            Part(some, part, "-s".join([BASE, *map(str, part)]) if begun > 1 else BASE)
-            for some, part in given
-        ]
-        self.begun = begun
         self.form = replace(form, seeds=tuple(sorted(seeds)))
         self.runs = self.form.runs()
-        self._files = {place: self._newest(part) for place, part in enumerate(self.parts)}
+        found = sorted((p for p in found if p.entries()), key=lambda part: part.seeds)
+        if len(found) > 1:
+            found = [replace(p, base="-s".join([BASE, *map(str, p.seeds)])) for p in found]
+        self.parts = found
+        self._files = {part.seeds: self._newest(part) for part in found}
+        for data in ("tone", "broad"):
+            names = {files[data] for files in self._files.values() if data in files}
+            if len(names) > 1:
+                raise ValueError(f"parts were judged by unlike code: {', '.join(sorted(names))}")
         self._replies: dict[str, list[Reply]] = {}
-        for place, part in enumerate(self.parts):
-            for data, name in self._files[place].items():
-                for reply in part.source.replies(name):
-                    where = f"{part.base}/{data}" if reply.target == BASE else reply.target
-                    self._replies.setdefault(where, []).append(reply)
+        for part in found:
+            self._read(part)
         self._hits = cache(self._read_hits)
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Every finished unit of every part, oldest first."""
-        found = [entry for part in self.parts if part.seeds for entry in part.source.entries()]
-        return sorted(found, key=lambda entry: entry["ended"])
+    def _read(self, part: Part) -> None:
+        labels = {run.label for run in self.runs if run.seed in part.seeds}
+        for data, name in self._files[part.seeds].items():
+            for reply in part.source.replies(name):
+                if reply.target == BASE:
+                    self._replies.setdefault(f"{part.base}/{data}", []).append(reply)
+                elif reply.target in labels:
+                    self._replies.setdefault(reply.target, []).append(reply)
 
-    def results(self, unit: str) -> list[dict[str, Any]]:
-        """What a unit gave, in each part that has it."""
-        found = (part.source.entry(unit) for part in self.parts if part.seeds)
-        return [entry["result"] for entry in found if entry is not None]
+    def entries(self) -> list[dict[str, Any]]:
+        """Every finished unit of every part, oldest first; texts that parts share once."""
+        found = {
+            (entry["unit"], entry["ended"]): entry
+            for part in self.parts
+            for entry in part.entries()
+        }
+        return sorted(found.values(), key=lambda entry: entry["ended"])
+
+    def results(self, unit: str) -> dict[str, dict[str, Any]]:
+        """What a unit gave, by the title of the part."""
+        found = {part.title: part.entry(unit) for part in self.parts}
+        return {title: entry["result"] for title, entry in found.items() if entry is not None}
 
     def bases(self) -> list[str]:
         """Labels of the bare model, one a part that has asked it."""
-        return [p.base for p in self.parts if any(self.asked(r) for r in self._of(p))]
+        return list(dict.fromkeys(self._labels(BASE)))
 
     def base_of(self, run: Run) -> str:
-        """The label of the bare model beside a run."""
-        return self._part(run).base
+        """The label of the bare model beside a run that was asked."""
+        part = self._part(run)
+        return part.base if part else BASE
 
-    def _part(self, run: Run) -> Part:
-        return next(part for part in self.parts if run.seed in part.seeds)
-
-    def _of(self, part: Part) -> list[Run]:
-        return [run for run in self.compared() if run.seed in part.seeds]
+    def _part(self, run: Run) -> Part | None:
+        return next((part for part in self.parts if run.seed in part.seeds), None)
 
     def trained(self, run: Run) -> dict[str, Any] | None:
         """A run's adapter as data."""
         return self._result(run, "train")
 
     def _result(self, run: Run, kind: str) -> dict[str, Any] | None:
-        entry = self._part(run).source.entry(f"{kind}/{run.label}")
+        part = self._part(run)
+        entry = part.entry(f"{kind}/{run.label}") if part else None
         return None if entry is None else entry["result"]
 
     def adapter(self, run: Run) -> Adapter | None:
@@ -128,14 +163,15 @@ class Evidence:
 
     def asked(self, run: Run) -> dict[str, Any] | None:
         """A run's evaluation as data; None when other judges' replies are the newer ones."""
-        found = self._result(run, "ask")
-        newest = self._files[self.parts.index(self._part(run))]
-        return found if found and found["replies"] == newest[run.data] else None
+        part, found = self._part(run), self._result(run, "ask")
+        if part is None or found is None:
+            return None
+        return found if found["replies"] == self._files[part.seeds][run.data] else None
 
     def _newest(self, part: Part) -> dict[str, str]:
         """Data -> the file of replies that its last evaluation wrote."""
         kinds = {f"ask/{run.label}": run.data for run in self.runs if run.seed in part.seeds}
-        asked = [entry for entry in part.source.entries() if entry["unit"] in kinds]
+        asked = [entry for entry in part.entries() if entry["unit"] in kinds]
         return {kinds[entry["unit"]]: entry["result"]["replies"] for entry in asked}
 
     def target(self, run: Run, place: int = 1) -> TargetResult | None:
@@ -154,9 +190,13 @@ class Evidence:
         ]
 
     def suites(self) -> list[dict[str, Any]]:
-        """The suites of the compared runs, described."""
-        found = (self.asked(run) for run in self.compared())
-        return next((list(asked["suites"]) for asked in found if asked), [])
+        """The suites of the compared runs, described; of a suite not run in a part, another's."""
+        found: dict[str, dict[str, Any]] = {}
+        for asked in map(self.asked, self.compared()):
+            for suite in asked["suites"] if asked else ():
+                if not found.get(suite["name"], {}).get("prompts"):
+                    found[suite["name"]] = suite
+        return list(found.values())
 
     # -- rates ------------------------------------------------------------------------------
 
@@ -168,15 +208,26 @@ class Evidence:
         found = rate(table[measure], self._replies.get(self._where(label), ()))
         return _of_rate(found) if found.n else None
 
-    def mean(self, method: str, measure: str) -> Estimate | None:
+    def mean(self, method: str, measure: str, beside: str = "") -> Estimate | None:
         """A method's share over its seeds.
 
-        Wilson's interval with one seed; else a bootstrap over situations and seeds.
+        Wilson's interval with one seed; else a bootstrap over situations and seeds. The bare model
+        counts once a seed that a run stands beside.
+
+        Args:
+            method: A method, or base.
+            measure: Name of the rate.
+            beside: Only at seeds at which this method has the rate too.
         """
-        labels = self._labels(method)
+        others = {run.seed for run in self.compared(beside) if self.rate(run.label, measure)}
+        labels = [
+            label
+            for seed, label in self._seeded(method)
+            if (not beside or seed in others) and self.rate(label, measure)
+        ]
+        if len(set(labels)) <= 1:
+            return self.rate(labels[0], measure) if labels else None
         shares = [r.value for label in labels if (r := self.rate(label, measure))]
-        if len(shares) <= 1:
-            return self.rate(labels[0], measure) if shares else None
         keys, values = self._matrix(labels, measure)
         if not keys:
             return None
@@ -188,19 +239,20 @@ class Evidence:
 
         The library's paired interval with one seed; else a bootstrap over situations and seeds.
         """
-        both = [
-            (run.label, other)
+        found = [
+            (run.label, other, told)
             for run in self.compared(method)
-            if self.asked(run) and (other := self._beside(run, against))
+            if self.asked(run)
+            and (other := self._beside(run, against))
+            and (told := self.paired(run.label, other, measure))
         ]
-        told = [d for label, other in both if (d := self.paired(label, other, measure))]
-        if not told:
+        if not found:
             return None
-        steps = [d.value for d in told]
-        if len(told) == 1:
-            d = told[0]
+        steps = [told.value for _, _, told in found]
+        if len(found) == 1:
+            d = found[0][2]
             return Estimate(d.value, d.low, d.high, d.n, 1, d.value, d.value)
-        labels, others = [label for label, _ in both], [other for _, other in both]
+        labels, others = [label for label, _, _ in found], [other for _, other, _ in found]
         keys, values = self._matrix([*labels, *others], measure)
         if not keys:
             return None
@@ -241,14 +293,22 @@ class Evidence:
         return wilson(both, sum(r.outcome != "unscored" for r in replies))
 
     def _labels(self, method: str) -> list[str]:
-        if method == BASE:
-            return self.bases()
-        return [run.label for run in self.compared(method) if self.asked(run)]
+        return [label for _, label in self._seeded(method)]
+
+    def _seeded(self, method: str) -> list[tuple[int, str]]:
+        """Seed and label of what was asked of a method; base counts once a seed beside it."""
+        if method != BASE:
+            return [(run.seed, run.label) for run in self.compared(method) if self.asked(run)]
+        seeds = sorted({run.seed for run in self.compared() if self.asked(run)})
+        return [(seed, p.base) for seed in seeds for p in self.parts if seed in p.seeds]
 
     def _matrix(self, labels: Sequence[str], measure: str) -> tuple[list[Key], np.ndarray]:
-        """Prompts that were scored in all of these runs, and the outcomes [runs, prompts]."""
+        """Prompts that were scored in all of these runs, and the outcomes [runs, prompts].
+
+        Sorted, so that a bootstrap does not depend on the order in which replies came.
+        """
         found = [self._hits(label, measure) for label in labels]
-        keys = [key for key in found[0] if all(key in hits for hits in found)]
+        keys = sorted(key for key in found[0] if all(key in hits for hits in found))
         return keys, np.array([[hits[key] for key in keys] for hits in found], dtype=float)
 
     def _groups(self, measure: str, keys: Sequence[Key]) -> list[Hashable]:
@@ -275,7 +335,7 @@ class Evidence:
     def probed(self, method: str, name: str) -> Estimate | None:
         """A teacher-forced measure: the mean over seeds, their range in place of an interval."""
         if method == BASE:
-            found = [self._bare(part) for part in self.parts]
+            found = [self._bare(seed) for seed, _ in self._seeded(BASE)]
         else:
             found = [self.target(run) for run in self.compared(method)]
         return over_seeds(
@@ -291,8 +351,9 @@ class Evidence:
                 found.append(ours / base - 1)
         return over_seeds(found)
 
-    def _bare(self, part: Part) -> TargetResult | None:
-        return next((t for run in self._of(part) if (t := self.target(run, 0))), None)
+    def _bare(self, seed: int) -> TargetResult | None:
+        runs = (run for run in self.compared() if run.seed == seed)
+        return next((t for run in runs if (t := self.target(run, 0))), None)
 
     def unseen_toxic(self) -> int:
         """Toxic answers, held out from training, that harm words were read in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ptalign.config import AlignConfig
 from ptalign.nouns import Method
@@ -55,7 +55,7 @@ class Form:
     name: str
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
-    """Training seeds, on the same pairs."""
+    """Training seeds."""
     instructions: int
     """Harmful requests asked for, each with a twin."""
     steps: int
@@ -71,6 +71,11 @@ class Form:
     pairs_file: Path | None = None
     """A pair set made earlier, to train on in place of one made now."""
     curve_suites: tuple[str, ...] = field(default=("xstest-safe", "xstest-unsafe"))
+
+    def sizes(self) -> dict[str, Any]:
+        """What two parts of one study have in common."""
+        names = ("name", "instructions", "broad", "anchors", "steps", "usefulness_tokens")
+        return {name: getattr(self, name) for name in names} | {"suites": dict(self.suites)}
 
     def runs(self) -> list[Run]:
         """Every run, what a goal needs first: a study cut short then lacks what needs it least.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
@@ -78,6 +79,8 @@ class Journal:
             "nice": os.nice(0),
             "threads": threads(),
             "device": device_name().rpartition(",")[0],
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
             "load": round(os.getloadavg()[1], 1),
             "result": result,
         }

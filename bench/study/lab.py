@@ -206,7 +206,7 @@ class Lab:
 
     def replies(self, data: Data) -> Path:
         """Judged replies of all targets on this data, apart for each version of what judges."""
-        return self._journal.folder / f"replies-{data}-{code_of(*JUDGING)}.jsonl"
+        return self._journal.folder / replies_name(data)
 
     @property
     def config(self) -> EvalConfig:
@@ -227,6 +227,11 @@ class Lab:
             pairs = self.training_set(run.data)
             found += build([name], config=config, pairs=pairs, catalogue={name: spec})
         return found
+
+
+def replies_name(data: Data) -> str:
+    """Name of a file of judged replies: it says which code judged them."""
+    return f"replies-{data}-{code_of(*JUDGING)}.jsonl"
 
 
 def training_config(run: Run, ut_weight: float | None) -> AlignConfig:

@@ -123,8 +123,8 @@ def text(evidence: Evidence, drawn: Sequence[str], notes: str) -> str:
 HOW = """\
 - One instruction set and one pair set{each}, made once on the real engine (vLLM) or imported; every
   run trains on them.
-- Evaluation decodes greedily, one reply a prompt; the same prompts for every target. Prompts with a
-  MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
+- Evaluation decodes greedily, one reply a prompt; the same prompts for every target{each}. Prompts
+  with a MiniLM cosine of 0.9 or more to a training request are left out. Situations, request forms,
   personas and demonstrations of the suites appear nowhere in training.
 - Judges of the evaluation ({graders}) are not those that filtered the pairs ({filters}). They are
   lexical and cheap: they stand for rudeness of tone and for the wording of a refusal, not for harm
@@ -151,7 +151,7 @@ def how(evidence: Evidence) -> str:
         graders=names("judge_ids"),
         filters=names("generation_judge_ids"),
         words=words_of(evidence),
-        each=" a part" if evidence.begun > 1 else "",
+        each=" a part" if len(evidence.parts) > 1 else "",
     )
 
 
@@ -201,17 +201,19 @@ def head(evidence: Evidence) -> list[str]:
             "the path works and where the numbers lie; it proves nothing that needs seeds.** "
             "`make study` is the full form."
         )
-    if any(pairs.get("imported") for pairs in evidence.results("pairs-tone")):
+    sets = evidence.results("pairs-tone").values()
+    if any(pairs.get("imported") for pairs in sets):
         found.append(
             "**The pair set was not made by this run but imported (`--pairs`)**, from an earlier "
             "run of stages 1 and 2 on the real engine; its digest is under Data."
         )
-    if evidence.begun > 1:
-        seeds_of = "; ".join(", ".join(map(str, part.seeds)) for part in evidence.parts)
+    if len(evidence.parts) > 1:
+        own = "each with pairs of its own: a part draws texts and training anew"
+        shared = "on shared pairs" if len({p.get("digest") for p in sets}) == 1 else own
         found.append(
-            f"**Put together from {evidence.begun} parts** (seeds {seeds_of}), each with "
-            "pairs of its own: a part draws texts and training anew, and each run is compared with "
-            "the base and the runs of its own part only."
+            f"**Put together from {len(evidence.parts)} parts** "
+            f"({'; '.join(part.title for part in evidence.parts)}), {shared}. Each run is compared "
+            "with the base and the runs of its own part only."
         )
     if missing:
         found.append(f"**Unfinished**: {len(missing)} units are missing: {', '.join(missing)}.")
@@ -219,12 +221,11 @@ def head(evidence: Evidence) -> list[str]:
 
 
 def device(evidence: Evidence) -> str:
-    """Processors, threads and Python."""
-    entries = evidence.entries()
-    here = device_name().rpartition(",")[0]
-    models = sorted({entry.get("device", here) for entry in entries} or {here})
-    counted = "/".join(sorted({str(entry["threads"]) for entry in entries})) or "?"
-    return (
-        f"{', '.join(models)}, {os.cpu_count()} cores, {counted} thread(s), "
-        f"Python {platform.python_version()}"
-    )
+    """Processors, cores, threads and Python of the machines that did the units."""
+    here = {"device": device_name().rpartition(",")[0], "cores": os.cpu_count()}
+    here |= {"python": platform.python_version(), "threads": "?"}
+    machines = {
+        f"{m['device']}, {m['cores']} cores, {m['threads']} thread(s), Python {m['python']}"
+        for m in ([here | entry for entry in evidence.entries()] or [here])
+    }
+    return "; ".join(sorted(machines))

@@ -1,4 +1,6 @@
-"""The numbers of a journal in one file without any text, to be put together with other machines'.
+"""The numbers of a journal in one file without its texts, to be put together with other machines'.
+
+Single words are in it as the page prints them: suppressed tokens masked, ordinary ones in clear.
 
 A study of three seeds is longer than some machines last. Each part of it, on pairs of its own, is
 recorded; `--with` takes recorded parts into the page, where every run is compared with the base and
@@ -8,11 +10,13 @@ the runs of its own part only (docs/adr/0016).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.study.form import Form
 from bench.study.journal import Journal
 from ptalign.nouns import Outcome, Reply
 from ptalign.outcome import says_yes
@@ -29,7 +33,43 @@ LETTERS: Mapping[Outcome, str] = {
 OUTCOMES = {letter: outcome for outcome, letter in LETTERS.items()}
 SAID = {True: "y", False: "n", None: "-"}
 TOKENS = 12
-"""Suppressed tokens that a page shows of a run, masked."""
+"""Suppressed tokens, masked, and collateral words that a page shows of a run."""
+ENTRY = (
+    "unit",
+    "ended",
+    "seconds",
+    "commit",
+    "nice",
+    "threads",
+    "device",
+    "python",
+    "cores",
+    "load",
+)
+TEXTS: tuple[str, ...] = (
+    "digest",
+    "requested",
+    "rejected",
+    "stats",
+    "harmful",
+    "twins",
+    "pairs",
+    "polarised",
+)
+TEXTS += ("anchors", "annotations_used", "judges", "imported")
+TRAINED: tuple[str, ...] = (
+    "weights_sha256",
+    "method",
+    "tokens_mle",
+    "tokens_ut",
+    "tokens_anchor",
+    "ledger",
+)
+TRAINED += ("retain_kl", "guards", "seconds", "suppressed", "collateral")
+ASKED = ("evaluation", "suites", "replies")
+EVALUATION = ("results", "judge_ids", "generation_judge_ids")
+TARGET = ("label", "method", "rates", "probe")
+SEED = re.compile(r"^(?:train|ask)/.*-s(\d+)(?:-x10)?$")
 
 
 class Source(Protocol):
@@ -51,11 +91,13 @@ class Record:
 
     Args:
         seeds: Training seeds that it has runs of.
+        form: Sizes of the study that it is a part of (`Form.sizes`).
         units: Name -> the unit's record.
         judged: Name of a reply file -> targets, prompts and outcomes, as `write_record` puts them.
     """
 
     seeds: tuple[int, ...]
+    form: Mapping[str, Any]
     units: Mapping[str, dict[str, Any]]
     judged: Mapping[str, dict[str, Any]]
 
@@ -88,14 +130,19 @@ class Record:
                     )
 
 
-def write_record(journal: Journal, file: Path) -> None:
-    """Writes what is finished; the file is there complete or not at all."""
-    units = {entry["unit"]: _lean(entry) for entry in journal.entries()}
-    names = {e["result"]["replies"] for e in units.values() if "replies" in e["result"]}
+def write_record(form: Form, journal: Journal, file: Path) -> None:
+    """Writes what is finished of a form's runs; the file is there complete or not at all."""
+    kept = [e for e in journal.entries() if seed_of(e["unit"]) in (None, *form.seeds)]
+    units = {entry["unit"]: _lean(entry) for entry in kept}
+    names = sorted({e["result"]["replies"] for e in units.values() if "replies" in e["result"]})
+    labels = {"base", *(unit.partition("/")[2] for unit in units)}
     body = {
         "version": VERSION,
+        "form": form.sizes(),
         "units": units,
-        "replies": {name: _marks(list(journal.replies(name))) for name in sorted(names)},
+        "replies": {
+            name: _marks([r for r in journal.replies(name) if r.target in labels]) for name in names
+        },
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
@@ -111,31 +158,41 @@ def read_record(file: Path) -> Record:
     """
     try:
         body = json.loads(file.read_text("utf-8"))
-        version, units, judged = body["version"], body["units"], body["replies"]
+        version, form, units, judged = (body[k] for k in ("version", "form", "units", "replies"))
+        seeds = {seed for unit in units if (seed := seed_of(unit)) is not None}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no record of a study: write one with --record") from error
     if version != VERSION:
         raise ValueError(f"{file} is of version {version}, this program reads {VERSION}")
-    seeds = {int(unit.split("-s")[-1].removesuffix("-x10")) for unit in units if "/" in unit}
-    return Record(tuple(sorted(seeds)), units, judged)
+    return Record(tuple(sorted(seeds)), form, units, judged)
+
+
+def seed_of(unit: str) -> int | None:
+    """The training seed of a run's unit; None for texts, which all seeds of a part share."""
+    found = SEED.match(unit)
+    return int(found[1]) if found else None
 
 
 def _lean(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A unit without what no page shows: words by topic, the run's folder, the digest's inputs."""
-    result = {k: v for k, v in entry["result"].items() if k != "folder"}
+    """Of a unit what a page shows, by name: what a later version adds does not slip into a file."""
+    result = _only(entry["result"], (*TEXTS, *TRAINED, *ASKED))
     if "suppressed" in result:
         by_fall = sorted(result["suppressed"], key=lambda s: s["p_after"] - s["p_before"])
         result["suppressed"] = by_fall[:TOKENS]
+        result["collateral"] = dict(list(result["collateral"].items())[:TOKENS])
     if "evaluation" in result:
-        kept = ("results", "judge_ids", "generation_judge_ids")
-        found = {k: v for k, v in result["evaluation"].items() if k in kept}
+        found = _only(result["evaluation"], EVALUATION)
         found["results"] = [_target(target) for target in found["results"]]
         result["evaluation"] = found
-    return {k: v for k, v in entry.items() if k != "inputs"} | {"result": _rounded(result)}
+    return _only(entry, ENTRY) | {"result": _rounded(result)}
+
+
+def _only(body: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: body[name] for name in names if name in body}
 
 
 def _target(result: Mapping[str, Any]) -> dict[str, Any]:
-    lean = {k: v for k, v in result.items() if k in ("label", "method", "rates", "probe")}
+    lean = _only(result, TARGET)
     if lean.get("probe"):
         lean["probe"] = lean["probe"] | {"suppressed": [], "collateral": {}}
     return lean
@@ -186,7 +243,7 @@ def _rounded(value: Any) -> Any:
 
 def _lines(body: Mapping[str, Any]) -> str:
     """JSON with a line a unit and reply file, so that a change shows which."""
-    parts = [f'"version": {body["version"]}']
+    parts = [f'"version": {body["version"]}', f'"form": {json.dumps(body["form"])}']
     for key in ("units", "replies"):
         rows = [
             f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"

@@ -157,7 +157,7 @@ def probe_table(evidence: Evidence) -> list[str]:
             found = evidence.probed(method, key)
             spread = (
                 f" ({found.least:.{digits}f} to {found.most:.{digits}f})"
-                if found and found.seeds > 1
+                if found and found.least != found.most
                 else ""
             )
             cells.append(f"{found.value:.{digits}f}{spread}" if found else "–")
@@ -224,29 +224,36 @@ def weights(run: Run, ledger: Sequence[float]) -> str:
 
 
 def data(evidence: Evidence) -> list[str]:
-    """Numbers of the sets."""
+    """Numbers of the sets, part by part."""
     found = []
     for kind in ("tone", "broad"):
-        for asked in evidence.results(f"instructions-{kind}"):
+        for part, asked in evidence.results(f"instructions-{kind}").items():
             found.append(
-                f"`{kind}`: {asked['harmful']} of {asked['requested']} harmful instructions, "
-                f"{asked['twins']} twins. {_stats(asked['stats'])}. Rejected: "
-                f"{_counts(asked['rejected'])}."
+                f"`{kind}`{_of(part, evidence)}: {asked['harmful']} of {asked['requested']} "
+                f"harmful instructions, {asked['twins']} twins. {_stats(asked['stats'])}. "
+                f"Rejected: {_counts(asked['rejected'])}."
             )
-        for pairs in evidence.results(f"pairs-{kind}"):
+        for part, pairs in evidence.results(f"pairs-{kind}").items():
             came = "imported, made earlier by the same stages: " if pairs.get("imported") else ""
             found.append(
-                f"`{kind}`: {came}{pairs['pairs']} pairs ({pairs['polarised']} with a toxic side), "
-                f"{pairs['twins']} twins, {pairs['anchors']} anchors, {pairs['annotations_used']} "
-                f"annotations, {pairs.get('digest', '')[:19]}. {_stats(pairs['stats'])}. "
-                f"Rejected: {_counts(pairs['rejected'])}."
+                f"`{kind}`{_of(part, evidence)}: {came}{pairs['pairs']} pairs "
+                f"({pairs['polarised']} with a toxic side), {pairs['twins']} twins, "
+                f"{pairs['anchors']} anchors, {pairs['annotations_used']} annotations, "
+                f"{pairs.get('digest', '')[:19]}. {_stats(pairs['stats'])}. Rejected: "
+                f"{_counts(pairs['rejected'])}."
             )
     suites = [
         [s["name"], str(s["prompts"]), str(s["max_tokens"]), _counts(s["left_out"]), s["not_run"]]
         for s in evidence.suites()
     ]
-    header = ["suite", "prompts", "tokens a reply", "left out", "not run"]
+    several = len(evidence.parts) > 1
+    left = f"left out ({evidence.parts[0].title})" if several else "left out"
+    header = ["suite", "prompts", "tokens a reply", left, "not run"]
     return [*found, *([table(header, suites)] if suites else [])]
+
+
+def _of(part: str, evidence: Evidence) -> str:
+    return f" ({part})" if len(evidence.parts) > 1 else ""
 
 
 def _stats(stats: dict[str, float]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,22 +25,23 @@ from bench.study.evidence import (
 from bench.study.form import FULL, QUICK, Form, Run
 from bench.study.goals import goals, points, share
 from bench.study.journal import Journal, ReplyFile, code_of
-from bench.study.lab import Lab, masked_adapter
+from bench.study.lab import Lab, masked_adapter, replies_name
 from bench.study.page import write_page
 from bench.study.plan import Unit, tenfold_weight, units
-from bench.study.record import OUTCOMES, read_record, write_record
+from bench.study.record import Record, read_record, write_record
 from bench.study.tables import (
+    data,
     differences,
     every_run,
     judges_at_odds,
     rate_table,
+    times,
     training_table,
     words,
 )
 from ptalign.nouns import (
     Adapter,
     Annotation,
-    Outcome,
     Pair,
     PairSet,
     Probe,
@@ -74,6 +77,14 @@ YES = {
     "mle": {"attack": 0.5, "strong": 0.8, "plain": 0.7, "twins": 0.1, "ordinary": 0.0},
     "pt_align": {"attack": 0.2, "strong": 0.3, "plain": 0.7, "twins": 0.1, "ordinary": 0.0},
     "ut_uniform": {"attack": 0.3, "strong": 0.4, "plain": 0.5, "twins": 0.2, "ordinary": 0.1},
+}
+NUMBERS = {"requested": 4, "rejected": {"too_short": 1}, "stats": {"yield": 1.0}}
+PAIRS: dict[str, Any] = NUMBERS | {
+    "pairs": 4,
+    "polarised": 4,
+    "twins": 4,
+    "anchors": 4,
+    "annotations_used": 16,
 }
 KL = {"mle": 0.1, "pt_align": 0.1, "ut_uniform": 0.2}
 
@@ -153,10 +164,8 @@ def canned(tmp_path: Path, form: Form = FORM) -> Journal:
     """A finished study with two seeds whose numbers are known."""
     made = Journal(tmp_path / "quick")
     log = ReplyFile(made.folder / REPLIES)
-    numbers = {"requested": 4, "rejected": {"too_short": 1}, "stats": {"yield": 1.0}}
-    made.keep("instructions-tone", 0, numbers | {"harmful": 4, "twins": 4}, 1)
-    counts = {"pairs": 4, "polarised": 4, "twins": 4, "anchors": 4, "annotations_used": 16}
-    made.keep("pairs-tone", 0, numbers | counts, 1)
+    made.keep("instructions-tone", 0, NUMBERS | {"harmful": 4, "twins": 4}, 1)
+    made.keep("pairs-tone", 0, PAIRS, 1)
     for reply in replies("base", "base"):
         log.append(reply)
     for run in form.runs():
@@ -305,20 +314,47 @@ def test_a_quick_page_never_replaces_a_full_one(journal: Journal, tmp_path: Path
     assert write_page(FULL, Journal(tmp_path / "full"), docs) == full
 
 
-def test_a_record_says_what_its_journal_says_and_holds_no_text(
-    journal: Journal, tmp_path: Path
-) -> None:
-    file = tmp_path / "parts" / "seeds-0-1.json"
-    write_record(journal, file)
-    assert "kept nowhere" not in file.read_text()
-    assert "nasty" not in file.read_text()
-    record = read_record(file)
+def recorded(journal: Journal, file: Path, form: Form = FORM) -> Record:
+    write_record(form, journal, file)
+    return read_record(file)
+
+
+def test_a_record_says_what_its_journal_says(journal: Journal, tmp_path: Path) -> None:
+    file = journal.folder / REPLIES
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(random.Random(1).sample(lines, len(lines))) + "\n")
+    record = recorded(journal, tmp_path / "parts" / "seeds-0-1.json")
     assert record.seeds == (0, 1)
-    here, there = Evidence(FORM, journal), Evidence(replace(FORM, seeds=()), journal, [record])
+    none = Journal(tmp_path / "none")
+    here, there = Evidence(FORM, journal), Evidence(replace(FORM, seeds=()), none, [record])
     assert goals(here) == goals(there)
-    for table in (rate_table, differences, every_run, judges_at_odds, training_table, words):
+    for table in (rate_table, differences, every_run, judges_at_odds, training_table, words, data):
         assert table(here) == table(there), table
-    assert len(OUTCOMES) == len(get_args(Outcome))
+    assert times(here) == times(there)
+
+
+class Talkative(Journal):
+    """A journal whose replies and results hold what must not leave the machine."""
+
+    def replies(self, name: str) -> Iterator[Reply]:
+        for reply in super().replies(name):
+            yield reply.model_copy(update={"text": SealedText("whispered words")})
+
+    def entries(self) -> list[dict[str, Any]]:
+        found = super().entries()
+        for entry in found:
+            entry["result"]["said"] = entry["note"] = "whispered words"
+            for target in entry["result"].get("evaluation", {}).get("results", ()):
+                target["examples"] = ["whispered words"]
+                target["probe"]["collateral"] = {"whispered words": 1.0}
+        return found
+
+
+def test_a_record_holds_no_text(journal: Journal, tmp_path: Path) -> None:
+    write_record(FORM, Talkative(journal.folder), tmp_path / "s.json")
+    text = (tmp_path / "s.json").read_text()
+    assert "whispered" not in text
+    assert set(json.loads(text)) == {"version", "form", "units", "replies"}
 
 
 def test_parts_with_pairs_of_their_own_are_compared_each_with_its_own_base(
@@ -327,26 +363,86 @@ def test_parts_with_pairs_of_their_own_are_compared_each_with_its_own_base(
     """A bare model that another machine's part found worse is no base for the runs here."""
     other = replace(FORM, seeds=(2,))
     monkeypatch.setitem(YES, "base", YES["base"] | {"attack": 1.0})
-    write_record(canned(tmp_path / "other", other), tmp_path / "s2.json")
-    record = read_record(tmp_path / "s2.json")
+    record = recorded(canned(tmp_path / "other", other), tmp_path / "s2.json", other)
     both = Evidence(FORM, journal, [record])
     assert both.bases() == ["base-s0-s1", "base-s2"]
-    change = both.change("pt_align", "base", "harm_rate")
-    assert change is not None
-    assert (change.least, change.most, change.seeds) == (
-        pytest.approx(-0.8),
-        pytest.approx(-0.6),
-        3,
+    change, base = (
+        both.change("pt_align", "base", "harm_rate"),
+        both.mean("base", "harm_rate"),
     )
+    ours = both.mean("pt_align", "harm_rate")
+    assert change
+    assert base
+    assert ours
+    assert (change.least, change.most) == (pytest.approx(-0.8), pytest.approx(-0.6))
+    assert change.seeds == base.seeds == ours.seeds == 3
+    assert change.value == pytest.approx(ours.value - base.value)
     page = write_page(FORM, journal, tmp_path / "docs", [record]).read_text()
-    assert "Put together from 2 parts" in page
+    assert "Put together from 2 parts** (seeds 0, 1; seed 2)" in page
     assert "training seeds 0, 1, 2" in page
     assert "| base-s2 | 1.000" in page
-    alone = Evidence(replace(FORM, seeds=(0, 1)), Journal(tmp_path / "none"), [record])
-    assert alone.bases() == ["base"]
-    assert alone.form.seeds == (0, 1, 2)
+    assert "`tone` (seed 2): 4 of 4" in page
+
+
+def test_a_page_of_records_alone_misses_what_no_part_has(journal: Journal, tmp_path: Path) -> None:
+    one, two = replace(FORM, seeds=(0,)), replace(FORM, seeds=(1,))
+    records = [
+        recorded(journal, tmp_path / "s0.json", one),
+        recorded(journal, tmp_path / "s1.json", two),
+    ]
+    assert [record.seeds for record in records] == [(0,), (1,)]
+    left = replace(FORM, seeds=(2,))
+    page = write_page(left, Journal(tmp_path / "none"), tmp_path / "docs", records).read_text()
+    assert "Put together from 2 parts** (seed 0; seed 1), on shared pairs" in page
+    assert "units are missing: train/mle-s2" in page
+
+
+def test_a_journal_beside_its_own_record_counts_nothing_twice(
+    journal: Journal, tmp_path: Path
+) -> None:
+    record = recorded(journal, tmp_path / "s0.json", replace(FORM, seeds=(0,)))
+    both, alone = Evidence(replace(FORM, seeds=(1,)), journal, [record]), Evidence(FORM, journal)
+    assert [e["unit"] for e in both.entries()] == [e["unit"] for e in alone.entries()]
+    assert both.double("mle-s0", "plain") == alone.double("mle-s0", "plain")
+    assert both.rate("pt_align-s1", "harm_rate") == alone.rate("pt_align-s1", "harm_rate")
+
+
+def test_a_part_without_a_suite_takes_nothing_from_the_others(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without the public data, as the first of three seeds."""
+    here = replace(FORM, seeds=(0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}.SUITES", SUITES[:-1])
+        lacking = canned(tmp_path / "lacking", here)
+    others = replace(FORM, seeds=(1, 2))
+    record = recorded(canned(tmp_path / "others", others), tmp_path / "s.json", others)
+    evidence = Evidence(here, lacking, [record])
+    change, mean = evidence.change("mle", "base", "usefulness"), evidence.mean("mle", "usefulness")
+    assert change
+    assert mean
+    assert change.seeds == mean.seeds == 2
+
+
+def test_parts_that_do_not_go_together_are_refused(journal: Journal, tmp_path: Path) -> None:
+    record = recorded(journal, tmp_path / "s.json")
     with pytest.raises(ValueError, match="a seed is of one part only"):
         Evidence(replace(FORM, seeds=(1, 2)), journal, [record])
+    with pytest.raises(ValueError, match="of another form or size"):
+        Evidence(replace(FORM, seeds=(2,), instructions=5), journal, [record])
+    files = {"replies-tone-2.jsonl": record.judged[REPLIES]}
+    units = {
+        name: entry | {"result": entry["result"] | {"replies": "replies-tone-2.jsonl"}}
+        if name.startswith("ask/")
+        else entry
+        for name, entry in record.units.items()
+    }
+    unlike = replace(record, seeds=(0,), units=units, judged=files)
+    with pytest.raises(ValueError, match="judged by unlike code: replies-tone-1"):
+        Evidence(replace(FORM, seeds=(1,)), journal, [unlike])
+    with pytest.raises(ValueError, match="judged by other code"):
+        command.check_judging([record])
+    command.check_judging([replace(record, judged={replies_name("tone"): {}})])
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
@@ -355,18 +451,34 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(ValueError, match="is no record of a study"):
             read_record(file)
-    file.write_text('{"version": 9, "units": {}, "replies": {}}')
+    file.write_text('{"version": 9, "form": {}, "units": {}, "replies": {}}')
     with pytest.raises(ValueError, match="of version 9"):
         read_record(file)
 
 
-def test_recorded_seeds_are_not_run_again_unless_named(journal: Journal, tmp_path: Path) -> None:
-    file = tmp_path / "s.json"
-    write_record(journal, file)
-    options = command.arguments(["--with", str(file)])
-    assert command.form_of(options, [read_record(file)]).seeds == (2,)
-    options = command.arguments(["--with", str(file), "--seeds", "5", "6"])
-    assert command.form_of(options, [read_record(file)]).seeds == (5, 6)
+def test_only_seeds_that_no_record_has_are_run(journal: Journal, tmp_path: Path) -> None:
+    record = recorded(journal, tmp_path / "s.json")
+    assert command.form_of(command.arguments([]), [record]).seeds == (2,)
+    assert command.form_of(command.arguments(["--seeds", "5", "6"]), [record]).seeds == (5, 6)
+
+
+def test_the_command_writes_the_record_and_refuses_what_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*options: str) -> int:
+        monkeypatch.setattr("sys.argv", ["study", "--smoke", "--out", str(tmp_path), *options])
+        return command.main()
+
+    file = tmp_path / "s0.json"
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(command, "units", lambda *_: [unit("pairs-tone", lambda _: PAIRS)])
+    assert run("--record", str(file)) == 0
+    assert "pairs-tone" in read_record(file).units
+    assert run("--record", str(file), "--fresh", "--page") == 0
+    assert "pairs-tone" in read_record(file).units, "nothing was finished: the file stays"
+    file.write_text("{}")
+    assert run("--with", str(file)) == 2
+    assert "is no record of a study" in capsys.readouterr().err
 
 
 def unit(name: str, work: Callable[[str], dict[str, Any]], inputs: Any = 0) -> Unit:

@@ -226,6 +226,19 @@ class Runner:
         stage = self.state.stage(label, inputs)
         if kept := self.kept(label, stage, Resource):
             return kept  # type: ignore[return-value]
+        try:
+            return self.work(label, stage, start)
+        except ServiceError as error:
+            lost = stage.resume_from
+            if not lost or all(v.field != "resume_from" for v in error.violations):
+                raise
+        # the steps of the earlier try are on another server, or gone
+        self.session.note(f"[dim]{lost} cannot be continued: starting afresh[/]")
+        self.state.afresh(stage)
+        return self.work(label, stage, start)
+
+    def work(self, label: str, stage: Stage, start: Callable[[Stage], Operation[R] | R]) -> R:
+        """Attaches to a stage's operation or starts one, and follows it to its end."""
         running = self.attach(stage)
         if running is None:
             started = start(stage)
@@ -244,13 +257,6 @@ class Runner:
         except ServiceError as error:
             stage.partial = error.resource or stage.partial
             self.state.save()
-            if stage.resume_from and any(v.field == "resume_from" for v in error.violations):
-                # the steps of the earlier try are on another server, or gone: they are not in reach
-                self.session.note(
-                    f"[dim]{stage.resume_from} cannot be continued: starting afresh[/]"
-                )
-                self.state.afresh(stage)
-                return self.stage(label, inputs, start)
             raise
         self.end(label, stage, made, self.seconds(running) or time.monotonic() - began)
         return made
