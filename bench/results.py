@@ -120,9 +120,7 @@ class Book:
 
 
 def _write(file: Path, body: Any) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
-    partial.replace(file)
+    write_whole(file, json.dumps(body, indent=1) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -159,3 +157,10 @@ def commit(*watched: str) -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *watched)
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is there complete or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(file)

@@ -64,10 +64,7 @@ def main() -> int:
         say("stopped; the same command goes on from here")
         return 130
     finally:
-        if options.record and journal.entries():
-            write_record(form, journal, options.record)
-        if journal.entries() or records:
-            page = write_page(form, journal, ROOT / "docs", records)
+        if page := publish(form, journal, records, options.record):
             say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
     for unit in failed:
         say(f"failed: {unit}")
@@ -123,7 +120,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--record",
         type=Path,
         metavar="FILE",
-        help="also write the numbers of what is finished, without any text, for --with",
+        help="also write the numbers of what is finished, without texts, for --with",
     )
     parser.add_argument(
         "--with",
@@ -187,10 +184,22 @@ def study(
                 continue
             journal.keep(unit.name, inputs, result, time.monotonic() - begun)
             clock.end(unit)
-            if record:
-                write_record(form, journal, record)
-            write_page(form, journal, ROOT / "docs", records)
+            publish(form, journal, records, record)
     return failed
+
+
+def publish(
+    form: Form, journal: Journal, records: Sequence[Record], record: Path | None
+) -> Path | None:
+    """Writes the record, if one is asked for, then the page; an empty journal replaces no record.
+
+    Returns:
+        The page; None where nothing is finished, here or in the records.
+    """
+    begun = bool(journal.entries())
+    if record and begun:
+        write_record(form, journal, record)
+    return write_page(form, journal, ROOT / "docs", records) if begun or records else None
 
 
 def done(unit: Unit, journal: Journal) -> bool:

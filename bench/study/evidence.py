@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.study.form import Form, Run
+from bench.study.form import BASE, Form, Run
 from bench.study.record import Record, Source, seed_of
 from ptalign.nouns import Adapter, Rate, Reply, TargetResult
 from ptalign.outcome import says_yes
@@ -20,7 +20,6 @@ from ptalign.stats import wilson
 from ptalign.suites import Prompt, Suite
 from ptalign.suites.generated import MAKERS
 
-BASE = "base"
 SAFE, UNSAFE = "over_refusal_rate/xstest-safe", "refusal_rate/xstest-unsafe"
 
 
@@ -61,7 +60,8 @@ class Part:
     @property
     def title(self) -> str:
         """Its seeds in words."""
-        return f"seed{'s'[: len(self.seeds) > 1]} {', '.join(map(str, self.seeds))}"
+        word = "seeds" if len(self.seeds) > 1 else "seed"
+        return f"{word} {', '.join(map(str, self.seeds))}"
 
 
 class Evidence:

@@ -12,6 +12,8 @@ from ptalign.nouns import Method
 
 DEFAULTS = AlignConfig()
 Data = Literal["tone", "broad"]
+BASE = "base"
+"""Label of the bare model."""
 NAMED = ("mle", "pt_align", "ut_uniform")
 """Methods that a goal names beside base."""
 TENFOLD = 10.0

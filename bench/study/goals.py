@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.study.evidence import BASE, Estimate, Evidence, area, height_at, separation
+from bench.study.evidence import Estimate, Evidence, area, height_at, separation
+from bench.study.form import BASE
 from ptalign.numbers import decimal, digits_beside, gap, signed
 
 State = Literal["met", "missed", "not measured"]

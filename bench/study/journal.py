@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ptalign
-from bench.results import commit, device_name
+from bench.results import commit, device_name, write_whole
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun, Reply, digest_of
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
@@ -84,10 +84,7 @@ class Journal:
             "load": round(os.getloadavg()[1], 1),
             "result": result,
         }
-        file = self._file(unit)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        partial.replace(file)
+        write_whole(self._file(unit), json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
 
     def _file(self, unit: str) -> Path:
         return self.folder / "units" / f"{unit.replace('/', '.')}.json"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.study.form import Data, Form, Run
+from bench.study.form import BASE, Data, Form, Run
 from bench.study.journal import Journal, ReplyFile, code_of, threads
 from ptalign import judges
 from ptalign.config import AlignConfig, EvalConfig, InstructionConfig, PairConfig
@@ -187,7 +187,7 @@ class Lab:
             )
 
         made = evaluate(
-            [Target("base"), Target(run.label, name, run.method, str(folder))],
+            [Target(BASE), Target(run.label, name, run.method, str(folder))],
             suites,
             engine=self.pool.engine(),
             model=self.model,

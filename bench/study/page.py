@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.results import device_name
+from bench.results import device_name, write_whole
 from bench.study import plots
 from bench.study.evidence import Evidence
 from bench.study.form import DEFAULTS, Form
@@ -49,9 +49,7 @@ def write_page(form: Form, journal: Journal, docs: Path, records: Sequence[Recor
     drawn = draw(evidence, pictures)
     notes = pictures / NOTES.format(form=form.name)
     words = notes.read_text("utf-8") if notes.is_file() else ""
-    partial = page.with_suffix(".partial")
-    partial.write_text(text(evidence, drawn, words), "utf-8")
-    partial.replace(page)
+    write_whole(page, text(evidence, drawn, words))
     return page
 
 

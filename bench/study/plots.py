@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from bench.study.evidence import BASE, Estimate, Evidence
-from bench.study.form import Run
+from bench.study.evidence import Estimate, Evidence
+from bench.study.form import BASE, Run
 from ptalign.nouns import Rate
 from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.words import METHODS

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.study.form import Form
+from bench.results import write_whole
+from bench.study.form import BASE, Form
 from bench.study.journal import Journal
 from ptalign.nouns import Outcome, Reply
 from ptalign.outcome import says_yes
@@ -135,7 +136,7 @@ def write_record(form: Form, journal: Journal, file: Path) -> None:
     kept = [e for e in journal.entries() if seed_of(e["unit"]) in (None, *form.seeds)]
     units = {entry["unit"]: _lean(entry) for entry in kept}
     names = sorted({e["result"]["replies"] for e in units.values() if "replies" in e["result"]})
-    labels = {"base", *(unit.partition("/")[2] for unit in units)}
+    labels = {BASE, *(unit.partition("/")[2] for unit in units)}
     body = {
         "version": VERSION,
         "form": form.sizes(),
@@ -145,9 +146,7 @@ def write_record(form: Form, journal: Journal, file: Path) -> None:
         },
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(_lines(body), "utf-8")
-    partial.replace(file)
+    write_whole(file, _lines(body))
 
 
 def read_record(file: Path) -> Record:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.study.evidence import BASE, Estimate, Evidence, over_seeds
-from bench.study.form import Run
+from bench.study.evidence import Estimate, Evidence, over_seeds
+from bench.study.form import BASE, Run
 from bench.study.goals import Goal, points
 from ptalign.nouns import Rate
 from ptalign.numbers import signed
