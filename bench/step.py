@@ -228,13 +228,14 @@ def against_naive(quick: bool) -> list[Result]:
     with torch.no_grad():  # off LoRA's start, where half of the gradients are 0
         for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
-    losses = accumulate(decoder, groups, Objective("pt_align", 0.1, {}), UT_WEIGHT)
+    objective = Objective("pt_align", 0.1, {})
+    losses = accumulate(decoder, groups, objective, UT_WEIGHT)
     got = [p.grad.clone() for p in parameters if p.grad is not None]
     naive = naive_loss(decoder.causal_lm, [s for g in groups for s in g])
     want = torch.autograd.grad(naive, parameters)
     apart = sum(float((g - w).square().sum()) for g, w in zip(got, want, strict=True))
     whole = sum(float(w.square().sum()) for w in want)
-    loss_error = abs(float(losses.likelihood + UT_WEIGHT * losses.toxic) / naive.item() - 1)
+    loss_error = abs(float(objective.total(losses, UT_WEIGHT)) / naive.item() - 1)
     worst, limit = max((apart / whole) ** 0.5, loss_error), 2e-5
     return [
         Result(

@@ -1,6 +1,9 @@
 """Stage three: MLE on good answers, fine-grained unlikelihood on toxic ones, into a LoRA adapter.
 
-    L = L_MLE(positives, twins) + KL(bare || tuned)(anchors) + lambda L_UT(toxic)
+    L = L_MLE(positives) + KL(bare || tuned)(anchors) + tau KL(bare || tuned)(twins)
+        + lambda L_UT(toxic)
+
+Twins of a model that refuses them are taught instead: L_MLE(positives, twins) (ADR 0017).
 
 Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context,
 never a target.
@@ -31,6 +34,7 @@ from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import ChatFormat, Sample, toxic_sample
 from ptalign.training.tree import OnRow, pack
+from ptalign.training.twins import settled
 from ptalign.weights.sheet import sheet
 
 EXPLAINED = 24
@@ -96,6 +100,7 @@ def align(
     job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
+    plan = settled(plan, decoder, chat, config, refuses)
     plan = pools.with_kept(plan, decoder, job.rows("reading anchors"))
     place = out / "checkpoints"
     run = Run.start(

@@ -106,6 +106,13 @@ class AlignConfig(Config):
     that has none."""
     twins_per_step: int = Field(8, ge=0, le=512)
     """As many as pairs: what must not be declined is learned beside what must."""
+    twins: Literal["auto", "keep", "teach"] = "auto"
+    """keep: hold the model to its own answers there, by divergence from the bare model; teach: by
+    the likelihood of the twins' answers, for a model that refuses them. auto: teach where the bare
+    model refuses more than a tenth of those asked (ADR 0017)."""
+    twin_weight: float | None = Field(None, gt=0, le=8)
+    """tau at the start, which guards may raise to 8: more of it declines less, of twins and of
+    harmful requests. None: 2 where twins are kept, 1 where they are taught."""
     learning_rate: float = Field(5e-4, gt=0, le=0.1)
     warmup_steps: int = Field(3, ge=0)
     clip: float = Field(1.0, gt=0)

@@ -66,6 +66,13 @@ class TrainingFailed(PtalignError):
     reason = "TRAINING_FAILED"
 
 
+MENDS = {
+    "twin_refusals": "Train fewer steps, or on a set with more pairs and twins",
+    "mle_fit": "Train more steps, or lower ut_weight",
+}
+"""What brings a guard's measure down, where it is not lambda or the learning rate."""
+
+
 class GuardTripped(PtalignError):
     """A budget that Align must keep was exceeded.
 
@@ -78,9 +85,10 @@ class GuardTripped(PtalignError):
     reason = "GUARD_TRIPPED"
 
     def __init__(self, guard: str, value: float, limit: float) -> None:
+        mend = MENDS.get(guard, "Lower ut_weight or the learning rate")
         super().__init__(
-            f"{guard} reached {value:.3f}, over its limit {limit:.3f}. Lower ut_weight or the "
-            "learning rate, or set guards to 'record' to keep the run and report the excess."
+            f"{guard} reached {value:.3f}, over its limit {limit:.3f}. {mend}, or set guards to "
+            "'record' to keep the run and report the excess."
         )
         self.guard = guard
         self.value = value

@@ -264,10 +264,16 @@ class StepLog(Noun):
     tokens_mle: int
     tokens_ut: int
     tokens_anchor: int
+    """Of anchors and kept twins: held to the bare model."""
     seconds: float
     retain_kl: float | None = None
     twin_refusals: float | None = Field(None, exclude_if=lambda value: value is None)
     """Share of held-out twins refused, on the steps that measured it."""
+    loss_twin: float | None = Field(None, exclude_if=lambda value: value is None)
+    """KL(bare || adapted) on kept twins, nats a token; None where twins are taught."""
+    twin_weight: float | None = Field(None, exclude_if=lambda value: value is None)
+    """What that term, or a taught twin's tokens, are multiplied by. Both are left out of digests
+    where there are none, so that ledgers of earlier versions keep theirs."""
 
 
 class Suppressed(Noun):

@@ -136,6 +136,7 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
         ("good answers", COLOURS[1], [log.loss_mle for log in ledger]),
         ("bad answers", COLOURS[2], [log.loss_ut for log in ledger]),
         ("everyday answers", COLOURS[0], [log.loss_anchor for log in ledger]),
+        ("legitimate twins", COLOURS[4], [log.loss_twin or 0.0 for log in ledger]),
     ]
     told = [part for part in parts if any(part[2])]
     weights = [log.ut_weight for log in ledger]

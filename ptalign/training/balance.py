@@ -1,4 +1,4 @@
-"""The weight of L_UT: from gradient norms at the start, then kept inside budgets."""
+"""The weights of L_UT and of the twins: from the start of a run, then moved by its budgets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ FIT_LIMIT = 0.85
 """L_MLE must end below this share of its start."""
 TWIN_LIMIT = 1.25
 """L_MLE of twins must end below this multiple of its start; near 1.1 lambda already gives way."""
+MOST_TWIN = 8.0
+"""The bound of `AlignConfig.twin_weight` and of what guards make of it."""
+KEPT_WEIGHT, TAUGHT_WEIGHT = 2.0, 1.0
+"""The twins' weight unless set: at 1, kept twins are refused five times as often as at 4, and at 4
+a sixth fewer harmful requests are declined (ADR 0017)."""
 FIT_STEPS = 12
 """Runs shorter than this are too short for the fit to be judged."""
 
 
 @dataclass(slots=True)
 class Balance:
-    """lambda and what moves it. Plain data, so that a checkpoint can hold it."""
+    """lambda, the twins' weight tau, and what moves them. Plain data, for checkpoints."""
 
     ut_weight: float
     automatic: bool
@@ -38,19 +43,24 @@ class Balance:
     kl: float | None = None
     refusals: float | None = None
     """Share of twins refused beyond those the bare model refuses, as last measured."""
+    twin_weight: float = 1.0
     notes: list[str] = field(default_factory=list)
+    twin_notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def start(cls, config: AlignConfig, *, fresh: bool = True) -> Balance:
-        """0 until measured when automatic or not used; else the caller's weight.
+    def start(cls, config: AlignConfig, *, fresh: bool = True, kept: bool = True) -> Balance:
+        """lambda is 0 until measured when automatic or not used; else the caller's weight.
 
         Args:
-            config: Its method and ut_weight.
+            config: Its method and weights.
             fresh: Whether training begins at the bare model, so that a fit can be asked for.
+            kept: Whether twins are held to the bare model's answers rather than taught.
         """
         used = config.method in ("pt_align", "ut_uniform")
         fixed = config.ut_weight if used and config.ut_weight is not None else 0.0
-        return cls(fixed, used and config.ut_weight is None, fresh, fixed)
+        twins = config.twin_weight or (KEPT_WEIGHT if kept else TAUGHT_WEIGHT)
+        automatic = used and config.ut_weight is None
+        return cls(fixed, automatic, fresh, fixed, twin_weight=twins)
 
     def measures(self, step: int, steps: int) -> bool:
         """Whether this step takes the gradients of both sides apart.
@@ -73,7 +83,10 @@ class Balance:
     def adjust(
         self, step: int, kl: float | None, config: AlignConfig, refusals: float | None = None
     ) -> None:
-        """Halves lambda near a budget and lets it come back when there is room.
+        """Moves the weights near a budget; lambda comes back when there is room, tau stays.
+
+        Refused twins raise tau, in a run of any method: lambda is not what makes a model refuse
+        them (ADR 0017). Only where tau is at its most does lambda give way.
 
         Args:
             step: For the note.
@@ -83,13 +96,19 @@ class Balance:
         """
         self.kl = kl if kl is not None else self.kl
         self.refusals = refusals if refusals is not None else self.refusals
+        worse = refusals is not None and refusals > 0.7 * config.max_twin_refusals
+        pulled = (worse or self.twin_ratio > 1.1) and self.twin_weight < MOST_TWIN
+        if pulled:
+            self.twin_weight = min(2 * self.twin_weight, MOST_TWIN)
+            why = "twins are refused" if worse else "twins fit worse than at the start"
+            self.twin_notes.append(f"step {step}: weight x2, {why}")
         if not self.automatic or not self.ceiling:
             return
         if kl is not None and kl > 0.7 * config.max_benign_kl:
             self._scale(step, 0.5, "benign KL near its limit")
-        elif refusals is not None and refusals > config.max_twin_refusals:
+        elif worse and not pulled:
             self._scale(step, 0.5, "twins are refused")
-        elif self.twin_ratio > 1.1:
+        elif self.twin_ratio > 1.1 and not pulled:
             self._scale(step, 0.5, "twins fit worse than at the start")
         elif self.fresh and len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
             self._scale(step, 0.7, "MLE fit behind")

@@ -28,6 +28,8 @@ class Pools:
     asked: Sequence[Sample] = ()
     """Twins that refusals are counted on: of a language whose refusals are known, never trained on
     where there are any of those."""
+    asked_before: Sequence[bool] = ()
+    """Whether the bare model refuses each of them."""
     asked_unseen: bool = False
     """Whether they are never trained on."""
     left_out: int = 0
@@ -35,7 +37,12 @@ class Pools:
     reference: Mapping[str, float] = field(default_factory=dict)
     """Sample ``part/key`` -> log p of its answer under the bare model (dpo and npo)."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    """Anchor -> [its weighted tokens, hidden] states of the bare model."""
+    """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model."""
+
+    @property
+    def twins_kept(self) -> bool:
+        """Whether twins are held to the bare model's answers rather than taught."""
+        return any(s.part == "kept" for group in self.twins for s in group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,18 @@ from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
 from ptalign.training.pools import ANCHOR_ROW
 from ptalign.training.refusals import Declines, refused
-from ptalign.training.step import Losses, Objective, accumulate, accumulate_apart, norm
+from ptalign.training.step import (
+    LIKELY,
+    STILL,
+    Losses,
+    Objective,
+    accumulate,
+    accumulate_apart,
+    norm,
+)
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import OnRow, pack
+from ptalign.training.twins import heavier
 
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
@@ -36,8 +45,8 @@ WATCH_EVERY = 4
 """Steps between those measurements."""
 ASK_EVERY = 8
 """Steps between the countings of refused twins: each costs about 0.6 of a step (ADR 0013)."""
-ASKED, ASKED_LAST = 8, 24
-"""Twins asked while training, and at the end."""
+ASKED = 8
+"""Twins asked then; at the end, all that the bare model was asked."""
 
 
 @dataclass(slots=True)
@@ -59,8 +68,6 @@ class Run:
     declines: Declines
     """Whether the beginning of a reply declines; counts refused twins."""
     done: int = 0
-    before: float | None = None
-    """Share of the twins asked that the bare model refuses; None until it was asked."""
 
     @classmethod
     def start(
@@ -93,7 +100,7 @@ class Run:
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),
             parameters=parameters,
-            balance=Balance.start(config, fresh=fresh),
+            balance=Balance.start(config, fresh=fresh, kept=pools.twins_kept),
             ledger=[],
             folder=folder,
             fingerprint=fingerprint,
@@ -152,7 +159,8 @@ class Run:
         """
         begun = time.perf_counter()
         rate = self._set_rate()
-        groups = self.sampler.step(self.done)
+        pull = self.balance.twin_weight
+        groups = heavier(self.sampler.step(self.done), pull)
         with self.decoder.dropping():
             losses = self._gradients(groups)
         values = list(self.parameters.values())
@@ -175,12 +183,14 @@ class Run:
             grad_norm_mle=self.balance.norm_mle,
             grad_norm_ut=self.balance.norm_ut,
             learning_rate=rate,
-            tokens_mle=_tokens(groups, "positive") + _tokens(groups, "twin"),
+            tokens_mle=_tokens(groups, *LIKELY),
             tokens_ut=_tokens(groups, "toxic"),
-            tokens_anchor=_tokens(groups, "anchor"),
+            tokens_anchor=_tokens(groups, *STILL),
             seconds=time.perf_counter() - begun,
             retain_kl=kl,
             twin_refusals=share,
+            loss_twin=float(losses.kept) if _tokens(groups, "kept") else None,
+            twin_weight=pull,
         )
         self.ledger.append(entry)
         return entry
@@ -188,13 +198,16 @@ class Run:
     def _gradients(self, groups: list[tuple[Sample, ...]]) -> Losses:
         """Fills `.grad`; matches the norms of both sides on the step that measures them."""
         due = self.balance.measures(self.done, self.config.steps)
+        weights = self.balance.ut_weight, self.balance.twin_weight
         if not (due and _tokens(groups, "toxic")):
-            return accumulate(self.decoder, groups, self.objective, self.balance.ut_weight)
+            return accumulate(self.decoder, groups, self.objective, *weights)
         values = list(self.parameters.values())
         losses, apart = accumulate_apart(self.decoder, groups, self.objective, values)
         self.balance.match(norm(apart.mle), norm(apart.toxic), self.config.auto_share)
-        for parameter, g, a, t in zip(values, apart.mle, apart.anchor, apart.toxic, strict=True):
-            parameter.grad = g.add_(a).add_(t, alpha=self.balance.ut_weight)
+        for place, parameter in enumerate(values):
+            grad = apart.mle[place].add_(apart.anchor[place])
+            grad.add_(apart.kept[place], alpha=self.balance.twin_weight)
+            parameter.grad = grad.add_(apart.toxic[place], alpha=self.balance.ut_weight)
         return losses
 
     def _set_rate(self) -> float:
@@ -211,37 +224,30 @@ class Run:
         return rate
 
     def _check_finite(self, losses: Losses, total: float) -> None:
-        values = (float(losses.mle), float(losses.toxic), float(losses.anchor), total)
+        parts = (losses.mle, losses.toxic, losses.anchor, losses.kept)
+        values = (*map(float, parts), total)
         if not all(map(math.isfinite, values)):
             raise TrainingFailed(
                 f"step {self.done + 1}: a loss or gradient is not finite; lower learning_rate"
             )
 
-    def refused(self, most: int, *, bare: bool = False) -> list[bool]:
-        """Whether each of the twins asked is refused.
+    def refused(self, most: int | None = None) -> tuple[list[bool], list[bool]]:
+        """Whether each of the twins asked is refused: by the bare model, and now.
 
         Args:
-            most: How many are asked.
-            bare: By the bare model, which training began with.
+            most: How many are asked; None: all that the bare model was asked.
         """
-        asked = self.twins_asked(most)
-        if not bare:
-            return refused(self.decoder, self.chat, asked, self.declines)
-        with self.decoder.bare():
-            return refused(self.decoder, self.chat, asked, self.declines)
-
-    def twins_asked(self, most: int) -> list[Sample]:
-        """The twins that refusals are counted on."""
-        return list(self.sampler.pools.asked[:most])
+        pools = self.sampler.pools
+        before = list(pools.asked_before[:most])
+        asked = pools.asked[: len(before)]
+        return before, refused(self.decoder, self.chat, asked, self.declines)
 
     def _ask(self) -> tuple[float | None, float | None]:
         """The share of twins refused every few steps, and how much more than the bare model's."""
-        if (self.done + 1) % ASK_EVERY or not self.twins_asked(ASKED):
+        if (self.done + 1) % ASK_EVERY or not self.sampler.pools.asked_before:
             return None, None
-        if self.before is None:
-            self.before = _share(self.refused(ASKED, bare=True))
-        share = _share(self.refused(ASKED))
-        return share, share - self.before
+        before, now = self.refused(ASKED)
+        return _share(now), _share(now) - _share(before)
 
     def _watch(self, rise: float | None) -> float | None:
         """Benign KL every few steps; budgets and guards against it and the rise in refusals."""
@@ -293,8 +299,8 @@ def _progress(run: Run, entry: StepLog) -> Progress:
     return Progress("training", run.done, run.config.steps, counts, values)
 
 
-def _tokens(groups: list[tuple[Sample, ...]], part: str) -> int:
-    return sum(w > 0 for g in groups for s in g if s.part == part for w in s.weights)
+def _tokens(groups: list[tuple[Sample, ...]], *parts: str) -> int:
+    return sum(w > 0 for g in groups for s in g if s.part in parts for w in s.weights)
 
 
 def benign_kl(
@@ -328,11 +334,11 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
         GuardTripped: A budget was exceeded and guards abort.
     """
     limit, config = run.config.max_benign_kl, run.config
-    long = config.steps >= FIT_STEPS
+    long, taught = config.steps >= FIT_STEPS, not run.sampler.pools.twins_kept
     checks: list[tuple[str, float, float, bool]] = [
         ("benign_kl", kl, limit, bool(measured_on)),
         ("mle_fit", run.balance.fit, FIT_LIMIT, long and run.balance.fresh),
-        ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long),
+        ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long and taught),
     ]
     if config.method == "dpo":  # it prefers most good answers, and need not make them likelier
         checks = [check for check in checks if check[0] != "mle_fit"]
@@ -345,6 +351,9 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
     if measured_on:
         found["benign_kl"] += f", on {measured_on}"
     found["twin_refusals"] = _refusals(run)
+    found["twins"] = "taught" if taught else "kept as the bare model answers them"
+    if run.balance.twin_notes:
+        found["twins"] += "; " + "; ".join(run.balance.twin_notes)
     if run.balance.automatic and not run.balance.ceiling:
         found["ut_weight"] = "0 throughout: no toxic token had a gradient to match"
     elif run.balance.notes:
@@ -358,13 +367,13 @@ def _refusals(run: Run) -> str:
     Raises:
         GuardTripped: The rise is over its limit for sure, and guards abort.
     """
-    limit, asked = run.config.max_twin_refusals, run.twins_asked(ASKED_LAST)
-    if not asked:
+    limit = run.config.max_twin_refusals
+    if not run.sampler.pools.asked_before:
         return "not judged: no twin in a language whose refusals are known"
-    before, after = run.refused(ASKED_LAST, bare=True), run.refused(ASKED_LAST)
+    before, after = run.refused()
     lost = sum(old and not new for old, new in zip(before, after, strict=True))
     won = sum(new and not old for old, new in zip(before, after, strict=True))
-    rise, low, _ = tango(lost, won, len(asked))
+    rise, low, _ = tango(lost, won, len(before))
     run.balance.refusals = rise
     if low > limit and run.config.guards == "abort":
         raise GuardTripped("twin_refusals", rise, limit)
@@ -372,7 +381,7 @@ def _refusals(run: Run) -> str:
     held_out = run.sampler.pools.asked_unseen
     which = "held-out twins" if held_out else "trained twins, none is held out"
     shares = f"from {_share(before):.3f} to {_share(after):.3f}"
-    return f"{state}: {rise:.3f}, {shares}, limit {limit:.3f}, {len(asked)} {which}"
+    return f"{state}: {rise:.3f}, {shares}, limit {limit:.3f}, {len(before)} {which}"
 
 
 def _share(said: Sequence[bool]) -> float:

@@ -18,6 +18,7 @@ from ptalign.training.contrast import constraints_of, contrast_scores, token_log
 from ptalign.training.decoder import Decoder
 from ptalign.training.elicit import Context, contexts
 from ptalign.training.refusals import LANGUAGES
+from ptalign.training.step import STILL
 from ptalign.training.texts import (
     ChatFormat,
     Sample,
@@ -219,9 +220,10 @@ def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
 
 
 def with_kept(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
-    """Pools with the bare model's states on the anchors that are trained on."""
-    anchors = [sample for group in pools.anchors for sample in group]
-    return replace(pools, kept=bare_states(decoder, anchors, on_row))
+    """Pools with the bare model's states on what holds it: trained anchors and kept twins."""
+    groups = (*pools.anchors, *pools.twins)
+    still = [sample for group in groups for sample in group if sample.part in STILL]
+    return replace(pools, kept=bare_states(decoder, still, on_row))
 
 
 def bare_states(

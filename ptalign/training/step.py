@@ -17,6 +17,8 @@ from ptalign.training.texts import Part, Sample
 from ptalign.training.tree import Row, Targets, pack
 
 LIKELY: tuple[Part, ...] = ("positive", "twin")
+STILL: tuple[Part, ...] = ("kept", "anchor")
+"""Parts on which the model is held to what it was."""
 ROW = 1024
 """Nodes per row: longer rows share more of the system prompt, and hold more activations."""
 
@@ -27,6 +29,7 @@ class Totals:
 
     mle: float
     twin: float
+    kept: float
     anchor: float
     toxic: float
     pairs: float
@@ -46,6 +49,7 @@ class Totals:
         return cls(
             mle=weight(*LIKELY),
             twin=weight("twin"),
+            kept=weight("kept"),
             anchor=weight("anchor"),
             toxic=weight("toxic"),
             pairs=float(pairs),
@@ -64,17 +68,14 @@ class Losses:
     """Parts of the loss of one row or step. `twin` is a part of `mle`, only watched."""
 
     mle: Tensor
+    kept: Tensor
+    """KL(bare || adapted) on twins that the bare model answers, without its weight."""
     anchor: Tensor
     toxic: Tensor
     """L_UT, or the preference term of dpo and npo."""
     twin: Tensor
     unpaired: Tensor
     """L_MLE of good answers without a toxic one: with dpo nothing else would teach them."""
-
-    @property
-    def likelihood(self) -> Tensor:
-        """The side that teaches: good answers and anchors."""
-        return self.mle + self.anchor
 
     def plus(self, other: Losses) -> Losses:
         """Sums without graphs."""
@@ -92,8 +93,8 @@ class Objective:
     reference: Mapping[str, float]
     """``part/key`` -> log p under the bare model, for dpo and npo."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    """Anchor -> [its weighted tokens, hidden] states of the bare model. An anchor without takes
-    likelihood, which estimates the same from one sample (ADR 0015)."""
+    """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model. An anchor
+    without takes likelihood, which estimates the same from one sample (ADR 0015)."""
 
     def losses(
         self, row: Row, states: Tensor, targets: Targets, totals: Totals, head: Head
@@ -107,7 +108,7 @@ class Objective:
             totals: Denominators of the step.
             head: The frozen head.
         """
-        bare = [self.kept.get(s.key) if s.part == "anchor" else None for s in row.samples]
+        bare = [self._bare(s) for s in row.samples]
         whole = torch.tensor([b is not None for b in bare], device=states.device)[targets.owners]
         margin = states.new_zeros(len(states), dtype=torch.float32)  # whole ones need none
         margin = margin.masked_scatter(
@@ -127,16 +128,25 @@ class Objective:
         else:
             toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
         anchor = mle(margin, masked("anchor") * ~whole, totals.anchor)
+        kept = margin.sum() * 0
         if known := [b for b in bare if b is not None]:
             drift = kl_divergence(torch.cat(known), states[whole], head)
-            anchor = anchor + (targets.weights[whole] * drift).sum() / totals.anchor
+            anchor = anchor + (masked("anchor")[whole] * drift).sum() / totals.anchor
+            kept = (masked("kept")[whole] * drift).sum() / totals.kept
         return Losses(
             mle=mle(margin, likely, totals.mle),
+            kept=kept,
             anchor=anchor,
             toxic=toxic,
             twin=mle(margin, masked("twin"), totals.twin).detach(),
             unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
+
+    def _bare(self, sample: Sample) -> Tensor | None:
+        """States that a sample is held to; a kept twin has no other term, and must have them."""
+        if sample.part == "kept":
+            return self.kept[sample.key]
+        return self.kept.get(sample.key) if sample.part == "anchor" else None
 
     def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
         sums = margin.new_zeros(len(row.samples)).index_add(0, targets.owners, logsigmoid(margin))
@@ -155,15 +165,16 @@ class Objective:
         keys = [f"{row.samples[i].part}/{row.samples[i].key}" for i in places]
         return like.new_tensor([self.reference[k] for k in keys])
 
-    def total(self, losses: Losses, ut_weight: float) -> Tensor:
+    def total(self, losses: Losses, ut_weight: float, twin_weight: float = 1.0) -> Tensor:
         """The scalar that is differentiated."""
+        still = losses.anchor + twin_weight * losses.kept
         if self.method == "dpo":
-            return losses.toxic + losses.unpaired + losses.anchor
+            return losses.toxic + losses.unpaired + still
         if self.method == "npo":
-            return losses.likelihood + losses.toxic
+            return losses.mle + still + losses.toxic
         if self.method == "mle":
-            return losses.likelihood
-        return losses.likelihood + ut_weight * losses.toxic
+            return losses.mle + still
+        return losses.mle + still + ut_weight * losses.toxic
 
 
 def accumulate(
@@ -171,6 +182,7 @@ def accumulate(
     groups: Sequence[Sequence[Sample]],
     objective: Objective,
     ut_weight: float,
+    twin_weight: float = 1.0,
     *,
     budget: int = ROW,
     share: bool = True,
@@ -184,7 +196,7 @@ def accumulate(
     for row in pack(groups, budget, share=share):
         states, targets = decoder.target_states(row)
         losses = objective.losses(row, states, targets, totals, decoder.head)
-        objective.total(losses, ut_weight).backward()  # type: ignore[no-untyped-call]
+        objective.total(losses, ut_weight, twin_weight).backward()  # type: ignore[no-untyped-call]
         result = result.plus(losses)
     return result
 
@@ -194,6 +206,7 @@ class Apart:
     """Gradients of each part of the loss, in the order of the parameters."""
 
     mle: list[Tensor]
+    kept: list[Tensor]
     anchor: list[Tensor]
     toxic: list[Tensor]
 
@@ -206,7 +219,7 @@ def accumulate_apart(
     *,
     budget: int = ROW,
 ) -> tuple[Losses, Apart]:
-    """Gradients of L_MLE, of the anchor term and of L_UT apart, to match norms."""
+    """Gradients of each part without its weight, to match the norms of L_MLE and L_UT."""
     totals, result = Totals.of(groups), _zeros(decoder)
     apart = Apart(*([torch.zeros_like(p) for p in parameters] for _ in fields(Apart)))
     for row in pack(groups, budget):

@@ -12,7 +12,8 @@ from ptalign.errors import Unsupported
 from ptalign.nouns import Anchor, ModelSpec, Pair
 from ptalign.text.controls import break_up, longest_first
 
-Part = Literal["positive", "twin", "anchor", "toxic"]
+Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
+"""A `kept` sample is a twin that the bare model answers: see `ptalign.training.twins`."""
 
 PLACE = "ptalignanswerplace"
 

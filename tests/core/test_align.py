@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from ptalign.probe import probe
 from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
-from ptalign.training.lora import TOKEN_SHEET, load_tokenizer, sha256_of
+from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
+from ptalign.training.pools import make_pools, with_kept
 from ptalign.training.texts import ChatFormat, positive_sample
+from ptalign.training.twins import settled
 from ptalign.weights.words import words_of
 
 SHORT: dict[str, Any] = {
@@ -336,7 +339,8 @@ def test_a_set_without_anchors_is_refused_unless_none_are_asked_for(
         with pytest.raises(InvalidInput, match=r"no anchors.*SynthesizePairs with this set as par"):
             run(tmp_path, changed(mild_pairs, anchors=anchors))
     bare = changed(mild_pairs, anchors=())
-    assert run(tmp_path, bare, anchors_per_step=0, steps=1).tokens_anchor == 0
+    alone = run(tmp_path, bare, anchors_per_step=0, twins_per_step=0, steps=1)
+    assert alone.tokens_anchor == 0
 
 
 def test_zero_tokens_in_a_part_does_not_start(
@@ -419,6 +423,68 @@ def test_lambda_is_measured_again_when_the_toxic_side_had_no_gradient() -> None:
     balance.match(1.0, 2.0, 1.0)
     assert not balance.measures(4, 24)
     assert balance.ut_weight == 0.5
+
+
+def test_refused_twins_raise_their_own_weight_before_lambda_gives_way() -> None:
+    """Halving lambda did not make a model refuse fewer twins: their own term does."""
+    config = AlignConfig(max_twin_refusals=0.25)
+    balance = Balance.start(config)
+    balance.match(1.0, 1.0, 1.0)
+    found = []
+    for step in range(4):
+        balance.adjust(step, None, config, refusals=0.25)
+        found.append((balance.twin_weight, balance.ut_weight))
+    assert found == [(4.0, 1.0), (8.0, 1.0), (8.0, 0.5), (8.0, 0.25)]
+    assert balance.twin_notes == [f"step {i}: weight x2, twins are refused" for i in range(2)]
+    balance.adjust(4, None, config, refusals=0.125)
+    assert balance.twin_weight == 8.0, "one good count of eight does not undo it"
+
+
+def test_refused_twins_raise_their_weight_in_a_run_without_lambda() -> None:
+    config = AlignConfig(method="mle")
+    for kept, first in ((True, 2.0), (False, 1.0)):
+        balance = Balance.start(config, kept=kept)
+        assert balance.twin_weight == first
+        balance.adjust(8, None, config, refusals=0.5)
+        assert (balance.twin_weight, balance.ut_weight) == (2 * first, 0.0)
+    assert Balance.start(AlignConfig(twin_weight=3.0)).twin_weight == 3.0
+
+
+def test_twins_are_taught_where_the_bare_model_refuses_them(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """One that answers them has nothing to learn there but the manner of the demonstrations."""
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    decoder = attach(load_model(tiny_model), LoraConfig(rank=2), seed=0)
+    parts = {}
+    for how, share in product(("auto", "keep", "teach"), (0.0, 1.0)):
+        config = AlignConfig(twins=how)
+        plan = make_pools(mild_pairs, chat, config)
+        plan = settled(plan, decoder, chat, config, lambda reply, share=share: bool(share))
+        assert list(plan.asked_before) == [bool(share)] * len(plan.asked) != []
+        (parts[how, share],) = {s.part for group in plan.twins for s in group}
+        kept = with_kept(plan, decoder, lambda done, total: None).kept
+        assert {s.key for g in plan.twins for s in g if s.part == "kept"} <= set(kept)
+    assert parts == {
+        ("auto", 0.0): "kept",
+        ("auto", 1.0): "twin",
+        ("keep", 0.0): "kept",
+        ("keep", 1.0): "kept",
+        ("teach", 0.0): "twin",
+        ("teach", 1.0): "twin",
+    }
+
+
+def test_the_ledger_says_how_far_twins_drifted(finished: Adapter, run: Run, tmp_path: Path) -> None:
+    losses = [step.loss_twin for step in finished.ledger]
+    assert losses[0] == pytest.approx(0, abs=1e-5), "nothing has changed before the first step"
+    assert max(loss or 0 for loss in losses[1:]) > 1e-4
+    assert finished.guards["twins"].startswith("kept as the bare model answers them")
+    assert finished.guards["twin_fit"].startswith("not judged")
+    taught = run(tmp_path, twins="teach", steps=2)
+    assert [step.loss_twin for step in taught.ledger] == [None, None]
+    assert taught.guards["twins"] == "taught"
+    assert taught.tokens_mle > sum(step.tokens_mle for step in finished.ledger[:2])
 
 
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

@@ -14,9 +14,10 @@ from torch.nn.functional import logsigmoid
 from ptalign.config import LoraConfig
 from ptalign.errors import InvalidInput, Unsupported
 from ptalign.losses import margins_of_logits, mle, unlikelihood
+from ptalign.nouns import Method
 from ptalign.training.lora import attach, check_live, refuse_foreign, save_adapter, trainable
 from ptalign.training.pools import bare_states
-from ptalign.training.step import Objective, accumulate, accumulate_apart
+from ptalign.training.step import STILL, Objective, accumulate, accumulate_apart
 from ptalign.training.texts import Sample
 from ptalign.training.tree import inputs_of, pack
 
@@ -145,7 +146,7 @@ def test_tree_step_equals_the_naive_padded_step(name: str) -> None:
     for budget in (10**9, 40):
         decoder.peft.zero_grad(set_to_none=True)
         losses = accumulate(decoder, groups, objective, UT_WEIGHT, budget=budget)
-        got = float(losses.likelihood + UT_WEIGHT * losses.toxic)
+        got = float(objective.total(losses, UT_WEIGHT))
         assert got == pytest.approx(naive.item(), rel=2e-5)
         for (label, parameter), grad in zip(parameters.items(), want, strict=True):
             assert parameter.grad is not None, label
@@ -182,6 +183,36 @@ def test_anchors_keep_the_bare_models_whole_distribution(name: str) -> None:
         assert float(losses.anchor) == pytest.approx(float(total.detach()) / tokens, rel=2e-4)
         for grad, expected in zip(apart.anchor, want, strict=True):
             assert float((grad - expected).norm() / expected.norm()) < 2e-4
+
+
+@pytest.mark.parametrize("method", ["pt_align", "mle", "npo", "dpo"])
+def test_kept_twins_add_their_own_divergence_and_no_likelihood(method: Method) -> None:
+    """Every method: L without twins + tau KL(bare || adapted), averaged over the twins' tokens."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    groups = make_groups()
+    place = next(i for i, group in enumerate(groups) if group[0].part == "twin")
+    groups[place] = [replace(groups[place][0], part="kept")]
+    (twin,) = groups[place]
+    parameters = trainable(decoder)
+    warm(parameters)
+    with torch.no_grad(), decoder.bare():
+        ids = torch.tensor([[*twin.prompt, *twin.answer]])
+        bare = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+    tuned = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+    kl = (bare.exp() * (bare - tuned)).sum(-1)[len(twin.prompt) - 1 : -1].mean()
+    want = torch.autograd.grad(3.0 * kl, list(parameters.values()))
+    reference = {f"{s.part}/{s.key}": -20.0 for g in groups for s in g}
+    kept = bare_states(decoder, [s for g in groups for s in g if s.part in STILL])
+    objective = Objective(method, 0.1, reference, kept)
+
+    def gradients(some: list[list[Sample]]) -> list[torch.Tensor]:
+        decoder.peft.zero_grad(set_to_none=True)
+        accumulate(decoder, some, objective, 1.0, 3.0, budget=40)
+        return [p.grad.clone() for p in parameters.values() if p.grad is not None]
+
+    without = [group for i, group in enumerate(groups) if i != place]
+    for more, less, expected in zip(gradients(groups), gradients(without), want, strict=True):
+        assert float((more - less - expected).norm() / expected.norm()) < 2e-3
 
 
 def test_dpo_prefers_pairs_and_is_taught_what_has_no_rejected_answer() -> None:
@@ -267,8 +298,9 @@ def test_a_shape_that_ignores_the_mask_falls_back_to_padded_rows() -> None:
     decoder.settle(groups[0])
     assert decoder.layout == "padded"
     assert "Mamba" in decoder.reason
-    losses = accumulate(decoder, groups, Objective("pt_align", 0.1, {}), UT_WEIGHT)
-    got = float(losses.likelihood + UT_WEIGHT * losses.toxic)
+    objective = Objective("pt_align", 0.1, {})
+    losses = accumulate(decoder, groups, objective, UT_WEIGHT)
+    got = float(objective.total(losses, UT_WEIGHT))
     assert got == pytest.approx(naive_loss(model, groups).item(), rel=2e-5)
 
 
