@@ -100,8 +100,9 @@ def align(
     job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
+    on_progress(Progress("asking twins", 0, 0))
     plan = settled(plan, decoder, chat, config, refuses)
-    plan = pools.with_kept(plan, decoder, job.rows("reading anchors"))
+    plan = pools.with_kept(plan, decoder, job.rows("reading anchors and twins"))
     place = out / "checkpoints"
     run = Run.start(
         decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None

@@ -234,6 +234,9 @@ class Budget:
     """Share of held-out twins, in 0..1."""
     without_anchors: bool = False
     """Takes a pair set without anchors, too. Nothing then keeps the model's ordinary answers."""
+    twin_weight: float | None = None
+    """How strongly twins are held to the bare model's answers, up to 8; 2 unless set. More declines
+    less: of legitimate requests, and of harmful ones with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

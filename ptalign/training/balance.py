@@ -15,7 +15,7 @@ unlikely has hardly a gradient, and matching it would only blow up noise."""
 FIT_LIMIT = 0.85
 """L_MLE must end below this share of its start."""
 TWIN_LIMIT = 1.25
-"""L_MLE of twins must end below this multiple of its start; near 1.1 lambda already gives way."""
+"""L_MLE of taught twins must end below this multiple of its start; from 1.1 on tau rises."""
 MOST_TWIN = 8.0
 """The bound of `AlignConfig.twin_weight` and of what guards make of it."""
 KEPT_WEIGHT, TAUGHT_WEIGHT = 2.0, 1.0

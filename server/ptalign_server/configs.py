@@ -104,6 +104,7 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
         "learning_rate",
         "max_benign_kl",
         "max_twin_refusals",
+        "twin_weight",
     )
     if request.budget.without_anchors:
         values["anchors_per_step"] = _no_anchors(request.budget)
@@ -129,6 +130,7 @@ ALIGN_NAMES = {
     "learning_rate": "budget.learning_rate",
     "max_benign_kl": "budget.max_benign_kl",
     "max_twin_refusals": "budget.max_twin_refusals",
+    "twin_weight": "budget.twin_weight",
 }
 
 

@@ -226,6 +226,11 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
         ({"token_weighting": "magic"}, "token_weighting", "or 'uniform', got 'magic'. Send one"),
         ({"guards": "maybe"}, "guards", "abort"),
         ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be 0..10000, got 20000"),
+        (
+            {"budget": pb.Budget(twin_weight=9.0)},
+            "budget.twin_weight",
+            "must be greater than 0 and at most 8, got 9",
+        ),
         ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be 1..256, got 999"),
         ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
         ({"pair_set": ""}, "pair_set", "is empty"),

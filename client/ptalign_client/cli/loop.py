@@ -363,13 +363,15 @@ def _budget(plan: Training) -> nouns.Budget:
         max_benign_kl=plan.max_benign_kl,
         max_twin_refusals=plan.max_twin_refusals,
         without_anchors=plan.without_anchors,
+        twin_weight=plan.twin_weight,
     )
 
 
 def _asked(plan: Training) -> dict[str, Any]:
     """A training's fields, less later ones at their default: runs begun before them go on."""
     values = asdict(plan)
-    for name, default in (("max_twin_refusals", None), ("without_anchors", False)):
+    later = {"max_twin_refusals": None, "without_anchors": False, "twin_weight": None}
+    for name, default in later.items():
         if values[name] == default:
             del values[name]
     return values

@@ -57,6 +57,8 @@ class Training:
     max_twin_refusals: float | None = limited(None, 0, 1)
     without_anchors: bool = False
     """Trains on a set without anchors, too, which Align refuses otherwise."""
+    twin_weight: float | None = limited(None, 1e-6, 8)
+    """Above 2: fewer legitimate requests are refused, and fewer harmful ones declined."""
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
     flagged_share: float | None = limited(None, 0.01, 0.5)

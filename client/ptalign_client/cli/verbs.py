@@ -156,6 +156,12 @@ def align(
         bool,
         typer.Option("--without-anchors", help="Train without anchors, on a set that has none."),
     ] = False,
+    twin_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Above 2: fewer legitimate requests refused, fewer harmful ones declined; up to 8."
+        ),
+    ] = None,
     ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,
     weighting: Annotated[
         Scorer,
@@ -209,6 +215,7 @@ def align(
             max_benign_kl=max_benign_kl,
             max_twin_refusals=max_twin_refusals,
             without_anchors=without_anchors,
+            twin_weight=twin_weight,
         ),
         guards=guards,
         seed=seed,

@@ -140,7 +140,7 @@ class Lora(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl", "max_twin_refusals", "without_anchors")
+    __slots__ = ("steps", "pairs_per_step", "anchors_per_step", "learning_rate", "max_benign_kl", "max_twin_refusals", "without_anchors", "twin_weight")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     ANCHORS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class Budget(_message.Message):
     MAX_BENIGN_KL_FIELD_NUMBER: _ClassVar[int]
     MAX_TWIN_REFUSALS_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    TWIN_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     steps: int
     pairs_per_step: int
     anchors_per_step: int
@@ -155,7 +156,8 @@ class Budget(_message.Message):
     max_benign_kl: float
     max_twin_refusals: float
     without_anchors: bool
-    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_twin_refusals: _Optional[float] = ..., without_anchors: bool = ...) -> None: ...
+    twin_weight: float
+    def __init__(self, steps: _Optional[int] = ..., pairs_per_step: _Optional[int] = ..., anchors_per_step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_twin_refusals: _Optional[float] = ..., without_anchors: bool = ..., twin_weight: _Optional[float] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("request_id", "dry_run", "target", "baseline", "suites", "judges", "gate", "gate_spec", "samples", "pair_set", "also", "seed", "held_out")
