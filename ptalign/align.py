@@ -3,7 +3,7 @@
     L = L_MLE(positives) + KL(bare || tuned)(anchors) + tau KL(bare || tuned)(twins)
         + lambda L_UT(toxic)
 
-Twins of a model that refuses them are taught instead: L_MLE(positives, twins) (ADR 0017).
+Twins of a model that refuses them are taught instead: their term is L_MLE then (ADR 0017).
 
 Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context,
 never a target.
@@ -34,7 +34,7 @@ from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import ChatFormat, Sample, toxic_sample
 from ptalign.training.tree import OnRow, pack
-from ptalign.training.twins import settled
+from ptalign.training.twins import ask, settled
 from ptalign.weights.sheet import sheet
 
 EXPLAINED = 24
@@ -59,7 +59,8 @@ def align(
 
     Writes ``out/adapter`` (a PEFT folder), ``out/checkpoints``, ``out/token_weights.safetensors``
     (positions and weights, no text), ``out/token_weights.json`` (the same for people, words masked;
-    not for `mle`) and ``out/ledger.json``.
+    not for `mle`), ``out/twins.json`` (whether the bare model refuses each twin asked) and
+    ``out/ledger.json``.
 
     Args:
         pairs: What SynthesizePairs made.
@@ -100,9 +101,8 @@ def align(
     job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
-    on_progress(Progress("asking twins", 0, 0))
-    plan = settled(plan, decoder, chat, config, refuses)
-    plan = pools.with_kept(plan, decoder, job.rows("reading anchors and twins"))
+    plan = settled(plan, job.asked(plan, decoder, chat), config)
+    plan = pools.with_bare(plan, decoder, job.rows("reading anchors and twins"))
     place = out / "checkpoints"
     run = Run.start(
         decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
@@ -195,6 +195,18 @@ class _Job:
         if self.config.method in ("dpo", "npo"):
             plan = pools.with_reference(plan, decoder, self.rows("scoring the reference"))
         return plan
+
+    def asked(self, plan: Pools, decoder: Decoder, chat: ChatFormat) -> list[bool]:
+        """Which twins the bare model refuses: asked once, so that a resume decides alike."""
+        file = self.out / "twins.json"
+        if file.is_file():
+            known = json.loads(file.read_text("utf-8"))
+            if known["fingerprint"] == self.fingerprint:
+                return list(known["refused"])
+        self.on_progress(Progress("asking twins", 0, 0))
+        found = ask(plan, decoder, chat, refuses)
+        _write_json(file, {"fingerprint": self.fingerprint, "refused": found})
+        return found
 
     def finish(self, run: Run, chat: ChatFormat, begun: float) -> Adapter:
         """Measures, guards, saves, reloads and explains a trained run."""

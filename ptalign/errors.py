@@ -67,7 +67,7 @@ class TrainingFailed(PtalignError):
 
 
 MENDS = {
-    "twin_refusals": "Train fewer steps, or on a set with more pairs and twins",
+    "twin_refusals": "Raise twin_weight, train fewer steps, or on a set with more pairs and twins",
     "mle_fit": "Train more steps, or lower ut_weight",
 }
 """What brings a guard's measure down, where it is not lambda or the learning rate."""

@@ -251,6 +251,7 @@ class StepLog(Noun):
 
     step: int
     loss_mle: float
+    """Of positives, nats a token; before ADR 0017 of twins' answers too."""
     loss_ut: float
     loss_anchor: float
     ut_weight: float
@@ -264,16 +265,16 @@ class StepLog(Noun):
     tokens_mle: int
     tokens_ut: int
     tokens_anchor: int
-    """Of anchors and kept twins: held to the bare model."""
+    """Held to the bare model: of anchors and of kept twins."""
     seconds: float
     retain_kl: float | None = None
     twin_refusals: float | None = Field(None, exclude_if=lambda value: value is None)
     """Share of held-out twins refused, on the steps that measured it."""
     loss_twin: float | None = Field(None, exclude_if=lambda value: value is None)
-    """KL(bare || adapted) on kept twins, nats a token; None where twins are taught."""
+    """Nats a token: KL(bare || adapted) along kept twins, L_MLE of taught ones."""
     twin_weight: float | None = Field(None, exclude_if=lambda value: value is None)
-    """What that term, or a taught twin's tokens, are multiplied by. Both are left out of digests
-    where there are none, so that ledgers of earlier versions keep theirs."""
+    """What that term is multiplied by. Both are left out of digests where no twin was drawn, so
+    that ledgers of earlier versions keep theirs."""
 
 
 class Suppressed(Noun):
@@ -302,6 +303,7 @@ class Adapter(Noun):
     tokens_mle: int
     tokens_ut: int
     tokens_anchor: int
+    """Held to the bare model: of anchors and of kept twins."""
     ledger: tuple[StepLog, ...]
     retain_kl: float
     guards: dict[str, str] = Field(default_factory=dict)

@@ -212,7 +212,7 @@ def training_table(evidence: Evidence) -> list[str]:
                 f"{adapter.seconds:.0f}",
             ]
         )
-    header = ["run", "MLE tokens", "UT tokens", "anchor tokens", "λ", "benign KL", "guards", "s"]
+    header = ["run", "MLE tokens", "UT tokens", "held tokens", "λ", "benign KL", "guards", "s"]
     return [table(header, rows)] if rows else ["Nothing is trained yet."]
 
 

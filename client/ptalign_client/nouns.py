@@ -124,6 +124,7 @@ class Adapter(Resource):
     tokens_ut: int = 0
     """Toxic tokens with a weight above zero."""
     tokens_anchor: int = 0
+    """Held to the bare model: of anchors and kept twins."""
     ut_weight: float = 0.0
     """lambda, last value of its trajectory."""
     final_mle_loss: float = 0.0
@@ -235,8 +236,9 @@ class Budget:
     without_anchors: bool = False
     """Takes a pair set without anchors, too. Nothing then keeps the model's ordinary answers."""
     twin_weight: float | None = None
-    """How strongly twins are held to the bare model's answers, up to 8; 2 unless set. More declines
-    less: of legitimate requests, and of harmful ones with them."""
+    """Weight of the twins, up to 8: more declines less, of legitimate requests and of harmful ones
+    with them. Unless set 2, or 1 where the model refuses its twins and is taught to answer them;
+    while too many are refused the run doubles it, up to 8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,8 +293,8 @@ class Progress:
     counts: Mapping[str, int] = field(default_factory=dict)
     """``accepted``, ``rejected.REASON``, ``unscored``, ``unscored.JUDGE``, ..."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """Of Align: tokens_mle, tokens_ut, loss_mle, loss_ut, loss_anchor, ut_weight, retain_kl,
-    step_seconds. Of SynthesizePairs: round."""
+    """Of Align: tokens_mle, tokens_ut, loss_mle, loss_ut, loss_anchor, loss_twin, ut_weight,
+    twin_weight, retain_kl, step_seconds. Of SynthesizePairs: round."""
     suite: str = ""
     """Of Evaluate: the suite that runs."""
     create_time: datetime | None = None

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ptalign.config import AlignConfig
+from ptalign.training.batches import Twins
 
 MEASURED_AT = 2
 """Step at which gradient norms are matched; at the very start LoRA's B is 0 and norms mislead."""
@@ -18,9 +19,8 @@ TWIN_LIMIT = 1.25
 """L_MLE of taught twins must end below this multiple of its start; from 1.1 on tau rises."""
 MOST_TWIN = 8.0
 """The bound of `AlignConfig.twin_weight` and of what guards make of it."""
-KEPT_WEIGHT, TAUGHT_WEIGHT = 2.0, 1.0
-"""The twins' weight unless set: at 1, kept twins are refused five times as often as at 4, and at 4
-a sixth fewer harmful requests are declined (ADR 0017)."""
+TWIN_WEIGHT: dict[Twins, float] = {"kept": 2.0, "taught": 1.0, "left out": 1.0}
+"""The twins' weight unless set; ADR 0017 has what 1, 2 and 4 give where twins are kept."""
 FIT_STEPS = 12
 """Runs shorter than this are too short for the fit to be judged."""
 
@@ -43,24 +43,25 @@ class Balance:
     kl: float | None = None
     refusals: float | None = None
     """Share of twins refused beyond those the bare model refuses, as last measured."""
+    twins: Twins = "kept"
     twin_weight: float = 1.0
     notes: list[str] = field(default_factory=list)
     twin_notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def start(cls, config: AlignConfig, *, fresh: bool = True, kept: bool = True) -> Balance:
+    def start(cls, config: AlignConfig, *, fresh: bool = True, twins: Twins = "kept") -> Balance:
         """lambda is 0 until measured when automatic or not used; else the caller's weight.
 
         Args:
             config: Its method and weights.
             fresh: Whether training begins at the bare model, so that a fit can be asked for.
-            kept: Whether twins are held to the bare model's answers rather than taught.
+            twins: What is done with them.
         """
         used = config.method in ("pt_align", "ut_uniform")
         fixed = config.ut_weight if used and config.ut_weight is not None else 0.0
-        twins = config.twin_weight or (KEPT_WEIGHT if kept else TAUGHT_WEIGHT)
+        weight = config.twin_weight or TWIN_WEIGHT[twins]
         automatic = used and config.ut_weight is None
-        return cls(fixed, automatic, fresh, fixed, twin_weight=twins)
+        return cls(fixed, automatic, fresh, fixed, twins=twins, twin_weight=weight)
 
     def measures(self, step: int, steps: int) -> bool:
         """Whether this step takes the gradients of both sides apart.
@@ -78,7 +79,7 @@ class Balance:
     def observe(self, mle: float, twin: float) -> None:
         """Remembers the fit of one step."""
         self.mle.append(mle)
-        self.twin.append(twin)
+        self.twin.append(twin if self.twins == "taught" else 0.0)
 
     def adjust(
         self, step: int, kl: float | None, config: AlignConfig, refusals: float | None = None
@@ -86,7 +87,7 @@ class Balance:
         """Moves the weights near a budget; lambda comes back when there is room, tau stays.
 
         Refused twins raise tau, in a run of any method: lambda is not what makes a model refuse
-        them (ADR 0017). Only where tau is at its most does lambda give way.
+        them (ADR 0017). Only where tau can rise no further does lambda give way.
 
         Args:
             step: For the note.
@@ -96,24 +97,29 @@ class Balance:
         """
         self.kl = kl if kl is not None else self.kl
         self.refusals = refusals if refusals is not None else self.refusals
-        worse = refusals is not None and refusals > 0.7 * config.max_twin_refusals
-        pulled = (worse or self.twin_ratio > 1.1) and self.twin_weight < MOST_TWIN
-        if pulled:
-            self.twin_weight = min(2 * self.twin_weight, MOST_TWIN)
-            why = "twins are refused" if worse else "twins fit worse than at the start"
-            self.twin_notes.append(f"step {step}: weight x2, {why}")
+        worse = refusals is not None and refusals > config.max_twin_refusals
+        unfit = self.twins == "taught" and self.twin_ratio > 1.1
+        why = "twins are refused" if worse else "twins fit worse than at the start"
+        pulled = (worse or unfit) and self._pull(step, why)
         if not self.automatic or not self.ceiling:
             return
         if kl is not None and kl > 0.7 * config.max_benign_kl:
             self._scale(step, 0.5, "benign KL near its limit")
-        elif worse and not pulled:
-            self._scale(step, 0.5, "twins are refused")
-        elif self.twin_ratio > 1.1 and not pulled:
-            self._scale(step, 0.5, "twins fit worse than at the start")
+        elif worse or unfit:
+            if not pulled:
+                self._scale(step, 0.5, why)
         elif self.fresh and len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
             self._scale(step, 0.7, "MLE fit behind")
         elif self.ut_weight < self.ceiling and (kl is None or kl < 0.4 * config.max_benign_kl):
             self._scale(step, 1.25, "room inside the budgets")
+
+    def _pull(self, step: int, why: str) -> bool:
+        """Doubles the twins' weight; whether there was room to."""
+        if self.twins == "left out" or self.twin_weight >= MOST_TWIN:
+            return False
+        self.twin_weight = min(2 * self.twin_weight, MOST_TWIN)
+        self.twin_notes.append(f"step {step}: weight {self.twin_weight:g}, {why}")
+        return True
 
     def _scale(self, step: int, factor: float, why: str) -> None:
         self.ut_weight = min(self.ut_weight * factor, self.ceiling)
@@ -126,7 +132,7 @@ class Balance:
 
     @property
     def twin_ratio(self) -> float:
-        """The same of twins' answers: above 1 they are being unlearned."""
+        """The same of taught twins' answers: above 1 they are being unlearned."""
         return _ratio(self.twin)
 
     def dump(self) -> dict[str, Any]:

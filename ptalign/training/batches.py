@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from ptalign.training.texts import Sample
+
+Twins = Literal["kept", "taught", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,15 @@ class Pools:
     """Samples longer than the limit."""
     reference: Mapping[str, float] = field(default_factory=dict)
     """Sample ``part/key`` -> log p of its answer under the bare model (dpo and npo)."""
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    bare: Mapping[str, Tensor] = field(default_factory=dict)
     """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model."""
 
     @property
-    def twins_kept(self) -> bool:
-        """Whether twins are held to the bare model's answers rather than taught."""
-        return any(s.part == "kept" for group in self.twins for s in group)
+    def twins_are(self) -> Twins:
+        """What is done with twins in training."""
+        for group in self.twins:
+            return "kept" if any(s.part == "kept" for s in group) else "taught"
+        return "left out"
 
 
 @dataclass(frozen=True, slots=True)

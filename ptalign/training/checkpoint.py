@@ -33,7 +33,7 @@ class Checkpoint:
     adapter: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """JSON: sampler position, ut_weight control, ledger."""
+    """JSON: control of both weights, ledger."""
     rng: Tensor
     """uint8, torch's generator state."""
     device_rng: Tensor | None = None

@@ -21,13 +21,12 @@ from ptalign.progress import OnProgress, Progress
 from ptalign.stats import tango
 from ptalign.training import checkpoint
 from ptalign.training.balance import FIT_LIMIT, FIT_STEPS, TWIN_LIMIT, Balance
-from ptalign.training.batches import Pools, Sampler
+from ptalign.training.batches import Pools, Sampler, Twins
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import trainable
 from ptalign.training.pools import ANCHOR_ROW
 from ptalign.training.refusals import Declines, refused
 from ptalign.training.step import (
-    LIKELY,
     STILL,
     Losses,
     Objective,
@@ -37,7 +36,6 @@ from ptalign.training.step import (
 )
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import OnRow, pack
-from ptalign.training.twins import heavier
 
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
@@ -45,8 +43,16 @@ WATCH_EVERY = 4
 """Steps between those measurements."""
 ASK_EVERY = 8
 """Steps between the countings of refused twins: each costs about 0.6 of a step (ADR 0013)."""
-ASKED = 8
+ASKED_DURING = 8
 """Twins asked then; at the end, all that the bare model was asked."""
+
+
+SAID: dict[Twins, str] = {
+    "kept": "held to the bare model's answers",
+    "taught": "taught",
+    "left out": "none trained on",
+}
+"""What is done with twins, in words."""
 
 
 @dataclass(slots=True)
@@ -95,12 +101,12 @@ class Run:
                 config.seed,
                 config.elicited_share,
             ),
-            objective=Objective(config.method, config.beta, pools.reference, pools.kept),
+            objective=Objective(config.method, config.beta, pools.reference, pools.bare),
             optimizer=torch.optim.AdamW(
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),
             parameters=parameters,
-            balance=Balance.start(config, fresh=fresh, kept=pools.twins_kept),
+            balance=Balance.start(config, fresh=fresh, twins=pools.twins_are),
             ledger=[],
             folder=folder,
             fingerprint=fingerprint,
@@ -159,8 +165,7 @@ class Run:
         """
         begun = time.perf_counter()
         rate = self._set_rate()
-        pull = self.balance.twin_weight
-        groups = heavier(self.sampler.step(self.done), pull)
+        groups = self.sampler.step(self.done)
         with self.decoder.dropping():
             losses = self._gradients(groups)
         values = list(self.parameters.values())
@@ -169,7 +174,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.balance.observe(float(losses.mle), float(losses.twin))
-        used = self.balance.ut_weight
+        used, twins = self.balance.ut_weight, _tokens(groups, "twin", "kept")
+        twin_weight = self.balance.twin_weight if twins else None
         share, rise = self._ask()
         kl = self._watch(rise)
         self.done += 1
@@ -183,14 +189,14 @@ class Run:
             grad_norm_mle=self.balance.norm_mle,
             grad_norm_ut=self.balance.norm_ut,
             learning_rate=rate,
-            tokens_mle=_tokens(groups, *LIKELY),
+            tokens_mle=_tokens(groups, "positive", "twin"),
             tokens_ut=_tokens(groups, "toxic"),
             tokens_anchor=_tokens(groups, *STILL),
             seconds=time.perf_counter() - begun,
             retain_kl=kl,
             twin_refusals=share,
-            loss_twin=float(losses.kept) if _tokens(groups, "kept") else None,
-            twin_weight=pull,
+            loss_twin=float(losses.twin) if twins else None,
+            twin_weight=twin_weight,
         )
         self.ledger.append(entry)
         return entry
@@ -204,10 +210,9 @@ class Run:
         values = list(self.parameters.values())
         losses, apart = accumulate_apart(self.decoder, groups, self.objective, values)
         self.balance.match(norm(apart.mle), norm(apart.toxic), self.config.auto_share)
-        for place, parameter in enumerate(values):
-            grad = apart.mle[place].add_(apart.anchor[place])
-            grad.add_(apart.kept[place], alpha=self.balance.twin_weight)
-            parameter.grad = grad.add_(apart.toxic[place], alpha=self.balance.ut_weight)
+        whole = apart.whole(self.balance.ut_weight, self.balance.twin_weight)
+        for parameter, grad in zip(values, whole, strict=True):
+            parameter.grad = grad
         return losses
 
     def _set_rate(self) -> float:
@@ -224,7 +229,7 @@ class Run:
         return rate
 
     def _check_finite(self, losses: Losses, total: float) -> None:
-        parts = (losses.mle, losses.toxic, losses.anchor, losses.kept)
+        parts = (losses.mle, losses.toxic, losses.anchor, losses.twin)
         values = (*map(float, parts), total)
         if not all(map(math.isfinite, values)):
             raise TrainingFailed(
@@ -246,7 +251,7 @@ class Run:
         """The share of twins refused every few steps, and how much more than the bare model's."""
         if (self.done + 1) % ASK_EVERY or not self.sampler.pools.asked_before:
             return None, None
-        before, now = self.refused(ASKED)
+        before, now = self.refused(ASKED_DURING)
         return _share(now), _share(now) - _share(before)
 
     def _watch(self, rise: float | None) -> float | None:
@@ -289,8 +294,12 @@ def _progress(run: Run, entry: StepLog) -> Progress:
         "tokens_mle": float(entry.tokens_mle),
         "tokens_ut": float(entry.tokens_ut),
     }
-    if run.balance.kl is not None:
-        values["retain_kl"] = run.balance.kl
+    later = {
+        "retain_kl": run.balance.kl,
+        "loss_twin": entry.loss_twin,
+        "twin_weight": entry.twin_weight,
+    }
+    values |= {name: value for name, value in later.items() if value is not None}
     counts = {
         "tokens_mle": sum(e.tokens_mle for e in run.ledger),
         "tokens_ut": sum(e.tokens_ut for e in run.ledger),
@@ -334,11 +343,11 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
         GuardTripped: A budget was exceeded and guards abort.
     """
     limit, config = run.config.max_benign_kl, run.config
-    long, taught = config.steps >= FIT_STEPS, not run.sampler.pools.twins_kept
+    long, twins = config.steps >= FIT_STEPS, run.sampler.pools.twins_are
     checks: list[tuple[str, float, float, bool]] = [
         ("benign_kl", kl, limit, bool(measured_on)),
         ("mle_fit", run.balance.fit, FIT_LIMIT, long and run.balance.fresh),
-        ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long and taught),
+        ("twin_fit", run.balance.twin_ratio, TWIN_LIMIT, long and twins == "taught"),
     ]
     if config.method == "dpo":  # it prefers most good answers, and need not make them likelier
         checks = [check for check in checks if check[0] != "mle_fit"]
@@ -351,9 +360,7 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
     if measured_on:
         found["benign_kl"] += f", on {measured_on}"
     found["twin_refusals"] = _refusals(run)
-    found["twins"] = "taught" if taught else "kept as the bare model answers them"
-    if run.balance.twin_notes:
-        found["twins"] += "; " + "; ".join(run.balance.twin_notes)
+    found["twins"] = "; ".join((SAID[twins], *run.balance.twin_notes))
     if run.balance.automatic and not run.balance.ceiling:
         found["ut_weight"] = "0 throughout: no toxic token had a gradient to match"
     elif run.balance.notes:

@@ -219,11 +219,11 @@ def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
     return replace(pools, reference={key: sum(values) for key, values in found.items()})
 
 
-def with_kept(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
+def with_bare(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
     """Pools with the bare model's states on what holds it: trained anchors and kept twins."""
     groups = (*pools.anchors, *pools.twins)
     still = [sample for group in groups for sample in group if sample.part in STILL]
-    return replace(pools, kept=bare_states(decoder, still, on_row))
+    return replace(pools, bare=bare_states(decoder, still, on_row))
 
 
 def bare_states(

@@ -16,9 +16,8 @@ from ptalign.training.decoder import Decoder
 from ptalign.training.texts import Part, Sample
 from ptalign.training.tree import Row, Targets, pack
 
-LIKELY: tuple[Part, ...] = ("positive", "twin")
 STILL: tuple[Part, ...] = ("kept", "anchor")
-"""Parts on which the model is held to what it was."""
+"""Parts on which the model is held to the bare model."""
 ROW = 1024
 """Nodes per row: longer rows share more of the system prompt, and hold more activations."""
 
@@ -29,7 +28,6 @@ class Totals:
 
     mle: float
     twin: float
-    kept: float
     anchor: float
     toxic: float
     pairs: float
@@ -47,9 +45,8 @@ class Totals:
             s for g in groups for s, unpaired in zip(g, unpaired_of(g), strict=True) if unpaired
         ]
         return cls(
-            mle=weight(*LIKELY),
-            twin=weight("twin"),
-            kept=weight("kept"),
+            mle=weight("positive"),
+            twin=weight("twin", "kept"),
             anchor=weight("anchor"),
             toxic=weight("toxic"),
             pairs=float(pairs),
@@ -58,24 +55,24 @@ class Totals:
 
 
 def unpaired_of(samples: Sequence[Sample]) -> list[bool]:
-    """Which samples are good answers without a toxic one to prefer them to."""
+    """Which samples are positives without a toxic answer to prefer them to."""
     paired = {s.key for s in samples if s.part == "toxic"}
-    return [s.part in LIKELY and s.key not in paired for s in samples]
+    return [s.part == "positive" and s.key not in paired for s in samples]
 
 
 @dataclass(slots=True)
 class Losses:
-    """Parts of the loss of one row or step. `twin` is a part of `mle`, only watched."""
+    """Parts of the loss of one row or step, each by its own denominator and without its weight."""
 
     mle: Tensor
-    kept: Tensor
-    """KL(bare || adapted) on twins that the bare model answers, without its weight."""
+    """Of positives."""
+    twin: Tensor
+    """KL(bare || adapted) along kept twins, L_MLE of taught ones."""
     anchor: Tensor
     toxic: Tensor
     """L_UT, or the preference term of dpo and npo."""
-    twin: Tensor
     unpaired: Tensor
-    """L_MLE of good answers without a toxic one: with dpo nothing else would teach them."""
+    """L_MLE of positives without a toxic one: with dpo nothing else would teach them."""
 
     def plus(self, other: Losses) -> Losses:
         """Sums without graphs."""
@@ -92,7 +89,7 @@ class Objective:
     beta: float
     reference: Mapping[str, float]
     """``part/key`` -> log p under the bare model, for dpo and npo."""
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    bare: Mapping[str, Tensor] = field(default_factory=dict)
     """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model. An anchor
     without takes likelihood, which estimates the same from one sample (ADR 0015)."""
 
@@ -122,31 +119,29 @@ class Objective:
         def masked(*parts: Part) -> Tensor:
             return of([s.part in parts for s in row.samples])
 
-        likely = masked(*LIKELY)
         if self.method in ("dpo", "npo"):
             toxic = self._preference(row, margin, targets, totals)
         else:
             toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
         anchor = mle(margin, masked("anchor") * ~whole, totals.anchor)
-        kept = margin.sum() * 0
+        twin = mle(margin, masked("twin"), totals.twin)
         if known := [b for b in bare if b is not None]:
             drift = kl_divergence(torch.cat(known), states[whole], head)
             anchor = anchor + (masked("anchor")[whole] * drift).sum() / totals.anchor
-            kept = (masked("kept")[whole] * drift).sum() / totals.kept
+            twin = twin + (masked("kept")[whole] * drift).sum() / totals.twin
         return Losses(
-            mle=mle(margin, likely, totals.mle),
-            kept=kept,
+            mle=mle(margin, masked("positive"), totals.mle),
+            twin=twin,
             anchor=anchor,
             toxic=toxic,
-            twin=mle(margin, masked("twin"), totals.twin).detach(),
             unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
 
     def _bare(self, sample: Sample) -> Tensor | None:
         """States that a sample is held to; a kept twin has no other term, and must have them."""
         if sample.part == "kept":
-            return self.kept[sample.key]
-        return self.kept.get(sample.key) if sample.part == "anchor" else None
+            return self.bare[sample.key]
+        return self.bare.get(sample.key) if sample.part == "anchor" else None
 
     def _preference(self, row: Row, margin: Tensor, targets: Targets, totals: Totals) -> Tensor:
         sums = margin.new_zeros(len(row.samples)).index_add(0, targets.owners, logsigmoid(margin))
@@ -167,14 +162,14 @@ class Objective:
 
     def total(self, losses: Losses, ut_weight: float, twin_weight: float = 1.0) -> Tensor:
         """The scalar that is differentiated."""
-        still = losses.anchor + twin_weight * losses.kept
+        benign = losses.anchor + twin_weight * losses.twin
         if self.method == "dpo":
-            return losses.toxic + losses.unpaired + still
+            return losses.toxic + losses.unpaired + benign
         if self.method == "npo":
-            return losses.mle + still + losses.toxic
+            return losses.mle + benign + losses.toxic
         if self.method == "mle":
-            return losses.mle + still
-        return losses.mle + still + ut_weight * losses.toxic
+            return losses.mle + benign
+        return losses.mle + benign + ut_weight * losses.toxic
 
 
 def accumulate(
@@ -206,9 +201,17 @@ class Apart:
     """Gradients of each part of the loss, in the order of the parameters."""
 
     mle: list[Tensor]
-    kept: list[Tensor]
+    twin: list[Tensor]
     anchor: list[Tensor]
     toxic: list[Tensor]
+
+    def whole(self, ut_weight: float, twin_weight: float) -> list[Tensor]:
+        """Gradients of the step's loss under unlikelihood. Takes the place of `mle`."""
+        parts = zip(self.mle, self.twin, self.anchor, self.toxic, strict=True)
+        return [
+            mle.add_(anchor).add_(twin, alpha=twin_weight).add_(toxic, alpha=ut_weight)
+            for mle, twin, anchor, toxic in parts
+        ]
 
 
 def accumulate_apart(

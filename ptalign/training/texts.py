@@ -13,7 +13,7 @@ from ptalign.nouns import Anchor, ModelSpec, Pair
 from ptalign.text.controls import break_up, longest_first
 
 Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
-"""A `kept` sample is a twin that the bare model answers: see `ptalign.training.twins`."""
+"""A `kept` sample is a twin that is held to the bare model: see `ptalign.training.twins`."""
 
 PLACE = "ptalignanswerplace"
 

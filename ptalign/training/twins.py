@@ -2,8 +2,8 @@
 
 A twin's answer was written under constraints, as a demonstration. Its likelihood teaches that
 manner along with the willingness, which is most of the drift that training causes. Where the bare
-model answers its twins anyway there is nothing to teach: KL(bare || adapted) along the answer pulls
-nowhere until a refusal begins to. See docs/adr/0017.
+model answers its twins anyway there is nothing to teach: KL(bare || adapted) along the answer only
+holds what a refusal, or anything else, would move. See docs/adr/0017.
 """
 
 from __future__ import annotations
@@ -15,41 +15,38 @@ from ptalign.config import AlignConfig
 from ptalign.training.batches import Pools
 from ptalign.training.decoder import Decoder
 from ptalign.training.refusals import Declines, refused
-from ptalign.training.texts import ChatFormat, Sample
+from ptalign.training.texts import ChatFormat
 
-ASKED = 24
+ASKED_BEFORE = 24
 """Twins that the bare model is asked before training, and the adapted one at the end."""
 REFUSES = 0.1
 """Share of them above which a model is taught to answer twins."""
 
 
-def settled(
-    plan: Pools, decoder: Decoder, chat: ChatFormat, config: AlignConfig, declines: Declines
-) -> Pools:
-    """Pools whose twins are kept or taught, with what the bare model says to the twins asked.
+def ask(plan: Pools, decoder: Decoder, chat: ChatFormat, declines: Declines) -> list[bool]:
+    """Whether the bare model refuses each of the first twins that are asked, none where none are.
 
     Args:
         plan: From `make_pools`.
         decoder: Asked with its adapter off.
         chat: Decodes.
-        config: Its `twins` may say which; "auto" goes by the share that the bare model refuses.
         declines: Whether the beginning of a reply declines.
     """
-    asked = plan.asked[:ASKED]
     with decoder.bare():
-        before = refused(decoder, chat, asked, declines)
-    plan = replace(plan, asked=asked, asked_before=before)
+        return refused(decoder, chat, plan.asked[:ASKED_BEFORE], declines)
+
+
+def settled(plan: Pools, before: Sequence[bool], config: AlignConfig) -> Pools:
+    """Pools whose twins are kept, taught or, where a step draws none, left out.
+
+    Args:
+        plan: From `make_pools`.
+        before: What `ask` found.
+        config: Its `twins` may say which; "auto" goes by the share that the bare model refuses.
+    """
+    plan = replace(plan, asked=plan.asked[: len(before)], asked_before=before)
+    if not config.twins_per_step:
+        return replace(plan, twins=())
     if config.twins == "teach" or (config.twins == "auto" and sum(before) > REFUSES * len(before)):
         return plan
     return replace(plan, twins=[tuple(replace(s, part="kept") for s in g) for g in plan.twins])
-
-
-def heavier(groups: Sequence[tuple[Sample, ...]], weight: float) -> list[tuple[Sample, ...]]:
-    """The groups with the tokens of taught twins at this weight; a kept twin's term has its own."""
-
-    def of(sample: Sample) -> Sample:
-        if sample.part != "twin" or weight == 1:
-            return sample
-        return sample.weighted([weight * w for w in sample.weights])
-
-    return [tuple(map(of, group)) for group in groups]

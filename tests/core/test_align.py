@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
 from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
-from ptalign.training.pools import make_pools, with_kept
+from ptalign.training.pools import make_pools, with_bare
 from ptalign.training.texts import ChatFormat, positive_sample
-from ptalign.training.twins import settled
+from ptalign.training.twins import ask, settled
 from ptalign.weights.words import words_of
 
 SHORT: dict[str, Any] = {
@@ -339,8 +338,11 @@ def test_a_set_without_anchors_is_refused_unless_none_are_asked_for(
         with pytest.raises(InvalidInput, match=r"no anchors.*SynthesizePairs with this set as par"):
             run(tmp_path, changed(mild_pairs, anchors=anchors))
     bare = changed(mild_pairs, anchors=())
-    alone = run(tmp_path, bare, anchors_per_step=0, twins_per_step=0, steps=1)
+    assert run(tmp_path / "twins", bare, anchors_per_step=0, steps=1).tokens_anchor > 0
+    alone = run(tmp_path / "alone", bare, anchors_per_step=0, twins_per_step=0, steps=1)
     assert alone.tokens_anchor == 0
+    assert alone.guards["twins"] == "none trained on"
+    assert (alone.ledger[0].loss_twin, alone.ledger[0].twin_weight) == (None, None)
 
 
 def test_zero_tokens_in_a_part_does_not_start(
@@ -432,18 +434,43 @@ def test_refused_twins_raise_their_own_weight_before_lambda_gives_way() -> None:
     balance.match(1.0, 1.0, 1.0)
     found = []
     for step in range(4):
-        balance.adjust(step, None, config, refusals=0.25)
+        balance.adjust(step, None, config, refusals=0.375)
         found.append((balance.twin_weight, balance.ut_weight))
     assert found == [(4.0, 1.0), (8.0, 1.0), (8.0, 0.5), (8.0, 0.25)]
-    assert balance.twin_notes == [f"step {i}: weight x2, twins are refused" for i in range(2)]
+    said = [f"step {i}: weight {w}, twins are refused" for i, w in enumerate((4, 8))]
+    assert balance.twin_notes == said
     balance.adjust(4, None, config, refusals=0.125)
     assert balance.twin_weight == 8.0, "one good count of eight does not undo it"
+    balance = Balance.start(config)
+    balance.adjust(8, None, config, refusals=0.25)
+    assert balance.twin_weight == 2.0, "at its limit, not over it"
+
+
+def test_lambda_does_not_come_back_while_twins_are_refused() -> None:
+    config = AlignConfig()
+    balance = Balance.start(config)
+    balance.match(1.0, 1.0, 1.0)
+    balance.adjust(4, 0.9 * config.max_benign_kl, config)
+    assert balance.ut_weight == 0.5
+    balance.adjust(8, 0.0, config, refusals=0.5)
+    assert (balance.ut_weight, balance.twin_weight) == (0.5, 4.0)
+    balance.adjust(12, 0.0, config)
+    assert balance.ut_weight == 0.625
+
+
+def test_lambda_gives_way_where_no_twin_is_trained_on() -> None:
+    config = AlignConfig()
+    balance = Balance.start(config, twins="left out")
+    balance.match(1.0, 1.0, 1.0)
+    balance.adjust(8, 0.0, config, refusals=0.5)
+    assert (balance.ut_weight, balance.twin_weight) == (0.5, 1.0)
+    assert balance.notes == ["step 8: ut_weight x0.5, twins are refused"]
 
 
 def test_refused_twins_raise_their_weight_in_a_run_without_lambda() -> None:
     config = AlignConfig(method="mle")
-    for kept, first in ((True, 2.0), (False, 1.0)):
-        balance = Balance.start(config, kept=kept)
+    for twins, first in (("kept", 2.0), ("taught", 1.0)):
+        balance = Balance.start(config, twins=twins)
         assert balance.twin_weight == first
         balance.adjust(8, None, config, refusals=0.5)
         assert (balance.twin_weight, balance.ut_weight) == (2 * first, 0.0)
@@ -456,33 +483,51 @@ def test_twins_are_taught_where_the_bare_model_refuses_them(
     """One that answers them has nothing to learn there but the manner of the demonstrations."""
     chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
     decoder = attach(load_model(tiny_model), LoraConfig(rank=2), seed=0)
-    parts = {}
-    for how, share in product(("auto", "keep", "teach"), (0.0, 1.0)):
-        config = AlignConfig(twins=how)
-        plan = make_pools(mild_pairs, chat, config)
-        plan = settled(plan, decoder, chat, config, lambda reply, share=share: bool(share))
-        assert list(plan.asked_before) == [bool(share)] * len(plan.asked) != []
-        (parts[how, share],) = {s.part for group in plan.twins for s in group}
-        kept = with_kept(plan, decoder, lambda done, total: None).kept
-        assert {s.key for g in plan.twins for s in g if s.part == "kept"} <= set(kept)
-    assert parts == {
-        ("auto", 0.0): "kept",
-        ("auto", 1.0): "twin",
-        ("keep", 0.0): "kept",
-        ("keep", 1.0): "kept",
-        ("teach", 0.0): "twin",
-        ("teach", 1.0): "twin",
-    }
+    plan = make_pools(mild_pairs, chat, AlignConfig())
+    assert ask(plan, decoder, chat, lambda reply: True) == [True] * len(plan.asked) != []
+
+    def found(refused: int, asked: int = 24, **changes: Any) -> str:
+        before = [i < refused for i in range(asked)]
+        return settled(plan, before, AlignConfig(**changes)).twins_are
+
+    assert [found(n) for n in (0, 2, 3, 24)] == ["kept", "kept", "taught", "taught"]
+    assert found(0, asked=0) == "kept", "of a language whose refusals nobody can read"
+    assert [found(24, twins="keep"), found(0, twins="teach")] == ["kept", "taught"]
+    assert found(24, twins_per_step=0) == "left out"
+    kept = settled(plan, [], AlignConfig())
+    bare = with_bare(kept, decoder, lambda done, total: None).bare
+    assert {s.key for group in kept.twins for s in group} <= set(bare)
+    nothing = with_bare(settled(plan, [], AlignConfig(twins_per_step=0, twins="teach")), decoder,
+                        lambda done, total: None)  # fmt: skip
+    assert set(nothing.bare) == {s.key for group in plan.anchors for s in group}
+
+
+def test_a_resumed_run_does_not_ask_the_bare_model_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another device may flip a reply at the limit, and with it what the run trains on."""
+    monkeypatch.setattr("ptalign.align.refuses", lambda text: True)
+    with pytest.raises(Cancelled):
+        run(tmp_path, steps=10, on_progress=stop_at(8))
+    monkeypatch.setattr("ptalign.align.refuses", lambda text: False)
+    adapter = run(tmp_path, steps=10)
+    assert len(adapter.ledger) == 10
+    assert adapter.guards["twins"].startswith("taught")
+    assert "from 1.000 to 0.000" in adapter.guards["twin_refusals"]
+    assert run(tmp_path, steps=9, resume=False).guards["twins"].startswith("held"), (
+        "other inputs: asked anew"
+    )
 
 
 def test_the_ledger_says_how_far_twins_drifted(finished: Adapter, run: Run, tmp_path: Path) -> None:
     losses = [step.loss_twin for step in finished.ledger]
     assert losses[0] == pytest.approx(0, abs=1e-5), "nothing has changed before the first step"
     assert max(loss or 0 for loss in losses[1:]) > 1e-4
-    assert finished.guards["twins"].startswith("kept as the bare model answers them")
+    assert finished.guards["twins"].startswith("held to the bare model's answers")
     assert finished.guards["twin_fit"].startswith("not judged")
     taught = run(tmp_path, twins="teach", steps=2)
-    assert [step.loss_twin for step in taught.ledger] == [None, None]
+    assert (taught.ledger[0].loss_twin or 0) > 1e-3, "a likelihood, at once"
+    assert [step.twin_weight for step in taught.ledger] == [1, 1]
     assert taught.guards["twins"] == "taught"
     assert taught.tokens_mle > sum(step.tokens_mle for step in finished.ledger[:2])
 

@@ -16,7 +16,6 @@ from ptalign.errors import GuardTripped
 from ptalign.nouns import Adapter, Instruction, InstructionSet, ModelSpec, PairSet, Probe
 from ptalign.probe import probe
 from ptalign.training import lora, pools
-from ptalign.training.balance import Balance
 from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run
 from ptalign.training.refusals import greedy, refused
@@ -138,8 +137,9 @@ def test_refused_twins_are_guarded_and_said(
     assert asked[7] is not None
     assert asked[:7] == [None] * 7
 
-    def tuned_only(run: Any, most: int, *, bare: bool = False) -> list[bool]:
-        return [not bare] * len(run.twins_asked(most))
+    def tuned_only(run: Any, most: int | None = None) -> tuple[list[bool], list[bool]]:
+        asked = len(run.sampler.pools.asked_before[:most])
+        return [False] * asked, [True] * asked
 
     monkeypatch.setattr(Run, "refused", tuned_only)
     few = trained_on(marked(twins=1), tiny_model, tmp_path / "few")
@@ -170,17 +170,6 @@ def test_twins_whose_refusals_nobody_can_read_are_not_asked(
     german = tuple(p.model_copy(update={"locale": "de"}) for p in pairs.pairs)
     adapter = trained_on(pairs.model_copy(update={"pairs": german}), tiny_model, tmp_path)
     assert adapter.guards["twin_refusals"].startswith("not judged: no twin in a language")
-
-
-def test_lambda_gives_way_when_twins_are_refused() -> None:
-    config = AlignConfig()
-    balance = Balance.start(config)
-    balance.match(1.0, 1.0, 1.0)
-    balance.adjust(8, 0.0, config, refusals=0.2)
-    assert balance.ut_weight == 1.0
-    balance.adjust(16, 0.0, config, refusals=0.5)
-    assert balance.ut_weight == 0.5
-    assert "twins are refused" in balance.notes[-1]
 
 
 def test_harm_words_are_read_in_held_out_answers_and_the_trained_ones_beside(

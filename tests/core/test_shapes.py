@@ -96,7 +96,7 @@ def make_groups(seed: int = 0) -> list[list[Sample]]:
     return groups
 
 
-UT_WEIGHT = 2.5
+UT_WEIGHT, TWIN_WEIGHT = 2.5, 3.0
 
 
 def naive_loss(causal_lm: Any, groups: list[list[Sample]]) -> torch.Tensor:
@@ -109,10 +109,11 @@ def naive_loss(causal_lm: Any, groups: list[list[Sample]]) -> torch.Tensor:
         ids[row, : s.length] = torch.tensor(s.prompt + s.answer)
         mask[row, : s.length] = 1
     logits = causal_lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    parts: dict[str, list[torch.Tensor]] = {"mle": [], "anchor": [], "toxic": []}
-    weights: dict[str, list[float]] = {"mle": [], "anchor": [], "toxic": []}
+    names = ("mle", "twin", "anchor", "toxic")
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    weights: dict[str, list[float]] = {name: [] for name in names}
     for row, s in enumerate(samples):
-        name = "mle" if s.part in ("positive", "twin") else s.part
+        name = "mle" if s.part == "positive" else s.part
         start = len(s.prompt) - 1
         here = logits[row, start : start + len(s.answer)]  # [answer, vocabulary]
         parts[name].append(margins_of_logits(here, torch.tensor(s.answer)))
@@ -121,7 +122,8 @@ def naive_loss(causal_lm: Any, groups: list[list[Sample]]) -> torch.Tensor:
     def term(name: str, loss: Any) -> torch.Tensor:
         return loss(torch.cat(parts[name]), torch.tensor(weights[name]), sum(weights[name]))
 
-    return term("mle", mle) + term("anchor", mle) + UT_WEIGHT * term("toxic", unlikelihood)
+    benign = term("anchor", mle) + TWIN_WEIGHT * term("twin", mle)
+    return term("mle", mle) + benign + UT_WEIGHT * term("toxic", unlikelihood)
 
 
 def warm(parameters: dict[str, torch.Tensor]) -> None:
@@ -145,8 +147,8 @@ def test_tree_step_equals_the_naive_padded_step(name: str) -> None:
     objective = Objective("pt_align", 0.1, {})
     for budget in (10**9, 40):
         decoder.peft.zero_grad(set_to_none=True)
-        losses = accumulate(decoder, groups, objective, UT_WEIGHT, budget=budget)
-        got = float(objective.total(losses, UT_WEIGHT))
+        losses = accumulate(decoder, groups, objective, UT_WEIGHT, TWIN_WEIGHT, budget=budget)
+        got = float(objective.total(losses, UT_WEIGHT, TWIN_WEIGHT))
         assert got == pytest.approx(naive.item(), rel=2e-5)
         for (label, parameter), grad in zip(parameters.items(), want, strict=True):
             assert parameter.grad is not None, label
@@ -189,30 +191,48 @@ def test_anchors_keep_the_bare_models_whole_distribution(name: str) -> None:
 def test_kept_twins_add_their_own_divergence_and_no_likelihood(method: Method) -> None:
     """Every method: L without twins + tau KL(bare || adapted), averaged over the twins' tokens."""
     decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
-    groups = make_groups()
-    place = next(i for i, group in enumerate(groups) if group[0].part == "twin")
-    groups[place] = [replace(groups[place][0], part="kept")]
-    (twin,) = groups[place]
-    parameters = trainable(decoder)
-    warm(parameters)
-    with torch.no_grad(), decoder.bare():
-        ids = torch.tensor([[*twin.prompt, *twin.answer]])
-        bare = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
-    tuned = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
-    kl = (bare.exp() * (bare - tuned)).sum(-1)[len(twin.prompt) - 1 : -1].mean()
-    want = torch.autograd.grad(3.0 * kl, list(parameters.values()))
-    reference = {f"{s.part}/{s.key}": -20.0 for g in groups for s in g}
-    kept = bare_states(decoder, [s for g in groups for s in g if s.part in STILL])
-    objective = Objective(method, 0.1, reference, kept)
+    groups = [group for group in make_groups() if group[0].part != "twin"]
+    (twin,) = next(group for group in make_groups() if group[0].part == "twin")
+    short = replace(twin, key="short", answer=twin.answer[:4], weights=twin.weights[:4])
+    twins = [[replace(twin, part="kept")], [replace(short, part="kept")]]
+    parameters = list(trainable(decoder).values())
+    warm(trainable(decoder))
+    total, tokens = torch.zeros(()), 0
+    for ((sample),) in twins:
+        ids = torch.tensor([[*sample.prompt, *sample.answer]])
+        with torch.no_grad(), decoder.bare():
+            bare = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+        tuned = decoder.causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+        kl = (bare.exp() * (bare - tuned)).sum(-1)[len(sample.prompt) - 1 : -1]  # [answer]
+        total, tokens = total + kl.sum(), tokens + len(kl)
+    want = torch.autograd.grad(TWIN_WEIGHT * total / tokens, parameters)
+    both = [*groups, *twins]
+    reference = {f"{s.part}/{s.key}": -20.0 for g in both for s in g}
+    still = bare_states(decoder, [s for g in both for s in g if s.part in STILL])
+    objective = Objective(method, 0.1, reference, still)
 
     def gradients(some: list[list[Sample]]) -> list[torch.Tensor]:
         decoder.peft.zero_grad(set_to_none=True)
-        accumulate(decoder, some, objective, 1.0, 3.0, budget=40)
-        return [p.grad.clone() for p in parameters.values() if p.grad is not None]
+        accumulate(decoder, some, objective, UT_WEIGHT, TWIN_WEIGHT, budget=40)
+        return [p.grad.clone() for p in parameters if p.grad is not None]
 
-    without = [group for i, group in enumerate(groups) if i != place]
-    for more, less, expected in zip(gradients(groups), gradients(without), want, strict=True):
+    for more, less, expected in zip(gradients(both), gradients(groups), want, strict=True):
         assert float((more - less - expected).norm() / expected.norm()) < 2e-3
+
+
+def test_gradients_apart_add_up_to_the_steps() -> None:
+    """The step that matches lambda takes its parts one by one, and must lose none."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    groups = make_groups()
+    parameters = list(trainable(decoder).values())
+    warm(trainable(decoder))
+    objective = Objective("pt_align", 0.1, {})
+    decoder.peft.zero_grad(set_to_none=True)
+    accumulate(decoder, groups, objective, UT_WEIGHT, TWIN_WEIGHT)
+    _, apart = accumulate_apart(decoder, groups, objective, parameters)
+    for parameter, grad in zip(parameters, apart.whole(UT_WEIGHT, TWIN_WEIGHT), strict=True):
+        assert parameter.grad is not None
+        assert float((parameter.grad - grad).norm() / grad.norm()) < 2e-5
 
 
 def test_dpo_prefers_pairs_and_is_taught_what_has_no_rejected_answer() -> None:
@@ -241,12 +261,12 @@ def test_dpo_prefers_pairs_and_is_taught_what_has_no_rejected_answer() -> None:
 
     pairs, (twin,), (anchor,), (alone,) = groups[:3], *groups[3:]
     preferred = sum(-logsigmoid(0.1 * (gap(good) - gap(bad))) for good, bad in pairs) / 3
-    naive = preferred + nll([twin, alone]) + nll([anchor])
+    naive = preferred + nll([alone]) + TWIN_WEIGHT * nll([twin]) + nll([anchor])
     want = torch.autograd.grad(naive, list(parameters.values()))
     decoder.peft.zero_grad(set_to_none=True)
     objective = Objective("dpo", 0.1, reference)
-    losses = accumulate(decoder, groups, objective, 0.0, budget=40)
-    assert float(objective.total(losses, 0.0)) == pytest.approx(naive.item(), rel=2e-5)
+    losses = accumulate(decoder, groups, objective, 0.0, TWIN_WEIGHT, budget=40)
+    assert float(objective.total(losses, 0.0, TWIN_WEIGHT)) == pytest.approx(naive.item(), rel=2e-5)
     for parameter, grad in zip(parameters.values(), want, strict=True):
         assert float((parameter.grad - grad).norm() / grad.norm()) < 2e-5
 
@@ -299,8 +319,8 @@ def test_a_shape_that_ignores_the_mask_falls_back_to_padded_rows() -> None:
     assert decoder.layout == "padded"
     assert "Mamba" in decoder.reason
     objective = Objective("pt_align", 0.1, {})
-    losses = accumulate(decoder, groups, objective, UT_WEIGHT)
-    got = float(objective.total(losses, UT_WEIGHT))
+    losses = accumulate(decoder, groups, objective, UT_WEIGHT, TWIN_WEIGHT)
+    got = float(objective.total(losses, UT_WEIGHT, TWIN_WEIGHT))
     assert got == pytest.approx(naive_loss(model, groups).item(), rel=2e-5)
 
 

@@ -20,7 +20,13 @@ from ptalign_client.sync import Operation
 R = TypeVar("R")
 SECOND_CHANCE = 3.0
 """Seconds in which a second Ctrl-C cancels."""
-LOSSES = (("loss_mle", "mle"), ("loss_ut", "ut"), ("ut_weight", "λ"), ("retain_kl", "kl"))
+LOSSES = (
+    ("loss_mle", "mle"),
+    ("loss_ut", "ut"),
+    ("ut_weight", "λ"),
+    ("twin_weight", "τ"),
+    ("retain_kl", "kl"),
+)
 
 
 def follow(
@@ -156,7 +162,7 @@ def counts(progress: Progress) -> str:
 
 
 def losses(progress: Progress) -> str:
-    """``mle 1.52  ut 0.25  λ 2  kl 0.03`` of an Align that trains."""
+    """``mle 1.52  ut 0.25  λ 2  τ 2  kl 0.03`` of an Align that trains."""
     if "loss_mle" not in progress.values or not progress.values["loss_mle"]:
         return ""
     shown = ((word, progress.values.get(key, 0.0)) for key, word in LOSSES)

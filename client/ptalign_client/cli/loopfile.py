@@ -58,7 +58,7 @@ class Training:
     without_anchors: bool = False
     """Trains on a set without anchors, too, which Align refuses otherwise."""
     twin_weight: float | None = limited(None, 1e-6, 8)
-    """Above 2: fewer legitimate requests are refused, and fewer harmful ones declined."""
+    """2 unless set; more refuses fewer legitimate requests, and declines fewer harmful ones."""
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
     flagged_share: float | None = limited(None, 0.01, 0.5)

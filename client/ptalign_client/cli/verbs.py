@@ -159,7 +159,8 @@ def align(
     twin_weight: Annotated[
         float | None,
         typer.Option(
-            help="Above 2: fewer legitimate requests refused, fewer harmful ones declined; up to 8."
+            help="2 unless set, up to 8. More refuses fewer legitimate requests, and declines "
+            "fewer harmful ones."
         ),
     ] = None,
     ut_weight: Annotated[float | None, typer.Option(help="lambda; automatic unless set.")] = None,

@@ -287,7 +287,7 @@ class SynthesizePairsMetadata(_message.Message):
     def __init__(self, progress: _Optional[_Union[OperationProgress, _Mapping]] = ..., round: _Optional[int] = ...) -> None: ...
 
 class AlignMetadata(_message.Message):
-    __slots__ = ("progress", "tokens_mle", "tokens_ut", "loss_mle", "loss_ut", "loss_anchor", "ut_weight", "retain_kl", "step_seconds")
+    __slots__ = ("progress", "tokens_mle", "tokens_ut", "loss_mle", "loss_ut", "loss_anchor", "ut_weight", "retain_kl", "step_seconds", "loss_twin", "twin_weight")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_MLE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_UT_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +297,8 @@ class AlignMetadata(_message.Message):
     UT_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     RETAIN_KL_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_TWIN_FIELD_NUMBER: _ClassVar[int]
+    TWIN_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     progress: OperationProgress
     tokens_mle: int
     tokens_ut: int
@@ -306,7 +308,9 @@ class AlignMetadata(_message.Message):
     ut_weight: float
     retain_kl: float
     step_seconds: float
-    def __init__(self, progress: _Optional[_Union[OperationProgress, _Mapping]] = ..., tokens_mle: _Optional[int] = ..., tokens_ut: _Optional[int] = ..., loss_mle: _Optional[float] = ..., loss_ut: _Optional[float] = ..., loss_anchor: _Optional[float] = ..., ut_weight: _Optional[float] = ..., retain_kl: _Optional[float] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+    loss_twin: float
+    twin_weight: float
+    def __init__(self, progress: _Optional[_Union[OperationProgress, _Mapping]] = ..., tokens_mle: _Optional[int] = ..., tokens_ut: _Optional[int] = ..., loss_mle: _Optional[float] = ..., loss_ut: _Optional[float] = ..., loss_anchor: _Optional[float] = ..., ut_weight: _Optional[float] = ..., retain_kl: _Optional[float] = ..., step_seconds: _Optional[float] = ..., loss_twin: _Optional[float] = ..., twin_weight: _Optional[float] = ...) -> None: ...
 
 class EvaluateMetadata(_message.Message):
     __slots__ = ("progress", "suite")

@@ -115,9 +115,10 @@ class Meter:
             self._drafts.labels("accepted", "").inc(accepted)
             for reason, count in rejections(counts).items():
                 self._drafts.labels("rejected", reason).inc(self._new(f"r.{reason}", count))
-        for part in ("mle", "ut", "anchor"):
+        for part in ("mle", "ut", "anchor", "twin"):
             if f"loss_{part}" in values:
                 metrics.train_loss.labels(part).set(values[f"loss_{part}"])
+        for part in ("mle", "ut", "anchor"):
             tokens = counts.get(f"tokens_{part}", int(values.get(f"tokens_{part}", 0)))
             metrics.train_tokens.labels(part).inc(self._new(f"tokens_{part}", tokens))
         if "ut_weight" in values:
