@@ -110,9 +110,11 @@ class Evidence:
         self._hits = cache(self._read_hits)
 
     def _read(self, part: Part) -> None:
+        """Takes a part's replies. An adapter trained anew has answered under its label before."""
         labels = {run.label for run in self.runs if run.seed in part.seeds}
         for data, name in self._files[part.seeds].items():
-            for reply in part.source.replies(name):
+            newest = {(r.target, r.suite, r.prompt_id): r for r in part.source.replies(name)}
+            for reply in newest.values():
                 if reply.target == BASE:
                     self._replies.setdefault(f"{part.base}/{data}", []).append(reply)
                 elif reply.target in labels:

@@ -522,6 +522,23 @@ def test_a_failed_unit_does_not_end_the_study_and_other_inputs_run_again(
     assert journal.result("b", 2) is None
 
 
+def test_replies_of_an_adapter_trained_before_do_not_count(journal: Journal) -> None:
+    """A run trained anew answers under its label in the same file: the newest reply decides."""
+    log = ReplyFile(journal.folder / REPLIES)
+    both = {"tone-lexical@1": 0.9, "refusal@1": 0.9}
+    before = Evidence(FORM, journal).double("mle-s0", "plain")
+    for reply in replies("mle-s0", "mle"):
+        if reply.suite == "plain":
+            log.append(
+                reply.model_copy(
+                    update={"id": f"anew-{reply.id}", "outcome": "harmful", "scores": both}
+                )
+            )
+    after = Evidence(FORM, journal).double("mle-s0", "plain")
+    assert (before.value, before.n) == (0.0, COUNT)
+    assert (after.value, after.n) == (1.0, COUNT)
+
+
 def test_evaluations_by_other_judges_are_not_mixed(journal: Journal) -> None:
     run = Run("mle", 1, steps=2)
     journal.keep(f"ask/{run.label}", 1, asked(run) | {"replies": "replies-tone-2.jsonl"}, 1)
