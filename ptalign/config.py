@@ -78,6 +78,8 @@ Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
 MOST_STEPS = 10_000
 MOST_AUTOMATIC = 200
 """Steps of a run that sets none: nothing is known of what more do (ADR 0014)."""
+MOST_TWIN_WEIGHT = 8.0
+"""Of `AlignConfig.twin_weight`, and of what guards make of it."""
 FEWEST_STEPS = 28
 """However few the pairs are: with less, refusals are hardly learned (ADR 0014)."""
 
@@ -110,7 +112,7 @@ class AlignConfig(Config):
     """keep: hold the model to its own answers there, by divergence from the bare model; teach: by
     the likelihood of the twins' answers, for a model that refuses them. auto: teach where the bare
     model refuses more than a tenth of those asked (ADR 0017)."""
-    twin_weight: float | None = Field(None, gt=0, le=8)
+    twin_weight: float | None = Field(None, gt=0, le=MOST_TWIN_WEIGHT)
     """tau at the start, which guards may raise to 8: more of it declines less, of twins and of
     harmful requests. None: 2 where twins are kept, 1 where they are taught."""
     learning_rate: float = Field(5e-4, gt=0, le=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ptalign.config import AlignConfig
+from ptalign.config import MOST_TWIN_WEIGHT, AlignConfig
 from ptalign.training.batches import Twins
 
 MEASURED_AT = 2
@@ -17,8 +17,6 @@ FIT_LIMIT = 0.85
 """L_MLE must end below this share of its start."""
 TWIN_LIMIT = 1.25
 """L_MLE of taught twins must end below this multiple of its start; from 1.1 on tau rises."""
-MOST_TWIN = 8.0
-"""The bound of `AlignConfig.twin_weight` and of what guards make of it."""
 TWIN_WEIGHT: dict[Twins, float] = {"kept": 2.0, "taught": 1.0, "left out": 1.0}
 """The twins' weight unless set; ADR 0017 has what 1, 2 and 4 give where twins are kept."""
 FIT_STEPS = 12
@@ -115,9 +113,9 @@ class Balance:
 
     def _pull(self, step: int, why: str) -> bool:
         """Doubles the twins' weight; whether there was room to."""
-        if self.twins == "left out" or self.twin_weight >= MOST_TWIN:
+        if self.twins == "left out" or self.twin_weight >= MOST_TWIN_WEIGHT:
             return False
-        self.twin_weight = min(2 * self.twin_weight, MOST_TWIN)
+        self.twin_weight = min(2 * self.twin_weight, MOST_TWIN_WEIGHT)
         self.twin_notes.append(f"step {step}: weight {self.twin_weight:g}, {why}")
         return True
 

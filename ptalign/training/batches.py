@@ -45,9 +45,9 @@ class Pools:
     @property
     def twins_are(self) -> Twins:
         """What is done with twins in training."""
-        for group in self.twins:
-            return "kept" if any(s.part == "kept" for s in group) else "taught"
-        return "left out"
+        if not self.twins:
+            return "left out"
+        return "kept" if self.twins[0][0].part == "kept" else "taught"
 
 
 @dataclass(frozen=True, slots=True)
