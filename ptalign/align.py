@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,11 +277,9 @@ def _explain(
 
 
 def _write_weights(file: Path, weights: dict[str, tuple[float, ...]], fingerprint: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
     tensors = {key: torch.tensor(values) for key, values in weights.items()}
-    save_file(tensors, partial, metadata={"fingerprint": fingerprint})
-    partial.rename(file)
+    with _replacing(file) as partial:
+        save_file(tensors, partial, metadata={"fingerprint": fingerprint})
 
 
 def _read_weights(file: Path, fingerprint: str) -> dict[str, tuple[float, ...]] | None:
@@ -298,7 +298,14 @@ def _write_ledger(file: Path, adapter: Adapter) -> None:
 
 
 def _write_json(file: Path, body: Any) -> None:
+    with _replacing(file) as partial:
+        partial.write_text(json.dumps(body, indent=1), "utf-8")
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A file to write beside `file`, which takes its place once all of it is written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(body, indent=1), "utf-8")
+    yield partial
     partial.rename(file)

@@ -192,12 +192,20 @@ class Evidence:
         ]
 
     def suites(self) -> list[dict[str, Any]]:
-        """The suites of the compared runs, described; of a suite not run in a part, another's."""
+        """The suites of the compared runs, described; of a suite not run in a part, another's.
+
+        ``left_out`` is by part, title -> reason -> prompts: each part's own pairs decide it.
+        """
         found: dict[str, dict[str, Any]] = {}
-        for asked in map(self.asked, self.compared()):
-            for suite in asked["suites"] if asked else ():
-                if not found.get(suite["name"], {}).get("prompts"):
-                    found[suite["name"]] = suite
+        for run in self.compared():
+            part, asked = self._part(run), self.asked(run)
+            if part is None or asked is None:
+                continue
+            for suite in asked["suites"]:
+                known = found.setdefault(suite["name"], suite | {"left_out": {}})
+                if not known["prompts"]:
+                    known |= suite | {"left_out": known["left_out"]}
+                known["left_out"][part.title] = suite["left_out"]
         return list(found.values())
 
     # -- rates ------------------------------------------------------------------------------

@@ -243,12 +243,16 @@ def data(evidence: Evidence) -> list[str]:
                 f"{_counts(pairs['rejected'])}."
             )
     suites = [
-        [s["name"], str(s["prompts"]), str(s["max_tokens"]), _counts(s["left_out"]), s["not_run"]]
+        [
+            s["name"],
+            str(s["prompts"]),
+            str(s["max_tokens"]),
+            "; ".join(_counts(n) + _of(part, evidence) for part, n in s["left_out"].items()),
+            s["not_run"],
+        ]
         for s in evidence.suites()
     ]
-    several = len(evidence.parts) > 1
-    left = f"left out ({evidence.parts[0].title})" if several else "left out"
-    header = ["suite", "prompts", "tokens a reply", left, "not run"]
+    header = ["suite", "prompts", "tokens a reply", "left out", "not run"]
     return [*found, *([table(header, suites)] if suites else [])]
 
 

@@ -76,10 +76,11 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         polarised = pair.toxic is not None and pair.kind == "pair"
         pool = twins if pair.kind == "twin" else both if polarised else single
         pool.append((*good, *toxic))
-    taught = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
-    kept, held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out], 0
-    anchors, bad_count = fitting(taught, longest)
-    held_out, held = fitting(kept, longest)
+    held_anchors = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
+    anchors, bad_count = fitting(
+        [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out], longest
+    )
+    held_out, held_count = fitting(held_anchors, longest)
     return Pools(
         pairs=both,
         positives=single,
@@ -89,7 +90,7 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         held_out=held_out,
         asked=fitting(asked, longest)[0],
         asked_unseen=bool(unseen_twins),
-        left_out=left_out + bad_count + held,
+        left_out=left_out + bad_count + held_count,
     )
 
 
@@ -312,8 +313,8 @@ def count_trained(pairs: PairSet) -> int:
 
 def unseen(pairs: PairSet) -> PairSet | None:
     """The pairs that are held out; None where too few toxic answers are."""
-    kept = tuple(p for p in pairs.pairs if p.held_out)
-    found = pairs.model_copy(update={"pairs": kept})
+    held_out = tuple(p for p in pairs.pairs if p.held_out)
+    found = pairs.model_copy(update={"pairs": held_out})
     return found if len(found.polarised) >= UNSEEN else None
 
 

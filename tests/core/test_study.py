@@ -148,7 +148,7 @@ def asked(run: Run) -> dict[str, Any]:
     ]
     suites = [
         {"name": n, "measure": m, "elicitation": e, "prompts": COUNT, "max_tokens": 32}
-        | {"left_out": {}, "not_run": ""}
+        | {"left_out": {"near training": 1}, "not_run": ""}
         for n, m, e in SUITES
     ]
     return {"evaluation": {"results": results}, "suites": suites, "replies": REPLIES}
@@ -382,6 +382,7 @@ def test_parts_with_pairs_of_their_own_are_compared_each_with_its_own_base(
     assert "training seeds 0, 1, 2" in page
     assert "| base-s2 | 1.000" in page
     assert "`tone` (seed 2): 4 of 4" in page
+    assert "near training 1 (seeds 0, 1); near training 1 (seed 2)" in page
 
 
 def test_a_page_of_records_alone_misses_what_no_part_has(journal: Journal, tmp_path: Path) -> None:
