@@ -246,6 +246,19 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
 
 
+def test_a_twin_whose_answer_declines_is_not_taken() -> None:
+    """It would hold the model to the refusal of a legitimate request; a pair's may decline."""
+    decline = {"positive": "I'm sorry, but I can't help with that."}
+    records = [
+        asked("Write a warm note.", "a", kind="twin", **decline),
+        asked("Write a short note.", "a", kind="twin", positive="Here is a short note."),
+        asked("Write a cold note.", "a", kind="pair", **decline),
+    ]
+    made = additions.import_pairs(records, ROOMS)
+    assert made.rejected == {"twin_refuses": 1}
+    assert [pair.kind for pair in made.pairs] == ["twin", "positive_only"]
+
+
 MARKED = PairSet(
     pairs=tuple(
         Pair(

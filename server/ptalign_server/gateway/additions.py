@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
+from ptalign.answering.validity import refuses
 from ptalign.errors import InvalidInput
 from ptalign.nouns import (
     Anchor,
@@ -583,6 +584,8 @@ def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) 
         return "blocked"
     if blocked(positive, policy) or (toxic and blocked(toxic, policy)):
         return "blocked"
+    if record.kind == "twin" and refuses(positive):  # it would teach what twins are there against
+        return "twin_refuses"
     return "duplicate" if toxic and toxic == positive else ""
 
 
