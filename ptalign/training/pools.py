@@ -76,11 +76,10 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         polarised = pair.toxic is not None and pair.kind == "pair"
         pool = twins if pair.kind == "twin" else both if polarised else single
         pool.append((*good, *toxic))
-    held_anchors = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
-    anchors, bad_count = fitting(
-        [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out], longest
-    )
-    held_out, held_count = fitting(held_anchors, longest)
+    seen = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
+    held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
+    anchors, bad_count = fitting(seen, longest)
+    held_out, held_count = fitting(held, longest)
     return Pools(
         pairs=both,
         positives=single,
