@@ -17,12 +17,17 @@ export TOKENIZERS_PARALLELISM := false
 PTALIGN_EVAL_DATA ?= $(abspath $(wildcard ../shared/data))
 export PTALIGN_EVAL_DATA
 
+# More than a quarter of the tests' time is waiting. One file stays on one process (its servers and
+# the engine start once), in the order of collection: by count, the longest files would come last.
+WORKERS ?= 2
+SPREAD = $(if $(or $(ARGS),$(filter 1,$(WORKERS))),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types protos lock bench bench-quick study test-faults serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
-	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  STUDY=quick  TIER=1..4 (test-faults)"
+	@echo "  options: ENGINE=cpu|gpu  FAST=1 (demo)  STUDY=quick  TIER=1..4 (test-faults)  WORKERS=2 (test)"
 
 install: $(VENV)/.installed-$(ENGINE) ## make the virtual environment, install everything, prepare the demo model
 
@@ -44,8 +49,8 @@ $(VENV)/.installed-$(ENGINE): requirements/$(ENGINE).txt requirements/dev.txt re
 demo: install ## the whole loop on a real model through the service; FAST=1 for the short form
 	@$(BIN)/python deploy/demo/run.py $(if $(FAST),--fast,)
 
-test: install ## all tests but the slow ones (ARGS="-m slow" for those)
-	@$(BIN)/python -m pytest $(or $(ARGS),-m "not slow")
+test: install ## all tests but the slow ones (ARGS="-m slow" for those; WORKERS=1 one after another)
+	@$(BIN)/python -m pytest $(SPREAD) $(or $(ARGS),-m "not slow")
 
 lint: install ## ruff, buf
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python protos/generate.py --lint
