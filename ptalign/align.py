@@ -31,6 +31,7 @@ from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, diges
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.training import explain, lora, pools
 from ptalign.training.batches import Pools
+from ptalign.training.candidates import with_candidates
 from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
@@ -194,6 +195,8 @@ class _Job:
             _write_json(self.out / lora.TOKEN_SHEET, shown)
             _write_weights(file, weights, self.fingerprint)
         plan = pools.with_weights(plan, weights, self.config.method)
+        if self.config.method == "pt_align" and self.config.candidates == "set":
+            plan = with_candidates(plan)
         if self.config.method in ("dpo", "npo"):
             plan = pools.with_reference(plan, decoder, self.rows("scoring the reference"))
         return plan
@@ -225,6 +228,8 @@ class _Job:
         sha256 = lora.save_adapter(decoder, folder)
         checked = [_whole(g) for g in [*plan.pairs, *plan.positives][:CHECKED]]
         change = lora.check_live(decoder, folder, pack(checked, 10**9)[0])
+        if plan.candidates:
+            guards["candidates"] = f"{len(plan.candidates)} tokens pushed down at every place"
         guards["live"] = f"ok: reloaded, changes a margin by up to {change:.2f} nats"
         adapter = Adapter(
             path=str(folder),

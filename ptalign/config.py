@@ -73,6 +73,7 @@ class LoraConfig(Config):
 
 
 Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
+Candidates = Literal["set", "written"]
 
 
 MOST_STEPS = 10_000
@@ -96,6 +97,10 @@ class AlignConfig(Config):
     flagged_share: float = Field(0.2, ge=0.01, le=0.5)
     """Share of toxic tokens that get a weight above zero."""
     protected_words: tuple[str, ...] = ()
+    candidates: Candidates = "set"
+    """Negative candidates of L_UT (arXiv 1908.04319) at each place of a toxic answer. ``written``:
+    the flagged token alone, as in PT-ALIGN. ``set``: with it, at every place, the tokens flagged in
+    at least two answers that no benign answer of the set holds (ADR 0018). pt_align only."""
     elicited_share: float = Field(0.5, ge=0, le=1)
     """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()

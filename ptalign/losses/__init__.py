@@ -5,7 +5,7 @@ m = z_target - log So is all a loss needs: p = sigmoid(m), log p = logsigmoid(m)
 log(1 - p) = logsigmoid(-m), each exact where p is close to 0 or 1.
 """
 
-from ptalign.losses.head import Head, kl_divergence, margins
+from ptalign.losses.head import Head, kl_divergence, margins, set_margins
 from ptalign.losses.likelihood import margins_of_logits, mle, unlikelihood
 from ptalign.losses.preference import dpo, npo
 
@@ -17,5 +17,6 @@ __all__ = [
     "margins_of_logits",
     "mle",
     "npo",
+    "set_margins",
     "unlikelihood",
 ]

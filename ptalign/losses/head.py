@@ -159,6 +159,94 @@ def _margin_chunk(
     return margin, own - (others @ head.weight) / total
 
 
+def set_margins(
+    hidden: Tensor, targets: Tensor, marked: Tensor, candidates: Tensor, head: Head
+) -> Tensor:
+    """Margin of a set of tokens against all others, differentiable in `hidden`.
+
+    The set C of a row is the candidates, and its own target where it is marked. With S_C the sum of
+    exp(logit) over C and So that over all others, m = log S_C - log So, and P(C) = sigmoid(m).
+    The outsiders are summed alone, so that log P(not C) = logsigmoid(-m) is exact where C is
+    nearly certain.
+
+    Args:
+        hidden: [rows, hidden].
+        targets: [rows], token ids.
+        marked: [rows] bool, whether the target belongs to the set.
+        candidates: [candidates], distinct token ids, at least one.
+        head: The frozen head.
+
+    Returns:
+        [rows] float32 margins.
+    """
+    result: Tensor = _SetMargins.apply(  # type: ignore[no-untyped-call]
+        hidden, targets, marked, candidates, head
+    )
+    return result
+
+
+class _SetMargins(_ByDirection):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, marked: Tensor, candidates: Tensor, head: Head
+    ) -> Tensor:
+        rows, width = hidden.shape
+        margin = hidden.new_empty(rows, dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        direction = hidden.new_empty((rows, width), dtype=torch.float32) if wanted else None
+        alone = marked & ~torch.isin(targets, candidates)  # adds to the set
+        for part in chunks(rows, head.chunk):
+            margin[part], found = _set_chunk(
+                hidden[part], targets[part], alone[part], candidates, head, wanted
+            )
+            if direction is not None and found is not None:
+                direction[part] = found
+        if direction is not None:
+            ctx.save_for_backward(direction)
+        ctx.dtype = hidden.dtype
+        return margin
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        grad, *_ = _ByDirection.backward(ctx, *grads)
+        return grad, None, None, None, None
+
+
+def _set_chunk(
+    hidden: Tensor,
+    targets: Tensor,
+    alone: Tensor,
+    candidates: Tensor,
+    head: Head,
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Margins [rows] and, when wanted, d margin / d hidden [rows, hidden] of one chunk."""
+    index = targets[:, None]  # [rows, 1]
+    logits = head.logits(hidden)  # [rows, vocabulary]
+    slope = head.slope(logits) if wanted else None
+    own = logits.gather(1, index)
+    inside = torch.cat(
+        (logits[:, candidates], own.masked_fill(~alone[:, None], -torch.inf)), 1
+    )  # [rows, candidates + 1]
+    logits.scatter_(1, index, own.masked_fill(alone[:, None], -torch.inf))
+    logits.index_fill_(1, candidates, -torch.inf)  # the others
+    top = logits.amax(1, keepdim=True)
+    others = logits.sub_(top).exp_()
+    total = others.sum(1, keepdim=True)  # So, scaled by exp(-top)
+    margin = inside.logsumexp(1, keepdim=True) - top - total.log()
+    if not wanted:
+        return margin[:, 0], None
+    share = inside.softmax(1)
+    if slope is not None:
+        others.mul_(slope)
+        share[:, :-1] *= slope[:, candidates]
+        share[:, -1:] *= slope.gather(1, index)
+    toward = share[:, :-1] @ head.weight[candidates] + share[:, -1:] * head.weight[targets]
+    return margin[:, 0], toward - (others @ head.weight) / total
+
+
 def kl_divergence(base: Tensor, other: Tensor, head: Head) -> Tensor:
     """KL(base || other) of next-token distributions, in chunks; differentiable in `other`.
 

@@ -42,7 +42,8 @@ def unlikelihood(margin: Tensor, weight: Tensor, total: float) -> Tensor:
     """L_UT = -sum_t w_t log(1 - p_t) / total (PT-ALIGN, arXiv 2502.08657, fine-grained UT).
 
     Its gradient on the target's logit is w_t p_t / total: bounded, and fading as the token
-    becomes unlikely. Gradient ascent on log p has neither property.
+    becomes unlikely. Gradient ascent on log p has neither property. With `set_margins` p is the
+    probability of a set of negative candidates, and the same holds of each of them.
 
     Args:
         margin: [rows].

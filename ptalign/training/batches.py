@@ -41,6 +41,8 @@ class Pools:
     """Sample ``part/key`` -> log p of its answer under the bare model (dpo and npo)."""
     bare: Mapping[str, Tensor] = field(default_factory=dict)
     """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model."""
+    candidates: tuple[int, ...] = ()
+    """Tokens that are pushed down throughout the toxic answers."""
 
     @property
     def twins_are(self) -> Twins:

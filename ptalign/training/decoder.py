@@ -67,12 +67,12 @@ class Decoder:
         return states.flatten(0, 1)
 
     def margins(self, row: Row) -> tuple[Tensor, Targets]:
-        """Margins of the row's weighted tokens, [targets], and what they belong to."""
+        """Margins of the row's targets, [targets], and what they belong to."""
         states, targets = self.target_states(row)
         return margins(states, targets.tokens, self.head), targets
 
     def target_states(self, row: Row) -> tuple[Tensor, Targets]:
-        """Hidden states [targets, hidden] that predict the row's weighted tokens."""
+        """Hidden states [targets, hidden] that predict the row's targets."""
         targets = targets_of(row, self.device)
         nodes = targets.nodes if self.layout == "tree" else self._flat_nodes(row)
         return self.hidden(row)[nodes], targets
@@ -134,13 +134,13 @@ class Decoder:
         return float((states - want).abs().max() / want.abs().max().clamp_min(1e-6))
 
     def _alone(self, row: Row) -> list[Tensor]:
-        """Per sample: hidden states of its weighted tokens from a plain forward pass."""
+        """Per sample: hidden states of its targets from a plain forward pass."""
         found = []
         for sample in row.samples:
             ids = torch.tensor([inputs_of(sample)], device=self.device)  # [1, length]
             states = self.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
             start = len(sample.prompt) - 1
-            keep = [start + i for i in range(sample.used) if sample.weights[i] > 0]
+            keep = [start + i for i in sample.places]
             found.append(states[keep])
         return found
 
@@ -148,7 +148,7 @@ class Decoder:
         """The head must reproduce the model's own logits: a scale it does not know is refused."""
         ids = torch.tensor([inputs_of(sample)], device=self.device)
         start = len(sample.prompt) - 1
-        keep = [start + i for i in range(sample.used) if sample.weights[i] > 0][:4]
+        keep = [start + i for i in sample.places[:4]]
         own = self.causal_lm(input_ids=ids, use_cache=False).logits[0, keep].float()
         gap = float((self.head.logits(states[:4]) - own).abs().max() / own.abs().max())
         if not gap <= TOLERANCE[self.dtype]:
@@ -189,13 +189,12 @@ class Decoder:
         }
 
     def _flat_nodes(self, row: Row) -> Tensor:
-        """[targets] places of the weighted tokens in a flattened padded batch."""
+        """[targets] places of the targets in a flattened padded batch."""
         length = max(len(inputs_of(s)) for s in row.samples)
         places = [
             owner * length + len(s.prompt) - 1 + i
             for owner, s in enumerate(row.samples)
-            for i in range(s.used)
-            if s.weights[i] > 0
+            for i in s.places
         ]
         return torch.tensor(places, dtype=torch.long, device=self.device)
 

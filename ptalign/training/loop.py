@@ -101,7 +101,9 @@ class Run:
                 config.seed,
                 config.elicited_share,
             ),
-            objective=Objective(config.method, config.beta, pools.reference, pools.bare),
+            objective=Objective(
+                config.method, config.beta, pools.reference, pools.bare, pools.candidates
+            ),
             optimizer=torch.optim.AdamW(
                 parameters.values(), lr=config.learning_rate, weight_decay=0.0
             ),

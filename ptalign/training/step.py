@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ptalign.losses import Head, dpo, kl_divergence, margins, mle, npo, unlikelihood
+from ptalign.losses import (
+    Head,
+    dpo,
+    kl_divergence,
+    margins,
+    mle,
+    npo,
+    set_margins,
+    unlikelihood,
+)
 from ptalign.nouns import Method
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import Part, Sample
@@ -92,6 +101,9 @@ class Objective:
     bare: Mapping[str, Tensor] = field(default_factory=dict)
     """Anchor or kept twin -> [its weighted tokens, hidden] states of the bare model. An anchor
     without takes likelihood, which estimates the same from one sample (ADR 0015)."""
+    candidates: tuple[int, ...] = ()
+    """Token ids that no place of a toxic answer may hold, where its sample is a target throughout
+    (ADR 0018)."""
 
     def losses(
         self, row: Row, states: Tensor, targets: Targets, totals: Totals, head: Head
@@ -101,16 +113,17 @@ class Objective:
         Args:
             row: The row.
             states: [targets, hidden], the states that predict the targets.
-            targets: The row's weighted tokens.
+            targets: The row's targets.
             totals: Denominators of the step.
             head: The frozen head.
         """
         bare = [self._bare(s) for s in row.samples]
         whole = torch.tensor([b is not None for b in bare], device=states.device)[targets.owners]
-        margin = states.new_zeros(len(states), dtype=torch.float32)  # whole ones need none
-        margin = margin.masked_scatter(
-            ~whole, margins(states[~whole], targets.tokens[~whole], head)
-        )
+        spread = [s.throughout for s in row.samples]
+        apart = torch.tensor(spread, device=states.device)[targets.owners]
+        alone = ~whole & ~apart  # the others need no margin of their target alone
+        margin = states.new_zeros(len(states), dtype=torch.float32)
+        margin = margin.masked_scatter(alone, margins(states[alone], targets.tokens[alone], head))
 
         def of(mine: Sequence[bool]) -> Tensor:
             """[targets] weights of these samples, 0 elsewhere."""
@@ -122,7 +135,9 @@ class Objective:
         if self.method in ("dpo", "npo"):
             toxic = self._preference(row, margin, targets, totals)
         else:
-            toxic = unlikelihood(margin, masked("toxic"), totals.toxic)
+            toxic = unlikelihood(margin, masked("toxic") * ~apart, totals.toxic)
+            if any(spread):
+                toxic = toxic + self._spread(states, targets, apart, totals, head)
         anchor = mle(margin, masked("anchor") * ~whole, totals.anchor)
         twin = mle(margin, masked("twin"), totals.twin)
         if known := [b for b in bare if b is not None]:
@@ -136,6 +151,20 @@ class Objective:
             toxic=toxic,
             unpaired=mle(margin, of(unpaired_of(row.samples)), totals.unpaired),
         )
+
+    def _spread(
+        self, states: Tensor, targets: Targets, here: Tensor, totals: Totals, head: Head
+    ) -> Tensor:
+        """L_UT of the candidates at every target, and of the written token where it is flagged.
+
+        -sum_t log(1 - P_t(C_t)) / total: a place that is not flagged counts as much as one that is,
+        and adds only what the model would put there from the candidates.
+        """
+        flagged = targets.weights[here] > 0
+        candidates = torch.tensor(self.candidates, device=states.device)
+        margin = set_margins(states[here], targets.tokens[here], flagged, candidates, head)
+        weight = torch.where(flagged, targets.weights[here], 1.0)
+        return unlikelihood(margin, weight, totals.toxic)
 
     def _bare(self, sample: Sample) -> Tensor | None:
         """States that a sample is held to; a kept twin has no other term, and must have them."""

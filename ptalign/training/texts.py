@@ -30,6 +30,16 @@ class Sample:
     """Answer tokens with the end-of-turn token last."""
     weights: tuple[float, ...]
     """One per answer token; the loss mask and, for toxic answers, the token weights."""
+    throughout: bool = False
+    """Whether every answer token but the end of turn is a target, weighted or not: at each of them
+    the set's negative candidates are pushed down (`ptalign.training.candidates`)."""
+
+    @property
+    def places(self) -> list[int]:
+        """Answer tokens that are targets."""
+        if self.throughout:
+            return list(range(len(self.answer) - 1))
+        return [i for i, weight in enumerate(self.weights) if weight > 0]
 
     @property
     def length(self) -> int:
@@ -37,8 +47,8 @@ class Sample:
 
     @property
     def used(self) -> int:
-        """Answer tokens up to the last weighted one: what follows is never computed."""
-        return max((i + 1 for i, w in enumerate(self.weights) if w > 0), default=0)
+        """Answer tokens up to the last target: what follows is never computed."""
+        return max(self.places, default=-1) + 1
 
     def weighted(self, weights: Sequence[float]) -> Sample:
         """The same texts under other weights."""

@@ -32,7 +32,7 @@ class Row:
     depths: list[int]
     """[nodes] positions."""
     paths: list[list[int]]
-    """Per sample: its nodes, prompt first, up to the one that predicts its last weighted token."""
+    """Per sample: its nodes, prompt first, up to the one that predicts its last target."""
 
     @property
     def size(self) -> int:
@@ -107,7 +107,7 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def inputs_of(sample: Sample) -> tuple[int, ...]:
-    """Tokens a forward pass must see: the last weighted token is predicted, never read."""
+    """Tokens a forward pass must see: the last target is predicted, never read."""
     return sample.prompt + sample.answer[: max(sample.used - 1, 0)]
 
 
@@ -139,16 +139,15 @@ def pack(groups: Iterable[Sequence[Sample]], budget: int, *, share: bool = True)
 
 
 def targets_of(row: Row, device: torch.device | str = "cpu") -> Targets:
-    """The weighted tokens of all samples of a row; unweighted ones are left out."""
+    """The targets of all samples of a row; the other answer tokens are left out."""
     nodes, tokens, weights, owners = [], [], [], []
     for owner, (sample, path) in enumerate(zip(row.samples, row.paths, strict=True)):
         first = len(sample.prompt) - 1
-        for i in range(sample.used):
-            if sample.weights[i] > 0:
-                nodes.append(path[first + i])
-                tokens.append(sample.answer[i])
-                weights.append(sample.weights[i])
-                owners.append(owner)
+        for i in sample.places:
+            nodes.append(path[first + i])
+            tokens.append(sample.answer[i])
+            weights.append(sample.weights[i])
+            owners.append(owner)
     return Targets(
         torch.tensor(nodes, dtype=torch.long, device=device),
         torch.tensor(tokens, dtype=torch.long, device=device),

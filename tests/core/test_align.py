@@ -249,6 +249,19 @@ def test_dpo_starts_at_ln_2_against_its_own_reference(run: Run, tmp_path: Path) 
     assert run(tmp_path, method="dpo", steps=1).ledger[0].loss_ut == pytest.approx(0.6931, abs=1e-3)
 
 
+def test_the_sets_words_are_pushed_down_where_they_were_not_written(
+    run: Run, finished: Adapter, tmp_path: Path
+) -> None:
+    """By default; `written` is the paper's term, and the vanilla baseline knows no candidates."""
+    assert int(finished.guards["candidates"].split()[0]) > 0
+    for changes in ({"candidates": "written"}, {"method": "ut_uniform"}, {"method": "mle"}):
+        other = run(tmp_path / str(changes), **changes)
+        assert "candidates" not in other.guards
+        if other.method == "pt_align":
+            assert other.ledger[0].tokens_ut == finished.ledger[0].tokens_ut
+            assert other.ledger[0].loss_ut < finished.ledger[0].loss_ut
+
+
 def test_a_fixed_weight_stays_fixed(run: Run, tmp_path: Path) -> None:
     adapter = run(tmp_path, ut_weight=2.0)
     assert {e.ut_weight for e in adapter.ledger} == {2.0}

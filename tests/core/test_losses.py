@@ -16,6 +16,7 @@ from ptalign.losses import (
     margins_of_logits,
     mle,
     npo,
+    set_margins,
     unlikelihood,
 )
 
@@ -133,6 +134,64 @@ def test_fused_head_matches_full_logits_in_float64(
     loss(got).backward()
     assert torch.allclose(got.double(), want, atol=2e-5)
     assert relative(fused.grad, exact.grad) < 2e-6
+
+
+def test_margin_of_a_set_by_hand() -> None:
+    """e = (1, 2, 5, 2), C = {1}. Target 3 marked: S_C = 4, So = 6, P = .4; unmarked: 2 of 10."""
+    head = Head(torch.eye(4))
+    hidden = torch.tensor([[0.0, LN2, math.log(5), LN2]]).expand(3, 4)
+    marked = torch.tensor([True, False, True])
+    found = set_margins(hidden, torch.tensor([3, 3, 1]), marked, torch.tensor([1]), head)
+    assert found.sigmoid().tolist() == pytest.approx([0.4, 0.2, 0.2])
+
+
+def reference_set_margins(
+    logits: torch.Tensor, targets: torch.Tensor, marked: torch.Tensor, candidates: torch.Tensor
+) -> torch.Tensor:
+    """By a mask over the vocabulary and autograd."""
+    members = torch.zeros_like(logits, dtype=torch.bool)
+    members[:, candidates] = True
+    members[marked, targets[marked]] = True
+    inside = logits.masked_fill(~members, -torch.inf).logsumexp(1)
+    return inside - logits.masked_fill(members, -torch.inf).logsumexp(1)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_fused_sets_match_full_logits_in_float64(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 rows in chunks of 16; targets in and out of the candidates, marked and not."""
+    monkeypatch.setattr("ptalign.losses.head.CHUNK_BYTES", 16 * 4 * 301)
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(200, 16, generator=generator, dtype=torch.float64)
+    candidates = torch.randperm(301, generator=generator)[:20]
+    targets = torch.randint(0, 301, (200,), generator=generator)
+    targets[:40] = candidates.repeat(2)
+    marked = torch.rand(200, generator=generator) < 0.5
+    weight = torch.rand(200, generator=generator, dtype=torch.float64)
+    exact = hidden.clone().requires_grad_()
+    want = reference_set_margins(reference_logits(exact, kind), targets, marked, candidates)
+    unlikelihood(want, weight, 5).backward()
+    fused = hidden.float().requires_grad_()
+    got = set_margins(fused, targets, marked, candidates, make_head(kind, torch.float32))
+    unlikelihood(got, weight.float(), 5).backward()
+    assert torch.allclose(got.double(), want, atol=2e-5)
+    assert relative(fused.grad, exact.grad) < 2e-6
+
+
+@pytest.mark.parametrize("gap", [20.0, 80.0])
+def test_a_saturated_set_keeps_exact_gradients(gap: float) -> None:
+    """The set leads all others by `gap`: what is left of them is below float32's grain at 1."""
+    logits = torch.tensor([[gap, gap - 1, 0.0, 0.5, -1.0]], dtype=torch.float64)
+    targets, marked, candidates = torch.tensor([0]), torch.tensor([True]), torch.tensor([1])
+    exact = logits.clone().requires_grad_()
+    want = reference_set_margins(exact, targets, marked, candidates)
+    unlikelihood(want, torch.ones(1), 1).backward()
+    fused = logits.float().requires_grad_()
+    got = set_margins(fused, targets, marked, candidates, Head(torch.eye(5)))
+    unlikelihood(got, torch.ones(1), 1).backward()
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+    assert relative(fused.grad, exact.grad) < 1e-5
 
 
 @pytest.mark.parametrize("kind", HEADS)

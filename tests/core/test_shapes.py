@@ -220,6 +220,53 @@ def test_kept_twins_add_their_own_divergence_and_no_likelihood(method: Method) -
         assert float((more - less - expected).norm() / expected.norm()) < 2e-3
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2, soft-cap, tied, sliding"])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_candidates_are_pushed_down_at_every_place_of_a_toxic_answer(
+    name: str, layout: str
+) -> None:
+    """-sum_t log(1 - P_t(C_t)) over the flagged tokens' number, C_t with y_t where it is flagged.
+
+    The end of turn is no place; other parts of the loss are what they were.
+    """
+    decoder = attach(make_model(name), LoraConfig(rank=4), seed=1)
+    decoder.layout = layout  # type: ignore[assignment]
+    parameters = trainable(decoder)
+    warm(parameters)
+    candidates = (5, 40, 41, 77)
+    groups = [
+        [replace(s, throughout=True) if s.part == "toxic" else s for s in group]
+        for group in make_groups()
+    ]
+    toxic = [s for g in groups for s in g if s.part == "toxic"]
+    total = torch.zeros(())
+    for sample in toxic:
+        ids = torch.tensor([[*sample.prompt, *sample.answer]])
+        logits = decoder.causal_lm(input_ids=ids).logits
+        p = logits[0, len(sample.prompt) - 1 : -2].softmax(-1)  # [answer but its end, vocabulary]
+        for place, row in enumerate(p):
+            flagged = sample.answer[place : place + 1] if sample.weights[place] else ()
+            total = total - (1 - row[sorted({*candidates, *flagged})].sum()).log()
+    flagged_tokens = sum(sum(s.weights) for s in toxic)
+    want = torch.autograd.grad(total / flagged_tokens, list(parameters.values()))
+    objective = Objective("pt_align", 0.1, {}, candidates=candidates)
+    written = Objective("pt_align", 0.1, {})
+    for budget in (10**9, 40):
+        losses, apart = accumulate_apart(
+            decoder, groups, objective, list(parameters.values()), budget=budget
+        )
+        assert float(losses.toxic) == pytest.approx(
+            float(total.detach()) / flagged_tokens, rel=1e-4
+        )
+        for grad, expected in zip(apart.toxic, want, strict=True):
+            assert float((grad - expected).norm() / expected.norm()) < 2e-4
+        plain, _ = accumulate_apart(
+            decoder, make_groups(), written, list(parameters.values()), budget=budget
+        )
+        assert float(losses.mle) == pytest.approx(float(plain.mle), rel=1e-5)
+        assert float(losses.anchor) == pytest.approx(float(plain.anchor), rel=1e-5)
+
+
 def test_gradients_apart_add_up_to_the_steps() -> None:
     """The step that matches lambda takes its parts one by one, and must lose none."""
     decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
