@@ -10,6 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,13 +57,24 @@ def timed(work: Callable[[], object]) -> Step:
     return step
 
 
-def ours(items: list[Item], model: ModelSpec, *, share: bool = True) -> Step:
-    """The tree step; `share=False` packs the same samples without sharing prompts."""
+def ours(items: list[Item], model: ModelSpec, *, share: bool = True, candidates: int = 0) -> Step:
+    """The tree step.
+
+    Args:
+        items: Texts.
+        model: The demo model.
+        share: False packs the same samples without sharing prompts.
+        candidates: Negative candidates, pushed down at every place of the toxic answers (ADR 0018);
+            any tokens cost the same.
+    """
     chat = ChatFormat(lora.load_tokenizer(model), model)
     decoder = lora.attach(load(model), LoraConfig(), seed=0)
     parameters = list(lora.trainable(decoder).values())
     optimizer = torch.optim.AdamW(parameters, lr=5e-4)
-    groups, objective = groups_of(items, chat), Objective("pt_align", 0.1, {})
+    groups = groups_of(items, chat)
+    objective = Objective("pt_align", 0.1, {}, candidates=tuple(range(candidates)))
+    if candidates:
+        groups = [[replace(s, throughout=s.part == "toxic") for s in g] for g in groups]
 
     def work() -> None:
         accumulate(decoder, groups, objective, UT_WEIGHT, share=share)
@@ -222,6 +234,7 @@ class Clock:
 CONTESTANTS: dict[str, Callable[[list[Item], ModelSpec], Step]] = {
     "ours": ours,
     "packed": lambda items, model: ours(items, model, share=False),
+    "candidates": lambda items, model: ours(items, model, candidates=20),
     "cut": cut_style,
     "sft": sft,
     "sft_checkpointed": lambda items, model: sft(items, model, checkpointing=True),

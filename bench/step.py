@@ -32,6 +32,7 @@ RIVALS = {
     "dpo": ("TRL DPOTrainer", 3.5),
     "packed": ("own packed step, prompts not shared", 1.2),
     "cut": ("CUT-style step (full softmax, padded)", 2.0),
+    "candidates": ("own step with 20 negative candidates at every place", 0.0),
 }
 PAIRS = 8
 GOAL_TOKENS = 64
@@ -46,7 +47,7 @@ MEMORY = {
 def measures(quick: bool) -> list[Measure]:
     """All measures of the step."""
     pairs, rounds = (4, 2) if quick else (PAIRS, 5)
-    names, minute = [n for n in RIVALS if n != "dpo"], 0.4 if quick else 1.0
+    names, minute = [n for n in RIVALS if n not in ("dpo", "candidates")], 0.4 if quick else 1.0
     found = [
         Measure("exact gradients", 0.2, lambda: exact_gradients(quick)),
         Measure("against the naive step", 0.7, lambda: against_naive(quick)),
@@ -54,6 +55,11 @@ def measures(quick: bool) -> list[Measure]:
             "step, 64 tokens",
             1.5 if quick else 8,
             lambda: race(names, pairs, 64, rounds, quick),
+        ),
+        Measure(
+            "candidates, 64 tokens",
+            0.4 if quick else 2,
+            lambda: race(["candidates"], pairs, 64, rounds, quick),
         ),
         *(
             Measure(f"memory, {name}", minute, lambda name=name: memory(name, pairs, quick))  # type: ignore[misc]

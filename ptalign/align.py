@@ -5,8 +5,8 @@
 
 Twins of a model that refuses them are taught instead: their term is L_MLE then (ADR 0017).
 
-Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context,
-never a target.
+Each part has its own mask and denominator. The unflagged tokens of a toxic answer are context: no
+term makes one likelier, and L_UT lowers it only where it is one of the set's harm words (ADR 0018).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ptalign.training.texts import ChatFormat, Sample, toxic_sample
 from ptalign.training.tree import OnRow, pack
 from ptalign.training.twins import ask, settled
 from ptalign.weights.sheet import sheet
+from ptalign.weights.words import STOP_WORDS, words_of
 
 EXPLAINED = 24
 """Toxic answers whose words the explanation follows."""
@@ -163,6 +164,8 @@ class _Job:
         replaced must be able to go on.
         """
         elsewhere = {"checkpoint_every", "threads", "device"}
+        if not self._takes_candidates:  # what earlier versions began goes on
+            elsewhere.add("ut_candidates")
         return digest_of(
             {
                 "pairs": self.pairs.digest,
@@ -179,7 +182,7 @@ class _Job:
         if self.config.method == "mle":
             return plan
         file = self.out / "token_weights.safetensors"
-        weights = _read_weights(file, self.fingerprint)
+        weights, found = _read_weights(file, self.fingerprint), None
         if weights is None:
             found = pools.weigh_pairs(
                 self.pairs,
@@ -191,15 +194,24 @@ class _Job:
                 self.rows("weighing tokens"),
             )
             weights = dict(found.by_key)
-            shown = sheet(found, pools.scorer_of(self.config))
+        plan = pools.with_weights(plan, weights, self.config.method)
+        if self._takes_candidates:
+            kept = pools.protected_words(self.pairs, self.config, self.policy)
+            words = {word for text in kept for word in words_of(text)}
+            plan = with_candidates(plan, chat.beginnings(words | STOP_WORDS))
+        if found is not None:  # the weights last: they say that both are there
+            shown = sheet(found, pools.scorer_of(self.config), plan.candidates)
             _write_json(self.out / lora.TOKEN_SHEET, shown)
             _write_weights(file, weights, self.fingerprint)
-        plan = pools.with_weights(plan, weights, self.config.method)
-        if self.config.method == "pt_align" and self.config.candidates == "set":
-            plan = with_candidates(plan)
         if self.config.method in ("dpo", "npo"):
             plan = pools.with_reference(plan, decoder, self.rows("scoring the reference"))
         return plan
+
+    @property
+    def _takes_candidates(self) -> bool:
+        config = self.config
+        flags_words = config.method == "pt_align" and config.scorer != "uniform"
+        return flags_words and config.ut_candidates == "set"
 
     def asked(self, plan: Pools, decoder: Decoder, chat: ChatFormat) -> list[bool]:
         """Which twins the bare model refuses: asked once, so that a resume decides alike."""

@@ -97,10 +97,11 @@ class AlignConfig(Config):
     flagged_share: float = Field(0.2, ge=0.01, le=0.5)
     """Share of toxic tokens that get a weight above zero."""
     protected_words: tuple[str, ...] = ()
-    candidates: Candidates = "set"
-    """Negative candidates of L_UT (arXiv 1908.04319) at each place of a toxic answer. ``written``:
-    the flagged token alone, as in PT-ALIGN. ``set``: with it, at every place, the tokens flagged in
-    at least two answers that no benign answer of the set holds (ADR 0018). pt_align only."""
+    ut_candidates: Candidates = "set"
+    """Negative candidates of L_UT at each place of a toxic answer. ``written``: the flagged token
+    alone, as in PT-ALIGN. ``set``: with it, at every place, the tokens that are flagged in at least
+    two answers and that no benign answer says (ADR 0018). Only for pt_align, and not with the
+    scorer uniform, which flags ordinary words too."""
     elicited_share: float = Field(0.5, ge=0, le=1)
     """Share of a step's polarised pairs that come after a context that draws bad answers out."""
     lora: LoraConfig = LoraConfig()

@@ -253,6 +253,7 @@ class StepLog(Noun):
     loss_mle: float
     """Of positives, nats a token; before ADR 0017 of twins' answers too."""
     loss_ut: float
+    """Nats a flagged token; since ADR 0018 of the set's harm words at the other places too."""
     loss_anchor: float
     ut_weight: float
     grad_norm: float = 0.0

@@ -14,6 +14,7 @@ from typing import Literal
 
 Method = Literal["pt_align", "ut_uniform", "mle", "dpo", "npo"]
 Scorer = Literal["blend", "contrast", "log_odds", "judge", "uniform"]
+Candidates = Literal["set", "written"]
 Verdict = Literal["", "pass", "fail", "inconclusive"]
 View = Literal["safe", "full"]
 

@@ -16,6 +16,7 @@ from ptalign_client.nouns import (
     Annotation,
     AnnotationSet,
     Budget,
+    Candidates,
     ChatMessage,
     ChatPiece,
     Evaluation,
@@ -147,6 +148,7 @@ class Verbs(Base):
         ut_weight: float | None = None,
         token_weighting: Scorer = "blend",
         flagged_share: float | None = None,
+        ut_candidates: Candidates = "set",
         protected_words: Sequence[str] = (),
         lora: Lora | None = None,
         budget: Budget | None = None,
@@ -166,6 +168,8 @@ class Verbs(Base):
             ut_weight: lambda, above 0; automatic unless set; ``pt_align`` and ``ut_uniform``.
             token_weighting: Which toxic tokens count, and how much.
             flagged_share: 0.01..0.5 of the toxic tokens; 0.2 unless set.
+            ut_candidates: What unlikelihood pushes down at a place of a bad answer: ``written``,
+                the flagged word there, or ``set``, also the set's other harm words, everywhere.
             protected_words: Words that are never suppressed.
             lora: Shape of the adapter.
             budget: Steps, batch, learning rate and the limit on benign KL.
@@ -186,6 +190,7 @@ class Verbs(Base):
             ut_weight=ut_weight,
             token_weighting=token_weighting,
             flagged_share=flagged_share,
+            ut_candidates=ut_candidates,
             protected_words=protected_words,
             lora=wire.sent("lora", Lora, lora) if lora else None,
             budget=wire.sent("budget", Budget, budget) if budget else None,

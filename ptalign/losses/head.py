@@ -195,9 +195,11 @@ class _SetMargins(_ByDirection):
         wanted = ctx.needs_input_grad[0]
         direction = hidden.new_empty((rows, width), dtype=torch.float32) if wanted else None
         alone = marked & ~torch.isin(targets, candidates)  # adds to the set
-        for part in chunks(rows, head.chunk):
+        size = min(head.chunk, max(rows, 1))
+        buffer = hidden.new_empty((size, head.weight.shape[0]), dtype=torch.float32)
+        for part in chunks(rows, size):
             margin[part], found = _set_chunk(
-                hidden[part], targets[part], alone[part], candidates, head, wanted
+                hidden[part], targets[part], alone[part], candidates, head, buffer, wanted
             )
             if direction is not None and found is not None:
                 direction[part] = found
@@ -220,11 +222,12 @@ def _set_chunk(
     alone: Tensor,
     candidates: Tensor,
     head: Head,
+    buffer: Tensor,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Margins [rows] and, when wanted, d margin / d hidden [rows, hidden] of one chunk."""
     index = targets[:, None]  # [rows, 1]
-    logits = head.logits(hidden)  # [rows, vocabulary]
+    logits = head.logits(hidden, buffer)  # [rows, vocabulary]
     slope = head.slope(logits) if wanted else None
     own = logits.gather(1, index)
     inside = torch.cat(

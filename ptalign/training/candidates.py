@@ -2,15 +2,15 @@
 
 Unlikelihood of the written token (PT-ALIGN, arXiv 2502.08657) has nothing left to do once that
 token is unlikely, and says nothing of the set's other harm words at the same place, which under
-attack take its turn. Welleck et al. (arXiv 1908.04319, eq. 5) push down a set of negative
-candidates at each place. Here they are one event: -log(1 - P(C)), with P(C) the probability of
-any of them, whose gradient is shared out by how likely each of them is. See docs/adr/0018.
+attack take its turn. Welleck et al. (arXiv 1908.04319) push down a set of negative candidates at
+each place. Here they are one event: -log(1 - P(C)), with P(C) the probability of any of them, whose
+gradient is shared out by how likely each of them is. See docs/adr/0018.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from ptalign.training.batches import Pools
@@ -20,14 +20,14 @@ ANSWERS = 2
 """Toxic answers that a token must be flagged in: one alone may be about something."""
 
 
-def negative_candidates(pools: Pools) -> tuple[int, ...]:
+def negative_candidates(pools: Pools, never: Collection[int] = ()) -> tuple[int, ...]:
     """Tokens that are flagged in several toxic answers and stand in no benign one.
 
-    Protected and stop words are never flagged. A token that begins ordinary words as well, as
-    short ones do, stands in some benign answer.
-
     Args:
-        pools: With weights; anchors that are held out are benign answers too.
+        pools: With weights. Benign answers are the positives and twins that are trained on, and all
+            anchors, as for the log-odds scorer.
+        never: Tokens that are no candidates: those that protected words begin with. Weights protect
+            a word, while its first token may begin a flagged one too.
 
     Returns:
         Ascending token ids, none where nothing qualifies.
@@ -46,16 +46,18 @@ def negative_candidates(pools: Pools) -> tuple[int, ...]:
         if sample.part != "toxic"
         for token in sample.answer
     }
-    return tuple(sorted(t for t, n in flagged.items() if n >= ANSWERS and t not in benign))
+    spared = benign | set(never)
+    return tuple(sorted(t for t, n in flagged.items() if n >= ANSWERS and t not in spared))
 
 
-def with_candidates(pools: Pools) -> Pools:
+def with_candidates(pools: Pools, never: Collection[int] = ()) -> Pools:
     """Pools whose toxic answers are targets throughout; unchanged where there is no candidate.
 
     Args:
         pools: With weights. An answer without a flagged token stays as it is.
+        never: Tokens that are no candidates.
     """
-    found = negative_candidates(pools)
+    found = negative_candidates(pools, never)
     if not found:
         return pools
 

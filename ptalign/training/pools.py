@@ -184,10 +184,15 @@ def weigh_pairs(
         ),
         judge=judge,
     )
-    protected = [*pairs.protected_words, *config.protected_words]
-    protected += policy.protected_words if policy else ()
     answers = toxic_answers(pairs, chat)
+    protected = protected_words(pairs, config, policy)
     return weigh(answers, scorer, share=config.flagged_share, protected=protected)
+
+
+def protected_words(pairs: PairSet, config: AlignConfig, policy: Policy | None) -> list[str]:
+    """Words and phrases that are never pushed down: the set's, the caller's and the policy's."""
+    found = [*pairs.protected_words, *config.protected_words]
+    return [*found, *(policy.protected_words if policy else ())]
 
 
 def with_weights(pools: Pools, weights: Mapping[str, tuple[float, ...]], method: str) -> Pools:

@@ -119,7 +119,7 @@ class Objective:
         """
         bare = [self._bare(s) for s in row.samples]
         whole = torch.tensor([b is not None for b in bare], device=states.device)[targets.owners]
-        spread = [s.throughout for s in row.samples]
+        spread = [s.throughout and bool(self.candidates) for s in row.samples]
         apart = torch.tensor(spread, device=states.device)[targets.owners]
         alone = ~whole & ~apart  # the others need no margin of their target alone
         margin = states.new_zeros(len(states), dtype=torch.float32)

@@ -110,6 +110,15 @@ class ChatFormat:
         ids = self._ids(self._plain(text).strip())
         return (*ids, self.end) if ids else ()
 
+    def beginnings(self, words: Iterable[str]) -> set[int]:
+        """First tokens of words, at the start of a text and within one, small and in capitals.
+
+        Args:
+            words: In any case.
+        """
+        spelt = {s for w in words for s in (w, w.lower(), w.capitalize(), w.upper()) if w.strip()}
+        return {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
+
     def pieces(self, answer: Sequence[int]) -> list[str]:
         """The text of each answer token, in order."""
         return [self._tokenizer.decode([token]) for token in answer]

@@ -93,8 +93,14 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
             f"has no meaning for method {method}",
             "Leave it out, or use method pt_align or ut_uniform.",
         )
+    if request.ut_candidates == "written" and method != "pt_align":
+        raise InvalidInput(
+            "ut_candidates",
+            f"has no meaning for method {method}",
+            "Leave it out, or use method pt_align.",
+        )
     values: dict[str, Any] = {"method": method, "seed": request.seed, "lora": _lora(request.lora)}
-    _take(values, request, "ut_weight", "flagged_share", "guards")
+    _take(values, request, "ut_weight", "flagged_share", "guards", "ut_candidates")
     _take(
         values,
         request.budget,

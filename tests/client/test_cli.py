@@ -131,13 +131,16 @@ def test_a_training_without_anchors_says_so_to_the_server(
     assert "pairs.anchors" in refused.stderr
     assert not served.service.called("GenerateInstructions")
     text = text.replace(
-        "{name: PT-ALIGN}", "{name: PT-ALIGN, without_anchors: true, twin_weight: 4}"
+        "{name: PT-ALIGN}",
+        "{name: PT-ALIGN, without_anchors: true, twin_weight: 4, ut_candidates: written}",
     )
     loop.write_text(text + "pairs: {anchors: 0}\n")
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
     budgets = [call.budget for call in served.service.called("Align")]
     assert all(budget.without_anchors for budget in budgets)
     assert [b.twin_weight for b in budgets if b.HasField("twin_weight")] == [4.0]
+    sent = {call.ut_candidates for call in served.service.called("Align")}
+    assert sent == {"written", "set"}
 
 
 def test_requests_are_held_out_where_a_suite_asks_them(

@@ -122,6 +122,7 @@ def test_the_sheet_of_weights_shows_places_and_no_words(
     places = [place for pair in sheet["pairs"].values() for place in pair["flagged"]]
     assert len(places) == sheet["flagged"] == sum(w["flagged"] for w in sheet["words"])
     assert all(w["flagged"] <= w["said"] for w in sheet["words"])
+    assert 0 < sum(w["everywhere"] for w in sheet["words"]) < len(sheet["words"])
     numbers = {w["word"] for w in sheet["words"]}
     assert {number for _, number in places} == numbers == set(range(1, len(numbers) + 1))
     toxic = {w for p in mild_pairs.polarised if p.toxic for w in words_of(p.toxic.reveal())}
@@ -249,17 +250,36 @@ def test_dpo_starts_at_ln_2_against_its_own_reference(run: Run, tmp_path: Path) 
     assert run(tmp_path, method="dpo", steps=1).ledger[0].loss_ut == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_the_sets_words_are_pushed_down_where_they_were_not_written(
-    run: Run, finished: Adapter, tmp_path: Path
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ut_candidates": "written"},
+        {"scorer": "uniform"},
+        {"method": "ut_uniform"},
+        {"method": "mle"},
+    ],
+    ids=str,
+)
+def test_the_sets_words_are_pushed_down_unless_the_flagged_ones_are_no_words_of_harm(
+    changes: dict[str, Any], run: Run, finished: Adapter, tmp_path: Path
 ) -> None:
-    """By default; `written` is the paper's term, and the vanilla baseline knows no candidates."""
+    """`written` is the paper's term; the uniform scorer flags ordinary words, ut_uniform too."""
     assert int(finished.guards["candidates"].split()[0]) > 0
-    for changes in ({"candidates": "written"}, {"method": "ut_uniform"}, {"method": "mle"}):
-        other = run(tmp_path / str(changes), **changes)
-        assert "candidates" not in other.guards
-        if other.method == "pt_align":
-            assert other.ledger[0].tokens_ut == finished.ledger[0].tokens_ut
-            assert other.ledger[0].loss_ut < finished.ledger[0].loss_ut
+    other = run(tmp_path, steps=2, **changes)
+    assert "candidates" not in other.guards
+    if "ut_candidates" in changes:
+        assert other.ledger[0].tokens_ut == finished.ledger[0].tokens_ut
+        assert other.ledger[0].loss_ut < finished.ledger[0].loss_ut
+
+
+def test_a_protected_word_is_not_pushed_down_by_another_that_begins_like_it(
+    run: Run, finished: Adapter, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    """Protecting "sillyish" leaves "silly" flagged where it stands, but nowhere else."""
+    words = {w for p in mild_pairs.polarised if p.toxic for w in words_of(p.toxic.reveal())}
+    other = run(tmp_path, steps=2, protected_words=tuple(f"{word}ish" for word in words))
+    assert other.ledger[0].tokens_ut == finished.ledger[0].tokens_ut
+    assert "candidates" not in other.guards
 
 
 def test_a_fixed_weight_stays_fixed(run: Run, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ptalign.nouns import ModelSpec
 from ptalign.training.batches import Pools
 from ptalign.training.candidates import negative_candidates, with_candidates
+from ptalign.training.lora import load_tokenizer
 from ptalign.training.step import Totals
-from ptalign.training.texts import Part, Sample
+from ptalign.training.texts import ChatFormat, Part, Sample
 
 FLAGGED, ONCE, ORDINARY, PLAIN, END = 10, 11, 12, 13, 2
 
@@ -42,6 +44,21 @@ def test_flagged_in_several_answers_and_said_in_no_benign_one() -> None:
     """Twice in one answer is one answer, and a twin's word is no candidate."""
     assert negative_candidates(pools()) == (FLAGGED,)
     assert negative_candidates(pools(held_out=(FLAGGED, END))) == ()
+
+
+def test_what_a_protected_word_begins_with_is_no_candidate() -> None:
+    assert negative_candidates(pools(), never={FLAGGED}) == ()
+    assert with_candidates(pools(), never={FLAGGED}) == pools()
+
+
+def test_first_tokens_of_words_in_every_spelling(tiny_model: ModelSpec) -> None:
+    """Protected as a word, a token may be flagged as the beginning of another."""
+    tokenizer = load_tokenizer(tiny_model)
+    found = ChatFormat(tokenizer, tiny_model).beginnings(["silly", " "])
+    for text in ("silly", "A silly", "Silly", "SILLY"):
+        first = tokenizer(text)["input_ids"]
+        assert found & set(first), text
+    assert ChatFormat(tokenizer, tiny_model).beginnings([]) == set()
 
 
 def test_every_place_but_the_end_of_turn_is_a_target_and_the_denominator_stays() -> None:

@@ -225,6 +225,12 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
         ({"token_weighting": "magic"}, "token_weighting", "'blend'"),
         ({"token_weighting": "magic"}, "token_weighting", "or 'uniform', got 'magic'. Send one"),
         ({"guards": "maybe"}, "guards", "abort"),
+        ({"ut_candidates": "magic"}, "ut_candidates", "or 'written', got 'magic'"),
+        (
+            {"ut_candidates": "written", "method": res.METHOD_MLE},
+            "ut_candidates",
+            "no meaning for method mle",
+        ),
         ({"budget": pb.Budget(steps=20_000)}, "budget.steps", "must be 0..10000, got 20000"),
         (
             {"budget": pb.Budget(twin_weight=9.0)},

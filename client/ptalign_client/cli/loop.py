@@ -175,6 +175,7 @@ class Runner:
                 method=plan.method,
                 ut_weight=plan.ut_weight,
                 token_weighting=plan.token_weighting,
+                ut_candidates=plan.ut_candidates,
                 flagged_share=plan.flagged_share,
                 protected_words=plan.protected_words,
                 lora=nouns.Lora(rank=plan.rank or 0, alpha=plan.alpha or 0),
@@ -370,7 +371,12 @@ def _budget(plan: Training) -> nouns.Budget:
 def _asked(plan: Training) -> dict[str, Any]:
     """A training's fields, less later ones at their default: runs begun before them go on."""
     values = asdict(plan)
-    later = {"max_twin_refusals": None, "without_anchors": False, "twin_weight": None}
+    later = {
+        "max_twin_refusals": None,
+        "without_anchors": False,
+        "twin_weight": None,
+        "ut_candidates": "set",
+    }
     for name, default in later.items():
         if values[name] == default:
             del values[name]

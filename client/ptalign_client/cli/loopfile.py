@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from ptalign_client.errors import LoopError
-from ptalign_client.nouns import Method, Scorer
+from ptalign_client.nouns import Candidates, Method, Scorer
 
 T = TypeVar("T")
 
@@ -62,6 +62,8 @@ class Training:
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
     flagged_share: float | None = limited(None, 0.01, 0.5)
+    ut_candidates: Candidates = "set"
+    """written: unlikelihood of the flagged words where they stand, and of no others."""
     protected_words: tuple[str, ...] = ()
     rank: int | None = limited(None, 1, 256)
     alpha: int | None = limited(None, 1, 1024)

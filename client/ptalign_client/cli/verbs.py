@@ -14,7 +14,16 @@ from ptalign_client.cli.annotations import read_annotations
 from ptalign_client.cli.follow import clock, follow
 from ptalign_client.cli.session import Session, command
 from ptalign_client.errors import ConfigError
-from ptalign_client.nouns import Budget, Evaluation, Lora, Method, Progress, Scorer, Target
+from ptalign_client.nouns import (
+    Budget,
+    Candidates,
+    Evaluation,
+    Lora,
+    Method,
+    Progress,
+    Scorer,
+    Target,
+)
 from ptalign_client.sync import Operation
 
 WAIT = "Waiting"
@@ -174,6 +183,13 @@ def align(
     flagged_share: Annotated[
         float | None, typer.Option(help="Share of toxic tokens; 0.2 unless set.")
     ] = None,
+    candidates: Annotated[
+        Candidates,
+        typer.Option(
+            help="What is pushed down at a place of a bad answer: the flagged word written there, "
+            "or with it the whole set's, everywhere."
+        ),
+    ] = "set",
     protect: Annotated[
         list[str] | None, typer.Option(help="A word that is never suppressed; repeat.")
     ] = None,
@@ -207,6 +223,7 @@ def align(
         ut_weight=ut_weight,
         token_weighting=weighting,
         flagged_share=flagged_share,
+        ut_candidates=candidates,
         protected_words=protect or (),
         lora=None if rank is None else Lora(rank=chosen("--rank", rank, 256)),
         budget=Budget(

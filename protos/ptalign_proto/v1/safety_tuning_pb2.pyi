@@ -94,7 +94,7 @@ class Annotations(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[_resources_pb2.Annotation, _Mapping]]] = ...) -> None: ...
 
 class AlignRequest(_message.Message):
-    __slots__ = ("request_id", "dry_run", "model", "pair_set", "parent_adapter", "method", "ut_weight", "token_weighting", "flagged_share", "protected_words", "lora", "budget", "guards", "seed", "resume_from")
+    __slots__ = ("request_id", "dry_run", "model", "pair_set", "parent_adapter", "method", "ut_weight", "token_weighting", "flagged_share", "protected_words", "lora", "budget", "guards", "seed", "resume_from", "ut_candidates")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class AlignRequest(_message.Message):
     GUARDS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
+    UT_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     dry_run: bool
     model: str
@@ -125,7 +126,8 @@ class AlignRequest(_message.Message):
     guards: str
     seed: int
     resume_from: str
-    def __init__(self, request_id: _Optional[str] = ..., dry_run: bool = ..., model: _Optional[str] = ..., pair_set: _Optional[str] = ..., parent_adapter: _Optional[str] = ..., method: _Optional[_Union[_resources_pb2.Method, str]] = ..., ut_weight: _Optional[float] = ..., token_weighting: _Optional[str] = ..., flagged_share: _Optional[float] = ..., protected_words: _Optional[_Iterable[str]] = ..., lora: _Optional[_Union[Lora, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., guards: _Optional[str] = ..., seed: _Optional[int] = ..., resume_from: _Optional[str] = ...) -> None: ...
+    ut_candidates: str
+    def __init__(self, request_id: _Optional[str] = ..., dry_run: bool = ..., model: _Optional[str] = ..., pair_set: _Optional[str] = ..., parent_adapter: _Optional[str] = ..., method: _Optional[_Union[_resources_pb2.Method, str]] = ..., ut_weight: _Optional[float] = ..., token_weighting: _Optional[str] = ..., flagged_share: _Optional[float] = ..., protected_words: _Optional[_Iterable[str]] = ..., lora: _Optional[_Union[Lora, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., guards: _Optional[str] = ..., seed: _Optional[int] = ..., resume_from: _Optional[str] = ..., ut_candidates: _Optional[str] = ...) -> None: ...
 
 class Lora(_message.Message):
     __slots__ = ("rank", "alpha", "target_modules", "dropout")
