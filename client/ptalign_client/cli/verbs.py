@@ -186,8 +186,8 @@ def align(
     candidates: Annotated[
         Candidates,
         typer.Option(
-            help="What is pushed down at a place of a bad answer: the flagged word written there, "
-            "or with it the whole set's, everywhere."
+            help="written: push down flagged words where they stand in bad answers. set: also "
+            "the whole set's at every place."
         ),
     ] = "set",
     protect: Annotated[
