@@ -12,7 +12,7 @@ time; [tokens, vocabulary] is never held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,23 +118,39 @@ class _ByDirection(torch.autograd.Function):
         return (grads[0][:, None] * direction).to(ctx.dtype), None, None
 
 
+Chunk = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
+"""Rows, logit buffer and whether gradients are wanted -> margins, and their directions if so."""
+
+
+def _in_chunks(ctx: Any, hidden: Tensor, head: Head, chunk: Chunk) -> Tensor:
+    """Margins [rows] of all rows, a chunk at a time in one buffer; leaves their directions."""
+    rows, width = hidden.shape
+    margin = hidden.new_empty(rows, dtype=torch.float32)
+    wanted = ctx.needs_input_grad[0]
+    direction = hidden.new_empty((rows, width), dtype=torch.float32) if wanted else None
+    size = min(head.chunk, max(rows, 1))
+    buffer = hidden.new_empty((size, head.weight.shape[0]), dtype=torch.float32)
+    for part in chunks(rows, size):
+        margin[part], found = chunk(part, buffer, wanted)
+        if direction is not None and found is not None:
+            direction[part] = found
+    if direction is not None:
+        ctx.save_for_backward(direction)
+    ctx.dtype = hidden.dtype
+    return margin
+
+
 class _Margins(_ByDirection):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        rows, width = hidden.shape
-        margin = hidden.new_empty(rows, dtype=torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        direction = hidden.new_empty((rows, width), dtype=torch.float32) if wanted else None
-        size = min(head.chunk, max(rows, 1))
-        buffer = hidden.new_empty((size, head.weight.shape[0]), dtype=torch.float32)
-        for part in chunks(rows, size):
-            margin[part], found = _margin_chunk(hidden[part], targets[part], head, buffer, wanted)
-            if direction is not None and found is not None:
-                direction[part] = found
-        if direction is not None:
-            ctx.save_for_backward(direction)
-        ctx.dtype = hidden.dtype
-        return margin
+        return _in_chunks(
+            ctx,
+            hidden,
+            head,
+            lambda part, buffer, wanted: _margin_chunk(
+                hidden[part], targets[part], head, buffer, wanted
+            ),
+        )
 
 
 def _margin_chunk(
@@ -190,23 +206,15 @@ class _SetMargins(_ByDirection):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, marked: Tensor, candidates: Tensor, head: Head
     ) -> Tensor:
-        rows, width = hidden.shape
-        margin = hidden.new_empty(rows, dtype=torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        direction = hidden.new_empty((rows, width), dtype=torch.float32) if wanted else None
         alone = marked & ~torch.isin(targets, candidates)  # adds to the set
-        size = min(head.chunk, max(rows, 1))
-        buffer = hidden.new_empty((size, head.weight.shape[0]), dtype=torch.float32)
-        for part in chunks(rows, size):
-            margin[part], found = _set_chunk(
+        return _in_chunks(
+            ctx,
+            hidden,
+            head,
+            lambda part, buffer, wanted: _set_chunk(
                 hidden[part], targets[part], alone[part], candidates, head, buffer, wanted
-            )
-            if direction is not None and found is not None:
-                direction[part] = found
-        if direction is not None:
-            ctx.save_for_backward(direction)
-        ctx.dtype = hidden.dtype
-        return margin
+            ),
+        )
 
     @staticmethod
     def backward(  # type: ignore[override]
