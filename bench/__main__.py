@@ -17,7 +17,7 @@ from bench.results import Book, Measure, say, table
 
 APART = {
     "generation": (16.0, 5.0),
-    "adapter": (7.0, 4.0),
+    "adapter": (6.0, 3.0),
     "sets": (6.0, 0.5),
     "service": (1.0, 0.2),
 }

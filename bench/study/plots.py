@@ -30,7 +30,8 @@ SHOWN = (
 
 
 def rates(evidence: Evidence, methods: Sequence[str]) -> str:
-    """Interval tracks of all methods, rate by rate."""
+    """Interval tracks of the methods that were asked, rate by rate."""
+    methods = [m for m in methods if any(evidence.mean(m, key) for key, _ in SHOWN)]
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(methods))]
     parts: list[str] = []
     y = 34.0
