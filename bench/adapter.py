@@ -4,7 +4,7 @@
 
 The adapter has the default rank on every linear of every layer, as `Align` makes it; its weights
 are random and small. Rounds are short and interleaved in one engine, so that a machine whose speed
-drifts slows both sides; no prompt is asked twice, answers have the same length on both sides.
+drifts slows both sides; no prompt is asked twice, and answers are cut at the same length.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import json
 import os
 import sys
 import tempfile
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from bench.generation import pool_of, tokens_of
+from bench.generation import cost_of, pool_of
 from bench.results import Result, compared, device_name, say
 from ptalign.config import LoraConfig
 from ptalign.engines.base import Engine, Message, Request
@@ -70,10 +69,7 @@ def raced(engine: Engine, adapter: str, rounds: int, quick: bool) -> Result:
     theirs: list[float] = []
     for number in range(rounds + 1):  # the first compiles kernels and is not counted
         for costs, name in ((ours, adapter), (theirs, "")):
-            asked = chats(f"{number}, {name or 'bare'}", name)
-            begun = time.monotonic()
-            tokens = tokens_of(engine.stream(asked))
-            costs.append((time.monotonic() - begun) / tokens * 1000)
+            costs.append(cost_of(engine, chats(f"{number}, {name or 'bare'}", name)))
         say(f"  adapter {1000 / ours[-1]:.0f} tokens/s, bare {1000 / theirs[-1]:.0f}")
     name = "engine through an adapter; theirs: without"
     return compared(name, ours[1:], theirs[1:], GOAL, "s/1,000 tokens", quick)

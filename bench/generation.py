@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -144,9 +144,7 @@ def stage(
             )
             through.append((time.monotonic() - begun) / recorded.tokens * 1000)
         with fresh() as engine:
-            begun = time.monotonic()
-            tokens = tokens_of(engine.stream(recorded.requests))
-            direct.append((time.monotonic() - begun) / tokens * 1000)
+            direct.append(cost_of(engine, recorded.requests))
         say(f"  stage 2 {1000 / through[-1]:.0f} tokens/s, engine {1000 / direct[-1]:.0f}")
     name = "SynthesizePairs: judging included; theirs: the engine alone with its requests"
     return compared(name, through, direct, 0.9, "s/1,000 tokens", quick)
@@ -165,27 +163,25 @@ def transformers_beside(
             Request(str(i), messages=m, max_tokens=ANSWER_TOKENS, temperature=0.0)
             for i, m in enumerate(messages)
         ]
-        begun = time.monotonic()
-        tokens = tokens_of(engine.stream(requests))
-        ours.append((time.monotonic() - begun) / tokens * 1000)
+        ours.append(cost_of(engine, requests))
         theirs.append(min(plain.seconds(messages, batch) for batch in BATCHES))
         say(f"  engine {1000 / ours[-1]:.0f} tokens/s, transformers {1000 / theirs[-1]:.0f}")
     name = f"engine: theirs transformers' generate, {PREFIX_WORDS}-word shared prefix"
     return compared(name, ours, theirs, 2.5, "s/1,000 tokens", quick)
 
 
-def tokens_of(completions: Iterable[Completion]) -> int:
-    """Tokens written.
+def cost_of(engine: Engine, requests: Sequence[Request]) -> float:
+    """Seconds per 1,000 tokens of these, all at once.
 
     Raises:
         EngineFailed: A request failed: the row would be of something else.
     """
-    tokens = 0
-    for completion in completions:
+    begun, tokens = time.monotonic(), 0
+    for completion in engine.stream(requests):
         if completion.error:
             raise EngineFailed(completion.error)
         tokens += completion.completion_tokens
-    return tokens
+    return (time.monotonic() - begun) / tokens * 1000
 
 
 def prompts(count: int, title: str) -> list[tuple[Message, ...]]:

@@ -31,7 +31,7 @@ SHOWN = (
 
 def rates(evidence: Evidence, methods: Sequence[str]) -> str:
     """Interval tracks of the methods that were asked, rate by rate."""
-    methods = [m for m in methods if any(evidence.mean(m, key) for key, _ in SHOWN)]
+    methods = [m for m in methods if m == BASE or any(map(evidence.asked, evidence.compared(m)))]
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(methods))]
     parts: list[str] = []
     y = 34.0

@@ -17,7 +17,7 @@ WIDTHS = (16, 8)
 """Of a packed linear's slices."""
 BATCHES = {"one adapter": [2] * TOKENS, "two adapters": [0, 2, 2, 0, 0, 2]}
 MIXED = [-1, 1, -1, 1, -1, -1]
-THEIRS = {"add_lora_linear": punica_cpu.PunicaWrapperCPU.add_lora_linear}
+THEIR_LINEAR = punica_cpu.PunicaWrapperCPU.add_lora_linear
 
 
 def batch_of(slots: list[int], prompts: bool) -> Any:
@@ -45,14 +45,14 @@ def linear(operation: Any, batch: Any, dtype: torch.dtype = torch.float32) -> to
 def test_linears_of_adapters_get_what_vllm_gives_them(slots: list[int], prompts: bool) -> None:
     batch = batch_of(slots, prompts)
     found = linear(ours.add_lora_linear, batch)
-    torch.testing.assert_close(found, linear(THEIRS["add_lora_linear"], batch))
+    torch.testing.assert_close(found, linear(THEIR_LINEAR, batch))
     assert not torch.equal(found[:, :16], torch.ones(TOKENS, 16))
     assert not torch.equal(found[:, 16:], torch.ones(TOKENS, 8))
 
 
 def test_linears_in_half_precision_get_what_vllm_gives_them() -> None:
     batch = batch_of(BATCHES["two adapters"], True)
-    both = [linear(f, batch, torch.bfloat16) for f in (ours.add_lora_linear, *THEIRS.values())]
+    both = [linear(f, batch, torch.bfloat16) for f in (ours.add_lora_linear, THEIR_LINEAR)]
     torch.testing.assert_close(*both, rtol=0.016, atol=0.01)
 
 
@@ -100,11 +100,11 @@ def test_only_engines_of_the_pool_are_changed(monkeypatch: pytest.MonkeyPatch) -
     for name in names:
         monkeypatch.setattr(punica_cpu, name, getattr(lora_ops, name))
     wrapper = punica_cpu.PunicaWrapperCPU
-    monkeypatch.setattr(wrapper, "add_lora_linear", THEIRS["add_lora_linear"])
+    monkeypatch.setattr(wrapper, "add_lora_linear", THEIR_LINEAR)
     monkeypatch.delenv(ours.VARIABLE, raising=False)
     ours.register()
     assert all(getattr(punica_cpu, n) is getattr(lora_ops, n) for n in names)
-    assert wrapper.add_lora_linear is THEIRS["add_lora_linear"]
+    assert wrapper.add_lora_linear is THEIR_LINEAR
     monkeypatch.setenv(ours.VARIABLE, "1")
     ours.register()
     assert all(getattr(punica_cpu, n) is getattr(ours, n) for n in names)

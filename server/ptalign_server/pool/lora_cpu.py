@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 VARIABLE = "PTALIGN_LORA_CPU"
 Rows: TypeAlias = "list[tuple[slice | Tensor, int]]"
@@ -67,13 +67,12 @@ def add_lora_linear(
         unused: Buffers, which this does without.
     """
     x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-    for rows, slot in _rows_of(batch):
-        given, offset = x[rows], 0
+    for rows, slot in _rows(batch.token_lora_indices):
+        given, offset = x[rows].float(), 0  # float32 between the two, as in vLLM's operations
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
             part = y[:, offset : offset + width]
-            # float32 between the two, as in vLLM's operations
-            small = given.float() @ _matrix(a, slot).float().T
-            _add(part, rows, small.to(y.dtype), _matrix(b, slot).to(y.dtype), scale)
+            small = given @ _matrix(a, slot, given.dtype).T
+            _add(part, rows, small.to(y.dtype), _matrix(b, slot, y.dtype), scale)
             offset += width
 
 
@@ -91,7 +90,7 @@ def bgmv_shrink(
     """
     part = out[:, : weights.shape[-2]]
     for rows, slot in _rows(adapters):
-        part[rows] = scaling * (inputs[rows].to(out.dtype) @ _matrix(weights, slot).to(out.dtype).T)
+        part[rows] = scaling * (inputs[rows].to(out.dtype) @ _matrix(weights, slot, out.dtype).T)
 
 
 def bgmv_expand(
@@ -110,12 +109,12 @@ def bgmv_expand(
     if not add_inputs:
         part.zero_()
     for rows, slot in _rows(adapters):
-        b = _matrix(weights, slot)[: part.shape[1]].to(out.dtype)
+        b = _matrix(weights, slot, out.dtype)[: part.shape[1]]
         _add(part, rows, inputs[rows].to(out.dtype), b, 1.0)
 
 
-def _matrix(weights: Tensor, slot: int) -> Tensor:
-    return weights[slot].flatten(0, -2)
+def _matrix(weights: Tensor, slot: int, kind: dtype) -> Tensor:
+    return weights[slot].flatten(0, -2).to(kind)
 
 
 def _add(part: Tensor, rows: slice | Tensor, small: Tensor, b: Tensor, factor: float) -> None:
@@ -124,18 +123,6 @@ def _add(part: Tensor, rows: slice | Tensor, small: Tensor, b: Tensor, factor: f
         part[rows].addmm_(small, b.T, alpha=factor)
     else:
         part[rows] = part[rows].addmm_(small, b.T, alpha=factor)
-
-
-def _rows_of(batch: Any) -> Rows:
-    """Rows of each adapter in the batch of vLLM's wrapper."""
-    if not batch.is_prefill:
-        return _rows(batch.token_lora_indices)
-    if batch.no_lora:
-        return []
-    _, lengths, adapters, runs, *_ = batch.prefill_metadata  # runs of neighbours of one adapter
-    if runs == 1:
-        return [(slice(int(lengths[0])), int(adapters[0]))]
-    return _rows(adapters.repeat_interleave(lengths))
 
 
 def _rows(adapters: Tensor) -> Rows:
