@@ -12,7 +12,7 @@ import pytest
 from ptalign.answering.anchors import anchor_id
 from ptalign.config import PairConfig
 from ptalign.engines.scripted import ScriptedEngine
-from ptalign.errors import PtalignError
+from ptalign.errors import InvalidInput, PtalignError
 from ptalign.nouns import (
     Anchor,
     Annotation,
@@ -41,6 +41,7 @@ from ptalign_server.store import Store
 from ptalign_server.worker.jobs import pairs as stage
 
 ANN = Visitor("ann", "default", frozenset({"annotator"}))
+DEV = Identity("eng", "default", frozenset({"engineer"}))
 TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
 POLICY = Policy(name="tone", topics=TREE, never_synthesize=(world.LISTED,))
 
@@ -77,9 +78,8 @@ async def test_an_annotation_set_with_listed_text_is_not_made(place: tuple[Shelf
     known = SimpleNamespace(
         model=lambda _: ModelSpec(name="m", path=""), policy=lambda _: POLICY, locale="en"
     )
-    who = Identity("eng", "default", frozenset({"engineer"}))
     with pytest.raises(Violations, match=r"items\[0\].bad"):
-        await additions.annotate(request, who, store, known)  # type: ignore[arg-type]
+        await additions.annotate(request, DEV, store, known)  # type: ignore[arg-type]
     assert not store.resources.page("default", "annotationSets", 9, before="", model="", policy="")
 
 
@@ -244,6 +244,21 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     joined, _ = additions._join_pairs([one, two])
     assert joined.rejected == {"empty": 3}
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
+
+
+def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Store]) -> None:
+    """The sum was written into the merged set, and read as one policy's marks in its report."""
+    ids = tuple(f"{n}" for n in range(50))
+    made = [world.pairs(2, tag).model_copy(update={"annotation_ids": ids}) for tag in "abc"]
+    made[0] = made[0].model_copy(update={"annotation_ids": ids[:30]})
+    made[1] = made[1].model_copy(update={"annotation_ids": ids[20:49]})
+    made[2] = made[2].model_copy(update={"annotation_ids": ids[49:]})
+    _, store = place
+    names = [world.add_pair_set(store, noun) for noun in made]
+    addition, _ = additions._merged(names[:2], DEV, store)
+    assert addition.message.annotations_used == 49
+    with pytest.raises(InvalidInput, match="names: are sets made with 50 annotations; at most 49"):
+        additions._merged(names, DEV, store)
 
 
 def test_a_twin_whose_answer_declines_is_not_taken() -> None:

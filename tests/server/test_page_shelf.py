@@ -13,8 +13,10 @@ from ptalign.errors import InvalidInput
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
+from ptalign_server.gateway.additions import mark_id
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.page.library import LIMIT, Full, Mark, Visitor
+from ptalign_server.page.marks import counted, keep
 from ptalign_server.page.sessions import fingerprint
 from ptalign_server.page.shelf import Shelf
 from ptalign_server.store.sets import AnnotationSet
@@ -188,6 +190,58 @@ def test_marks_stop_at_49_and_count_over_pair_sets_of_the_policy(place: Place) -
     with pytest.raises(Full):
         place.shelf.add_annotation(BOB, other, Mark(extra[1].id, "good"))
     assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == LIMIT
+
+
+def test_marks_that_a_set_was_made_with_count_and_those_again_cost_nothing(place: Place) -> None:
+    """The page counted its own draft alone: 16 marks of a file and 49 of the page made 65."""
+    noun = world.pairs(60, "c")
+    texts = [f"Sing {n} songs." for n in range(LIMIT - 3)] + [noun.pairs[0].instruction.upper()]
+    ids = tuple(mark_id(text) for text in texts)
+    name = world.add_pair_set(place.store, noun.model_copy(update={"annotation_ids": ids}))
+    assert {q.pair_set: q.marked for q in place.shelf.queues(ANN)} == {
+        name: LIMIT - 2,
+        place.pairs: 0,
+    }
+    for number in range(3):
+        place.shelf.add_annotation(ANN, name, Mark(noun.pairs[number].id, "good"))
+    assert place.shelf.annotation_items(ANN, name).queue.marked == LIMIT
+    with pytest.raises(Full):
+        place.shelf.add_annotation(ANN, name, Mark(noun.pairs[3].id, "good"))
+    place.shelf.add_annotation(BOB, name, Mark(noun.pairs[2].id, "good"))
+    assert {q.pair_set: q.marked for q in place.shelf.queues(ANN)} == {name: LIMIT, place.pairs: 3}
+
+
+def test_a_refined_set_counts_what_was_handed_over_for_it_once(place: Place) -> None:
+    marked = place.items()[:5]
+    for item in marked:
+        place.mark(item)
+    known = {p.id: mark_id(p.instruction) for p in world.pairs(60).pairs}
+    noun = world.pairs(60).model_copy(update={"annotation_ids": tuple(known[i] for i in marked)})
+    refined = world.add_pair_set(place.store, noun)
+    assert place.shelf.annotation_items(ANN, refined).queue.marked == 5
+
+
+def test_marks_of_a_draft_of_an_earlier_version_count_once_too(place: Place) -> None:
+    pair = world.pairs(1).pairs[0]
+    old = keep(ANN, place.pairs, Mark(pair.id, "good"), pair, 0).model_copy(update={"mark_id": ""})
+    assert counted([old], ()) == counted([old], [mark_id(pair.instruction)]) == 1
+
+
+def test_marks_for_one_set_are_not_handed_over_for_one_made_with_others(place: Place) -> None:
+    """SynthesizePairs would refuse the very command that the page names."""
+    for item in place.items()[:LIMIT]:
+        place.mark(item)
+    noun = world.pairs(60).model_copy(update={"annotation_ids": (mark_id("Sing."),)})
+    other = world.add_pair_set(place.store, noun)
+    with pytest.raises(InvalidInput, match=f"With the 1 that .* these are {LIMIT + 1} marks"):
+        place.shelf.hand_over(ANN, other)
+    place.shelf.hand_over(ANN, place.pairs)
+
+
+def test_a_broken_set_holds_up_no_other(place: Place) -> None:
+    broken = world.add_pair_set(place.store, world.pairs(2, "b"))
+    (place.store.sets.folder(broken.partition("/")[2]) / "noun").unlink()
+    assert {q.pair_set for q in place.shelf.queues(ANN)} == {broken, place.pairs}
 
 
 def test_the_limit_holds_when_many_mark_at_once(place: Place) -> None:

@@ -13,6 +13,7 @@ import page_world as world
 import pytest
 
 from ptalign.engines.scripted import ScriptedEngine
+from ptalign.errors import InvalidInput
 from ptalign.instructions import generate_instructions
 from ptalign.nouns import Anchor, InstructionSet, ModelSpec, Pair, PairSet, Policy, Topic
 from ptalign.pairs import synthesize_pairs as REAL_STAGE
@@ -22,7 +23,7 @@ from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
-from ptalign_server.gateway.additions import _join_pairs
+from ptalign_server.gateway.additions import _join_pairs, mark_id
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Made
 from ptalign_server.worker.jobs import pairs as stage
@@ -94,6 +95,29 @@ def test_a_refined_set_was_made_with_its_parents_marks_too(place: World) -> None
     assert place.make("hum. ", "Dance.", parent="pairSets/1").annotations_used == 3
 
 
+def test_a_refined_set_has_fewer_than_50_marks_in_all(place: World) -> None:
+    """The limit was one of a call: a chain of calls made sets with 98 marks and more."""
+    words = [f"Sing {n} songs." for n in range(60)]
+    place.nouns["pairSets/1"] = place.make(*words[:40])
+    stage.validate(place.job(*words[:49], parent="pairSets/1"))
+    with pytest.raises(InvalidInput) as caught:
+        stage.validate(place.job(*words[40:50], parent="pairSets/1"))
+    assert str(caught.value) == (
+        "annotations: brings the annotations to 50, with the 40 that pairSets/1 was made with; at "
+        "most 49 are used per policy and model. Mark 9 other instructions at most, or leave parent "
+        "out."
+    )
+
+
+def test_a_set_that_is_over_the_limit_can_be_refined_with_no_more(place: World) -> None:
+    words = [f"Sing {n} songs." for n in range(60)]
+    place.nouns["pairSets/1"] = place.make(*words)
+    stage.validate(place.job(parent="pairSets/1"))
+    stage.validate(place.job(*words[:49], parent="pairSets/1"))
+    with pytest.raises(InvalidInput, match="to 61, with the 60"):
+        stage.validate(place.job("Hum.", parent="pairSets/1"))
+
+
 def test_merging_sets_made_with_the_same_marks_counts_them_once(place: World) -> None:
     """40 marks used for two sets read as 80, in a method that needs fewer than 50."""
     words = [f"Sing {n} songs." for n in range(40)]
@@ -136,6 +160,14 @@ def test_a_pair_that_was_called_wrong_is_not_kept(judged: Judged) -> None:
     assert judged.got["rejected"] == (judged.wrong.id,)
     assert judged.got["parent"] == judged.pairs
     assert made.annotations_used == 1
+
+
+def test_pairs_called_wrong_are_marks_too(judged: Judged) -> None:
+    full = {mark_id(f"Sing {n} songs.") for n in range(49)}
+    judged.nouns["pairSets/1"] = judged.pairs.model_copy(update={"annotation_ids": tuple(full)})
+    job = judged.job(annotation_set="annotationSets/1", parent="pairSets/1")
+    with pytest.raises(InvalidInput, match="annotation_set: brings the annotations to 50"):
+        stage.validate(job)
 
 
 def test_wrong_means_the_answers_that_were_judged(judged: Judged) -> None:

@@ -116,6 +116,11 @@ def annotation_of(item: res.Annotation) -> Annotation:
     )
 
 
+def mark_id(instruction: str) -> str:
+    """What a person's mark is counted by: one per instruction, however often it is handed over."""
+    return record_id("mark", caseless(instruction))
+
+
 def refuse_blocked(field: str, records: Sequence[Annotation], policy: Policy) -> None:
     """Raises `Violations` for marks with text on the never-synthesize list.
 
@@ -330,6 +335,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         message = instruction_set(noun)
     else:
         noun, doubled = _join_pairs([store.sets.load(r.name, PairSet, r.content) for r in found])
+        _check_marks(noun)
         message = pair_set(noun)
     digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
@@ -384,6 +390,17 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
         stats=_pair_stats(kept, tuple(anchors.values())),
     )
     return joined, doubled
+
+
+def _check_marks(joined: PairSet) -> None:
+    """Refuses more marks than one policy and model use; of earlier versions' sets none is known."""
+    if len(joined.annotation_ids) > MAX_ANNOTATIONS:
+        raise InvalidInput(
+            "names",
+            f"are sets made with {len(joined.annotation_ids)} annotations; "
+            f"at most {MAX_ANNOTATIONS} are used per policy and model",
+            "Merge sets that were made with the same marks, or with fewer.",
+        )
 
 
 def _annotations_used(sets: Sequence[PairSet]) -> int:

@@ -37,7 +37,8 @@ class Queue:
     pairs: int
     """Harmful requests with an answer; the set's twins come beside them."""
     marked: int
-    """Items marked for this model and policy, over all of its pair sets."""
+    """Marks that count: those on this model and policy, over all of its pair sets, and those that
+    this one was made with."""
     minutes: float
     """Annotators' time on them."""
     agreement: float | None

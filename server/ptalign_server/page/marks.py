@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ptalign.nouns import Annotation, Noun, Pair, record_id
 from ptalign.sealed import SealedText
+from ptalign_server.gateway.additions import mark_id
 from ptalign_server.page.library import Item, Mark, Verdict, Visitor
 
 
@@ -25,9 +26,11 @@ class Kept(Noun):
     seconds: float
     good: str = ""
     bad: SealedText | None = None
+    mark_id: str = ""
+    """As in a pair set's `annotation_ids`; empty in drafts of earlier versions."""
 
 
-def keep(visitor: Visitor, pair_set: str, mark: Mark, topic: str, ordinal: int) -> Kept:
+def keep(visitor: Visitor, pair_set: str, mark: Mark, pair: Pair, ordinal: int) -> Kept:
     """A visitor's mark as the draft keeps it; `ordinal` is its place there."""
     return Kept(
         id=record_id(visitor.name, mark.item, str(ordinal)),
@@ -35,10 +38,11 @@ def keep(visitor: Visitor, pair_set: str, mark: Mark, topic: str, ordinal: int) 
         item=mark.item,
         annotator=visitor.name,
         verdict=mark.verdict,
-        topic=topic,
+        topic=pair.topic,
         seconds=mark.seconds,
         good=mark.good,
         bad=mark.bad,
+        mark_id=mark_id(pair.instruction),
     )
 
 
@@ -57,6 +61,15 @@ def about(kept: Sequence[Kept], pair_set: str) -> list[Kept]:
     A set that refines it has others under the same ids.
     """
     return [m for m in kept if m.verdict != "bad" or m.pair_set == pair_set]
+
+
+def counted(kept: Sequence[Kept], behind: Collection[str]) -> int:
+    """Marks behind the set that these would refine: they and those it was made with, each once.
+
+    Marks of earlier versions have no id and are counted by their items: they may be among `behind`.
+    """
+    ids = {m.mark_id for m in kept if m.mark_id} | set(behind)
+    return max(len(ids), len({m.item for m in kept}))
 
 
 def minutes(kept: Sequence[Kept]) -> float:

@@ -2,7 +2,7 @@
 
 Marks are appended to a sealed draft, one per tenant, model and policy, as they are made. Handing
 over seals what is there into an annotation set of its own; the draft goes on, so that a later set
-holds the earlier marks too and the limit counts them all.
+holds the earlier marks too and the limit counts them all, beside those a pair set was made with.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
 import sqlalchemy as sa
 
-from ptalign.errors import InvalidInput
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import Annotation, Pair, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
@@ -29,6 +29,7 @@ from ptalign_server.page.marks import (
     about,
     agreement,
     annotation,
+    counted,
     current,
     item_of,
     keep,
@@ -81,20 +82,23 @@ class Shelf:
         page = self._store.resources.page(
             visitor.tenant, "pairSets", SETS, before="", model="", policy=""
         )
-        return [self._queue(row, self._kept(row)) for row in page if not row.purged]
+        return [
+            self._queue(row, self._kept(row), self._behind(row)) for row in page if not row.purged
+        ]
 
     def annotation_items(self, visitor: Visitor, pair_set: str) -> Board:
         """What is left for this visitor in one pair set."""
         row = self._row(visitor, pair_set)
-        kept = self._kept(row)
+        noun, kept = self._load(row), self._kept(row)
         standing = about(kept, row.name)
         mine = {m.item for m in standing if m.annotator == visitor.name}
         people = Counter(m.item for m in standing)
-        items = [item_of(pair, people[pair.id]) for pair in self._pairs(row) if pair.id not in mine]
+        items = [item_of(pair, people[pair.id]) for pair in noun.pairs if pair.id not in mine]
         topics = Counter(topic for topic in {m.item: m.topic for m in kept}.values())
         own = (m for m in reversed(kept) if m.annotator == visitor.name and m.pair_set == row.name)
         last = next((m.item for m in own), "")
-        return Board(self._queue(row, kept), most_informative(items, topics), last)
+        queue = self._queue(row, kept, noun.annotation_ids)
+        return Board(queue, most_informative(items, topics), last)
 
     def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
         """An audit entry for one look."""
@@ -115,21 +119,23 @@ class Shelf:
             Violations: What the annotator wrote is on the never-synthesize list.
         """
         row = self._row(visitor, pair_set)
-        pair = next((p for p in self._pairs(row) if p.id == mark.item), None)
+        noun = self._load(row)
+        pair = next((p for p in noun.pairs if p.id == mark.item), None)
         if pair is None:
             raise NotFound
         if mark.verdict == "edit":
             _check_sides(mark, pair)
-            edited = annotation(keep(visitor, pair_set, mark, pair.topic, 0), pair)
+            edited = annotation(keep(visitor, pair_set, mark, pair, 0), pair)
             refuse_blocked("marks", [edited], self._store.sets.load_policy(row.name))
         with self._locked(row) as draft:
             log = self._store.sets.log(draft, Kept)
             try:
                 history = list(log.read())
-                marked = {m.item for m in current(history)}
-                if mark.verdict != "withdrawn" and mark.item not in marked and len(marked) >= LIMIT:
+                made = keep(visitor, pair_set, mark, pair, len(history))
+                before = counted(current(history), noun.annotation_ids)
+                if counted(current([*history, made]), noun.annotation_ids) > max(before, LIMIT):
                     raise Full
-                log.append(keep(visitor, pair_set, mark, pair.topic, len(history)))
+                log.append(made)
             finally:
                 log.close()
 
@@ -140,6 +146,7 @@ class Shelf:
         noun = self._annotation_set(visitor, row, kept)
         if not noun.marks:
             raise InvalidInput("marks", "No pair is marked yet", "Mark at least one first.")
+        _check_limit(about(kept, row.name), self._behind(row))
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
@@ -173,7 +180,7 @@ class Shelf:
         """One annotation per usable mark; purged pairs are left out."""
         for name in sorted({m.pair_set for m in usable.values()}):
             row = self._row(visitor, name)
-            pairs = {} if row.purged else {p.id: p for p in self._pairs(row)}
+            pairs = {} if row.purged else {p.id: p for p in self._load(row).pairs}
             for mark in usable.values():
                 if mark.pair_set == name and mark.item in pairs:
                     yield annotation(mark, pairs[mark.item])
@@ -183,10 +190,18 @@ class Shelf:
             raise NotFound
         return self._store.resources.get(pair_set, visitor.tenant)
 
-    def _pairs(self, row: Resource) -> Iterator[Pair]:
-        yield from self._store.sets.load(row.name, PairSet, row.content).pairs
+    def _load(self, row: Resource) -> PairSet:
+        return self._store.sets.load(row.name, PairSet, row.content)
 
-    def _queue(self, row: Resource, kept: Sequence[Kept]) -> Queue:
+    def _behind(self, row: Resource) -> Collection[str]:
+        """Ids of the marks that a set was made with; one that is broken holds up no other."""
+        try:
+            ids: Collection[str] = self._store.sets.head(row.name).get("annotation_ids", ())
+        except (DataDamaged, SetPurged):
+            return ()
+        return ids
+
+    def _queue(self, row: Resource, kept: Sequence[Kept], behind: Collection[str]) -> Queue:
         message = res.PairSet.FromString(row.body)
         parents = [parent.partition("@")[0] for parent in message.meta.parents]
         return Queue(
@@ -195,7 +210,7 @@ class Shelf:
             policy=row.policy,
             created=row.created,
             pairs=message.pairs + message.positive_only,
-            marked=len({m.item for m in kept}),
+            marked=counted(kept, behind),
             minutes=minutes(kept),
             agreement=agreement(kept),
             source=next((p for p in parents if p.startswith("instructionSets/")), ""),
@@ -239,6 +254,15 @@ class Shelf:
 def _hold(lock: IO[str]) -> None:
     """Waits for the lock; closing the file gives it back."""
     fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _check_limit(sealed: Sequence[Kept], behind: Collection[str]) -> None:
+    """A set that was made with other marks takes fewer: SynthesizePairs would refuse the rest."""
+    count = counted(sealed, behind)
+    if count > max(LIMIT, len(behind)):
+        limit = f"With the {len(behind)} that this set was made with, these are {count} marks"
+        mend = f"At most {LIMIT} are used: take some back, or hand over from another set."
+        raise InvalidInput("marks", limit, mend)
 
 
 def _check_sides(mark: Mark, pair: Pair) -> None:

@@ -106,6 +106,18 @@ class Sets:
             )
         return noun
 
+    def head(self, name: str) -> dict[str, Any]:
+        """What a noun says beside its records, which are not read.
+
+        Raises:
+            DataDamaged: It was changed, or is missing.
+            SetPurged: The text was purged.
+        """
+        set_id = name.partition("/")[2]
+        _, data = next(read_sealed(self.folder(set_id) / "noun", self._keys.get(set_id)))
+        head: dict[str, Any] = json.loads(data.decode("utf-8", "surrogatepass"))
+        return head
+
     def records(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Field and content of each record, in order, without holding the set in memory."""
         set_id = name.partition("/")[2]

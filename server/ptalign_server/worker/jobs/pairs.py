@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from ptalign.errors import InvalidInput
 from ptalign.judges import GENERATION_JUDGES
-from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet, record_id
-from ptalign.text.normalise import caseless
+from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.gateway.additions import refuse_blocked
+from ptalign_server.gateway.additions import mark_id, refuse_blocked
+from ptalign_server.gateway.verbs import MAX_ANNOTATIONS
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
@@ -23,11 +25,11 @@ LOGGED = (Pair, Anchor)
 def validate(job: Job) -> None:
     """Reads the inputs, whose digests must hold."""
     job.load(job.request.instruction_set, InstructionSet)
-    if job.request.parent:
-        job.load(job.request.parent, PairSet)
+    parent = _parent(job)
     items = called_with(job, job.request)
     if items and not job.request.annotation_set:  # a set was checked when it was made
         refuse_blocked("annotations.items", items, job.policy_of(job.request.instruction_set))
+    _check_limit(job.request, _marks_behind(items, parent, called_wrong(job, parent)), parent)
 
 
 def make(job: Job) -> Made:
@@ -105,14 +107,34 @@ def _with_marks(
     wrong: Collection[str],
 ) -> PairSet:
     """The set with the marks behind it: the call's, and those that its parent was made with."""
-    marked = [item.instruction for item in annotations]
-    marked += [pair.instruction for pair in parent.pairs if pair.id in wrong] if parent else []
-    ids = {record_id("mark", caseless(text)) for text in marked}
-    ids.update(parent.annotation_ids if parent else ())
+    ids = _marks_behind(annotations, parent, wrong)
     # A parent of an earlier version knows only how many there were: the page hands them over again.
     before = parent.annotations_used if parent and not parent.annotation_ids else 0
     used = max(len(ids), before)
     return noun.model_copy(update={"annotation_ids": tuple(sorted(ids)), "annotations_used": used})
+
+
+def _marks_behind(
+    annotations: Sequence[Annotation], parent: PairSet | None, wrong: Collection[str]
+) -> set[str]:
+    marked = [item.instruction for item in annotations]
+    marked += [pair.instruction for pair in parent.pairs if pair.id in wrong] if parent else []
+    return {mark_id(text) for text in marked} | set(parent.annotation_ids if parent else ())
+
+
+def _check_limit(
+    request: pb.SynthesizePairsRequest, ids: Collection[str], parent: PairSet | None
+) -> None:
+    """Refuses marks beyond the limit; a parent that is beyond it can be refined without more."""
+    known = len(parent.annotation_ids) if parent else 0
+    if len(ids) <= max(MAX_ANNOTATIONS, known):
+        return
+    raise InvalidInput(
+        "annotation_set" if request.annotation_set else "annotations",
+        f"brings the annotations to {len(ids)}, with the {known} that {request.parent} was made "
+        f"with; at most {MAX_ANNOTATIONS} are used per policy and model",
+        f"Mark {max(0, MAX_ANNOTATIONS - known)} other instructions at most, or leave parent out.",
+    )
 
 
 def _made(job: Job, noun: PairSet) -> Made:
