@@ -57,7 +57,8 @@ class Memory:
         done = {m.item for m in self.marks}
         queue = replace(QUEUE, marked=self.marked + len(self.marks))
         last = self.marks[-1].item if self.marks else ""
-        return Board(queue, [i for i in self.left if i.id not in done], last)
+        left = [i for i in self.left if i.id not in done]
+        return Board(queue, left, last, len(self.marks))
 
     def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
         if not self.audit_works:
@@ -67,6 +68,9 @@ class Memory:
     def add_annotation(self, visitor: Visitor, pair_set: str, mark: Mark) -> None:
         if mark.verdict == "withdrawn":
             self.marks = [m for m in self.marks if m.item != mark.item]
+            return
+        if mark.verdict == "skipped":
+            self.left.sort(key=lambda item: item.id == mark.item)
             return
         if self.marked + len(self.marks) >= LIMIT:
             raise Full
@@ -308,12 +312,15 @@ def test_huge_forms_are_refused_unread(library: Memory, client: TestClient) -> N
     assert "too large" in answer.text
 
 
-def test_skipping_shows_the_next_item_and_keeps_nothing(
+def test_what_is_skipped_comes_after_all_others_and_is_no_mark(
     library: Memory, client: TestClient
 ) -> None:
+    """It came back after the next mark: the most informative item was shown again."""
     assert 'value="id1"' in send(client, "skip").text
-    assert 'value="id0"' in send(client, "skip", item="id2").text
     assert library.marks == []
+    assert 'value="id2"' in send(client, "mark", item="id1", verdict="good").text
+    assert 'value="id0"' in send(client, "skip", item="id2").text
+    assert 'value="id2"' in send(client, "skip", item="id0").text
 
 
 def test_the_last_mark_can_be_taken_back(library: Memory, client: TestClient) -> None:
@@ -331,6 +338,20 @@ def test_the_counter_stops_at_49(library: Memory, client: TestClient) -> None:
     late = send(client, "mark", item="id1", verdict="good")
     assert "not counted" in late.text
     assert len(library.marks) == 1
+
+
+def test_what_is_handed_over_is_counted_apart_from_the_limit(
+    library: Memory, client: TestClient
+) -> None:
+    """The button counted "wrong" verdicts on other sets, which the sealed set leaves out."""
+    library.marked = LIMIT - 1
+    assert "Hand over" not in client.get("/sets/1").text
+    full = send(client, "mark", verdict="good").text
+    assert "Hand over 1 mark<" in full
+    assert "Hand them over" in full
+    library.marks.clear()
+    library.marked = LIMIT
+    assert "Hand them over" not in client.get("/sets/1").text
 
 
 def test_second_opinions_go_on_after_the_limit(library: Memory, client: TestClient) -> None:

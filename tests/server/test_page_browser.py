@@ -137,9 +137,15 @@ def test_an_annotator_works_through_items_by_keyboard(tab: Tab) -> None:
     expect(page.locator("#item-title")).to_be_focused()
     tab.reveal()
     tab.press("b", "Marked as wrong.")
+    skipped = page.locator("#board input[name=item]").first.input_value()
     tab.press("s", "Skipped.")
+    tab.reveal()
+    tab.press("g", "Marked as right.")
+    expect(page.locator(f"#board input[value='{skipped}']")).to_have_count(0)
+    tab.shot("12-handed")
+    expect(page.get_by_role("button", name="Hand over 3 marks")).to_be_visible()
     tab.press("u", "Taken back.")
-    expect(page.locator(".progress strong")).to_have_text("1")
+    expect(page.locator(".progress strong")).to_have_text("2")
 
 
 def test_an_edit_is_written_without_triggering_shortcuts(tab: Tab, served: Served) -> None:
@@ -236,6 +242,23 @@ def test_the_counter_stops_at_49_in_the_browser(tab: Tab, served: Served) -> Non
     tab.press("g", "Marked as right.")
     expect(tab.page.get_by_role("heading", name="All 49 marks are made")).to_be_visible()
     tab.shot("6-full")
+
+
+def test_marks_that_a_set_was_made_with_are_counted_in_the_browser(
+    tab: Tab, served: Served
+) -> None:
+    ids = tuple(f"{n}" for n in range(49))
+    noun = world.pairs(6, "c").model_copy(update={"annotation_ids": ids})
+    made = world.add_pair_set(served.store, noun, policy="full")
+    page = tab.page
+    page.get_by_role("link", name="ptalign").click()
+    expect(page.get_by_role("link", name="full")).to_contain_text("49 of 49 marked")
+    tab.shot("13-home")
+    page.get_by_role("link", name="full").click()
+    page.wait_for_url(f"**/sets/{made.partition('/')[2]}", wait_until="load")
+    expect(page.get_by_role("heading", name="All 49 marks are made")).to_be_visible()
+    expect(page.get_by_role("button", name="Hand over")).to_have_count(0)
+    tab.shot("14-made-full")
 
 
 def test_the_page_works_without_scripts(chromium: Any, served: Served) -> None:

@@ -273,6 +273,67 @@ def test_a_second_opinion_costs_no_mark_and_gives_agreement(place: Place) -> Non
     assert {first, second}.isdisjoint(i.id for i in offered)
 
 
+def test_two_sets_answers_under_one_id_are_no_disagreement(place: Place) -> None:
+    """Ann's "wrong" on an answer and Bob's "right" on the one that replaced it counted as one."""
+    first = place.items()[0]
+    place.mark(first, "bad")
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    place.shelf.add_annotation(BOB, refined, Mark(first, "good"))
+    assert place.shelf.queues(ANN)[0].agreement is None
+    place.mark(first, "bad", Visitor("cy", "default", ANN.roles))
+    assert place.shelf.queues(ANN)[0].agreement == 1.0
+
+
+def test_what_a_visitor_skipped_comes_last_for_them_and_for_this_set(place: Place) -> None:
+    first, second, third = place.items()[:3]
+    place.mark(first, "skipped")
+    place.mark(second, "skipped")
+    assert place.items()[0] == third
+    assert place.items()[-2:] == [first, second]
+    place.mark(first, "skipped")
+    assert place.items()[-2:] == [second, first]
+    assert place.items(BOB)[:3] == [first, second, third]
+    board = place.shelf.annotation_items(ANN, place.pairs)
+    assert (board.queue.marked, board.last, board.to_seal) == (0, "", 0)
+    place.reopen()
+    assert place.items()[-2:] == [second, first]
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    assert place.shelf.annotation_items(ANN, refined).items[0].id == first
+
+
+def test_skipping_a_new_answer_leaves_what_was_said_of_the_old_one(place: Place) -> None:
+    wrong = place.items()[0]
+    place.mark(wrong, "bad")
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    place.shelf.add_annotation(ANN, refined, Mark(wrong, "skipped"))
+    assert noun(place, place.shelf.hand_over(ANN, place.pairs)).rejected == (wrong,)
+
+
+def test_time_on_marks_that_did_not_stay_was_worked_too(place: Place) -> None:
+    """Minutes were those of the marks that stood: less work than was paid for."""
+    first, second = place.items()[:2]
+    place.mark(first)
+    place.shelf.add_annotation(ANN, place.pairs, Mark(first, "withdrawn"))
+    place.mark(first, "bad")
+    place.mark(second)
+    place.shelf.add_annotation(ANN, place.pairs, Mark(second, "withdrawn"))
+    assert place.shelf.queues(ANN)[0].minutes == pytest.approx(1.5)
+    made = noun(place, place.shelf.hand_over(ANN, place.pairs))
+    assert (made.marks, made.annotator_minutes) == (1, pytest.approx(1.5))
+
+
+def test_the_page_says_how_many_marks_it_would_hand_over(place: Place) -> None:
+    """It said all that count towards the limit."""
+    right, wrong = place.items()[:2]
+    place.mark(right)
+    place.mark(wrong, "bad")
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    for name, count in ((place.pairs, 2), (refined, 1)):
+        board = place.shelf.annotation_items(ANN, name)
+        assert (board.queue.marked, board.to_seal) == (2, count)
+        assert noun(place, place.shelf.hand_over(ANN, name)).marks == count
+
+
 def test_a_mark_can_be_taken_back(place: Place) -> None:
     first = place.items()[0]
     place.mark(first)

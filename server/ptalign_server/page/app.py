@@ -123,9 +123,13 @@ class Page:
         return await self._board(request, entry, notice=notice[mark.verdict])
 
     async def skip(self, request: Request) -> Response:
-        """Shows the item after this one; nothing is kept."""
+        """Shows the next item; this one comes again after all others."""
         entry, form = await self._posted(request)
-        return await self._board(request, entry, after=str(form.get("item", "")), notice="Skipped.")
+        later = Mark(str(form.get("item", "")), "skipped")
+        await run_in_threadpool(
+            self._library.add_annotation, entry.visitor, _pair_set(request), later
+        )
+        return await self._board(request, entry, notice="Skipped.")
 
     async def undo(self, request: Request) -> Response:
         """Takes the visitor's last mark back and shows that item again."""
@@ -164,13 +168,13 @@ class Page:
         return entry, await self._guard.form(request)
 
     async def _board(
-        self, request: Request, entry: Pass, *, after: str = "", first: str = "", notice: str = ""
+        self, request: Request, entry: Pass, *, first: str = "", notice: str = ""
     ) -> Response:
         pair_set = _pair_set(request)
         board = await run_in_threadpool(self._library.annotation_items, entry.visitor, pair_set)
         full = board.queue.marked >= LIMIT
         open_items = [i for i in board.items if i.opinions or not full]
-        item = _choose(open_items, after, first)
+        item = _choose(open_items, first)
         return self._show(request, entry, board, item, revealed=False, notice=notice)
 
     def _show(
@@ -226,14 +230,9 @@ def _find(board: Board, wanted: str) -> Item:
     raise NotFound
 
 
-def _choose(items: list[Item], after: str, first: str) -> Item | None:
-    """The item asked for, the one after the skipped one, or the most informative one."""
-    ids = [item.id for item in items]
-    if first in ids:
-        return items[ids.index(first)]
-    if after in ids:
-        return items[(ids.index(after) + 1) % len(items)]
-    return items[0] if items else None
+def _choose(items: list[Item], first: str) -> Item | None:
+    """The item asked for, or the first one."""
+    return next((item for item in items if item.id == first), items[0] if items else None)
 
 
 def _mark(form: FormData, sessions: Sessions) -> Mark:

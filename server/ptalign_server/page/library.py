@@ -11,9 +11,10 @@ from ptalign.sealed import SealedText
 LIMIT = 49
 """Marks per model and policy: the method promises fewer than 50."""
 
-Verdict = Literal["good", "bad", "edit", "withdrawn"]
+Verdict = Literal["good", "bad", "edit", "withdrawn", "skipped"]
 """good: what is shown is what it should be. bad: it is not, and nobody rewrote it: refining the
-set writes it anew. edit: rewritten by the annotator. withdrawn: an earlier mark taken back."""
+set writes it anew. edit: rewritten by the annotator. withdrawn: an earlier mark taken back.
+skipped: no mark, to be shown after all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class Queue:
     """Marks that count: those on this model and policy, over all of its pair sets, and those that
     this one was made with."""
     minutes: float
-    """Annotators' time on them."""
+    """Annotators' time on the policy's marks, those that were taken back or made anew too."""
     agreement: float | None
-    """Share of items with the same verdict among those that several people marked."""
+    """Share of items with the same verdict among those that several people marked in one set."""
     source: str = ""
     """The instruction set it was made from; empty when it was imported."""
 
@@ -71,9 +72,11 @@ class Board:
 
     queue: Queue
     items: Sequence[Item]
-    """What is left for this visitor, most informative first."""
+    """What is left for this visitor, most informative first; what they skipped comes last."""
     last: str = ""
     """Id of the item this visitor marked last; empty when there is nothing to take back."""
+    to_seal: int = 0
+    """Marks that handing over from here seals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class AnnotationLibrary(Protocol):
         """Leaves the audit record of a look at harmful text; no text is shown when it fails."""
 
     def add_annotation(self, visitor: Visitor, pair_set: str, mark: Mark) -> None:
-        """Keeps a mark, durably.
+        """Keeps a mark, or that an item was skipped, durably.
 
         Raises:
             Full: The limit is reached.

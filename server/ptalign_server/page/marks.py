@@ -50,9 +50,20 @@ def current(history: Sequence[Kept]) -> list[Kept]:
     """The last word of each annotator on each item, in the order it was spoken."""
     latest: dict[tuple[str, str], Kept] = {}
     for mark in history:
+        if mark.verdict == "skipped":
+            continue  # it takes no earlier word back
         latest.pop((mark.annotator, mark.item), None)
         latest[mark.annotator, mark.item] = mark
     return [m for m in latest.values() if m.verdict != "withdrawn"]
+
+
+def skipped(history: Sequence[Kept], annotator: str, pair_set: str) -> dict[str, int]:
+    """The place of each item that an annotator skipped in a set, last the one skipped last."""
+    return {
+        m.item: place
+        for place, m in enumerate(history, 1)
+        if m.verdict == "skipped" and (m.annotator, m.pair_set) == (annotator, pair_set)
+    }
 
 
 def about(kept: Sequence[Kept], pair_set: str) -> list[Kept]:
@@ -72,19 +83,20 @@ def counted(kept: Sequence[Kept], behind: Collection[str]) -> int:
     return max(len(ids), len({m.item for m in kept}))
 
 
-def minutes(kept: Sequence[Kept]) -> float:
-    """Annotators' time."""
-    return sum(m.seconds for m in kept) / 60
+def minutes(history: Sequence[Kept]) -> float:
+    """Annotators' time: a mark that was taken back or made anew took some, too."""
+    return sum(m.seconds for m in history) / 60
 
 
 def agreement(kept: Sequence[Kept]) -> float | None:
     """Share of items with one opinion among those that several people marked.
 
-    An edit is an opinion of its own: who rewrites an answer does not find it right.
+    An edit is an opinion of its own: who rewrites an answer does not find it right. People who
+    marked an item in two sets may have seen two answers: they neither agree nor disagree.
     """
-    verdicts: dict[str, list[str]] = {}
+    verdicts: dict[tuple[str, str], list[str]] = {}
     for mark in kept:
-        verdicts.setdefault(mark.item, []).append(mark.verdict)
+        verdicts.setdefault((mark.pair_set, mark.item), []).append(mark.verdict)
     shared = [v for v in verdicts.values() if len(v) > 1]
     return sum(len(set(v)) == 1 for v in shared) / len(shared) if shared else None
 

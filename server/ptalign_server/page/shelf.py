@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -34,6 +34,7 @@ from ptalign_server.page.marks import (
     item_of,
     keep,
     minutes,
+    skipped,
 )
 from ptalign_server.page.ordering import most_informative
 from ptalign_server.settings import Settings
@@ -83,13 +84,16 @@ class Shelf:
             visitor.tenant, "pairSets", SETS, before="", model="", policy=""
         )
         return [
-            self._queue(row, self._kept(row), self._behind(row)) for row in page if not row.purged
+            self._queue(row, self._history(row), self._behind(row))
+            for row in page
+            if not row.purged
         ]
 
     def annotation_items(self, visitor: Visitor, pair_set: str) -> Board:
         """What is left for this visitor in one pair set."""
         row = self._row(visitor, pair_set)
-        noun, kept = self._load(row), self._kept(row)
+        noun, history = self._load(row), self._history(row)
+        kept = current(history)
         standing = about(kept, row.name)
         mine = {m.item for m in standing if m.annotator == visitor.name}
         people = Counter(m.item for m in standing)
@@ -97,8 +101,10 @@ class Shelf:
         topics = Counter(topic for topic in {m.item: m.topic for m in kept}.values())
         own = (m for m in reversed(kept) if m.annotator == visitor.name and m.pair_set == row.name)
         last = next((m.item for m in own), "")
-        queue = self._queue(row, kept, noun.annotation_ids)
-        return Board(queue, most_informative(items, topics), last)
+        later = skipped(history, visitor.name, row.name)
+        ordered = sorted(most_informative(items, topics), key=lambda item: later.get(item.id, 0))
+        queue = self._queue(row, history, noun.annotation_ids)
+        return Board(queue, ordered, last, len(self._to_seal(visitor, row, kept)))
 
     def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
         """An audit entry for one look."""
@@ -142,11 +148,17 @@ class Shelf:
     def hand_over(self, visitor: Visitor, pair_set: str) -> str:
         """Seals the marks as an annotation set, with its audit entry."""
         row = self._row(visitor, pair_set)
-        kept = self._kept(row)
-        noun = self._annotation_set(visitor, row, kept)
-        if not noun.marks:
+        history = self._history(row)
+        last = self._to_seal(visitor, row, current(history))
+        if not last:
             raise InvalidInput("marks", "No pair is marked yet", "Mark at least one first.")
-        _check_limit(about(kept, row.name), self._behind(row))
+        _check_limit(last, self._behind(row))
+        usable = [m for m in last if m.verdict != "bad"]
+        noun = AnnotationSet(
+            records=tuple(self._annotations(visitor, usable)),
+            rejected=tuple(sorted(m.item for m in last if m.verdict == "bad")),
+            annotator_minutes=minutes(history),
+        )
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
@@ -164,25 +176,18 @@ class Shelf:
         self._store.write(change).result()
         return made.name
 
-    def _annotation_set(
-        self, visitor: Visitor, row: Resource, kept: Sequence[Kept]
-    ) -> AnnotationSet:
-        """The last opinion on each item, as an annotation or as the id of a rejected pair."""
-        last = {m.item: m for m in about(kept, row.name)}
-        usable = {item: m for item, m in last.items() if m.verdict != "bad"}
-        return AnnotationSet(
-            records=tuple(self._annotations(visitor, usable)),
-            rejected=() if row.purged else tuple(sorted(last.keys() - usable.keys())),
-            annotator_minutes=minutes(kept),
-        )
+    def _to_seal(self, visitor: Visitor, row: Resource, kept: Sequence[Kept]) -> list[Kept]:
+        """The last opinion on each item; those on pairs whose text was purged are left out."""
+        last = {m.item: m for m in about(kept, row.name)}.values()
+        purged = {name: self._row(visitor, name).purged for name in {m.pair_set for m in last}}
+        return [m for m in last if not purged[m.pair_set]]
 
-    def _annotations(self, visitor: Visitor, usable: Mapping[str, Kept]) -> Iterator[Annotation]:
-        """One annotation per usable mark; purged pairs are left out."""
-        for name in sorted({m.pair_set for m in usable.values()}):
-            row = self._row(visitor, name)
-            pairs = {} if row.purged else {p.id: p for p in self._load(row).pairs}
-            for mark in usable.values():
-                if mark.pair_set == name and mark.item in pairs:
+    def _annotations(self, visitor: Visitor, usable: Sequence[Kept]) -> Iterator[Annotation]:
+        """One annotation per usable mark."""
+        for name in sorted({m.pair_set for m in usable}):
+            pairs = {p.id: p for p in self._load(self._row(visitor, name)).pairs}
+            for mark in usable:
+                if mark.pair_set == name:
                     yield annotation(mark, pairs[mark.item])
 
     def _row(self, visitor: Visitor, pair_set: str) -> Resource:
@@ -201,7 +206,8 @@ class Shelf:
             return ()
         return ids
 
-    def _queue(self, row: Resource, kept: Sequence[Kept], behind: Collection[str]) -> Queue:
+    def _queue(self, row: Resource, history: Sequence[Kept], behind: Collection[str]) -> Queue:
+        kept = current(history)
         message = res.PairSet.FromString(row.body)
         parents = [parent.partition("@")[0] for parent in message.meta.parents]
         return Queue(
@@ -211,7 +217,7 @@ class Shelf:
             created=row.created,
             pairs=message.pairs + message.positive_only,
             marked=counted(kept, behind),
-            minutes=minutes(kept),
+            minutes=minutes(history),
             agreement=agreement(kept),
             source=next((p for p in parents if p.startswith("instructionSets/")), ""),
         )
@@ -221,14 +227,14 @@ class Shelf:
         tag = self._store.vault.mac("page", "draft", row.tenant, row.model, row.policy)
         return f"draft-{tag[:24]}"
 
-    def _kept(self, row: Resource) -> list[Kept]:
+    def _history(self, row: Resource) -> list[Kept]:
         draft = self._draft(row)
         if not (self._store.sets.folder(draft) / "log").exists():
             return []
         with self._locked(row):
             log = self._store.sets.log(draft, Kept)
             try:
-                return current(list(log.read()))
+                return list(log.read())
             finally:
                 log.close()
 
