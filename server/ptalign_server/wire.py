@@ -12,7 +12,9 @@ from google.rpc import status_pb2
 
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.configs import INLINE
 from ptalign_server.store.operations import SUCCEEDED, Operation
+from ptalign_server.store.resources import Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,17 @@ def operation_name(operation_id: str) -> str:
 def resource_name(operation: Operation) -> str:
     """Name of what the operation makes: it has the operation's id, so a retry makes it once."""
     return f"{KINDS[operation.kind].collection}/{operation.id}"
+
+
+def marked_policy(resource: Resource) -> str:
+    """What marks on a resource are kept by: its policy's name, or the digest of an inline one.
+
+    Inline policies share their name: marks on one say nothing of another.
+    """
+    if resource.policy != INLINE:
+        return resource.policy
+    meta: res.ResourceMeta = COLLECTIONS[resource.collection].FromString(resource.body).meta
+    return meta.policy_digest
 
 
 def metadata_of(operation: Operation) -> Any:

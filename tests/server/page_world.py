@@ -64,7 +64,13 @@ def one_sided(count: int, twins: int = 0) -> PairSet:
 
 
 def add_pair_set(
-    store: Store, noun: PairSet, *, tenant: str = "default", model: str = "m", policy: str = "tone"
+    store: Store,
+    noun: PairSet,
+    *,
+    tenant: str = "default",
+    model: str = "m",
+    policy: str = "tone",
+    policy_digest: str = "sha256:p",
 ) -> str:
     """Puts a sealed pair set into the store, as the worker does; returns its name."""
     set_id = new_id()
@@ -75,7 +81,7 @@ def add_pair_set(
     store.sets.write_policy(set_id, key, listed)
     name = f"pairSets/{set_id}"
     meta = res.ResourceMeta(name=name, digest=digest, model=model, policy=policy, tenant=tenant)
-    meta.model_digest, meta.policy_digest = "sha256:m", "sha256:p"
+    meta.model_digest, meta.policy_digest = "sha256:m", policy_digest
     alone = sum(pair.kind == "positive_only" for pair in noun.pairs)
     message = res.PairSet(meta=meta, pairs=len(noun.polarised), positive_only=alone)
     row = Resource(

@@ -244,6 +244,28 @@ def test_a_broken_set_holds_up_no_other(place: Place) -> None:
     assert {q.pair_set for q in place.shelf.queues(ANN)} == {broken, place.pairs}
 
 
+def test_inline_policies_of_one_name_share_no_marks(place: Place) -> None:
+    """One team's marks filled the other's page, and were handed over as its own."""
+    inline: dict[str, str] = {"policy": "inline", "policy_digest": "sha256:x"}
+    ours = world.add_pair_set(place.store, world.pairs(3, "x"), **inline)
+    more = world.add_pair_set(place.store, world.pairs(3, "y"), **inline)
+    theirs = world.add_pair_set(
+        place.store, world.pairs(3, "z"), policy="inline", policy_digest="sha256:z"
+    )
+    for item in place.shelf.annotation_items(ANN, ours).items[:2]:
+        place.shelf.add_annotation(ANN, ours, Mark(item.id, "good"))
+    counts = {q.pair_set: q.marked for q in place.shelf.queues(ANN)}
+    assert counts == {ours: 2, more: 2, theirs: 0, place.pairs: 0}
+    with pytest.raises(InvalidInput, match="Mark at least one"):
+        place.shelf.hand_over(ANN, theirs)
+
+
+def test_an_edited_policy_keeps_its_marks(place: Place) -> None:
+    place.mark(place.items()[0])
+    edited = world.add_pair_set(place.store, world.pairs(3, "e"), policy_digest="sha256:edited")
+    assert place.shelf.annotation_items(ANN, edited).queue.marked == 1
+
+
 def test_the_limit_holds_when_many_mark_at_once(place: Place) -> None:
     people = [Visitor(f"p{n}", "default", ANN.roles) for n in range(6)]
     items = place.items()

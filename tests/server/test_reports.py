@@ -6,6 +6,8 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ptalign.nouns import Evaluation, TargetResult
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -48,8 +50,11 @@ class World:
             created=time.time() + len(self.rows),
         )
 
-    def marks(self, name: str, minutes: float, *parents: str, policy: str = "tone") -> None:
+    def marks(
+        self, name: str, minutes: float, *parents: str, policy: str = "tone", digest: str = ""
+    ) -> None:
         message = res.AnnotationSet(count=3, annotator_minutes=minutes)
+        message.meta.policy_digest = digest
         self.add(f"annotationSets/{name}", message, *parents, policy=policy)
 
     def pairs(self, name: str, *parents: str) -> None:
@@ -91,12 +96,19 @@ def test_a_set_used_twice_counts_once_and_sets_of_callers_each_for_themselves() 
     assert world.minutes("pairSets/third") == [5.0, 0.0, 7.0, 0.0, 0.0]
 
 
-def test_marks_of_another_policy_are_other_work() -> None:
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"policy": "tone"}, {"policy": "other"}),
+        ({"policy": "inline", "digest": "sha256:a"}, {"policy": "inline", "digest": "sha256:b"}),
+    ],
+)
+def test_marks_of_another_policy_are_other_work(one: Any, other: Any) -> None:
     world = World()
     world.pairs("tone")
     world.pairs("fraud")
-    world.marks("tone", 5.0, "pairSets/tone")
-    world.marks("fraud", 4.0, "pairSets/fraud", policy="other")
+    world.marks("tone", 5.0, "pairSets/tone", **one)
+    world.marks("fraud", 4.0, "pairSets/fraud", **other)
     world.pairs("refined", "annotationSets/tone", "pairSets/tone")
     world.pairs("again", "annotationSets/fraud", "pairSets/fraud")
     world.pairs("merged", "pairSets/refined", "pairSets/again")

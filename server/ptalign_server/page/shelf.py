@@ -224,7 +224,8 @@ class Shelf:
 
     def _draft(self, row: Resource) -> str:
         """Set id of the marks on a tenant's model and policy."""
-        tag = self._store.vault.mac("page", "draft", row.tenant, row.model, row.policy)
+        policy = wire.marked_policy(row)
+        tag = self._store.vault.mac("page", "draft", row.tenant, row.model, policy)
         return f"draft-{tag[:24]}"
 
     def _history(self, row: Resource) -> list[Kept]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
-from ptalign_server.wire import COLLECTIONS
+from ptalign_server.wire import COLLECTIONS, marked_policy
 from ptalign_server.worker.job import Job
 
 
@@ -58,7 +58,7 @@ def _source(marks: Resource) -> str:
 
     The page's sets have a parent, and its marks are kept per model and policy.
     """
-    return f"{marks.model}/{marks.policy}" if parents(marks) else marks.name
+    return f"{marks.model}/{marked_policy(marks)}" if parents(marks) else marks.name
 
 
 def parents(resource: Resource) -> list[str]:
