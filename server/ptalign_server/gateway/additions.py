@@ -334,8 +334,9 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         noun, doubled = _join_instructions(asked, policy)
         message = instruction_set(noun)
     else:
-        noun, doubled = _join_pairs([store.sets.load(r.name, PairSet, r.content) for r in found])
-        _check_marks(noun)
+        sets = [store.sets.load(r.name, PairSet, r.content) for r in found]
+        _check_marks([wire.marked_policy(r) for r in found], sets)
+        noun, doubled = _join_pairs(sets)
         message = pair_set(noun)
     digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
@@ -392,15 +393,18 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     return joined, doubled
 
 
-def _check_marks(joined: PairSet) -> None:
+def _check_marks(policies: Sequence[str], sets: Sequence[PairSet]) -> None:
     """Refuses more marks than one policy and model use; of earlier versions' sets none is known."""
-    if len(joined.annotation_ids) > MAX_ANNOTATIONS:
-        raise InvalidInput(
-            "names",
-            f"are sets made with {len(joined.annotation_ids)} annotations; "
-            f"at most {MAX_ANNOTATIONS} are used per policy and model",
-            "Merge sets that were made with the same marks, or with fewer.",
-        )
+    for policy in dict.fromkeys(policies):
+        same = (s for p, s in zip(policies, sets, strict=True) if p == policy)
+        count = len({i for made in same for i in made.annotation_ids})
+        if count > MAX_ANNOTATIONS:
+            raise InvalidInput(
+                "names",
+                f"are sets made with {count} annotations on {policy}; "
+                f"at most {MAX_ANNOTATIONS} are used per policy and model",
+                "Merge sets that were made with the same marks, or with fewer.",
+            )
 
 
 def _annotations_used(sets: Sequence[PairSet]) -> int:
