@@ -352,6 +352,12 @@ class Evidence:
             [value for target in found if (value := _probed(target, name)) is not None]
         )
 
+    def kl_interval(self, method: str) -> tuple[float, float] | None:
+        """Lowest and highest end of any seed's 95 % interval of benign KL (bootstrap, anchors)."""
+        found = [t.probe for run in self.compared(method) if (t := self.target(run)) and t.probe]
+        ends = [probe.benign_kl_interval for probe in found if probe.benign_kl_interval]
+        return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
+
     def relative(self, method: str, name: str) -> Estimate | None:
         """How much larger a measure is than the bare model's beside it, as a share of that one."""
         found = []

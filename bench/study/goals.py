@@ -230,7 +230,8 @@ def divergence(e: Evidence) -> Goal:
     found = e.probed(OURS, "benign_kl")
     if found is None:
         return _missing(what, limit, "not run yet")
-    spread = f"{found.low:.3f} to {found.high:.3f} over seeds" if found.seeds > 1 else "–"
+    ends = e.kl_interval(OURS)
+    spread = f"{ends[0]:.3f} to {ends[1]:.3f} over anchors" if ends else "–"
     ok = found.value <= 0.12
     return Goal(what, limit, _ratio(found.value, 0.12, 3), spread, _state(ok), _forced(found))
 

@@ -133,7 +133,9 @@ HOW = """\
 - McNemar's exact p-values take each prompt for itself and are not corrected for the number of
   comparisons.
 - Benign KL and NLL are read on held-out anchors. Harm words are read {words}.
-  Neither has sampling error, nor an interval but the range over seeds.
+  They are means over those texts. Benign KL's interval is a bootstrap over them, from the lowest to
+  the highest end of any seed; the other measures show their range over seeds, which does not count
+  that other texts would give other means.
 - Guards record: no run is stopped, dropped or repeated because of what it gave."""
 
 
