@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import page_world as world
 import pytest
+import sqlalchemy as sa
 
 from ptalign.answering.anchors import anchor_id
 from ptalign.config import PairConfig
@@ -32,12 +39,15 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import views
-from ptalign_server.errors import Violations
+from ptalign_server.errors import RequestIdReused, Violations
 from ptalign_server.gateway import additions
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.page.library import Mark, Visitor
 from ptalign_server.page.shelf import Shelf
 from ptalign_server.store import Store
+from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.jobs import pairs as stage
 
 ANN = Visitor("ann", "default", frozenset({"annotator"}))
@@ -73,14 +83,91 @@ def test_a_listed_mark_is_named_by_item_and_field_not_by_text(field: str) -> Non
 
 async def test_an_annotation_set_with_listed_text_is_not_made(place: tuple[Shelf, Store]) -> None:
     _, store = place
-    items = [res.Annotation(instruction="Write a note.", good="No.", bad=f"The {world.LISTED}.")]
-    request = lib.CreateAnnotationSetRequest(model="m", policy="tone", items=items)
+    with pytest.raises(Violations, match=r"items\[0\].bad"):
+        await annotate(store, bad=f"The {world.LISTED}.")
+    assert not made_sets(store)
+
+
+async def annotate(store: Store, **changes: str) -> str:
+    """`CreateAnnotationSet` with one mark."""
+    mark = {"instruction": "Write a note.", "good": "Gladly.", "bad": "No."} | changes
+    request_id = mark.pop("request_id", "")
+    request = lib.CreateAnnotationSetRequest(
+        model="m", policy="tone", items=[res.Annotation(**mark)], request_id=request_id
+    )
     known = SimpleNamespace(
         model=lambda _: ModelSpec(name="m", path=""), policy=lambda _: POLICY, locale="en"
     )
-    with pytest.raises(Violations, match=r"items\[0\].bad"):
-        await additions.annotate(request, DEV, store, known)  # type: ignore[arg-type]
-    assert not store.resources.page("default", "annotationSets", 9, before="", model="", policy="")
+    return await additions.annotate(request, DEV, store, known)  # type: ignore[arg-type]
+
+
+def made_sets(store: Store) -> list[Resource]:
+    return store.resources.page("default", "annotationSets", 9, before="", model="", policy="")
+
+
+def read(store: Store, made: Resource) -> AnnotationSet:
+    return store.sets.load(made.name, AnnotationSet, made.content)
+
+
+async def test_a_set_whose_commit_stands_keeps_its_text_when_the_database_goes(
+    place: tuple[Shelf, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection drops after the commit: the call is sent again and answered with that set."""
+    _, store = place
+    write, request_id = store.write, str(uuid.uuid4())
+
+    def cut_off(change: Callable[[sa.Connection], object]) -> Future[object]:
+        write(change).result()
+        cut: Future[object] = Future()
+        cut.set_exception(DatabaseAway())
+        return cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", cut_off)
+        with pytest.raises(DatabaseAway):
+            await annotate(store, request_id=request_id)
+    name = await annotate(store, request_id=request_id)
+    [made] = made_sets(store)
+    assert made.name == name
+    assert read(store, made).marks == 1
+
+
+def test_a_set_whose_caller_went_away_keeps_its_text(
+    place: tuple[Shelf, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer has the change in hand by then, and commits it."""
+    _, store = place
+    insert, entered, go = store.resources.insert, threading.Event(), threading.Event()
+
+    def slow(*row: Any) -> None:
+        entered.set()
+        assert go.wait(60)
+        insert(*row)
+
+    async def leave() -> None:
+        call = asyncio.create_task(annotate(store))
+        assert await asyncio.to_thread(entered.wait, 60)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    monkeypatch.setattr(store.resources, "insert", slow)
+    asyncio.run(leave())
+    go.set()
+    store.write(lambda _: None).result()  # changes are made in order
+    [made] = made_sets(store)
+    assert read(store, made).marks == 1
+
+
+async def test_a_set_that_is_refused_leaves_no_files(place: tuple[Shelf, Store]) -> None:
+    _, store = place
+    request_id = str(uuid.uuid4())
+    first = await annotate(store, request_id=request_id)
+    assert await annotate(store, request_id=request_id) == first
+    with pytest.raises(RequestIdReused):
+        await annotate(store, good="Of course.", request_id=request_id)
+    assert [file.name for file in store.sets.folder("").iterdir()] == [made_sets(store)[0].id]
+    assert not store.sets.unsettled(time.time() + 60)
 
 
 def test_inline_marks_are_checked_before_the_operation_runs() -> None:

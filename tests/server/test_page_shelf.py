@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,7 @@ def test_what_is_handed_over_is_an_annotation_set_with_its_parent(place: Place) 
     rewrite = Mark(edited, "edit", "A kinder answer.", SealedText("A colder answer."), 60.0)
     place.shelf.add_annotation(ANN, place.pairs, rewrite)
     name = place.shelf.hand_over(ANN, place.pairs)
+    assert name.partition("/")[2] not in place.store.sets.unsettled(time.time() + 60)
     made = noun(place, name)
     assert sorted(r.note for r in made.records) == ["confirmed", "edited"]
     by_note = {r.note: r for r in made.records}

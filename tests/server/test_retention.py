@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from google.longrunning import operations_pb2 as lro
 from test_gateway import put_set
 
+from ptalign.nouns import InstructionSet
+from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
+from ptalign_server.errors import SetPurged
+from ptalign_server.gateway.identity import Identity, _caller
+from ptalign_server.gateway.operations import Operations
+from ptalign_server.gateway.purge import purge
 from ptalign_server.gateway.retention import DAY_SECONDS, expire
+from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -22,6 +32,7 @@ from ptalign_server.store.operations import FAILED, QUEUED, Operation, new_id
 from ptalign_server.store.schema import operations, resources, set_keys
 
 LATER = 31 * DAY_SECONDS
+OPERATOR = Identity("me", "default", frozenset({"operator"}))
 
 
 @pytest.fixture
@@ -145,3 +156,60 @@ def test_the_working_folder_goes_with_a_stopped_operation(store: Store, settings
     (folder / "run" / "checkpoints").mkdir(parents=True)
     assert expire(store, settings, time.time() + LATER) == 1
     assert not folder.exists()
+
+
+def test_files_that_came_before_their_row_go_where_it_never_came(
+    store: Store, settings: Settings
+) -> None:
+    """A commit was cut off, or the server was killed before it."""
+    stands, lost = put_set(store, "instructionSets"), new_id()
+    key, _ = store.vault.fresh_key(lost)
+    store.sets.write(lost, key, InstructionSet(records=(), requested=3))
+    for_ever = settings.model_copy(update={"retention_days": 0.0})
+    expire(store, for_ever)
+    assert store.sets.folder(lost).exists(), "its commit may be on its way"
+    expire(store, for_ever, time.time() + 3601)
+    assert not store.sets.folder(lost).exists()
+    assert list(store.sets.records(stands)) == []
+    assert not store.sets.unsettled(time.time() + 3601)
+
+
+def purge_set(store: Store) -> tuple[str, Any]:
+    name = put_set(store, "instructionSets")
+    return name, purge(lib.PurgeSetRequest(name=name, reason="a test"), OPERATOR, store)
+
+
+def delete_operation(store: Store) -> tuple[str, Any]:
+    name = f"operations/{put_operation(store, FAILED)}"
+    store.sets.folder(name.partition("/")[2]).mkdir(parents=True)
+    request = lro.DeleteOperationRequest(name=name)
+    return name, Operations(store, Feeds(store)).DeleteOperation(request, None)
+
+
+@pytest.mark.parametrize("begin", [purge_set, delete_operation])
+def test_what_destroys_a_key_goes_to_its_end_when_its_caller_goes_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch, begin: Any
+) -> None:
+    name, destroying = begin(store)
+    destroy, entered, go = store.keys.destroy, threading.Event(), threading.Event()
+
+    def slow(*place: Any) -> None:
+        entered.set()
+        assert go.wait(60)
+        destroy(*place)
+
+    async def leave() -> None:
+        _caller.set(OPERATOR)
+        call = asyncio.create_task(destroying)
+        assert await asyncio.to_thread(entered.wait, 60)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        go.set()
+
+    monkeypatch.setattr(store.keys, "destroy", slow)
+    asyncio.run(leave())  # it waits for its threads
+    store.write(lambda _: None).result()  # changes are made in order
+    with pytest.raises(SetPurged):
+        store.keys.get(name.partition("/")[2])
+    assert not store.sets.folder(name.partition("/")[2]).exists()

@@ -45,6 +45,7 @@ from ptalign_server.gateway.verbs import (
 )
 from ptalign_server.messages import instruction_set, pair_set
 from ptalign_server.store import Store
+from ptalign_server.store.db import DatabaseAway
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.requests import Ticket, once, ticket
 from ptalign_server.store.resources import Resource
@@ -499,11 +500,12 @@ async def _add(addition: Addition, identity: Identity, store: Store, seen: Ticke
 
     try:
         name, made = await asyncio.wrap_future(store.write(change))
+    except (asyncio.CancelledError, DatabaseAway):
+        raise  # the row may stand, or be on its way: retention sees to the files
     except BaseException:
         store.sets.erase(set_id)
         raise
-    if not made:
-        await asyncio.to_thread(store.sets.erase, set_id)
+    await asyncio.to_thread(store.sets.settle if made else store.sets.erase, set_id)
     return name
 
 

@@ -112,12 +112,14 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
             who = identity.tenant, identity.name
             self._store.audit.add(connection, *who, "delete", request.name, {})
 
+        def whole() -> None:
+            self._store.write(change).result()
+            if not found.resource:
+                erase(self._store, found.id)
+            shutil.rmtree(self._store.work(found.id), ignore_errors=True)
+
         identity = caller()
-        await asyncio.wrap_future(self._store.write(change))
-        if not found.resource:
-            await asyncio.to_thread(erase, self._store, found.id)
-        folder = self._store.work(found.id)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(whole)  # as in `purge`: to its end, whoever still waits for it
         return empty_pb2.Empty()
 
     async def _get(self, name: str) -> Operation:

@@ -43,10 +43,13 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
 
         once(connection, seen, act)
 
-    failpoints.hit("purge.before")
-    await asyncio.wrap_future(store.write(change))
-    failpoints.hit("purge.after")
-    await asyncio.to_thread(erase, store, found.id)
+    def whole() -> None:
+        failpoints.hit("purge.before")
+        store.write(change).result()
+        failpoints.hit("purge.after")
+        erase(store, found.id)
+
+    await asyncio.to_thread(whole)  # to its end: a caller who goes away keeps no file
 
 
 def destroy(

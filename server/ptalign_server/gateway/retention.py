@@ -32,6 +32,8 @@ from ptalign_server.store.resources import Resource
 log = logging.getLogger("ptalign.server")
 PAUSE_SECONDS = 600.0
 DAY_SECONDS = 86_400.0
+UNSETTLED_SECONDS = 3600.0
+"""After which a commit that was under way stands or never will."""
 WHO = "retention"
 FAILURES = (PtalignError, OSError, sa.exc.SQLAlchemyError, DecodeError)
 """What one row or file may fail with, while others can still be purged."""
@@ -87,14 +89,15 @@ class _Pass:
         self.skipped += 1
         log.error("retention: %s is left out: %s", name, why)
 
-    def each(self, name: str, act: Callable[[], None]) -> None:
+    def each(self, name: str, act: Callable[[], None]) -> bool:
+        """Whether it went through."""
         try:
             act()
         except FAILURES as error:
             # A database error quotes the row's values.
             self.skip(name, error if isinstance(error, PtalignError) else type(error).__name__)
-        else:
-            self.done += 1
+            return False
+        return True
 
 
 def expire(
@@ -113,6 +116,8 @@ def expire(
     now = time.time() if now is None else now
     turn = _Pass(store)
     drop_finished_logs(store, turn.skip)
+    for set_id in store.sets.unsettled(now - UNSETTLED_SECONDS):
+        turn.each(f"set {set_id}", partial(_settle, store, set_id))
     if settings.retention_days:
         _expire(turn, settings, now - settings.retention_days * DAY_SECONDS)
     if turn.done:
@@ -130,11 +135,11 @@ def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
     reason = f"older than {settings.retention_days:g} days"
     for found in store.resources.older_than(cutoff, SETS, turn.skip):
         if found.name not in kept:
-            turn.each(found.name, partial(_purge, store, found, reason))
+            turn.done += turn.each(found.name, partial(_purge, store, found, reason))
     for operation in store.operations.ended_before(cutoff, turn.skip):
         name = wire.operation_name(operation.id)
         if name not in kept:
-            turn.each(name, partial(_forget, store, operation.id))
+            turn.done += turn.each(name, partial(_forget, store, operation.id))
 
 
 def drop_finished_logs(store: Store, skip: Skip) -> None:
@@ -150,6 +155,12 @@ def drop_finished_logs(store: Store, skip: Skip) -> None:
             continue
         if operation.done and operation.resource:
             store.sets.drop_log(operation_id)
+
+
+def _settle(store: Store, set_id: str) -> None:
+    """Files that came before their row: they go where it never came."""
+    _erase_unless_keyed(store, set_id)
+    store.sets.settle(set_id)
 
 
 def _erase_unless_keyed(store: Store, operation_id: str) -> None:

@@ -174,6 +174,7 @@ class Shelf:
             )
 
         self._store.write(change).result()
+        self._store.sets.settle(set_id)
         return made.name
 
     def _to_seal(self, visitor: Visitor, row: Resource, kept: Sequence[Kept]) -> list[Kept]:

@@ -1,7 +1,11 @@
-"""Sealed nouns on disk: ``sets/ID/noun`` when made, ``sets/ID/log`` while a stage works."""
+"""Sealed nouns on disk: ``sets/ID/noun`` when made, ``sets/ID/log`` while a stage works.
+
+``sets/ID/unsettled`` says that the files came before the row: nobody knows yet whether it stands.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -70,7 +74,7 @@ class Sets:
         Returns:
             The noun's digest, to be kept in the resource's row.
         """
-        return self.write(set_id, self._keys.get(set_id), noun)
+        return self._write(set_id, self._keys.get(set_id), noun)
 
     def drop_log(self, set_id: str) -> None:
         """Removes a log whose records stand in the noun of a committed resource."""
@@ -81,7 +85,28 @@ class Sets:
         return [file.parent.name for file in self._root.glob("*/log")]
 
     def write(self, set_id: str, key: SetKey, noun: Noun) -> str:
-        """`seal` under a key that is not in the database yet."""
+        """`seal` under a key that is not in the database yet; `settle` comes with its row."""
+        self.folder(set_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._mark(set_id).touch(mode=0o600)
+        return self._write(set_id, key, noun)
+
+    def settle(self, set_id: str) -> None:
+        """The row of what was written is committed."""
+        self._mark(set_id).unlink(missing_ok=True)
+
+    def unsettled(self, before: float) -> list[str]:
+        """Ids of what was written before that time, and whose row may stand or not."""
+        found = []
+        for mark in self._root.glob("*/unsettled"):
+            with contextlib.suppress(FileNotFoundError):  # settled meanwhile
+                if mark.stat().st_mtime < before:
+                    found.append(mark.parent.name)
+        return found
+
+    def _mark(self, set_id: str) -> Path:
+        return self.folder(set_id) / "unsettled"
+
+    def _write(self, set_id: str, key: SetKey, noun: Noun) -> str:
         write_sealed(self.folder(set_id) / "noun", key, _split(noun))
         return noun.digest
 
