@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from google.longrunning import operations_pb2 as lro
+from google.protobuf.json_format import ParseDict
 from test_gateway import put_set
 
 from ptalign.nouns import InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
-from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.errors import SetPurged
 from ptalign_server.gateway.identity import Identity, _caller
@@ -47,14 +48,16 @@ def store(settings: Settings) -> Iterator[Store]:
     made.close()
 
 
-def put_operation(store: Store, state: str, instruction_set: str = "") -> str:
+def put_operation(
+    store: Store, state: str, kind: str = "SynthesizePairs", request: Any = None
+) -> str:
     found = new_id()
     key, wrapped = store.vault.fresh_key(found)
-    request = pb.SynthesizePairsRequest(instruction_set=instruction_set)
+    request = request or wire.KINDS[kind].request()
     row = Operation(
-        id=found, tenant="default", identity="me", kind="SynthesizePairs", state=state, sequence=1,
-        attempt=0, request=key.seal("request", request.SerializeToString()), metadata=b"",
-        error=b"", resource="", created=1.0, started=0.0, updated=1.0, ended=1.0,
+        id=found, tenant="default", identity="me", kind=kind, state=state, sequence=1, attempt=0,
+        request=key.seal("request", request.SerializeToString()), metadata=b"", error=b"",
+        resource="", created=1.0, started=0.0, updated=1.0, ended=1.0,
     )  # fmt: skip
 
     def change(connection: sa.Connection) -> None:
@@ -156,6 +159,58 @@ def test_the_working_folder_goes_with_a_stopped_operation(store: Store, settings
     (folder / "run" / "checkpoints").mkdir(parents=True)
     assert expire(store, settings, time.time() + LATER) == 1
     assert not folder.exists()
+
+
+def fields(message: Any, path: str = "") -> Iterator[str]:
+    """Paths of a request's string fields that may name something; text that it brings cannot."""
+    for field in message.fields:
+        name = path + field.name
+        if field.name in NO_SETS:
+            continue
+        if field.message_type is not None:
+            yield from fields(field.message_type, f"{name}.")
+        elif field.type == field.TYPE_STRING:
+            yield name
+
+
+NO_SETS = {
+    "request_id", "model", "policy", "policy_spec", "seeds", "excerpts", "locale", "topics",
+    "annotations", "token_weighting", "protected_words", "lora", "guards", "ut_candidates",
+    "label", "suites", "judges", "gate", "parent_adapter",
+}  # fmt: skip
+"""Fields that name no set. A new one stands here, or its set is kept while it is worked with."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [(kind, path) for kind, made in wire.KINDS.items() for path in fields(made.request.DESCRIPTOR)],
+)
+def test_what_a_call_under_way_names_stays(
+    store: Store, settings: Settings, kind: str, path: str
+) -> None:
+    if path == "resume_from":
+        name = f"operations/{put_operation(store, FAILED, kind)}"
+    else:
+        name = put_set(store, "instructionSets")
+    kept, going = {name}, 0
+    if path.endswith("adapter"):  # and what it was made from: Evaluate measures on it
+        marks = put_set(store, "annotationSets", message=res.AnnotationSet())
+        pairs = put_set(store, "pairSets", message=made_of(res.PairSet(), name, marks))
+        first = put_set(store, "adapters", message=made_of(res.Adapter(), pairs))
+        name = put_set(store, "adapters", message=made_of(res.Adapter(), first))
+        kept, going = {marks, pairs}, 1
+    value: Any = name
+    for part in reversed(path.split(".")):
+        value = {part: [value] if part == "also" else value}
+    put_operation(store, QUEUED, kind, ParseDict(value, wire.KINDS[kind].request()))
+    assert expire(store, settings, time.time() + LATER) == going
+    for name in kept:
+        store.keys.get(name.partition("/")[2])
+
+
+def made_of(message: Any, *names: str) -> Any:
+    message.meta.parents.extend(f"{name}@sha256:d" for name in names)
+    return message
 
 
 def test_files_that_came_before_their_row_go_where_it_never_came(

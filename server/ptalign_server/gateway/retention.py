@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
@@ -37,8 +37,10 @@ UNSETTLED_SECONDS = 3600.0
 WHO = "retention"
 FAILURES = (PtalignError, OSError, sa.exc.SQLAlchemyError, DecodeError)
 """What one row or file may fail with, while others can still be purged."""
-FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent")
+FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent", "held_out")
 """Fields of a call that name sets."""
+TRAINED_ON = ("pairSets", "annotationSets")
+"""What Evaluate reads of that which its adapters were made from."""
 
 
 class Holds:
@@ -186,7 +188,7 @@ def _forget(store: Store, operation_id: str) -> None:
 
 
 def _in_use(store: Store, skip: Skip) -> Iterator[str]:
-    """Sets that operations on their way work with; one whose call is unreadable cannot run."""
+    """What operations on their way work with; one whose call is unreadable cannot run."""
     for operation in store.operations.under_way(skip):
         try:
             request = _request(store, operation)
@@ -196,8 +198,35 @@ def _in_use(store: Store, skip: Skip) -> Iterator[str]:
         for field in FIELDS:
             if name := getattr(request, field, ""):
                 yield str(name)
+        if operation.kind == "Align" and request.resume_from:  # whose steps it will copy
+            yield wire.operation_name(request.resume_from.removeprefix("operations/"))
+        if operation.kind == "Evaluate":
+            targets = (request.target, request.baseline, *request.also)
+            names = [request.pair_set, *(target.adapter for target in targets)]
+            yield from _trained_on(store, names, operation.tenant, skip)
 
 
-def _request(store: Store, operation: Operation) -> object:
+def _request(store: Store, operation: Operation) -> Any:
     data = store.keys.get(operation.id).open("request", operation.request)
     return wire.KINDS[operation.kind].request.FromString(data)
+
+
+def _trained_on(store: Store, names: list[str], tenant: str, skip: Skip) -> Iterator[str]:
+    """Pair sets and marks in the whole lineage of these, which no field of the call names."""
+    seen = {""}
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = store.resources.get(name, tenant)
+        except NotFound:
+            continue
+        except DataDamaged as error:
+            skip(name, error)
+            continue
+        if found.collection in TRAINED_ON:
+            yield name
+        meta = wire.COLLECTIONS[found.collection].FromString(found.body).meta
+        names += [parent.partition("@")[0] for parent in meta.parents]
