@@ -85,6 +85,18 @@ class SetPurged(PtalignError):
     reason = "SET_PURGED"
 
 
+class OnHold(PtalignError):
+    """A call would destroy what is under legal hold."""
+
+    reason = "ON_HOLD"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} is under legal hold: nothing of it was destroyed. An operator lifts it on the "
+            f"server: ptalign-server hold remove {name}"
+        )
+
+
 class OperationRunning(PtalignError):
     """An operation must be done before this."""
 

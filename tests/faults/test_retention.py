@@ -23,7 +23,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import SetPurged
 from ptalign_server.gateway.purge import finish_purges
-from ptalign_server.gateway.retention import DAY_SECONDS, Holds, expire
+from ptalign_server.gateway.retention import DAY_SECONDS, expire
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 
@@ -56,11 +56,10 @@ def test_zero_days_means_for_ever(store: Store, tmp_path: Path) -> None:
 
 def test_a_hold_is_honoured_until_it_is_released(store: Store, tmp_path: Path) -> None:
     settings, made = Settings(state=tmp_path / "state"), add_set(store)
-    holds = Holds(settings.state)
-    holds.add(made.name)
+    store.write(lambda connection: store.holds.add(connection, made.name)).result()
     assert expire(store, settings, time.time() + LATER) == 0
     assert len(list(store.sets.records(made.name))) == 3
-    assert holds.remove(made.name)
+    assert store.write(lambda connection: store.holds.remove(connection, made.name)).result()
     assert expire(store, settings, time.time() + LATER) == 1
 
 

@@ -373,6 +373,17 @@ async def test_purge_removes_text_key_and_leaves_the_facts(shelf: Shelf) -> None
     assert shelf.store.audit.first_bad() == 0
 
 
+async def test_a_held_set_is_not_purged_and_the_caller_learns_how_to_lift_it(shelf: Shelf) -> None:
+    name = await bring(shelf)
+    shelf.store.write(lambda connection: shelf.store.holds.add(connection, name)).result()
+    request = lib.PurgeSetRequest(name=name, reason="retention")
+    code, text = await text_of(shelf.library.PurgeSet(request))
+    assert (code, f"hold remove {name}" in text) == ("FAILED_PRECONDITION", True)
+    records = shelf.library.StreamRecords(lib.StreamRecordsRequest(name=name))
+    assert [record.kind async for record in records] == ["pair"] * 3
+    assert shelf.store.audit.count() == 0
+
+
 async def test_a_purge_cut_short_is_finished_at_the_next_start(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

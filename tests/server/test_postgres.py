@@ -12,16 +12,21 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from test_deploy_scaled import database  # noqa: F401
+from test_gateway import put_set
 
+from ptalign.errors import InvalidInput
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
+from ptalign_server.errors import OnHold
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.submit import Submission, _Insert
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+from ptalign_server.store.db import HEAD, current_revision, migrate
 from ptalign_server.store.operations import QUEUED, new_id
 from ptalign_server.store.requests import ticket
+from ptalign_server.store.schema import holds
 from ptalign_server.vault import KeyFile
 
 WHO = Identity("me", "default", frozenset({"engineer"}))
@@ -151,3 +156,49 @@ def test_a_changed_row_is_refused_here_too(stores: tuple[Store, Store]) -> None:
         connection.execute(sa.text("update operations set tenant = 'other'"))
     with pytest.raises(Exception, match="was changed in the database"):
         stores[1].operations.get(operation_id)
+
+
+def test_the_first_schema_grows_once(stores: tuple[Store, Store]) -> None:
+    """Two servers of this release begin at the same moment."""
+    with stores[0].engine.begin() as connection:
+        holds.drop(connection)
+        connection.execute(sa.text("update alembic_version set version_num = '0001'"))
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(migrate, [store.engine for store in stores]))
+    assert current_revision(stores[1].engine) == HEAD
+    assert stores[1].holds.names() == []
+
+
+def test_a_hold_keeps_text_from_every_server(stores: tuple[Store, Store]) -> None:
+    first, second = stores
+    name = put_set(first, "pairSets")
+    first.write(lambda c: first.holds.add(c, name)).result()
+    with pytest.raises(OnHold):
+        second.write(lambda c: second.keys.destroy(c, name.partition("/")[2])).result()
+    assert second.holds.names() == [name]
+    first.keys.get(name.partition("/")[2])
+
+
+def test_a_hold_waits_for_a_purge_that_was_first(stores: tuple[Store, Store]) -> None:
+    """It must not be said to hold what is destroyed at the same moment."""
+    first, second = stores
+    name = put_set(first, "pairSets")
+    destroyed, go = threading.Event(), threading.Event()
+
+    def purge(connection: sa.Connection) -> None:
+        first.keys.destroy(connection, name.partition("/")[2])
+        destroyed.set()
+        assert go.wait(60)
+
+    purging = first.write(purge)
+    assert destroyed.wait(60)
+    holding = second.write(lambda c: second.holds.add(c, name))
+    waiting = sa.text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    with first.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not holding.done() and not connection.execute(waiting).scalar():
+            pass
+    go.set()
+    purging.result()
+    with pytest.raises(InvalidInput, match="has no text"):
+        holding.result()
+    assert second.holds.names() == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import sqlalchemy as sa
 from google.longrunning import operations_pb2 as lro
 from google.protobuf.json_format import ParseDict
 from test_gateway import put_set
+from typer.testing import CliRunner
 
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
-from ptalign_server.errors import SetPurged
+from ptalign_server.admin import hold as admin
+from ptalign_server.errors import OnHold, SetPurged
 from ptalign_server.gateway.identity import Identity, _caller
 from ptalign_server.gateway.operations import Operations
 from ptalign_server.gateway.purge import purge
@@ -29,7 +34,7 @@ from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import FAILED, QUEUED, Operation, new_id
+from ptalign_server.store.operations import FAILED, QUEUED, SUCCEEDED, Operation, new_id
 from ptalign_server.store.schema import operations, resources, set_keys
 
 LATER = 31 * DAY_SECONDS
@@ -49,7 +54,12 @@ def store(settings: Settings) -> Iterator[Store]:
 
 
 def put_operation(
-    store: Store, state: str, kind: str = "SynthesizePairs", request: Any = None
+    store: Store,
+    state: str,
+    kind: str = "SynthesizePairs",
+    request: Any = None,
+    *,
+    resource: str = "",
 ) -> str:
     found = new_id()
     key, wrapped = store.vault.fresh_key(found)
@@ -57,7 +67,7 @@ def put_operation(
     row = Operation(
         id=found, tenant="default", identity="me", kind=kind, state=state, sequence=1, attempt=0,
         request=key.seal("request", request.SerializeToString()), metadata=b"", error=b"",
-        resource="", created=1.0, started=0.0, updated=1.0, ended=1.0,
+        resource=resource, created=1.0, started=0.0, updated=1.0, ended=1.0,
     )  # fmt: skip
 
     def change(connection: sa.Connection) -> None:
@@ -227,6 +237,102 @@ def test_files_that_came_before_their_row_go_where_it_never_came(
     assert not store.sets.folder(lost).exists()
     assert list(store.sets.records(stands)) == []
     assert not store.sets.unsettled(time.time() + 3601)
+
+
+def hold(store: Store, *names: str) -> None:
+    for name in names:
+        store.write(lambda connection, name=name: store.holds.add(connection, name)).result()
+
+
+async def test_what_is_held_is_destroyed_by_nobody(store: Store, settings: Settings) -> None:
+    name, stopped = put_set(store, "instructionSets"), f"operations/{put_operation(store, FAILED)}"
+    hold(store, name, stopped, stopped)
+    assert store.holds.names() == [name, stopped]
+    assert expire(store, settings, time.time() + LATER) == 0
+    _caller.set(OPERATOR)
+    delete = lro.DeleteOperationRequest(name=stopped)
+    request = lib.PurgeSetRequest(name=name, reason="a test", request_id=str(uuid.uuid4()))
+    with pytest.raises(OnHold, match=f"hold remove {name}"):
+        await purge(request, OPERATOR, store)
+    with pytest.raises(OnHold, match=f"hold remove {stopped}"):
+        await Operations(store, Feeds(store)).DeleteOperation(delete, None)
+    for kept in (name, stopped):
+        store.keys.get(kept.partition("/")[2])
+        assert store.write(lambda c, kept=kept: store.holds.remove(c, kept)).result()
+    await purge(request, OPERATOR, store)
+    assert expire(store, settings, time.time() + LATER) == 1
+    assert not store.write(lambda connection: store.holds.remove(connection, name)).result()
+
+
+async def test_the_call_that_made_a_held_set_stays_with_it(store: Store) -> None:
+    """Marks that it brought along are nowhere else."""
+    made = put_operation(store, SUCCEEDED, resource="pairSets/made")
+    hold(store, f"pairSets/{made}")
+    _caller.set(OPERATOR)
+    with pytest.raises(OnHold):
+        request = lro.DeleteOperationRequest(name=f"operations/{made}")
+        await Operations(store, Feeds(store)).DeleteOperation(request, None)
+    assert store.operations.get(made).done
+
+
+def test_a_hold_that_comes_during_a_pass_is_seen(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, stopped = put_set(store, "instructionSets"), f"operations/{put_operation(store, FAILED)}"
+    store.sets.folder(stopped.partition("/")[2]).mkdir(parents=True)
+    hold(store, name, stopped)
+    monkeypatch.setattr(store.holds, "names", list)  # the pass had looked before
+    assert expire(store, settings, time.time() + LATER) == 0
+    for kept in (name, stopped):
+        store.keys.get(kept.partition("/")[2])
+        assert store.sets.folder(kept.partition("/")[2]).exists()
+
+
+def test_an_operations_hold_keeps_what_it_made(store: Store, settings: Settings) -> None:
+    """Both have one key."""
+    name = put_set(store, "instructionSets")
+    hold(store, f"operations/{name.partition('/')[2]}")
+    assert expire(store, settings, time.time() + LATER) == 0
+    store.keys.get(name.partition("/")[2])
+
+
+@pytest.mark.parametrize("name", ["pairSets/nope", "pairSets/"])
+def test_what_has_no_text_is_not_held(store: Store, name: str) -> None:
+    """A misspelt name was taken, and its text destroyed a month later."""
+    with pytest.raises(InvalidInput, match="has no text"):
+        hold(store, name)
+
+
+def test_holds_of_an_earlier_version_are_taken_over(store: Store, settings: Settings) -> None:
+    """Also from a backup that it made."""
+    name, file = put_set(store, "instructionSets"), settings.state / "holds.json"
+    for _ in range(2):
+        file.write_text(json.dumps([name]))
+        Store(settings, wire.freeze).close()
+        assert not file.exists()
+        assert store.holds.names() == [name]
+    file.write_text("[")
+    with pytest.raises(DataDamaged, match="hold again what it named"):
+        Store(settings, wire.freeze)
+
+
+def test_the_command_holds_and_releases(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put_set(store, "instructionSets")
+    monkeypatch.setenv("PTALIGN_STATE", str(settings.state))
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(admin.app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    assert said("add", name) == f"held: {name}\n"
+    assert said("list") == f"{name}\n"
+    assert said("remove", name) == f"released: {name}\n"
+    assert said("list") == ""
+    with pytest.raises(InvalidInput, match="is not held"):
+        said("remove", name)
 
 
 def purge_set(store: Store) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
 from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
-from ptalign_server.store.schema import audit, events, operations
+from ptalign_server.store.schema import audit, events, holds, operations
 from ptalign_server.vault import KeyFile, Vault
 
 
@@ -258,6 +258,19 @@ def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="newer"):
         Store(settings, frozen)
     assert (tmp_path / "state" / "ptalign.db").read_bytes() == before
+
+
+def test_the_first_schema_grows(tmp_path: Path) -> None:
+    settings = Settings(state=tmp_path / "state")
+    store = Store(settings, frozen)
+    with store.engine.begin() as connection:
+        holds.drop(connection)
+        connection.execute(sa.text("update alembic_version set version_num = '0001'"))
+    store.close()
+    grown = Store(settings, frozen)
+    assert grown.holds.names() == []
+    assert db.current_revision(grown.engine) == db.HEAD
+    grown.close()
 
 
 def test_alembic_makes_the_same_schema_as_a_first_start(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ptalign_server.gateway.submit import answer, answers
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.store import Store
 from ptalign_server.store.glance import Shelf
+from ptalign_server.store.holds import refuse_held
 from ptalign_server.store.operations import (
     CANCELLED,
     CANCELLING,
@@ -106,6 +107,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
                 raise OperationRunning(
                     f"{request.name} is {found.state}. Cancel it first; what it made stays."
                 )
+            refuse_held(connection, found.id)
             self._store.operations.delete(connection, found.id)
             if not found.resource:  # nothing else would ever name its call and its log
                 self._store.keys.destroy(connection, found.id)

@@ -6,13 +6,11 @@ digests stay. A stopped operation that made nothing loses its call and its log a
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -41,35 +39,6 @@ FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent", "held_out")
 """Fields of a call that name sets."""
 TRAINED_ON = ("pairSets", "annotationSets")
 """What Evaluate reads of that which its adapters were made from."""
-
-
-class Holds:
-    """Names that retention leaves alone, in ``holds.json`` of the state folder."""
-
-    def __init__(self, state: Path) -> None:
-        self._path = state / "holds.json"
-
-    def names(self) -> list[str]:
-        """What is held."""
-        if not self._path.exists():
-            return []
-        found: list[str] = json.loads(self._path.read_text())
-        return found
-
-    def add(self, name: str) -> None:
-        """Holds a set or an operation until `remove`."""
-        self._write(sorted({*self.names(), name}))
-
-    def remove(self, name: str) -> bool:
-        """Lets retention have it again; whether it was held."""
-        before = self.names()
-        self._write([n for n in before if n != name])
-        return name in before
-
-    def _write(self, names: list[str]) -> None:
-        partial = self._path.with_name(self._path.name + ".new")
-        partial.write_text(json.dumps(names, indent=1))
-        partial.replace(self._path)
 
 
 class Skip(Protocol):
@@ -133,15 +102,16 @@ def expire(
 
 def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
     store = turn.store
-    kept = {*Holds(settings.state).names(), *_in_use(store, turn.skip)}
+    kept = {*store.holds.names(), *_in_use(store, turn.skip)}
+    ids = {name.partition("/")[2] for name in kept}  # a set and its operation share one key
     reason = f"older than {settings.retention_days:g} days"
     for found in store.resources.older_than(cutoff, SETS, turn.skip):
-        if found.name not in kept:
+        if found.id not in ids:
             turn.done += turn.each(found.name, partial(_purge, store, found, reason))
     for operation in store.operations.ended_before(cutoff, turn.skip):
-        name = wire.operation_name(operation.id)
-        if name not in kept:
-            turn.done += turn.each(name, partial(_forget, store, operation.id))
+        if operation.id not in ids:
+            forget = partial(_forget, store, operation.id)
+            turn.done += turn.each(wire.operation_name(operation.id), forget)
 
 
 def drop_finished_logs(store: Store, skip: Skip) -> None:
@@ -181,9 +151,13 @@ def _purge(store: Store, found: Resource, reason: str) -> None:
 
 
 def _forget(store: Store, operation_id: str) -> None:
-    store.sets.erase(operation_id)  # first: after a crash its key shows that it is due
-    shutil.rmtree(store.work(operation_id), ignore_errors=True)
-    store.write(lambda connection: store.keys.destroy(connection, operation_id)).result()
+    def change(connection: sa.Connection) -> None:
+        store.keys.destroy(connection, operation_id)
+        # Before the commit: after a crash its key shows that it is due.
+        store.sets.erase(operation_id)
+        shutil.rmtree(store.work(operation_id), ignore_errors=True)
+
+    store.write(change).result()
     store.keys.truncate_wal()
 
 

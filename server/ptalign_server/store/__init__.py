@@ -14,6 +14,7 @@ from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
 from ptalign_server.store.db import connect, migrate, protect_file
 from ptalign_server.store.glance import Glances, Shelf
+from ptalign_server.store.holds import Holds
 from ptalign_server.store.keys import Keys, no_keys
 from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
@@ -37,6 +38,8 @@ class Store:
         self.engine = connect(settings.database_url)
         try:
             migrate(self.engine)
+            self.holds = Holds(self.engine)
+            self.holds.take_over(settings.state / "holds.json")
             made_here = settings.embedded and not settings.key_command
             if made_here and not settings.key_path.exists() and no_keys(self.engine):
                 KeyFile.create(settings.key_path)

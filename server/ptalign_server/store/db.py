@@ -15,7 +15,7 @@ from ptalign.errors import NotReady, Unsupported
 from ptalign_server.store.schema import metadata
 
 log = logging.getLogger("ptalign.server")
-HEAD = "0001"
+HEAD = "0002"
 """Newest schema this program knows."""
 
 

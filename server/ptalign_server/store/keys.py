@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import SetPurged
 from ptalign_server.store.db import alone, reading
+from ptalign_server.store.holds import refuse_held
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
 from ptalign_server.vault.seal import key_id_of
@@ -79,8 +80,15 @@ class Keys:
             return self._vault.unwrap(set_id, now)
 
     def destroy(self, connection: sa.Connection, set_id: str) -> None:
-        """Removes a key for good."""
+        """Removes a key for good.
+
+        Looking for a hold after the row is locked leaves no gap (see `Holds.add`).
+
+        Raises:
+            OnHold: It is held.
+        """
         connection.execute(set_keys.delete().where(set_keys.c.set_id == set_id))
+        refuse_held(connection, set_id)
 
     def truncate_wal(self) -> None:
         """Leaves no old page with a destroyed key in SQLite's write-ahead log."""

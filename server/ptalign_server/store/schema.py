@@ -89,6 +89,12 @@ set_keys = Table(
     Column("wrapped", LargeBinary, nullable=False),
 )
 
+holds = Table(
+    "holds",
+    metadata,
+    Column("name", Text, primary_key=True),
+)
+
 audit = Table(
     "audit",
     metadata,
