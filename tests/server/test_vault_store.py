@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +18,7 @@ from ptalign.nouns import Instruction, InstructionSet
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
+from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
 from ptalign_server.store.schema import audit, events, holds, operations
 from ptalign_server.vault import KeyFile, Vault
@@ -292,6 +297,32 @@ def test_alembic_makes_the_same_schema_as_a_first_start(tmp_path: Path) -> None:
             tables.append([r for r in connection.execute(query).all() if "alembic" not in r[0]])
         assert db.current_revision(engine) == db.HEAD
     assert tables[0] == tables[1]
+
+
+def test_one_adapter_brought_twice_at_a_time_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations of one adapter wrote one partial file: the second lost it, and failed."""
+    (tmp_path / "bucket").mkdir()
+    artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
+    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+    chunks, both = artefacts.chunks, Barrier(2)
+
+    def met(name: str, part: str, offset: int) -> Iterator[bytes]:
+        with suppress(BrokenBarrierError):  # the second does not come while the first brings it
+            both.wait(1)
+        return chunks(name, part, offset)
+
+    monkeypatch.setattr(artefacts, "chunks", met)
+    with ThreadPoolExecutor(2) as pool:
+        wanted = [
+            pool.submit(artefacts.folder, "adapters/a", ["adapter_config.json"]) for _ in "12"
+        ]
+        folders = [future.result() for future in wanted]
+    for folder in folders:
+        assert [(f.name, f.read_bytes()) for f in folder.iterdir()] == [
+            ("adapter_config.json", b"{}")
+        ]
 
 
 def test_state_files_are_private(store: Store, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Artefacts:
     def __init__(self, root: Path, url: str, cache: Path) -> None:
         self._root = None if url else root
         self._cache = cache
+        self._bringing: dict[str, threading.Lock] = {}
         if url:
             self._store = from_url(url)
         else:
@@ -64,13 +66,15 @@ class Artefacts:
                 left.unlink(missing_ok=True)
             return self._root / name
         target = self._cache / name
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for part in parts:
-            if not (target / part).exists():
-                partial = target / f"{part}.partial"
-                with partial.open("wb") as stream:
-                    stream.writelines(self.chunks(name, part, 0))
-                partial.replace(target / part)
+        # Two operations may want one adapter at a time, and each would write the other's file.
+        with self._bringing.setdefault(name, threading.Lock()):
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in parts:
+                if not (target / part).exists():
+                    partial = target / f"{part}.partial"
+                    with partial.open("wb") as stream:
+                        stream.writelines(self.chunks(name, part, 0))
+                    partial.replace(target / part)
         return target
 
     def _key(self, name: str, part: str) -> str:
