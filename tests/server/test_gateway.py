@@ -28,9 +28,10 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.catalogue import write_models
 from ptalign_server.configs import align_config
-from ptalign_server.errors import Unauthenticated, status_of
+from ptalign_server.errors import NotFound, Unauthenticated, status_of
 from ptalign_server.gateway.identity import RULES, Gate, Identity, Tokens
 from ptalign_server.gateway.serve import make_server
+from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import ROLES, AuthSettings, Settings
 from ptalign_server.store import Store
@@ -520,6 +521,52 @@ async def test_many_watchers_see_every_event(calls: Calls) -> None:
     await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
     for seen in await asyncio.wait_for(asyncio.gather(*watchers), 20):
         assert seen == list(range(1, 13))
+
+
+async def test_watch_and_wait_end_when_the_operation_is_deleted(calls: Calls) -> None:
+    """Cancelled and deleted between two looks at the store: nobody told those who waited."""
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id, store = made.name.removeprefix("operations/"), calls.store
+    watch = calls.tuning.WatchOperation(pb.WatchOperationRequest(name=made.name))
+    assert (await watch.read()).sequence == 1
+    wait = asyncio.ensure_future(Feeds(store).wait(operation_id, 1, 300))
+    await asyncio.sleep(0)  # it begins to wait
+    store.write(lambda connection: store.operations.delete(connection, operation_id)).result()
+    code, _, reason, _ = await asyncio.wait_for(refused(watch.read()), 10)
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+    await asyncio.wait_for(wait, 10)
+
+
+async def test_a_slow_watcher_of_a_deleted_operation_is_told(calls: Calls) -> None:
+    """The feed was ahead of it and the store had nothing: it asked again without a pause."""
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id, store = made.name.removeprefix("operations/"), calls.store
+    feeds = Feeds(store)
+    watch = feeds.events(operation_id, 0)
+    assert (await anext(watch)).sequence == 1
+    await feeds.wait(operation_id, 0, 10)
+
+    def advance(connection: Any) -> None:  # at once, so that the feed keeps the last 100 alone
+        for _ in range(150):
+            store.operations.advance_in(connection, operation_id, lambda o: o)
+
+    store.write(advance).result()
+    await feeds.wait(operation_id, 150, 10)
+    store.write(lambda connection: store.operations.delete(connection, operation_id)).result()
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(anext(watch), 10)
+
+
+async def test_a_watch_from_before_a_restored_backup_ends(calls: Calls) -> None:
+    """The caller has seen 500 events, the restored operation ends with its second: it hung."""
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id, feeds = made.name.removeprefix("operations/"), Feeds(calls.store)
+    end: Any = object()
+    watching = asyncio.ensure_future(anext(feeds.events(operation_id, 500), end))
+    await feeds.wait(operation_id, 0, 10)
+    assert not watching.done()
+    await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
+    assert await asyncio.wait_for(watching, 10) is end
 
 
 async def test_unexpected_text_never_reaches_the_caller(

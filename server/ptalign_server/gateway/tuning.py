@@ -51,9 +51,7 @@ class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
     ) -> AsyncIterator[pb.OperationEvent]:
         found = operation_id(request.name)
         tenant, glances = caller().tenant, self._store.glances
-        operation = await glances.read(lambda shelf: shelf.operations.get(found, tenant))
-        if operation.done and request.after_sequence >= operation.sequence:
-            return  # the caller has seen the end
+        await glances.read(lambda shelf: shelf.operations.get(found, tenant))
         async for event in self._feeds.events(found, min(request.after_sequence, MAX_SEQUENCE)):
             message = operations_pb2.Operation.FromString(event.body)
             if message.done and not message.HasField("error"):

@@ -39,15 +39,24 @@ class Feeds:
         self._task: asyncio.Task[None] | None = None
 
     async def events(self, operation_id: str, after: int) -> AsyncIterator[Event]:
-        """Events above `after`, those of the past first; the caller stops at the last one."""
+        """Events above `after`, those of the past first, until the operation is done.
+
+        Raises:
+            NotFound: The operation was deleted.
+        """
         feed = self._enter(operation_id)
         try:
             while True:
                 bell = feed.bell
-                for event in await self._since(operation_id, feed, after):
+                found = await self._since(operation_id, feed, after)
+                for event in found:
                     after = event.sequence
                     yield event
-                if feed.sequence <= after:
+                # Nothing to tell: it may be deleted, or end below `after`, which a caller brought
+                # from before a backup was restored. No bell would ring for either.
+                if not found and await self._ended(operation_id, after):
+                    return
+                if not found or feed.sequence <= after:
                     await bell.wait()
         finally:
             self._leave(operation_id, feed)
@@ -63,6 +72,11 @@ class Feeds:
             return
         finally:
             self._leave(operation_id, feed)
+
+    async def _ended(self, operation_id: str, after: int) -> bool:
+        """Whether the operation is done, with no event above `after`."""
+        row = await self._store.glances.read(lambda shelf: shelf.operations.get(operation_id))
+        return row.done and row.sequence <= after
 
     async def _since(self, operation_id: str, feed: Feed, after: int) -> list[Event]:
         """From memory when the watcher is up to date, else from the store."""
@@ -87,12 +101,20 @@ class Feeds:
         """Asks for new sequence numbers while anyone watches."""
         while self._feeds:
             try:
-                known = await asyncio.to_thread(self._store.operations.sequences, list(self._feeds))
+                asked = list(self._feeds)
+                known = await asyncio.to_thread(self._store.operations.sequences, asked)
                 for operation_id, sequence in known.items():
                     await self._refresh(operation_id, sequence)
+                for operation_id in set(asked) - known.keys():
+                    self._wake(operation_id)
             except Exception:
                 log.exception("watching failed; trying again")
             await asyncio.sleep(POLL_SECONDS)
+
+    def _wake(self, operation_id: str) -> None:
+        """Rings for an operation that was deleted: who looks for its row is told."""
+        if feed := self._feeds.get(operation_id):
+            feed.ring(feed.sequence, feed.recent)
 
     async def _refresh(self, operation_id: str, sequence: int) -> None:
         feed = self._feeds.get(operation_id)
