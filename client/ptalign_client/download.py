@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OnBytes = Callable[[int, int], None]
 """Called with bytes here and bytes in all."""
+SETS = ("instructionSets", "annotationSets", "pairSets")
 
 
 async def fetch(
@@ -96,8 +97,9 @@ async def _pull(
 ) -> FileInfo | None:
     """Appends what is missing; None when the partial file cannot be of this version."""
     info: FileInfo | None = None
-    if part.startswith("export."):
-        partial.touch(mode=0o600)  # may hold harmful text: for its owner alone
+    if name.partition("/")[0] in SETS:  # may hold harmful text: for its owner alone
+        partial.touch(mode=0o600)
+        partial.chmod(0o600)  # one that was there has the mode of its maker
     with partial.open("ab") as file:
 
         def rest() -> library_pb2.DownloadRequest:

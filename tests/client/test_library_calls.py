@@ -146,6 +146,20 @@ def test_part_outside_the_folder_is_refused(client: pt.Client, tmp_path: Path) -
     assert not list((tmp_path / "adapter").iterdir())
 
 
+@pytest.mark.parametrize("part", ["export.jsonl", "preference.jsonl", "conversational.parquet"])
+def test_files_of_a_set_are_for_their_owner_alone(
+    client: pt.Client, served: Any, tmp_path: Path, part: str
+) -> None:
+    """Two of the three layouts, and what a partial file had begun, were for everyone to read."""
+    served.service.files["pairSets/1", part] = b"{}\n"
+    (tmp_path / "begun.partial").write_bytes(b"{")
+    (tmp_path / "begun.partial").chmod(0o644)
+    for target in ("fresh", "begun"):
+        file = client.download("pairSets/1", part, tmp_path / target, purpose="test")
+        assert file.read_bytes() == b"{}\n"
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_export_is_for_its_owner_alone(client: pt.Client, served: Any, tmp_path: Path) -> None:
     served.service.files["pairSets/1", "export.jsonl"] = b"{}\n"
     file = client.export("pairSets/1", tmp_path / "pairs.jsonl", purpose="test")
