@@ -106,6 +106,7 @@ class Metrics:
             "retention_last_success_timestamp_seconds",
             "When retention last went through all tenants with nothing left out",
         )
+        self.worker_up = gauge("worker_up", "1 while the server has a worker process")
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
         _reserve()
 

@@ -275,6 +275,7 @@ def test_every_metric_moved(
         "ptalign_rpc_seconds_count",
         'ptalign_operations{kind="Align",state="SUCCEEDED"}',
         "ptalign_engine_up",
+        "ptalign_worker_up",
         "ptalign_tokens_generated_total",
         'ptalign_instructions_total{outcome="accepted"',
         'ptalign_pairs_total{outcome="accepted"',

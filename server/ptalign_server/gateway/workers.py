@@ -25,12 +25,12 @@ class WorkerProcess:
 
     Args:
         settings: Reach the worker through its environment, as they reached the gateway.
-        restarted: Counts restarts.
+        gauges: Say whether there is a worker, and count restarts.
     """
 
-    def __init__(self, settings: Settings, restarted: metrics.Metrics) -> None:
+    def __init__(self, settings: Settings, gauges: metrics.Metrics) -> None:
         self._log_path = settings.state / "logs" / "worker.log"
-        self._metrics = restarted
+        self._metrics = gauges
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -63,11 +63,15 @@ class WorkerProcess:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
             start = time.monotonic()
-            code = await self._run()
-            if time.monotonic() - start > STEADY_SECONDS:
-                backoff = FIRST_BACKOFF_SECONDS
-            log.error("the worker ended with %s; again in %.1f s", code, backoff)
-            self._metrics.worker_restarts.inc()
+            try:
+                code = await self._run()
+            except Exception:  # no process, thread or file to be had now: that may pass
+                log.exception("the worker could not be started; again in %.1f s", backoff)
+            else:
+                if time.monotonic() - start > STEADY_SECONDS:
+                    backoff = FIRST_BACKOFF_SECONDS
+                log.error("the worker ended with %s; again in %.1f s", code, backoff)
+                self._metrics.worker_restarts.inc()
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
@@ -84,7 +88,9 @@ class WorkerProcess:
                 stderr=sink,
                 start_new_session=True,
             )
+        self._metrics.worker_up.set(1)
         code = await self._process.wait()
+        self._metrics.worker_up.set(0)
         metrics.forget(self._process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
