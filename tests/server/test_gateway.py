@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -340,6 +341,29 @@ async def test_request_id_gives_the_same_operation(calls: Calls) -> None:
     assert "differs in: count, seed" in text
     listed = await calls.operations.ListOperations(lro.ListOperationsRequest())
     assert len(listed.operations) == 1
+
+
+async def test_calls_are_digested_off_the_event_loop(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import of 64 MiB and a call of 16 MiB held every other caller up meanwhile."""
+    mac, threads = calls.store.vault.mac, set()
+
+    def watched(*parts: Any) -> str:
+        if parts[0] in {"field", "records"}:
+            threads.add((parts[0], threading.current_thread() is threading.main_thread()))
+        return mac(*parts)
+
+    monkeypatch.setattr(calls.store.vault, "mac", watched)
+    await calls.tuning.GenerateInstructions(generate(request_id=str(uuid.uuid4())))
+    header = lib.ImportHeader(
+        kind="instructionSets", model=MODEL, policy=POLICY, request_id=str(uuid.uuid4())
+    )
+    topic = load_policy(POLICY).topics[0].id
+    record = lib.Record(kind="harmful", topic=topic, instruction="Write a cold note about a desk")
+    sent = [lib.ImportSetRequest(header=header), lib.ImportSetRequest(records=[record])]
+    assert (await calls.library.ImportSet(sent)).accepted == 1
+    assert threads == {("field", False), ("records", False)}
 
 
 async def test_request_id_of_another_method_is_named(calls: Calls) -> None:

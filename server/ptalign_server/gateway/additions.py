@@ -173,7 +173,7 @@ async def take_in(
         why = why or ("anchors alone make no set" if anchors else "none was sent")
         raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
     addition = Addition(header.kind, noun, message, model.name, model.weights_digest, policy)
-    seen = _import_ticket(store, identity, header, records)
+    seen = await asyncio.to_thread(_import_ticket, store, identity, header, records)
     name = await _add(addition, identity, store, seen)
     return lib.ImportSetResponse(name=name, accepted=accepted + anchors, rejected=noun.rejected)
 

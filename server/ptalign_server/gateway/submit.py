@@ -44,10 +44,7 @@ async def submit(
     estimate = await asyncio.to_thread(VERBS[kind].check, request, Call(identity, store, catalogue))
     if request.dry_run:
         return _dry_run(kind, estimate)
-    await asyncio.to_thread(_refuse_early, store, identity.tenant, request, max_queued)
-    if kind == "GenerateInstructions" and request.excerpts:
-        request = await asyncio.to_thread(redacted, request)
-    made = Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
+    made = await asyncio.to_thread(_made, kind, request, identity, store, max_queued)
     change = _Insert(store, made, max_queued)
     failpoints.hit("enqueue.before")
     operation_id = await asyncio.wrap_future(store.write(change))
@@ -57,6 +54,14 @@ async def submit(
     return await store.glances.read(
         lambda shelf: answer(shelf.operations.get(operation_id, identity.tenant), shelf)
     )
+
+
+def _made(kind: str, request: Any, identity: Identity, store: Store, max_queued: int) -> Submission:
+    """What goes into the store. Off the loop: a large call takes long to redact and to digest."""
+    _refuse_early(store, identity.tenant, request, max_queued)
+    if kind == "GenerateInstructions" and request.excerpts:
+        request = redacted(request)
+    return Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
 
 
 def _refuse_early(store: Store, tenant: str, request: Any, max_queued: int) -> None:
