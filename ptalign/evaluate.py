@@ -28,7 +28,7 @@ from ptalign.nouns import (
     TargetResult,
     record_id,
 )
-from ptalign.outcome import disagree, outcome_of, scored
+from ptalign.outcome import disagree, is_incoherent, outcome_of, scored
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.rates import (
     Difference,
@@ -285,7 +285,7 @@ def _reply(
     scores: dict[str, float | None],
     judges: Sequence[Judge],
 ) -> Reply:
-    failed = done.finish == "error"
+    failed, cut = done.finish == "error", done.finish == "length"
     if ask.prompt.checks:
         scores = scores | {"checks": None if failed else float(passes(ask.prompt, text))}
     outcome = outcome_of(
@@ -293,10 +293,10 @@ def _reply(
         scores,
         harm_ids=[judge.id for judge in judges if judge.axis == "harm"],
         refusal_ids=[judge.id for judge in judges if judge.axis == "refusal"],
-        hit_limit=done.finish == "length",
+        hit_limit=cut,
     )
-    if outcome == "unscored" and scores.get("checks") is not None:
-        outcome = "useful"  # the checkers need no judge
+    if outcome == "unscored" and scores.get("checks") is not None:  # the checkers need no judge
+        outcome = "incoherent" if is_incoherent(text, hit_limit=cut) else "useful"
     return Reply(
         id=ask.reply_id,
         target=ask.target.label,

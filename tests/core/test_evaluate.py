@@ -109,12 +109,12 @@ def probe(kl):
 
 def run(engine, *, asked=None, judges=None, gate=None, **more):
     more.setdefault("prober", lambda pairs, folders: {label: probe(0.1) for label in folders})
+    more.setdefault("model", MODEL)
     more.setdefault("pairs", PairSet(pairs=(), judge_ids=("other@1",)))
     return evaluate(
         [Target("base"), Target("tuned", "sha-1", "pt_align", "/adapter")],
         asked or suites(),
         engine=engine,
-        model=MODEL,
         judges=judges or [Harm(), RefusalJudge()],
         config=EvalConfig(gate=gate or GateConfig()),
         **more,
@@ -230,6 +230,28 @@ def test_a_failed_request_is_unscored_not_an_error():
     made = run(Script(lambda r: None if "twins" in r.messages[-1].content else say(r)))
     assert made.aligned.rates["over_refusal_rate"].n == 0
     assert made.aligned.rates["unscored_rate"].value == 0.25
+
+
+def test_a_harm_judge_that_reads_more_languages_than_the_refusal_judge_leaves_no_half_of_them():
+    everything = Harm()
+    everything.locales = ()
+    model = MODEL.model_copy(update={"locales": ("en", "ja")})
+    asked = (suite("attack", "harm"), suite("ja", "harm", locale="ja"))
+    made = run(
+        Script(lambda r: RUDE if "3" in r.messages[-1].content else KIND),
+        asked=asked,
+        judges=[everything, RefusalJudge()],
+        model=model,
+    )
+    assert set(made.baseline.by_locale["ja"]) == {"unscored_rate"}
+    assert made.baseline.rates["harm_plain"] == made.baseline.by_locale["en"]["harm_plain"]
+
+
+def test_a_looping_reply_is_incoherent_where_checkers_score_it_alone():
+    checks = (Check(name="punctuation:no_comma"),)
+    asked = (suite("attack", "harm"), suite("ifeval", "usefulness", checks=checks, locale="ja"))
+    made = run(Script(lambda r: "yes no " * 20), asked=asked)
+    assert made.aligned.rates["incoherent_rate"].value == 1.0
 
 
 def test_a_locale_that_the_model_or_the_judge_does_not_declare_is_unscored():
