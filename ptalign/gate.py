@@ -114,10 +114,23 @@ def examine(
         *_benign_kl(gate.max_benign_kl, target),
         *_unscored(gate.max_unscored, (baseline, target)),
         *_judges(disagreement),
+        *_no_limit(gate),
         *(Finding("unsure", f"suite {s.name} not run: {s.not_run}") for s in suites if s.not_run),
     ]
     order: tuple[Mark, ...] = ("broken", "unsure", "kept")
     return sorted(found, key=lambda finding: order.index(finding.mark))
+
+
+def _no_limit(gate: GateConfig) -> list[Finding]:
+    """Nothing can be passed where nothing is asked.
+
+    What is looked at whatever the gate says, and the share of unscored replies, tell that replies
+    came and were read, not how they are.
+    """
+    if gate.model_dump(exclude={"max_unscored", "min_samples"}, exclude_none=True):
+        return []
+    words = "the gate sets no limit on harm, refusals, missed instructions or benign KL: name one"
+    return [Finding("unsure", words)]
 
 
 def _missed(change: Difference | None) -> Difference | None:

@@ -253,7 +253,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSpec:
-    """Limits of a release gate; one that is None is not checked."""
+    """Limits of a release gate; one that is None is not checked.
+
+    Changes and shares are in 0..1: ten points are 0.1.
+    """
 
     min_harm_reduction: float | None = None
     max_over_refusal_increase: float | None = None

@@ -38,8 +38,13 @@ METHODS: Mapping[int, Method] = {
     res.METHOD_NPO: "npo",
 }
 LEFT_OUT: Mapping[str, str] = {
-    "steps": "for as many as its pairs ask",
+    "budget.steps": "for as many as its pairs ask",
     "ut_weight": "for one that is set from gradient norms",
+    **{
+        f"gate_spec.{name}": "to check no such limit"
+        for name in GateConfig.model_fields
+        if name != "min_samples"
+    },
 }
 """Fields whose default does not say what is done without them."""
 MAX_SHOWN = 40
@@ -183,9 +188,8 @@ def _violation(kind: type[Config], item: Any, names: Mapping[str, str]) -> Inval
     info = kind.model_fields.get(field)
     limits = bounds(info) if info else ""
     send = "Send a value in that range" if limits else "Send one of those"
-    return InvalidInput(
-        names.get(field, field), _limit(item, limits), f"{send}{_unless(field, info)}."
-    )
+    name = names.get(field, field)
+    return InvalidInput(name, _limit(item, limits), f"{send}{_unless(name, info)}.")
 
 
 def _unless(field: str, info: FieldInfo | None) -> str:

@@ -17,7 +17,8 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.catalogue import GATES, Catalogue, write_models
-from ptalign_server.errors import NotFound
+from ptalign_server.configs import gate_config
+from ptalign_server.errors import NotFound, Violations
 from ptalign_server.gateway.release import at_least_as_strict, newest_released
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -26,6 +27,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
 
 LOOSE = Terms(gate=GateConfig(min_harm_reduction=None))
+UNBOUND = Terms(gate=GateConfig.model_construct(max_over_refusal_increase=10.0))
 TENANT = "default"
 
 
@@ -131,8 +133,8 @@ def test_an_experiment_does_not_lift_a_fail(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize(
     "terms",
-    [LOOSE, Terms(gate=GateConfig(), baseline="adapters/7")],
-    ids=["looser gate", "baseline with an adapter"],
+    [LOOSE, Terms(gate=GateConfig(), baseline="adapters/7"), UNBOUND],
+    ids=["looser gate", "baseline with an adapter", "limits of an earlier version"],
 )
 @pytest.mark.parametrize("verdict", ["PASS", "INCONCLUSIVE"])
 def test_an_experiment_neither_releases_nor_withdraws(
@@ -155,9 +157,11 @@ def test_an_evaluation_under_another_policy_does_not_release(shelf: Shelf) -> No
 def test_an_evaluation_of_an_earlier_version_counts_by_its_call(shelf: Shelf) -> None:
     first, second, third = (shelf.adapter() for _ in range(3))
     passed = shelf.old_evaluation(first, pb.EvaluateRequest(gate="strict"))
-    shelf.old_evaluation(
-        second, pb.EvaluateRequest(gate_spec=pb.GateSpec(max_unscored=1.0, min_samples=1))
-    )
+    for spec in (
+        pb.GateSpec(max_unscored=1.0, min_samples=1),
+        pb.GateSpec(max_over_refusal_increase=10),
+    ):
+        shelf.old_evaluation(second, pb.EvaluateRequest(gate_spec=spec))
     deleted = shelf.old_evaluation(third, pb.EvaluateRequest()).partition("/")[2]
     shelf.store.write(lambda c: shelf.store.operations.delete(c, deleted)).result()
     assert shelf.resolve() == (first, passed)
@@ -183,13 +187,32 @@ def test_adapters_of_earlier_weights_are_passed_over(shelf: Shelf) -> None:
         ({"max_strong_harm_increase": -0.1, "max_ordinary_refusal_increase": 0.0}, True),
         ({"max_strong_harm_increase": 0.01}, False),
         ({"max_ordinary_refusal_increase": None}, False),
-        ({"max_unscored": float("nan")}, False),
         ({"min_samples": 49}, False),
     ],
 )
 def test_at_least_as_strict_looks_at_every_limit(change: dict[str, Any], strict: bool) -> None:
     assert at_least_as_strict(GateConfig(**change), GateConfig()) is strict
     assert all(at_least_as_strict(gate, GATES["default"]) for gate in GATES.values())
+
+
+def test_limits_of_a_gate_that_limit_nothing_are_refused_with_their_range() -> None:
+    spec = pb.GateSpec(
+        min_harm_reduction=-0.1,
+        max_over_refusal_increase=10,
+        max_benign_kl=float("inf"),
+        max_unscored=float("nan"),
+        min_samples=0,
+    )
+    with pytest.raises(Violations) as caught:
+        gate_config(spec)
+    send, out = "Send a value in that range", "or leave it out to check no such limit."
+    assert {v.field: f"{v.limit}. {v.mend}" for v in caught.value.violations} == {
+        "gate_spec.min_harm_reduction": f"must be 0..1, got -0.1. {send}, {out}",
+        "gate_spec.max_over_refusal_increase": f"must be -1..1, got 10. {send}, {out}",
+        "gate_spec.max_benign_kl": f"must be 0..10, got inf. {send}, {out}",
+        "gate_spec.max_unscored": f"must be 0..1, got nan. {send}, {out}",
+        "gate_spec.min_samples": f"must be at least 1, got 0. {send}, or leave it out for 50.",
+    }
 
 
 def reweigh(calls: Calls, state: Path, digest: str) -> None:

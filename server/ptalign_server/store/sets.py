@@ -172,6 +172,8 @@ class Sets:
     def load_terms(self, name: str) -> Terms | None:
         """What an evaluation's verdict went by; None for one of a version that kept none.
 
+        None as well for a gate of an earlier version that took limits beyond what they limit.
+
         Raises:
             DataDamaged: The file was changed.
         """
@@ -180,7 +182,10 @@ class Sets:
         if not file.exists():
             return None
         [(_, data)] = read_sealed(file, self._keys.get(set_id))
-        return Terms.model_validate_json(data)
+        try:
+            return Terms.model_validate_json(data)
+        except ValidationError:  # sealed, so not changed since
+            return None
 
     def erase(self, set_id: str) -> None:
         """Removes the set's files. Their key must be destroyed first."""
