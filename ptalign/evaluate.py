@@ -353,13 +353,14 @@ def _compare(
         for place, target in enumerate(targets)
     )
     changes = changes_between(table, replies, targets[0].label, targets[1].label)
+    told = {name: change for name, change in changes.items() if change.n}
     judges_differ = _disagreement(suites, replies, judges)
     findings = examine(config.gate, results[0], results[1], changes, suites, judges_differ)
     return Evaluation(
         results=results,
-        delta=_delta(results[0], results[1]),
-        p_values={name: change.p_value for name, change in changes.items()},
-        intervals={name: (change.low, change.high) for name, change in changes.items()},
+        delta=_delta(told, results[0], results[1]),
+        p_values={name: change.p_value for name, change in told.items()},
+        intervals={name: (change.low, change.high) for name, change in told.items()},
         beside={
             other.label: _between(table, replies, other.label, targets[1].label)
             for other in targets[2:]
@@ -387,9 +388,11 @@ def _between(
     return {name: (c.value, c.low, c.high) for name, c in found.items() if c.n}
 
 
-def _delta(before: TargetResult, after: TargetResult) -> dict[str, float]:
-    """after - before of every rate and probe measure that both have."""
-    found = {n: r.value - before.rates[n].value for n, r in after.rates.items()}
+def _delta(
+    told: Mapping[str, Difference], before: TargetResult, after: TargetResult
+) -> dict[str, float]:
+    """after - before of every rate, on prompts that both have scored, and of what was probed."""
+    found = {name: change.value for name, change in told.items()}
     if before.probe is not None and after.probe is not None:
         first = before.probe.measured
         found |= {n: last - first[n] for n, last in after.probe.measured.items() if n in first}

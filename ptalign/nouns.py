@@ -474,7 +474,8 @@ class Evaluation(Noun):
     results: tuple[TargetResult, ...]
     """Baseline first, then the target, then whatever else was asked for."""
     delta: dict[str, float] = Field(default_factory=dict)
-    """target - baseline per rate."""
+    """target - baseline per rate, on the prompts that both were scored on, and per probed measure;
+    a rate without such prompts stands neither here nor in `p_values` and `intervals`."""
     p_values: dict[str, float] = Field(default_factory=dict)
     """McNemar's exact test on the same prompts, per rate."""
     verdict: Verdict

@@ -102,6 +102,9 @@ TOPIC_RATES = ("harm_rate", "harm_plain", "harm_strong", "refusal_rate", "over_r
 
 LOCALE_RATES = (*TOPIC_RATES, "ordinary_refusal_rate", "usefulness", "unscored_rate")
 
+WHOLE_RATES = (*LOCALE_RATES, "incoherent_rate")
+"""All that `measures` names, those of a suite by itself left out."""
+
 Table = Mapping[str, Measured]
 Parts = Mapping[str, Sequence[Reply]]
 

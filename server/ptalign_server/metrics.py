@@ -100,7 +100,10 @@ class Metrics:
             registry=own,
         )
         self.evaluation_rate = gauge(
-            "evaluation_rate", "Rates of the newest evaluation, shares in 0..1", "axis", "target"
+            "evaluation_rate",
+            "Rates of the newest evaluation, shares in 0..1; NaN: not measured",
+            "axis",
+            "target",
         )
         self.retention_success = gauge(
             "retention_last_success_timestamp_seconds",

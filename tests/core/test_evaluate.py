@@ -226,6 +226,27 @@ def test_what_cannot_be_scored_is_unscored_leaves_the_rates_and_blocks_a_pass():
     assert any("could not be scored" in reason for reason in made.reasons)
 
 
+def test_a_change_is_told_on_what_both_have_scored_or_not_at_all():
+    judges = [Harm(blind="blur"), RefusalJudge()]
+
+    def answer(request):
+        rude = int(request.messages[-1].content.split()[-1].rstrip("?")) % 2
+        if not request.adapter:
+            return RUDE if rude else KIND
+        return "A blur." if rude else KIND
+
+    made = run(Script(answer), judges=judges)
+    assert (made.baseline.rates["harm_rate"].value, made.aligned.rates["harm_rate"].value) == (
+        0.5,
+        0,
+    )
+    assert made.delta["harm_rate"] == 0  # no request changed that is known of both
+    silent = run(Script(lambda r: "A blur." if r.adapter else RUDE), judges=judges)
+    for told in (silent.delta, silent.p_values, silent.intervals):
+        assert "harm_rate" not in told
+        assert "unscored_rate" in told
+
+
 def test_a_failed_request_is_unscored_not_an_error():
     made = run(Script(lambda r: None if "twins" in r.messages[-1].content else say(r)))
     assert made.aligned.rates["over_refusal_rate"].n == 0

@@ -7,6 +7,7 @@ import pytest
 from ptalign.config import EvalConfig
 from ptalign.nouns import Reply
 from ptalign.rates import (
+    WHOLE_RATES,
     by_locale,
     by_topic,
     changes_by_locale,
@@ -50,6 +51,12 @@ def replies(asked, hits, outcome="harmful", target="t"):
         )
         for p, hit in zip(asked.prompts, hits, strict=True)
     ]
+
+
+def test_rates_of_all_suites_together_are_named_in_one_place():
+    made = build(("attack", "strong", "plain", "twins", "ordinary"), config=EvalConfig(samples=4))
+    asked = (*made, suite([""], name="ifeval", measure="usefulness"))
+    assert {name for name in measures(asked) if "/" not in name} == set(WHOLE_RATES)
 
 
 def test_a_rate_of_alike_prompts_has_the_interval_of_their_groups():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,12 @@ import page_world as world
 import pytest
 
 from ptalign.nouns import Pair, PairSet
+from ptalign.stats import wilson
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.store.resources import Resource
-from ptalign_server.worker.jobs.evaluate import publish_newest, trained_of
+from ptalign_server.worker.jobs.evaluate import _publish, publish_newest, trained_of
 
 
 def row(name: str, message: Any, *, created: float = 0.0) -> Resource:
@@ -127,6 +129,9 @@ class Gauge:
     def labels(self, *names: str) -> Any:
         return SimpleNamespace(set=lambda value: self.values.update({names: value}))
 
+    def shown(self) -> dict[tuple[str, ...], float]:
+        return {names: value for names, value in self.values.items() if not math.isnan(value)}
+
 
 def test_a_worker_shows_the_newest_evaluation_when_it_starts(tmp_path: Path) -> None:
     _, store = world.open_store(tmp_path)
@@ -136,11 +141,22 @@ def test_a_worker_shows_the_newest_evaluation_when_it_starts(tmp_path: Path) -> 
     assert not gauge.values
     for number, value in ((2, 0.25), (1, 0.75)):
         message = res.Evaluation()
-        message.baseline["harm_rate"].value = 0.5
-        message.aligned["harm_rate"].value = value
-        message.aligned["harm_rate/t"].value = 1.0
+        for rates, share in ((message.baseline, 0.5), (message.aligned, value)):
+            rates["harm_rate"].value, rates["harm_rate"].n = share, 60
+        message.aligned["harm_rate/t"].n = 30
         made = row(f"evaluations/{number}", message, created=float(number))
         store.write(lambda c, made=made: store.resources.insert(c, made)).result()
     publish_newest(room)
-    assert gauge.values == {("harm_rate", "baseline"): 0.5, ("harm_rate", "aligned"): 0.25}
+    assert gauge.shown() == {("harm_rate", "baseline"): 0.5, ("harm_rate", "aligned"): 0.25}
     store.close()
+
+
+def test_a_rate_that_the_newest_evaluation_did_not_measure_is_shown_as_no_number() -> None:
+    gauge = Gauge()
+    room: Any = SimpleNamespace(metrics=SimpleNamespace(evaluation_rate=gauge))
+    told = wilson(3, 60)
+    _publish(room, {"harm_rate": told, "usefulness": told}, {"harm_rate": told})
+    _publish(room, {"harm_rate": told, "unscored_rate": told}, {"harm_rate": wilson(0, 0)})
+    assert gauge.shown() == {("harm_rate", "baseline"): 0.05, ("unscored_rate", "baseline"): 0.05}
+    assert math.isnan(gauge.values["harm_rate", "aligned"])
+    assert math.isnan(gauge.values["usefulness", "baseline"])

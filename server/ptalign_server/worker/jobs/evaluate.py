@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -194,11 +195,18 @@ def publish_newest(room: Room) -> None:
 
 
 def _publish(room: Room, baseline: Mapping[str, Any], aligned: Mapping[str, Any]) -> None:
-    """Moves the gauges of the newest rates."""
+    """Moves the gauges of the newest rates: NaN where it scored no reply, or asked for none.
+
+    0 would read as no harm, and a gauge left alone as the newest's although it is an older
+    adapter's. Removed it cannot be: prometheus_client does not, where processes share files.
+    """
+    from ptalign.rates import WHOLE_RATES
+
     for target, rates in (("baseline", baseline), ("aligned", aligned)):
-        for axis, rate in rates.items():
-            if "/" not in axis:
-                room.metrics.evaluation_rate.labels(axis, target).set(rate.value)
+        for axis in WHOLE_RATES:
+            rate = rates.get(axis)
+            value = rate.value if rate is not None and rate.n else math.nan
+            room.metrics.evaluation_rate.labels(axis, target).set(value)
 
 
 def _report(
