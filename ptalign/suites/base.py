@@ -58,7 +58,8 @@ class SuiteSpec(Noun):
     """Name of a .csv, .jsonl, .json or .yaml file in the evaluation data folder."""
     columns: dict[str, str] = Field(default_factory=dict)
     """``prompt`` (needed), ``id``, ``topic``, ``group``, ``locale``, ``turns`` (earlier turns of
-    the conversation), ``checks`` and ``check_arguments`` (needed to measure usefulness)."""
+    the conversation), ``checks`` (needed to measure usefulness) and ``check_arguments`` (a mapping
+    for each check, where one takes arguments). A null stands for an empty cell."""
     where: dict[str, str] = Field(default_factory=dict)
     """Rows to take: column -> value, all must match."""
     share: float = Field(1.0, gt=0, le=1)

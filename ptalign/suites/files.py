@@ -16,6 +16,7 @@ from ptalign.errors import InvalidInput
 from ptalign.nouns import record_id
 from ptalign.suites.base import Check, Prompt, SuiteSpec, Turn
 from ptalign.suites.generated import forced, under_attack
+from ptalign.suites.ifeval import misgiven
 
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused: it is read as a whole."""
@@ -82,12 +83,17 @@ def _prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
     rows = [row for row in read_rows(path) if _matches(row, spec.where)]
     _require_columns(spec, rows, path.name)
     for row in random.Random(seed).sample(rows, len(rows)):
-        if str(row[spec.columns["prompt"]]).strip():
+        if _text(row[spec.columns["prompt"]]).strip():
             yield _prompt(spec, row)
 
 
 def _matches(row: dict[str, Any], where: dict[str, str]) -> bool:
-    return all(str(row.get(column, "")) == value for column, value in where.items())
+    return all(_text(row.get(column)) == value for column, value in where.items())
+
+
+def _text(cell: Any) -> str:
+    """What a cell says; a null, or the end of a CSV's short line, says nothing."""
+    return "" if cell is None else str(cell)
 
 
 def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str) -> None:
@@ -102,24 +108,40 @@ def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str)
 
 
 def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
-    def column(key: str, default: Any = "") -> Any:
-        return row[spec.columns[key]] if key in spec.columns else default
+    def column(key: str) -> str:
+        return _text(row[spec.columns[key]]) if key in spec.columns else ""
 
-    text = str(column("prompt"))
-    names, arguments = _listed(spec, "checks", row), _listed(spec, "check_arguments", row)
-    checks = tuple(
-        Check(name=name, arguments={k: v for k, v in (values or {}).items() if v is not None})
-        for name, values in zip(names, arguments or [{}] * len(names), strict=True)
-    )
+    text = column("prompt")
     return Prompt(
-        id=record_id(spec.name, str(column("id")), text),
+        id=record_id(spec.name, column("id"), text),
         instruction=text,
-        topic=str(column("topic")),
-        group=str(column("group")),
-        locale=str(column("locale", spec.locale)),
+        topic=column("topic"),
+        group=column("group"),
+        locale=column("locale") or spec.locale,
         turns=_turns(spec, row),
-        checks=checks,
+        checks=_checks(spec, row),
     )
+
+
+def _checks(spec: SuiteSpec, row: dict[str, Any]) -> tuple[Check, ...]:
+    """The row's checks with their arguments, of which null ones are left out."""
+    names, given = _listed(spec, "checks", row), _listed(spec, "check_arguments", row)
+    try:
+        checks = tuple(
+            Check(name=name, arguments={k: v for k, v in (values or {}).items() if v is not None})
+            for name, values in zip(names, given or [{}] * len(names), strict=True)
+        )
+    except (AttributeError, ValueError):  # no mapping, no text, or one more of either
+        wrong = "a row holds something else than a mapping for each check"
+    else:
+        wrong = next((why for check in checks if (why := misgiven(check))), "")
+    if wrong:
+        raise InvalidInput(
+            f"suites.{spec.name}.columns.check_arguments",
+            wrong,
+            "Give a list with one mapping for each check, as IFEval's kwargs are.",
+        )
+    return checks
 
 
 def _turns(spec: SuiteSpec, row: dict[str, Any]) -> tuple[Turn, ...]:
@@ -136,7 +158,9 @@ def _turns(spec: SuiteSpec, row: dict[str, Any]) -> tuple[Turn, ...]:
 
 def _listed(spec: SuiteSpec, key: str, row: dict[str, Any]) -> list[Any]:
     """A column that holds a list; a CSV holds it as JSON text. Empty where it is not mapped."""
-    value = row[spec.columns[key]] if key in spec.columns else []
+    value = row[spec.columns[key]] if key in spec.columns else None
+    if value is None:
+        return []
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else []

@@ -35,6 +35,23 @@ def can_check(check: Check) -> bool:
     return _short(check) in CHECKERS
 
 
+def misgiven(check: Check) -> str:
+    """What is wrong with the arguments of a checker; empty where nothing is, or there is none.
+
+    Found by a reply that stands for any: a checker reads all of its arguments whatever it is given.
+    """
+    if not can_check(check):
+        return ""
+    try:
+        CHECKERS[_short(check)]("word", check.arguments)
+        _tokens_needed(check)
+    except KeyError as error:
+        return f"a row's check {check.name} lacks its argument {error.args[0]!r}"
+    except (TypeError, ValueError, re.error):
+        return f"a row's check {check.name} has an argument that it cannot use"
+    return ""
+
+
 def fits(prompt: Prompt, max_tokens: int) -> bool:
     """Whether a reply of `max_tokens` tokens can keep every instruction at all."""
     return all(_tokens_needed(check) <= max_tokens for check in prompt.checks)
@@ -112,11 +129,12 @@ def _paragraphs(reply: str, given: Arguments) -> bool:
 def _nth_paragraph(reply: str, given: Arguments) -> bool:
     parts = reply.split("\n\n")
     filled = sum(bool(part.strip()) for part in parts)
-    nth = given["nth_paragraph"]
-    if nth > filled or filled != given["num_paragraphs"] or not parts[nth - 1].split():
+    nth, paragraphs = int(given["nth_paragraph"]), given["num_paragraphs"]
+    wanted = str(given["first_word"]).lower()
+    if nth > filled or filled != paragraphs or not parts[nth - 1].split():
         return False
     word = parts[nth - 1].split()[0].lstrip("'\"")
-    return re.split(r"[.,?!'\"]", word)[0].lower() == str(given["first_word"]).lower()
+    return re.split(r"[.,?!'\"]", word)[0].lower() == wanted
 
 
 def _postscript(reply: str, given: Arguments) -> bool:
@@ -151,12 +169,14 @@ def _repeats(reply: str, given: Arguments) -> bool:
 
 
 def _keywords(reply: str, given: Arguments) -> bool:
-    return all(re.search(word, reply, re.IGNORECASE) for word in given["keywords"])
+    found = [re.search(word, reply, re.IGNORECASE) for word in given["keywords"]]
+    return all(found)
 
 
 def _no_forbidden(reply: str, given: Arguments) -> bool:
     words = given["forbidden_words"]
-    return not any(re.search(rf"\b{word}\b", reply, re.IGNORECASE) for word in words)
+    found = [re.search(rf"\b{word}\b", reply, re.IGNORECASE) for word in words]
+    return not any(found)
 
 
 def _frequency(reply: str, given: Arguments) -> bool:

@@ -241,6 +241,35 @@ def test_usefulness_needs_checks_that_are_a_list(tmp_path):
         suite_of(tmp_path, [{"q": "Go.", "c": check}], measure="usefulness", columns=columns)
 
 
+@pytest.mark.parametrize(
+    ("checks", "given", "words"),
+    [
+        (["keywords:existence"], None, "lacks its argument 'keywords'"),
+        (["keywords:existence"], [{"keywords": ["(sand"]}], "that it cannot use"),
+        (["punctuation:no_comma"], [{}, {}], "a mapping for each check"),
+        (["punctuation:no_comma"], ["keywords"], "a mapping for each check"),
+        ([7], [{}], "a mapping for each check"),
+    ],
+)
+def test_check_arguments_that_would_kill_the_run_are_refused_as_the_suite_is_read(
+    tmp_path, checks, given, words
+):
+    columns = {"prompt": "q", "checks": "c", "check_arguments": "a"}
+    row = {"q": "Go.", "c": checks, "a": given}
+    with pytest.raises(InvalidInput, match=rf"suites\.mine\.columns\.check_arguments.*{words}"):
+        suite_of(tmp_path, [row], measure="usefulness", columns=columns)
+
+
+def test_a_null_says_nothing(tmp_path):
+    columns = {"prompt": "q", "id": "i", "topic": "t", "group": "g", "locale": "l", "turns": "b"}
+    nothing = dict.fromkeys(["i", "t", "g", "l", "b", "kind"])
+    rows = [{"q": None} | nothing, {"q": "Is it late?"} | nothing]
+    suite = suite_of(tmp_path, rows, columns=columns, locale="ja", where={"kind": ""})
+    (prompt,) = suite.prompts
+    assert prompt.instruction == "Is it late?"
+    assert (prompt.topic, prompt.group, prompt.locale, prompt.turns) == ("", "", "ja", ())
+
+
 def held_out_set():
     def pair(number, topic, sides, locale="en"):
         text = f"request number {number} about {topic}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ptalign.suites import Check, Prompt
-from ptalign.suites.ifeval import CHECKERS, can_check, fits, passes
+from ptalign.suites.ifeval import CHECKERS, can_check, fits, misgiven, passes
 
 CASES = [
     ("punctuation:no_comma", {}, "One two.", "One, two."),
@@ -74,6 +74,33 @@ def test_checker(name, arguments, keeps, breaks):
     assert passes(prompt, keeps)
     assert not passes(prompt, breaks)
     assert not passes(prompt, "  ")
+
+
+@pytest.mark.parametrize(("name", "arguments", "keeps", "breaks"), CASES)
+def test_a_missing_argument_is_found_before_any_reply_is_there(name, arguments, keeps, breaks):
+    assert not misgiven(Check(name=f"en:{name}", arguments=arguments))
+    for left_out in arguments:
+        if not left_out.endswith("relation"):  # at least, unless set
+            rest = {key: value for key, value in arguments.items() if key != left_out}
+            said = misgiven(Check(name=name, arguments=rest))
+            assert said == f"a row's check {name} lacks its argument {left_out!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("keywords:existence", {"keywords": ["sea", "(sand"]}),
+        ("keywords:forbidden_words", {"forbidden_words": ["word", 7, "(sand"]}),
+        ("keywords:frequency", {"keyword": "sea", "frequency": "twice"}),
+        ("detectable_format:number_bullet_lists", {"num_bullets": "two"}),
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": "second", "first_word": "week"},
+        ),
+    ],
+)
+def test_an_argument_that_no_reply_could_be_checked_by_is_found(name, arguments):
+    assert misgiven(Check(name=name, arguments=arguments)).endswith("that it cannot use")
 
 
 def test_every_checker_has_a_case_and_the_language_row_is_left_to_others():
