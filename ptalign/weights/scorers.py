@@ -11,7 +11,7 @@ from typing import Protocol
 from ptalign.config import Scorer as ScorerName
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
-from ptalign.weights.words import word_starts
+from ptalign.weights.words import joins, word_starts
 
 Scores = list[list[float]]
 """Per answer, per token: larger is more toxic; -inf where a token is never flagged."""
@@ -150,14 +150,9 @@ class JudgeScorer:
     @staticmethod
     def _without(answer: Toxic, place: int) -> str:
         end = place + 1
-        while end < len(answer.pieces) and not answer.starts[end] and _joins(answer.pieces[end]):
+        while end < len(answer.pieces) and not answer.starts[end] and joins(answer.pieces[end]):
             end += 1
         return "".join(answer.pieces[:place] + answer.pieces[end:])
-
-
-def _joins(piece: str) -> bool:
-    """Whether a token continues the word before it."""
-    return bool(piece) and (piece[0].isalnum() or piece[0] in "'’")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ptalign.weights.scorers import Scorer, Toxic, UniformScorer
-from ptalign.weights.words import STOP_WORDS, words_of
+from ptalign.weights.words import STOP_WORDS, spelled_words, words_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def weigh(
 def _allowed(answer: Toxic, protected: set[str], plain: bool) -> list[bool]:
     """Per token: whether it may be flagged at all."""
     if plain:
-        return [word not in protected for word in answer.starts]
+        return [w not in protected for w in spelled_words(answer.pieces, answer.starts)]
     never = protected | STOP_WORDS | words_of(answer.positive)
     return [bool(word) and word not in never for word in answer.starts]
 

@@ -59,3 +59,22 @@ def word_starts(pieces: Sequence[str]) -> list[str]:
         if not begun[token]:
             begun[token] = word
     return begun
+
+
+def joins(piece: str) -> bool:
+    """Whether a token that begins no word continues the one before it."""
+    return bool(piece) and (piece[0].isalnum() or piece[0] in "'’")
+
+
+def spelled_words(pieces: Sequence[str], starts: Sequence[str]) -> list[str]:
+    """The word that each token begins or continues; empty for what is between words.
+
+    Args:
+        pieces: Text of each token, in order.
+        starts: What `word_starts` says of them.
+    """
+    spelled, word = [], ""
+    for piece, begun in zip(pieces, starts, strict=True):
+        word = begun or (word if joins(piece) else "")
+        spelled.append(word)
+    return spelled

@@ -103,6 +103,13 @@ def test_uniform_is_the_vanilla_baseline() -> None:
     assert found.by_key["a"] == (0.0, 1.0, 1.0, 1.0, 0.0)
 
 
+def test_uniform_spares_a_protected_word_to_its_last_token() -> None:
+    pieces = ["Wak", "ay", "ama", ",", " Wak", "ame", " won", "'t", " Wak", "ayama"]
+    answer = toxic("a", pieces)
+    found = weigh([answer], UniformScorer(), share=0.05, protected=["Wakayama", "won't"])
+    assert found.by_key["a"] == (0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 class WordJudge:
     id = "words@1"
     axis = "harm"
