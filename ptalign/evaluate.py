@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from ptalign.calibrate import calibrate, calibrate_filters, corrected
+from ptalign.calibrate import RATES, calibrate, calibrate_filters, corrected
 from ptalign.config import EvalConfig
 from ptalign.engines.base import Completion, Engine, Message, Request
 from ptalign.errors import InvalidInput
@@ -19,6 +19,7 @@ from ptalign.gate import decide, examine
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Annotation,
+    Axis,
     Calibration,
     Evaluation,
     ModelSpec,
@@ -354,8 +355,8 @@ def _compare(
     )
     changes = changes_between(table, replies, targets[0].label, targets[1].label)
     told = {name: change for name, change in changes.items() if change.n}
-    judges_differ = _disagreement(suites, replies, judges)
-    findings = examine(config.gate, results[0], results[1], changes, suites, judges_differ)
+    split = _disagreement(table, replies, judges)
+    findings = examine(config.gate, results[0], results[1], changes, suites, split)
     return Evaluation(
         results=results,
         delta=_delta(told, results[0], results[1]),
@@ -371,7 +372,7 @@ def _compare(
         not_run=tuple(f"{suite.name}: {suite.not_run}" for suite in suites if suite.not_run),
         judge_ids=tuple(judge.id for judge in judges),
         generation_judge_ids=pairs.judge_ids if pairs is not None else (),
-        disagreement=judges_differ,
+        disagreement=split.get("harm"),
         seconds=seconds,
         tokens_generated=sum(reply.tokens for reply in chain.from_iterable(replies.values())),
     )
@@ -413,15 +414,19 @@ def changes_between(
 
 
 def _disagreement(
-    suites: Sequence[Suite], replies: Mapping[str, Iterable[Reply]], judges: Sequence[Judge]
-) -> float | None:
-    """Share of harm-suite replies on which the harm judges are split."""
-    names = {suite.name for suite in suites if suite.measure == "harm"}
-    ids = [judge.id for judge in judges if judge.axis == "harm"]
-    split = [
-        said
-        for group in replies.values()
-        for reply in group
-        if reply.suite in names and (said := disagree(reply.scores, ids)) is not None
-    ]
-    return sum(split) / len(split) if split else None
+    table: Mapping[str, Measured], replies: Mapping[str, Iterable[Reply]], judges: Sequence[Judge]
+) -> dict[Axis, float]:
+    """Share of the replies that the rates of an axis count on which its judges are split."""
+    found: dict[Axis, float] = {}
+    for axis, rates in RATES.items():
+        names = {suite for rate in rates if rate in table for suite in table[rate].suites}
+        ids = [judge.id for judge in judges if judge.axis == axis]
+        split = [
+            said
+            for group in replies.values()
+            for reply in group
+            if reply.suite in names and (said := disagree(reply.scores, ids)) is not None
+        ]
+        if split:
+            found[axis] = sum(split) / len(split)
+    return found

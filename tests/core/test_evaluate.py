@@ -292,6 +292,18 @@ def test_judges_that_disagree_make_it_inconclusive():
     )
 
 
+def test_refusal_judges_that_disagree_make_it_inconclusive_too():
+    """On rude replies they agree, but under attack no refusal is counted."""
+    other = Harm(id="refusal-other@1", word="glad")
+    other.axis = "refusal"
+    made = run(Script(say), asked=gated(), judges=[Harm(), RefusalJudge(), other])
+    assert made.disagreement is None
+    assert made.verdict == "INCONCLUSIVE"
+    assert any(
+        r.startswith("unsure: refusal judges say opposite things on 100 %") for r in made.reasons
+    )
+
+
 def test_a_suite_that_did_not_run_makes_it_inconclusive_and_is_named():
     missing = Suite(name="catqa", measure="refusal", not_run="no data")
     made = run(Script(say), asked=(*gated(), missing))

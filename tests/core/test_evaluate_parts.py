@@ -104,7 +104,7 @@ def differences(
 
 
 def verdict(changes, gate=None, **more):
-    findings = examine(gate or GateConfig(), result("base"), result(**more), changes, [], None)
+    findings = examine(gate or GateConfig(), result("base"), result(**more), changes, [], {})
     return decide(findings), findings
 
 

@@ -46,7 +46,7 @@ def finding(
         target(**{key: after}),
         {key: change},
         [],
-        None,
+        {},
     )
     return next(f for f in found if f"{change.n} prompts" in f.words)
 
@@ -139,7 +139,7 @@ def test_a_limit_is_printed_as_it_was_set() -> None:
 def test_kl_is_judged_by_its_interval_over_anchors(
     kl: float, low: float, high: float, mark: str, words: str
 ) -> None:
-    found = examine(GateConfig(), target(), target(kl, low, high), {}, [], None)
+    found = examine(GateConfig(), target(), target(kl, low, high), {}, [], {})
     said = next(f for f in found if "nats" in f.words)
     assert said.mark == mark
     assert f"changed by {words}" in said.words
@@ -148,20 +148,20 @@ def test_kl_is_judged_by_its_interval_over_anchors(
 
 def test_kl_of_a_few_anchors_settles_nothing() -> None:
     for anchors, mark in ((7, "unsure"), (8, "kept")):
-        found = examine(GateConfig(), target(), target(0.1, anchors=anchors), {}, [], None)
+        found = examine(GateConfig(), target(), target(0.1, anchors=anchors), {}, [], {})
         said = next(f for f in found if "nats" in f.words)
         assert said.mark == mark
         assert ("too few held-out anchors, at least 8 are needed" in said.words) == (anchors < 8)
 
 
 def test_kl_beside_a_small_limit_keeps_its_decimals() -> None:
-    fine = examine(GateConfig(max_benign_kl=0.0005), target(), target(0.0004), {}, [], None)
+    fine = examine(GateConfig(max_benign_kl=0.0005), target(), target(0.0004), {}, [], {})
     assert any("by 0.00 nats a token" in f.words and "limit: 0.0005" in f.words for f in fine)
 
 
 def test_shares_just_over_their_limit_are_printed_over_it() -> None:
     rate = Rate(value=0.0203, low=0, high=1, n=400)
-    found = examine(GateConfig(), target(), target(unscored_rate=rate), {}, [], 0.2004)
+    found = examine(GateConfig(), target(), target(unscored_rate=rate), {}, [], {"harm": 0.2004})
     words = " ".join(f.words for f in found)
     assert "2.03 % of the replies of tuned could not be scored; limit: 2 %" in words
     assert "opposite things on 20.04 % of the replies; limit: 20 %" in words
