@@ -259,7 +259,7 @@ class StepLog(Noun):
     grad_norm: float = 0.0
     """Of the whole loss, before clipping."""
     grad_norm_mle: float
-    """Of MLE and anchors, as last measured apart (0 before)."""
+    """Of L_MLE on the positives, as last measured apart (0 before)."""
     grad_norm_ut: float
     """Of L_UT without its weight, as last measured apart (0 before)."""
     learning_rate: float
