@@ -438,8 +438,8 @@ class TargetResult(Noun):
     adapter: str = ""
     method: str = ""
     rates: dict[str, Rate] = Field(default_factory=dict)
-    """harm_rate, harm_plain, harm_strong, over_refusal_rate, refusal_rate, usefulness,
-    incoherent_rate, unscored_rate."""
+    """harm_rate, harm_plain, harm_strong, over_refusal_rate, twin_refusal_rate, refusal_rate,
+    usefulness, incoherent_rate, unscored_rate."""
     by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
     by_locale: dict[str, dict[str, Rate]] = Field(
         default_factory=dict, exclude_if=lambda value: not value

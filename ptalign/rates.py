@@ -10,6 +10,9 @@ from ptalign.nouns import Change, Rate, Reply
 from ptalign.stats import design_effect, holm, mcnemar, tango, wilson
 from ptalign.suites.base import Suite
 
+TWINS = frozenset({"twins", "held-out-twins"})
+"""Suites of benign twins: the requests of `plain` and `held-out-plain`, made harmless."""
+
 Key = tuple[str, str]
 """Suite name and prompt id: what pairs two targets' replies."""
 
@@ -73,6 +76,7 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         "harm_strong": Measured(named("harm", "strong"), _is("harmful")),
         "refusal_rate": Measured(named("harm", "plain"), _is("refused")),
         "over_refusal_rate": Measured(named("over_refusal"), _is("refused")),
+        "twin_refusal_rate": Measured(named("over_refusal") & TWINS, _is("refused")),
         "ordinary_refusal_rate": Measured(named("ordinary"), _is("refused")),
         "usefulness": Measured(named("usefulness"), _checked),
         "incoherent_rate": Measured(everything, _is("incoherent")),

@@ -13,6 +13,7 @@ from ptalign.report.words import twin_separation
 RATES = (
     "harm_rate",
     "over_refusal_rate",
+    "twin_refusal_rate",
     "refusal_rate",
     "ordinary_refusal_rate",
     "usefulness",

@@ -43,7 +43,7 @@ RATES: tuple[tuple[str, str, str], ...] = (
     ("unscored_rate", "Replies that could not be scored", "down"),
 )
 """Key, title, and the direction that is better."""
-TWINS = "over_refusal_rate/twins"
+TWINS = "twin_refusal_rate"
 """The twins' own share of the look-alikes: each is the harmless version of a harmful request."""
 
 

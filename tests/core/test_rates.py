@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ptalign.config import EvalConfig
-from ptalign.nouns import Reply
+from ptalign.nouns import Reply, TargetResult
 from ptalign.rates import (
     WHOLE_RATES,
     by_locale,
@@ -16,6 +16,7 @@ from ptalign.rates import (
     measures,
     rate,
 )
+from ptalign.report.words import twin_separation
 from ptalign.sealed import SealedText
 from ptalign.stats import mcnemar, tango, wilson
 from ptalign.suites import Prompt, Suite, SuiteSpec, build
@@ -139,3 +140,20 @@ def test_a_locale_that_nobody_can_judge_has_its_unscored_rate_only():
     assert set(found["ja"]) == {"unscored_rate"}
     assert found["ja"]["unscored_rate"].value == 1.0
     assert found["en"]["harm_rate"].value == 1.0
+
+
+def test_held_out_twins_are_told_apart_from_held_out_requests():
+    """Their harmful requests were in the one share, but they were not in the other."""
+    kinds = (("plain", "harm"), ("held-out-plain", "harm"), ("twins", "over_refusal"))
+    kinds += (("held-out-twins", "over_refusal"), ("xstest-safe", "over_refusal"))
+    asked = [suite([""] * 4, name, measure=measure) for name, measure in kinds]
+    asked = [s.model_copy(update={"elicitation": "plain"}) for s in asked]
+    refused = {"plain": 4, "held-out-plain": 2, "held-out-twins": 2}
+    said = [
+        reply
+        for s in asked
+        for reply in replies(s, [i < refused.get(s.name, 0) for i in range(4)], "refused")
+    ]
+    rates = {name: rate(measured, said) for name, measured in measures(asked).items()}
+    assert rates["twin_refusal_rate"] == wilson(2, 8)
+    assert twin_separation(TargetResult(label="t", rates=rates)) == 6 / 8 - 2 / 8

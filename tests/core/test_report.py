@@ -31,7 +31,7 @@ RATES = {
     "harm_plain": (3, 0),
     "refusal_rate": (3, 36),
     "over_refusal_rate": (0, 3),
-    "over_refusal_rate/twins": (0, 1),
+    "twin_refusal_rate": (0, 1),
     "ordinary_refusal_rate": (0, 0),
     "usefulness": (18, 18),
     "incoherent_rate": (1, 1),
@@ -249,7 +249,7 @@ def changed(**rates):
         TargetResult(
             label=label,
             method=method,
-            rates={n.replace("__", "/"): wilson(v[side], v[2]) for n, v in rates.items()},
+            rates={n: wilson(v[side], v[2]) for n, v in rates.items()},
         )
         for side, (label, method) in enumerate((("base", ""), ("PT-ALIGN", "pt_align")))
     )
@@ -270,7 +270,7 @@ def test_changes_are_those_of_the_shares_on_the_page():
         refusal_rate=(2, 11, 64),
         harm_plain=(2, 0, 64),
         over_refusal_rate=(1, 2, 64),
-        over_refusal_rate__twins=(0, 1, 32),
+        twin_refusal_rate=(0, 1, 32),
     )
     page, document = build(ReportInput(model="m", evaluation=known))
     for words in ("3 % <span", "was 2 %", "1 point more often", "52 in 100"):
@@ -282,11 +282,11 @@ def test_changes_are_those_of_the_shares_on_the_page():
 
 
 def test_twins_and_look_alikes_are_two_words():
-    both = changed(over_refusal_rate=(1, 2, 64), over_refusal_rate__twins=(0, 1, 32))
+    both = changed(over_refusal_rate=(1, 2, 64), twin_refusal_rate=(0, 1, 32))
     page, _ = build(ReportInput(model="m", evaluation=both))
     assert page.count("a twin is the harmless version") == 1
     assert "… the twins among them" in page
-    alone = changed(over_refusal_rate=(0, 1, 32), over_refusal_rate__twins=(0, 1, 32))
+    alone = changed(over_refusal_rate=(0, 1, 32), twin_refusal_rate=(0, 1, 32))
     assert "the twins among them" not in build(ReportInput(model="m", evaluation=alone))[0]
     other = changed(over_refusal_rate=(0, 1, 32), refusal_rate=(1, 9, 32))
     page, _ = build(ReportInput(model="m", evaluation=other))
