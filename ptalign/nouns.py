@@ -385,8 +385,15 @@ class Probe(Noun):
     """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
     selectivity: float
     """Log-prob change of harm words minus that of other words, nats; more negative is better."""
+    harm_word_ratio_interval: tuple[float, float] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """95 % bootstrap interval of the ratio, over answers. Left out of digests where there is none;
+    so are the next two."""
+    toxic_answers: int = Field(0, exclude_if=lambda value: not value)
+    """Toxic answers that harm words were read in; 0 where an earlier version did not count them."""
     held_out_toxic: int = Field(0, exclude_if=lambda value: not value)
-    """Held-out toxic answers that the two above were read in; 0: answers that were trained on."""
+    """How many of them are held out, all or none; 0: they are of those that are trained on."""
     trained_harm_word_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
     trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
     """The same two in toxic answers that were trained on, where held-out ones decide."""

@@ -174,6 +174,8 @@ class _Texts:
             benign_nll=nll / tokens if tokens else None,
             harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
             selectivity=explain.selectivity(self.toxic.words, after),
+            harm_word_ratio_interval=explain.harm_ratio_interval(self.toxic.words, after),
+            toxic_answers=len(self.toxic.samples),
             held_out_toxic=self.unseen,
             trained_harm_word_ratio=explain.harm_ratio(taught.words, learned) if taught else None,
             trained_selectivity=explain.selectivity(taught.words, learned) if taught else None,

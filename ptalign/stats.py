@@ -177,11 +177,12 @@ def paired_difference(
 
 
 def ratio_interval(
-    totals: Sequence[float], sizes: Sequence[int], *, draws: int = 4000, seed: int = 0
-) -> tuple[float, float]:
+    totals: Sequence[float], sizes: Sequence[float], *, draws: int = 4000, seed: int = 0
+) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of sum(totals) / sum(sizes), over whole items.
 
-    For a mean per token where the tokens of a text go together. With fewer than some twenty items
+    For a mean per token where the tokens of a text go together. One item alone does not tell how
+    items differ, and has none. With fewer than some twenty items
     it is a little too narrow, as percentile intervals are.
 
     Args:
@@ -193,6 +194,8 @@ def ratio_interval(
     _same_length(totals, sizes)
     if not totals or min(sizes) <= 0:
         raise ValueError("a ratio needs at least one item, and sizes above 0")
+    if len(totals) == 1:
+        return None
     import numpy as np
 
     picked = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))

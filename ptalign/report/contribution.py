@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ptalign.nouns import Evaluation, TargetResult
-from ptalign.report.words import RATES, name_of
+from ptalign.report.words import MEASURES, RATES, name_of, read_in
 
 ALONE = "mle"
 """The method without a term for bad answers."""
 BOTH = ("pt_align", "ut_uniform", "dpo", "npo")
-MEASURES = (
-    ("harm_word_ratio", "Likelihood of harm words under attack, against the original", 2),
-    ("benign_kl", "Change on ordinary answers, KL in nats a token", 3),
-)
+SHOWN = ("harm_word_ratio", "benign_kl")
+"""Measures that stand beside the rates."""
 
 
 def contribution(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -44,9 +42,14 @@ def contribution(evaluation: Evaluation) -> dict[str, Any] | None:
         "both": name_of(both),
         "rows": rows,
         "measures": [
-            {"title": title, "digits": digits, "values": values}
+            {
+                "title": title,
+                "note": read_in(both) if key == "harm_word_ratio" else "",
+                "digits": digits,
+                "values": values,
+            }
             for key, title, digits in MEASURES
-            if (values := _measured(key, evaluation.baseline, alone, both))
+            if key in SHOWN and (values := _measured(key, evaluation.baseline, alone, both))
         ],
     }
 

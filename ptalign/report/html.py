@@ -16,6 +16,7 @@ from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.inputs import ReportInput
 from ptalign.report.parts import parts
 from ptalign.report.words import (
+    MEASURES,
     METHODS,
     STAGES,
     VERDICTS,
@@ -26,6 +27,7 @@ from ptalign.report.words import (
     notes,
     percent,
     prompts,
+    read_in,
     rows_of,
     separated_from,
     separation_points,
@@ -83,6 +85,7 @@ def report_html(report: ReportInput) -> str:
             ],
             tiles=_tiles(results),
             rows=_rows(results, colours),
+            measures=_measures(results),
             topics=parts(results, colours, "topic", report.topic_titles),
             locales=parts(results, colours, "locale") if len(results[0].by_locale) > 1 else [],
             changed=name_of(results[1]),
@@ -127,6 +130,30 @@ def _rows(results: tuple[TargetResult, ...], colours: tuple[str, ...]) -> list[d
             drawn = track(rates, colours)
             found.append({"title": title, "better": better, "rates": rates, "track": drawn})
     return found
+
+
+def _measures(results: tuple[TargetResult, ...]) -> list[dict[str, Any]]:
+    """Measures without sampling; those on trained answers only beside those on others."""
+    found = []
+    for key, title, digits in MEASURES:
+        cells = [_cell(key, result, digits) for result in results]
+        if key.startswith("trained_") and all(cell["value"] == "–" for cell in cells):
+            continue
+        note = read_in(results[1]) if key in ("harm_word_ratio", "selectivity") else ""
+        found.append({"title": title, "note": note, "cells": cells})
+    return found
+
+
+def _cell(key: str, result: TargetResult, digits: int) -> dict[str, str]:
+    """A measure, with its interval where an adapter changed it."""
+    value = result.probe.measured.get(key) if result.probe else None
+    if value is None:
+        return {"value": "–", "interval": ""}
+    told = signed if key.endswith("selectivity") else decimal
+    unit = " ×" if key.endswith("ratio") else ""
+    ends = getattr(result.probe, f"{key}_interval", None) if result.adapter else None
+    between = " to ".join(told(end, digits) for end in ends) if ends else ""
+    return {"value": told(value, digits) + unit, "interval": between}
 
 
 def _training(name: str, adapter: Adapter) -> dict[str, Any]:

@@ -21,6 +21,9 @@ RATES = (
     "unscored_rate",
 )
 
+READ = ("benign_kl_interval", "harm_word_ratio_interval", "toxic_answers", "held_out_toxic")
+"""What a `Probe` says of how its measures were read."""
+
 
 def _rate(rate: Rate | None) -> dict[str, float | int] | None:
     return None if rate is None or rate.n == 0 else rate.model_dump()
@@ -42,7 +45,7 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         "twin_separation": twin_separation(result),
         **dict.fromkeys(PROBED),
         **(result.probe.measured if result.probe else {}),
-        "benign_kl_interval": result.probe.benign_kl_interval if result.probe else None,
+        **{name: getattr(result.probe, name, None) for name in READ},
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
         **result.shape,
         "shape_changes": {

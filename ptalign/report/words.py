@@ -43,6 +43,15 @@ RATES: tuple[tuple[str, str, str], ...] = (
     ("unscored_rate", "Replies that could not be scored", "down"),
 )
 """Key, title, and the direction that is better."""
+MEASURES: tuple[tuple[str, str, int], ...] = (
+    ("benign_kl", "Change on ordinary answers, KL in nats a token", 3),
+    ("benign_nll", "Surprise at its own ordinary answers, nats a token", 2),
+    ("harm_word_ratio", "Likelihood of harm words under attack, against the original", 2),
+    ("trained_harm_word_ratio", "… in bad answers of the training set", 2),
+    ("selectivity", "Loss of harm words beyond other words, nats", 2),
+    ("trained_selectivity", "… in bad answers of the training set", 2),
+)
+"""Measures of a probe, what they are called, and their decimals."""
 TWINS = "twin_refusal_rate"
 """The twins' own share of the look-alikes: each is the harmless version of a harmful request."""
 
@@ -191,6 +200,17 @@ def name_of(result: TargetResult) -> str:
     if plain.lower() in (words.lower(), "baseline", "aligned", "base"):
         return words
     return f"{plain} ({words})" if result.method else plain
+
+
+def read_in(result: TargetResult) -> str:
+    """Which bad answers the harm words of a target were read in."""
+    if result.probe is None or not result.probe.toxic_answers:
+        return ""
+    seen = result.probe.toxic_answers
+    answers = f"{seen} bad answer{'' if seen == 1 else 's'}"
+    if result.probe.held_out_toxic:
+        return f"in {answers} held out from training"
+    return f"in {answers} of the training set, none of them held out"
 
 
 def twin_separation(result: TargetResult) -> float | None:

@@ -12,6 +12,7 @@ import torch
 
 from ptalign.nouns import Suppressed
 from ptalign.sealed import SealedText
+from ptalign.stats import ratio_interval
 from ptalign.training.contrast import ROW, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample
@@ -36,6 +37,8 @@ class Word:
     before: float
     token: int = -1
     """Id of the first token."""
+    text: str = ""
+    """Key of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +82,15 @@ def watch(
             continue
         kept.append(sample.weighted([*(float(bool(word)) for word in starts), 0.0]))
         labels += [
-            (w, topics.get(sample.key, ""), harm(sample, i), sample.answer[i])
+            (w, topics.get(sample.key, ""), harm(sample, i), sample.answer[i], sample.key)
             for i, w in enumerate(starts)
             if w
         ]
     found = token_log_probs(decoder, [[s] for s in kept])
     before = [value for s in kept for value in found[s.key]]
     words = tuple(
-        Word(word, topic, bad, value, token)
-        for (word, topic, bad, token), value in zip(labels, before, strict=True)
+        Word(word, topic, bad, value, token, text)
+        for (word, topic, bad, token, text), value in zip(labels, before, strict=True)
     )
     return Watch(tuple(kept), words)
 
@@ -183,6 +186,22 @@ def harm_ratio(words: Sequence[Word], after: Sequence[float]) -> float:
     pairs = [(math.exp(w.before), math.exp(a)) for w, a in zip(words, after, strict=True) if w.harm]
     before, now = sum(b for b, _ in pairs), sum(a for _, a in pairs)
     return now / before if before > 0 else 1.0
+
+
+def harm_ratio_interval(
+    words: Sequence[Word], after: Sequence[float]
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval of `harm_ratio` over whole texts; None where under two have any."""
+    before: dict[str, float] = defaultdict(float)
+    now: dict[str, float] = defaultdict(float)
+    for word, value in zip(words, after, strict=True):
+        if word.harm:
+            before[word.text] += math.exp(word.before)
+            now[word.text] += math.exp(value)
+    texts = [text for text, p in before.items() if p > 0]
+    if not texts:
+        return None
+    return ratio_interval([now[text] for text in texts], [before[text] for text in texts])
 
 
 def selectivity(words: Sequence[Word], after: Sequence[float]) -> float:

@@ -177,9 +177,11 @@ def test_harm_words_are_read_in_held_out_answers_and_the_trained_ones_beside(
 ) -> None:
     few = probe(marked(toxic=4), {"base": ""}, model=tiny_model)["base"]
     assert (few.held_out_toxic, few.trained_selectivity) == (0, None)
+    assert few.toxic_answers > 0
     adapters = {"base": ""}
     found = probe(marked(toxic=5), adapters, model=tiny_model)["base"]
-    assert found.held_out_toxic == 5
+    assert found.held_out_toxic == found.toxic_answers == 5
+    assert found.harm_word_ratio_interval == pytest.approx((1, 1), abs=1e-4)
     assert found.trained_harm_word_ratio == pytest.approx(1, abs=1e-4)
     assert found.measured["trained_selectivity"] == pytest.approx(0, abs=1e-4)
 

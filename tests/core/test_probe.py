@@ -108,6 +108,15 @@ def test_ratio_and_selectivity_by_hand() -> None:
     assert explain.selectivity(words, after) == pytest.approx(-math.log(2) / 2)
 
 
+def test_the_interval_of_the_ratio_takes_whole_answers() -> None:
+    """Two answers keep 1/4 and 3/4 of p; the words of one answer are no sample of answers."""
+    kept = {"a": 0.25, "b": 0.75}
+    words = [Word("w", "t", True, math.log(0.4), text=text) for text in "aab"]
+    after = [w.before + math.log(kept[w.text]) for w in words]
+    assert explain.harm_ratio_interval(words, after) == pytest.approx((0.25, 0.75))
+    assert explain.harm_ratio_interval(words[:2], after[:2]) is None
+
+
 def test_collateral_needs_two_sightings_and_half_a_nat() -> None:
     """tea loses 0.6 and 0.8 (mean 0.7), milk 0.2 twice, cup 2.0 but once; harm words never."""
     rows = [("tea", -0.6), ("tea", -0.8), ("milk", -0.2), ("milk", -0.2), ("cup", -2.0)]

@@ -457,3 +457,34 @@ def test_suppressed_words_stand_by_topic_with_their_use_in_ordinary_answers(repo
         ("", "3.0"),
         ("home", "–"),
     ]
+
+
+def probed_as(report, **fields):
+    """The page and the document with other fields in the probe of the target."""
+    known = report.evaluation
+    probe = known.aligned.probe.model_copy(update=fields)
+    aligned = known.aligned.model_copy(update={"probe": probe})
+    results = (known.baseline, aligned, *known.results[2:])
+    told = known.model_copy(update={"results": results})
+    page, document = build(report.model_copy(update={"evaluation": told}))
+    return re.sub(r"<[^>]+>", " ", page), document["aligned"]
+
+
+def test_the_report_says_whether_harm_words_were_read_in_trained_answers(report):
+    page, document = probed_as(report, toxic_answers=24)
+    assert page.count("in 24 bad answers of the training set, none of them held out") == 3
+    assert (document["toxic_answers"], document["held_out_toxic"]) == (24, 0)
+    ends = (0.31, 0.52)
+    page, document = probed_as(
+        report,
+        toxic_answers=9,
+        held_out_toxic=9,
+        harm_word_ratio_interval=ends,
+        trained_harm_word_ratio=0.2,
+    )
+    assert page.count("in 9 bad answers held out from training") == 3
+    assert re.search(
+        r"in 9 bad answers held out from training\s+0\.40 ×\s+0\.40 ×\s+0\.31 to 0\.52", page
+    )
+    assert re.search(r"… in bad answers of the training set\s+–\s+0\.20 ×", page)
+    assert (document["held_out_toxic"], document["harm_word_ratio_interval"]) == (9, ends)

@@ -107,5 +107,6 @@ def test_a_ratio_is_resampled_by_whole_texts():
     assert low >= 0.1
     assert high <= 0.3
     assert stats.ratio_interval([2.0] * 9, [4] * 9) == (0.5, 0.5)
+    assert stats.ratio_interval([2.0], [4]) is None
     with pytest.raises(ValueError, match="at least one item"):
         stats.ratio_interval([], [])
