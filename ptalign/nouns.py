@@ -278,6 +278,10 @@ class StepLog(Noun):
     that ledgers of earlier versions keep theirs."""
 
 
+COLLATERAL = 0.5
+"""Nats of log-probability that an ordinary word must lose to be collateral."""
+
+
 class Suppressed(Noun):
     """A token that training pushed down. `token` is masked in every report."""
 
@@ -310,7 +314,7 @@ class Adapter(Noun):
     guards: dict[str, str] = Field(default_factory=dict)
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] = Field(default_factory=dict)
-    """Ordinary words that lost more than the set amount: nats of log-probability change."""
+    """Ordinary words that lost more than `COLLATERAL`: nats of log-probability change."""
     seconds: float = 0.0
 
     @property
@@ -381,10 +385,12 @@ class Probe(Noun):
     """The same per held-out anchor, nats per token of that anchor."""
     benign_nll: float | None
     """Negative log-likelihood, nats per token, of held-out anchor answers; None likewise."""
-    harm_word_ratio: float
-    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better."""
-    selectivity: float
-    """Log-prob change of harm words minus that of other words, nats; more negative is better."""
+    harm_word_ratio: float | None
+    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better.
+    None where the set has no toxic answer with one."""
+    selectivity: float | None
+    """Log-prob change of harm words minus that of other words, nats; more negative is better. None
+    likewise."""
     harm_word_ratio_interval: tuple[float, float] | None = Field(
         None, exclude_if=lambda value: value is None
     )
@@ -398,7 +404,8 @@ class Probe(Noun):
     trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
     """The same two in toxic answers that were trained on, where held-out ones decide."""
     suppressed: tuple[Suppressed, ...] = ()
-    collateral: dict[str, float] = Field(default_factory=dict)
+    collateral: dict[str, float] | None = Field(default_factory=dict)
+    """Ordinary words that lost more than `COLLATERAL`; None where no ordinary answer was read."""
 
     @property
     def measured(self) -> dict[str, float]:

@@ -180,7 +180,7 @@ class _Texts:
             trained_harm_word_ratio=explain.harm_ratio(taught.words, learned) if taught else None,
             trained_selectivity=explain.selectivity(taught.words, learned) if taught else None,
             suppressed=suppressed,
-            collateral=explain.collateral(self.ordinary.words, ordinary),
+            collateral=explain.collateral(self.ordinary.words, ordinary) if ordinary else None,
         )
 
 

@@ -306,7 +306,7 @@ def masked_words(made: Adapter | Probe) -> dict[str, Any]:
             )
             for s in made.suppressed
         ],
-        "collateral": {shown(word): lost for word, lost in made.collateral.items()},
+        "collateral": {shown(word): lost for word, lost in (made.collateral or {}).items()},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ptalign.nouns import Adapter, TargetResult
+from ptalign.nouns import COLLATERAL, Adapter, TargetResult
 from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
 from ptalign.report.contribution import contribution
@@ -98,6 +98,7 @@ def report_html(report: ReportInput) -> str:
             contribution=contribution(evaluation),
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
+            least_loss=COLLATERAL,
             separations=[separation_points(r) for r in results],
             separated_from=separated_from(results),
             judged=judged(evaluation),
@@ -199,9 +200,9 @@ def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
     ]
 
 
-def _collateral(result: TargetResult) -> list[tuple[str, float]]:
-    """Ordinary words that lost more than the set amount, the worst first."""
-    if result.probe is None:
-        return []
+def _collateral(result: TargetResult) -> list[tuple[str, float]] | None:
+    """Ordinary words that lost more than the set amount, the worst first; None if none was read."""
+    if result.probe is None or result.probe.collateral is None:
+        return None
     ordered = sorted(result.probe.collateral.items(), key=lambda item: item[1])
     return [(shown(word), change) for word, change in ordered[:TOP_WORDS]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ptalign.nouns import Suppressed
+from ptalign.nouns import COLLATERAL, Suppressed
 from ptalign.sealed import SealedText
 from ptalign.stats import ratio_interval
 from ptalign.training.contrast import ROW, token_log_probs
@@ -23,8 +23,6 @@ LISTED = 40
 """Entries of each list at most."""
 NEUTRAL = 24
 """Neutral answers that suppressed words are looked up in, at most."""
-LOSS = 0.5
-"""Nats an ordinary word must lose to be collateral."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,21 +169,21 @@ def mean_probabilities(
 
 
 def collateral(words: Sequence[Word], after: Sequence[float]) -> dict[str, float]:
-    """Ordinary words seen at least twice that lost more than `LOSS` nats on average."""
+    """Ordinary words seen at least twice that lost more than `COLLATERAL` nats on average."""
     grouped: dict[str, list[float]] = defaultdict(list)
     for word, value in zip(words, after, strict=True):
         if not word.harm:
             grouped[word.word].append(value - word.before)
     means = {word: _mean(d) for word, d in grouped.items() if len(d) > 1}
-    worst = sorted((change, word) for word, change in means.items() if change < -LOSS)
+    worst = sorted((change, word) for word, change in means.items() if change < -COLLATERAL)
     return {word: change for change, word in worst[:LISTED]}
 
 
-def harm_ratio(words: Sequence[Word], after: Sequence[float]) -> float:
-    """Mean p after over mean p before, of harm words; 1 where there are none."""
+def harm_ratio(words: Sequence[Word], after: Sequence[float]) -> float | None:
+    """Mean p after over mean p before, of harm words; None where there are none."""
     pairs = [(math.exp(w.before), math.exp(a)) for w, a in zip(words, after, strict=True) if w.harm]
     before, now = sum(b for b, _ in pairs), sum(a for _, a in pairs)
-    return now / before if before > 0 else 1.0
+    return now / before if before > 0 else None
 
 
 def harm_ratio_interval(
@@ -204,11 +202,11 @@ def harm_ratio_interval(
     return ratio_interval([now[text] for text in texts], [before[text] for text in texts])
 
 
-def selectivity(words: Sequence[Word], after: Sequence[float]) -> float:
-    """Mean log-prob change of harm words minus that of the other words, nats."""
+def selectivity(words: Sequence[Word], after: Sequence[float]) -> float | None:
+    """Mean log-prob change of harm words minus that of the other words, nats; None without both."""
     harm = [a - w.before for w, a in zip(words, after, strict=True) if w.harm]
     rest = [a - w.before for w, a in zip(words, after, strict=True) if not w.harm]
-    return _mean(harm) - _mean(rest) if harm and rest else 0.0
+    return _mean(harm) - _mean(rest) if harm and rest else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -117,6 +117,22 @@ def test_the_interval_of_the_ratio_takes_whole_answers() -> None:
     assert explain.harm_ratio_interval(words[:2], after[:2]) is None
 
 
+def test_what_a_set_cannot_show_is_not_measured(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """A set of positive answers alone said 1.00 x and 0.00, as if harm words had been read."""
+    good = tuple(p.model_copy(update={"toxic": None}) for p in mild_pairs.pairs)
+    alone = mild_pairs.model_copy(update={"pairs": good, "anchors": ()})
+    found = probe(alone, {"tuned": adapter}, model=tiny_model)["tuned"]
+    assert found.measured == {}
+    assert found.harm_word_ratio_interval is None
+    assert found.collateral is None
+    with_anchors = mild_pairs.model_copy(update={"pairs": good})
+    found = probe(with_anchors, {"tuned": adapter}, model=tiny_model)["tuned"]
+    assert set(found.measured) == {"benign_kl", "benign_nll"}
+    assert found.collateral is not None
+
+
 def test_collateral_needs_two_sightings_and_half_a_nat() -> None:
     """tea loses 0.6 and 0.8 (mean 0.7), milk 0.2 twice, cup 2.0 but once; harm words never."""
     rows = [("tea", -0.6), ("tea", -0.8), ("milk", -0.2), ("milk", -0.2), ("cup", -2.0)]

@@ -488,3 +488,13 @@ def test_the_report_says_whether_harm_words_were_read_in_trained_answers(report)
     )
     assert re.search(r"… in bad answers of the training set\s+–\s+0\.20 ×", page)
     assert (document["held_out_toxic"], document["harm_word_ratio_interval"]) == (9, ends)
+
+
+def test_the_page_tells_what_was_not_read_from_what_did_not_change(report):
+    page, document = probed_as(report, harm_word_ratio=None, selectivity=None, collateral=None)
+    assert "Not measured: the training set has no ordinary answers." in page
+    assert re.search(r"Loss of harm words beyond other words, nats\s+−1\.20\s+–\s+−1\.20", page)
+    assert document["harm_word_ratio"] is document["selectivity"] is None
+    page, _ = probed_as(report, collateral={})
+    assert "none lost more than 0.5 nats" in page
+    assert "lost more than 0.5" in probed_as(report)[0]
