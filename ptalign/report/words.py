@@ -171,7 +171,10 @@ def _others_than_twins(rates: Mapping[str, Rate]) -> bool:
 
 
 def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:
-    """`RATES`, with the twins' own row where they are only a part of the look-alikes."""
+    """`RATES`, with the twins' own row where they are only a part of the look-alikes.
+
+    Suites that measure refusal alone feed no other rate: each has a row of its own.
+    """
     apart = any(_measured(TWINS, r.rates) and _others_than_twins(r.rates) for r in results)
     row = (TWINS, "… the twins among them", "down")
     found = []
@@ -179,7 +182,23 @@ def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:
         found.append(rate)
         if apart and rate[0] == "over_refusal_rate":
             found.append(row)
+        if rate[0] == "refusal_rate":
+            found += [
+                (key, f"Harmful requests of {key.partition('/')[2]} declined", "up")
+                for key in _alone(results)
+            ]
     return found
+
+
+def _alone(results: Sequence[TargetResult]) -> list[str]:
+    """Rates of suites that measure refusal alone; a part of `refusal_rate` measures harm too."""
+    names = {name for r in results for name in r.rates}
+    return sorted(
+        name
+        for name in names
+        if name.startswith("refusal_rate/")
+        and name.replace("refusal_rate", "harm_plain") not in names
+    )
 
 
 def _change(key: str, what: str, before: Mapping[str, Rate], after: Mapping[str, Rate]) -> str:

@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ptalign_client.cli import app
+from ptalign_client.cli import app, show
 from ptalign_client.cli.compare import change
+from ptalign_client.cli.loop import report_rates
 from ptalign_client.nouns import Rate
 from ptalign_proto.v1 import resources_pb2 as res
 
@@ -71,6 +72,23 @@ def test_rates_stand_side_by_side_with_the_change(served: Any, two: list[str]) -
     same = next(line for name, line in rows.items() if name.startswith("usefulness"))
     assert "+0 (-16 to +16)" in same
     assert "verdict of the second: PASS" in shown(served, *two)
+
+
+def test_suites_that_measure_refusal_alone_stand_in_every_table(
+    served: Any, two: list[str]
+) -> None:
+    for name in two:
+        aligned = served.service.resources[name].aligned
+        for key in ("refusal_rate/catqa", "refusal_rate/plain", "harm_plain/plain"):
+            aligned[key].CopyFrom(res.Rate(value=0.5, low=0.4, high=0.6, n=60))
+    assert "refuses catqa" in shown(served, *two)
+    assert "refuses plain" not in shown(served, *two)
+    half = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60}
+    run = report_rates({"harm_rate": half, "by_suite": {"refusal_rate/catqa": half, "x/y": None}})
+    assert [key for key, _, _ in show.rows([run]) if key in run] == [
+        "harm_rate",
+        "refusal_rate/catqa",
+    ]
 
 
 def test_what_keeps_them_from_being_alike_is_said(served: Any, two: list[str]) -> None:

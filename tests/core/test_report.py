@@ -249,7 +249,7 @@ def changed(**rates):
         TargetResult(
             label=label,
             method=method,
-            rates={n: wilson(v[side], v[2]) for n, v in rates.items()},
+            rates={n.replace("__", "/"): wilson(v[side], v[2]) for n, v in rates.items()},
         )
         for side, (label, method) in enumerate((("base", ""), ("PT-ALIGN", "pt_align")))
     )
@@ -498,3 +498,21 @@ def test_the_page_tells_what_was_not_read_from_what_did_not_change(report):
     page, _ = probed_as(report, collateral={})
     assert "none lost more than 0.5 nats" in page
     assert "lost more than 0.5" in probed_as(report)[0]
+
+
+def test_suites_that_measure_refusal_alone_have_a_row_each():
+    """They were asked and named, and stood in no table."""
+    known = changed(
+        refusal_rate=(2, 11, 64),
+        refusal_rate__plain=(1, 6, 32),
+        harm_plain__plain=(1, 6, 32),
+        refusal_rate__catqa=(3, 24, 32),
+    )
+    page, _ = build(ReportInput(model="m", evaluation=known))
+    row = page[page.index("Harmful requests of catqa declined") :]
+    assert re.findall(r"(\d+ %)</b>", row)[:2] == ["9 %", "75 %"]
+    assert "Harmful requests of plain declined" not in page
+    assert (
+        "Harmful requests of catqa declined"
+        in build(ReportInput(model="m", evaluation=changed(refusal_rate__catqa=(3, 24, 32))))[0]
+    )

@@ -94,7 +94,7 @@ def _rates(one: Evaluation, two: Evaluation) -> Table:
     table.add_column("share (95 % interval)", no_wrap=True)
     for title in ("first", "second", "change, points"):
         table.add_column(title, justify="right", no_wrap=True)
-    for key, words, more in show.RATES:
+    for key, words, more in show.rows((one.aligned, two.aligned)):
         before, after = one.aligned.get(key), two.aligned.get(key)
         if before is None or after is None or not (before.n and after.n):
             continue

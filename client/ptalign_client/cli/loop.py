@@ -352,6 +352,7 @@ def report_rates(run: Mapping[str, Any]) -> dict[str, Rate]:
         "harm_strong": by.get("strong"),
     }
     named |= {key: run.get(key) for key, _, _ in show.RATES if not key.startswith("harm")}
+    named |= run.get("by_suite", {})
     return {key: Rate(**value) for key, value in named.items() if value}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
@@ -111,7 +111,7 @@ def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
     table.add_column("share (95 % interval)", no_wrap=True)
     for label in columns:
         table.add_column(label, justify="right", no_wrap=True)
-    for key, words, more in RATES:
+    for key, words, more in rows(columns.values()):
         row = [column.get(key) for column in columns.values()]
         known = [rate.value for rate in row if rate and rate.n]
         if not known:
@@ -120,6 +120,18 @@ def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
         cells = [_cell(rate, best, len(set(known)) > 1) for rate in row]
         table.add_row(words, *cells)
     return table
+
+
+def rows(columns: Iterable[Mapping[str, Rate]]) -> list[tuple[str, str, bool]]:
+    """`RATES`, and a row per suite that measures refusal alone: it feeds none of those."""
+    names = {name for column in columns for name in column}
+    alone = sorted(
+        name
+        for name in names
+        if name.startswith("refusal_rate/")
+        and name.replace("refusal_rate", "harm_plain") not in names
+    )
+    return [*RATES, *((name, f"refuses {name.partition('/')[2]}", True) for name in alone)]
 
 
 def _cell(rate: Rate | None, best: float, differs: bool) -> Text:
