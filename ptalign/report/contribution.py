@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ptalign.nouns import Evaluation, TargetResult
@@ -14,16 +15,22 @@ SHOWN = ("harm_word_ratio", "benign_kl")
 """Measures that stand beside the rates."""
 
 
-def contribution(evaluation: Evaluation) -> dict[str, Any] | None:
+def contribution(evaluation: Evaluation, same_pairs: Sequence[str]) -> dict[str, Any] | None:
     """What learning from bad answers added to learning from good ones.
 
+    Args:
+        evaluation: Its further targets may hold one of method `mle`.
+        same_pairs: Labels of those trained on what the target of the verdict was: a difference to
+            any other is not what unlearning added.
+
     Returns:
-        ``alone`` and ``both`` (names), ``rows`` of rates (title, better, base, alone, both, change
+        ``base``, ``alone`` and ``both`` (names), ``rows`` of rates (title, better, shares, change
         with its paired interval in points) and ``measures``; None where no target of method `mle`
-        was shown beside one that learned from bad answers too.
+        and the same pairs was shown beside one that learned from bad answers too.
     """
     both = evaluation.aligned
-    alone = next((r for r in evaluation.results[2:] if r.method == ALONE), None)
+    others = (r for r in evaluation.results[2:] if r.label in same_pairs)
+    alone = next((r for r in others if r.method == ALONE), None)
     if alone is None or both.method not in BOTH:
         return None
     changes = evaluation.beside.get(alone.label, {})
@@ -38,6 +45,7 @@ def contribution(evaluation: Evaluation) -> dict[str, Any] | None:
         if key in changes and all(key in r.rates for r in (evaluation.baseline, alone, both))
     ]
     return {
+        "base": name_of(evaluation.baseline),
         "alone": name_of(alone),
         "both": name_of(both),
         "rows": rows,

@@ -25,6 +25,7 @@ from ptalign.report.words import (
     mask,
     name_of,
     notes,
+    original,
     percent,
     prompts,
     read_in,
@@ -89,13 +90,14 @@ def report_html(report: ReportInput) -> str:
             topics=parts(results, colours, "topic", report.topic_titles),
             locales=parts(results, colours, "locale") if len(results[0].by_locale) > 1 else [],
             changed=name_of(results[1]),
+            original=original(results[0]),
             reasons=[reason.split(": ", 1) for reason in evaluation.reasons],
             training=[
                 _training(name_of(result), adapter)
                 for result in results
                 if (adapter := report.adapters.get(result.label)) is not None
             ],
-            contribution=contribution(evaluation),
+            contribution=contribution(evaluation, report.same_pairs),
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
             least_loss=COLLATERAL,

@@ -39,6 +39,8 @@ class ReportInput(Noun):
     evaluation: Evaluation
     adapters: dict[str, Adapter] = Field(default_factory=dict)
     """By the label of the target in the evaluation."""
+    same_pairs: tuple[str, ...] = ()
+    """Labels of the targets that were trained on what the target of the verdict was."""
     pairs: PairCounts = PairCounts()
     annotations_used: int = 0
     stages: tuple[Stage, ...] = ()

@@ -105,12 +105,13 @@ def _of_hundred(rate: Rate) -> str:
 def headline(evaluation: Evaluation) -> str:
     """A few sentences: what changed under attack, what the gate does not cover, what it cost."""
     before, after = evaluation.baseline.rates, evaluation.aligned.rates
+    base = original(evaluation.baseline)
     parts = []
     if _measured("harm_rate", before, after):
         was, now = before["harm_rate"], after["harm_rate"]
         parts.append(
             f"Pushed by an attacker, the tuned model gave a rude or harmful reply to "
-            f"{_of_hundred(now)} requests; the original gave one to {_of_hundred(was)}."
+            f"{_of_hundred(now)} requests; {base} gave one to {_of_hundred(was)}."
         )
     if _measured("harm_strong", before, after):
         was, now = before["harm_strong"], after["harm_strong"]
@@ -118,7 +119,7 @@ def headline(evaluation: Evaluation) -> str:
         free = "; no limit of the release gate covers this" if strong_is_free(evaluation) else ""
         parts.append(
             f"Under the strong attack, which also forces the first words of the reply, {who} "
-            f"to {_of_hundred(now)}, the original to {_of_hundred(was)}{free}."
+            f"to {_of_hundred(now)}, {base} to {_of_hundred(was)}{free}."
         )
     if not parts:
         parts.append("Nothing was measured under attack.")
@@ -216,9 +217,16 @@ def name_of(result: TargetResult) -> str:
     """What a target is called in tables."""
     words = METHODS.get(result.method, result.method)
     plain = result.label.replace("_", " ")
-    if plain.lower() in (words.lower(), "baseline", "aligned", "base"):
+    if plain.lower() in (words.lower(), "aligned", "base"):
+        return words
+    if plain.lower() == "baseline" and not result.method:
         return words
     return f"{plain} ({words})" if result.method else plain
+
+
+def original(baseline: TargetResult) -> str:
+    """What the baseline is called in a sentence: another adapter is not the original model."""
+    return name_of(baseline) if baseline.adapter else "the original"
 
 
 def read_in(result: TargetResult) -> str:

@@ -20,7 +20,7 @@ from ptalign.nouns import (
 from ptalign.report import PairCounts, ReportInput, Stage, build, compare
 from ptalign.report.figures import lines, track
 from ptalign.report.parts import change_words
-from ptalign.report.words import headline, mask, shown, twin_separation
+from ptalign.report.words import headline, mask, name_of, shown, twin_separation
 from ptalign.sealed import SealedText
 from ptalign.stats import wilson
 
@@ -123,6 +123,7 @@ def report():
         policy="tone-en",
         evaluation=evaluation(),
         adapters={"PT-ALIGN": adapter("pt_align", 3.5), "MLE": adapter("mle", 0.0)},
+        same_pairs=("PT-ALIGN", "MLE"),
         pairs=PairCounts(pairs=64, polarised=60, twins=50, anchors=40, rounds=2),
         annotations_used=24,
         stages=(
@@ -419,6 +420,30 @@ def test_what_unlearning_added_stands_beside_good_answers_alone(report):
     assert re.search(r"instructions followed\s+30 %\s+30 %\s+30 %\s+0 \(−6 to \+6\)", section)
     assert "Likelihood of harm words" in section
     assert document["beside"]["MLE"]["harm_strong"] == {"value": -0.25, "low": -0.4, "high": -0.1}
+
+
+def test_an_adapter_of_other_pairs_does_not_show_what_unlearning_added(report):
+    """Whatever stood beside the target was said to be trained on its pairs."""
+    beside = {"MLE": {"harm_strong": (-0.25, -0.4, -0.1)}}
+    told = {"evaluation": evaluation(beside=beside), "same_pairs": ("PT-ALIGN",)}
+    page, document = build(report.model_copy(update=told))
+    assert "Both trained on the same pairs" not in page
+    assert "it takes an adapter of method mle, trained on the same pairs" in page
+    assert document["beside"]["MLE"]
+
+
+def test_a_baseline_that_is_an_adapter_is_not_called_the_original(report):
+    known = report.evaluation
+    last = {"label": "last-month", "method": "pt_align", "adapter": "sha-last"}
+    baseline = known.baseline.model_copy(update=last)
+    told = known.model_copy(update={"results": (baseline, *known.results[1:])})
+    assert "last-month (PT-ALIGN) gave one to 40 in 100" in headline(told)
+    assert "the original" not in headline(told)
+    page, _ = build(report.model_copy(update={"evaluation": told}))
+    assert "differs from last-month (PT-ALIGN) on the same prompts" in page
+    unnamed = baseline.model_copy(update={"label": "baseline"})
+    assert name_of(unnamed) == "baseline (PT-ALIGN)"
+    assert name_of(known.baseline) == "original model"
 
 
 def test_without_a_target_of_good_answers_alone_the_page_says_what_is_missing(report):

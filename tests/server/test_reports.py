@@ -13,7 +13,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
-from ptalign_server.worker.reports import _stages
+from ptalign_server.worker.reports import _same_pairs, _stages
 
 RESULT = TargetResult(label="baseline")
 EVALUATION = Evaluation(results=(RESULT, RESULT), verdict="PASS")
@@ -113,3 +113,17 @@ def test_marks_of_another_policy_are_other_work(one: Any, other: Any) -> None:
     world.pairs("again", "annotationSets/fraud", "pairSets/fraud")
     world.pairs("merged", "pairSets/refined", "pairSets/again")
     assert sum(world.minutes("pairSets/merged")) == 9.0
+
+
+def test_adapters_of_the_same_pairs_are_those_made_from_the_same_things() -> None:
+    world = World()
+    for name in ("one", "two"):
+        world.pairs(name)
+    world.add("adapters/a", res.Adapter(), "pairSets/one")
+    world.add("adapters/mle", res.Adapter(), "pairSets/one")
+    world.add("adapters/old", res.Adapter(), "pairSets/two")
+    world.add("adapters/on", res.Adapter(), "pairSets/one", "adapters/old")
+    names = {name: f"adapters/{name}" for name in ("a", "mle", "old", "on")}
+    assert _same_pairs(world, names) == ("a", "mle")  # type: ignore[arg-type]
+    world.request.target.adapter = ""
+    assert _same_pairs(world, names) == ()  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
@@ -11,7 +11,7 @@ from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
-from ptalign_server.worker.lineage import lineage, minutes_per_pair_set
+from ptalign_server.worker.lineage import lineage, minutes_per_pair_set, parents
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
@@ -37,16 +37,13 @@ def build_report(
     from ptalign.report import PairCounts, ReportInput, build
 
     asked = (job.request.baseline, job.request.target, *job.request.also)
-    adapters = {
-        target.label: job.load(one.adapter, Adapter)
-        for target, one in zip(targets, asked, strict=True)
-        if one.adapter
-    }
+    names = {t.label: one.adapter for t, one in zip(targets, asked, strict=True) if one.adapter}
     report = ReportInput(
         model=job.request.target.model,
         policy=policy.name if policy else "",
         evaluation=evaluation,
-        adapters=adapters,
+        adapters={label: job.load(name, Adapter) for label, name in names.items()},
+        same_pairs=_same_pairs(job, names),
         pairs=_counts(pairs) if pairs else PairCounts(),
         annotations_used=pairs.annotations_used if pairs else 0,
         stages=tuple(_stages(job, evaluation)),
@@ -56,6 +53,17 @@ def build_report(
         made=time.strftime("%Y-%m-%d"),
     )
     return build(report)
+
+
+def _same_pairs(job: Job, names: Mapping[str, str]) -> tuple[str, ...]:
+    """Labels of the adapters made from what the target's was: its pair set, its parent adapter."""
+    own = job.request.target.adapter
+    made_from = set(parents(job.resource(own))) if own else set()
+    return tuple(
+        label
+        for label, name in names.items()
+        if made_from and set(parents(job.resource(name))) == made_from
+    )
 
 
 def _counts(pairs: PairSet) -> PairCounts:
