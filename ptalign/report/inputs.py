@@ -50,5 +50,7 @@ class ReportInput(Noun):
     topic_titles: dict[str, str] = Field(default_factory=dict)
     command: str = ""
     """What a reader types to get these numbers again."""
+    command_lacks: tuple[str, ...] = ()
+    """What the numbers rest on beside, which the command has no option for."""
     made: str = ""
     """Date, as text."""

@@ -125,5 +125,6 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         },
         **calibration_json(evaluation),
         "command": report.command,
+        "command_lacks": list(report.command_lacks),
         "made": report.made,
     }

@@ -309,6 +309,14 @@ def test_a_command_of_the_client_says_which_server_it_needs(report):
     assert "PTALIGN_STATE=FOLDER make serve" in build(again)[0]
 
 
+def test_what_a_command_leaves_out_is_said(report):
+    assert "has no option for" not in build(report)[0]
+    lacks = ("the baseline adapters/old", "a gate of its own (min_samples 40)")
+    page, document = build(report.model_copy(update={"command_lacks": lacks}))
+    assert f"has no option for {lacks[0]}, nor for {lacks[1]};" in page
+    assert document["command_lacks"] == list(lacks)
+
+
 def test_masks():
     assert mask(" wordy") == "w•••• (5)"
     assert mask("") == "• (0)"

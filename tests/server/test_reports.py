@@ -13,7 +13,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
 from ptalign_server.store.resources import Resource
-from ptalign_server.worker.reports import _same_pairs, _stages
+from ptalign_server.worker.reports import _command, _command_lacks, _same_pairs, _stages
 
 RESULT = TargetResult(label="baseline")
 EVALUATION = Evaluation(results=(RESULT, RESULT), verdict="PASS")
@@ -127,3 +127,37 @@ def test_adapters_of_the_same_pairs_are_those_made_from_the_same_things() -> Non
     assert _same_pairs(world, names) == ("a", "mle")  # type: ignore[arg-type]
     world.request.target.adapter = ""
     assert _same_pairs(world, names) == ()  # type: ignore[arg-type]
+
+
+def test_the_command_has_all_of_the_call_that_it_can_say() -> None:
+    """Only the adapters, samples and the seed were there: it gave other numbers."""
+    world = World()
+    also = [pb.Target(model="m", adapter="adapters/b"), pb.Target(model="m")]
+    world.request = pb.EvaluateRequest(
+        target=pb.Target(model="m", adapter="adapters/a"),
+        also=also,
+        suites=["attack", "catqa"],
+        judges=["my-guard", "refusal@1"],
+        gate="strict",
+        samples=60,
+        pair_set="pairSets/p",
+        held_out="instructionSets/i",
+        seed=3,
+    )
+    assert _command(world) == (  # type: ignore[arg-type]
+        "ptalign evaluate adapters/a -m m --also adapters/b --also '' --suite attack "
+        "--suite catqa --judge my-guard --judge refusal@1 --gate strict --samples 60 "
+        "--pair-set pairSets/p --held-out instructionSets/i --seed 3"
+    )
+    assert _command_lacks(world) == ()  # type: ignore[arg-type]
+
+
+def test_what_the_command_cannot_say_is_told() -> None:
+    world = World()
+    world.request.baseline.adapter = "adapters/old"
+    world.request.gate_spec.CopyFrom(pb.GateSpec(max_benign_kl=0.5, min_samples=40))
+    assert _command(world) == "ptalign evaluate adapters/a -m m"  # type: ignore[arg-type]
+    assert _command_lacks(world) == (  # type: ignore[arg-type]
+        "the baseline adapters/old",
+        "a gate of its own (max_benign_kl 0.5, min_samples 40)",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def build_report(
         left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
         topic_titles={t.id: t.title for t in policy.topics} if policy else {},
         command=_command(job),
+        command_lacks=_command_lacks(job),
         made=time.strftime("%Y-%m-%d"),
     )
     return build(report)
@@ -119,12 +121,35 @@ def _seconds(job: Job, operation: str) -> float:
 
 
 def _command(job: Job) -> str:
+    """`ptalign evaluate` with all of the call that it has an option for."""
     request = job.request
-    words = ["ptalign", "evaluate", request.target.adapter or "''", "-m", request.target.model]
-    for target in request.also:
-        words += ["--also", target.adapter]
-    if request.samples:
-        words += ["--samples", str(request.samples)]
-    if request.seed:
-        words += ["--seed", str(request.seed)]
-    return " ".join(words)
+    words = ["ptalign", "evaluate", request.target.adapter, "-m", request.target.model]
+    for option, values in (
+        ("--also", [target.adapter for target in request.also]),
+        ("--suite", request.suites),
+        ("--judge", request.judges),
+    ):
+        for value in values:
+            words += [option, value]
+    for option, value in (
+        ("--gate", request.gate),
+        ("--samples", request.samples),
+        ("--pair-set", request.pair_set),
+        ("--held-out", request.held_out),
+        ("--seed", request.seed),
+    ):
+        if value:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _command_lacks(job: Job) -> tuple[str, ...]:
+    """What the call asked for beside, which `ptalign evaluate` has no option for."""
+    request = job.request
+    found = []
+    if request.baseline.adapter:
+        found.append(f"the baseline {request.baseline.adapter}")
+    if request.WhichOneof("gate_choice") == "gate_spec":
+        limits = [f"{field.name} {value:g}" for field, value in request.gate_spec.ListFields()]
+        found.append(f"a gate of its own ({', '.join(limits) or 'no limits'})")
+    return tuple(found)
