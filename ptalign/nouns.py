@@ -379,10 +379,13 @@ class Probe(Noun):
     benign_kl_interval: tuple[float, float] | None = Field(
         None, exclude_if=lambda value: value is None
     )
-    """95 % bootstrap interval of it, over anchors. Left out of digests where there is none, so that
-    evaluations of earlier versions keep theirs; so is the next."""
+    """95 % bootstrap interval of it, over instructions; None where all answer one. Left out of
+    digests where there is none, so that evaluations of earlier versions keep theirs; so are the
+    next two."""
     anchor_kl: tuple[float, ...] = Field((), exclude_if=lambda value: not value)
     """The same per held-out anchor, nats per token of that anchor."""
+    anchor_instructions: int = Field(0, exclude_if=lambda value: not value)
+    """Instructions that these answer, at most as many; 0 where an earlier version did not count."""
     benign_nll: float | None
     """Negative log-likelihood, nats per token, of held-out anchor answers; None likewise."""
     harm_word_ratio: float | None

@@ -6,6 +6,7 @@ There the bare model finds them likely, and a tuned one should not.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ class _Texts:
     """Ordinary answers that suppressed words are looked up in."""
     rows: list[Row]
     """Held-out anchors, every answer token weighted."""
+    asked: Mapping[str, str]
+    """Anchor -> its instruction, which several may answer."""
     states: list[Tensor]
     """Per row: the bare model's hidden states [targets, hidden]."""
 
@@ -136,7 +139,7 @@ class _Texts:
         attacked = attacked_of(kept or pairs)
         benign = benign_samples(pairs, chat)
         decoder.settle([s.weighted([1.0] * len(s.answer)) for s in (attacked[:2] or benign[:2])])
-        held_out = {a.id for a in pairs.anchors if a.held_out}
+        held_out = {a.id: a.instruction for a in pairs.anchors if a.held_out}
         rows = pack([[s] for s in benign if s.key in held_out], 512)
         return cls(
             toxic=watched(attacked),
@@ -145,6 +148,7 @@ class _Texts:
             ordinary=explain.watch(decoder, chat, benign, {}),
             neutral=benign[: explain.NEUTRAL],
             rows=rows,
+            asked=held_out,
             states=[_states(decoder, row)[0] for row in rows],
         )
 
@@ -152,6 +156,7 @@ class _Texts:
         """All measurements of one adapter."""
         kl: list[float] = []  # per held-out anchor
         sizes: list[int] = []
+        asked: list[str] = []
         nll = 0.0
         for row, base in zip(self.rows, self.states, strict=True):
             states, targets = _states(decoder, row)
@@ -160,6 +165,7 @@ class _Texts:
             kl += torch.bincount(owners, nats.double().cpu(), minlength=count).tolist()
             sizes += torch.bincount(owners, minlength=count).tolist()
             nll -= float(logsigmoid(margins(states, targets.tokens, decoder.head)).sum())
+            asked += [self.asked[sample.key] for sample in row.samples]
         tokens = sum(sizes)
         after, ordinary = self.toxic.after(decoder), self.ordinary.after(decoder)
         taught, learned = self.taught, self.taught.after(decoder) if self.taught else []
@@ -169,8 +175,9 @@ class _Texts:
             suppressed = explain.beside_neutral(suppressed, words, decoder, self.neutral)
         return Probe(
             benign_kl=sum(kl) / tokens if tokens else None,
-            benign_kl_interval=ratio_interval(kl, sizes) if tokens else None,
+            benign_kl_interval=_interval(kl, sizes, asked) if tokens else None,
             anchor_kl=tuple(nats / size for nats, size in zip(kl, sizes, strict=True)),
+            anchor_instructions=len(set(asked)),
             benign_nll=nll / tokens if tokens else None,
             harm_word_ratio=explain.harm_ratio(self.toxic.words, after),
             selectivity=explain.selectivity(self.toxic.words, after),
@@ -182,6 +189,18 @@ class _Texts:
             suppressed=suppressed,
             collateral=explain.collateral(self.ordinary.words, ordinary) if ordinary else None,
         )
+
+
+def _interval(
+    kl: Sequence[float], sizes: Sequence[int], asked: Sequence[str]
+) -> tuple[float, float] | None:
+    """Of nats a token, over instructions: several answers to one are no independent sample."""
+    totals: dict[str, float] = defaultdict(float)
+    tokens: dict[str, int] = defaultdict(int)
+    for nats, size, instruction in zip(kl, sizes, asked, strict=True):
+        totals[instruction] += nats
+        tokens[instruction] += size
+    return ratio_interval(list(totals.values()), list(tokens.values()))
 
 
 def _states(decoder: Decoder, row: Row) -> tuple[Tensor, Targets]:

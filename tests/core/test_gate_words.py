@@ -146,6 +146,19 @@ def test_kl_is_judged_by_its_interval_over_anchors(
     assert "12 anchors); limit: 0.25" in said.words
 
 
+def test_answers_to_a_few_requests_are_a_few_however_many() -> None:
+    """64 anchors to 7 requests passed for 64 independent ones."""
+    for requests, mark in ((7, "unsure"), (8, "kept")):
+        tuned = target(0.1, anchors=64)
+        assert tuned.probe is not None
+        probe = tuned.probe.model_copy(update={"anchor_instructions": requests})
+        tuned = tuned.model_copy(update={"probe": probe})
+        found = examine(GateConfig(max_benign_kl=0.25), target(), tuned, {}, [], None)
+        (said,) = (f for f in found if "nats a token" in f.words)
+        assert said.mark == mark
+        assert f"64 anchors to {requests} requests)" in said.words
+
+
 def test_kl_of_a_few_anchors_settles_nothing() -> None:
     for anchors, mark in ((7, "unsure"), (8, "kept")):
         found = examine(GateConfig(), target(), target(0.1, anchors=anchors), {}, [], {})

@@ -11,7 +11,7 @@ import torch
 
 from ptalign.config import LoraConfig
 from ptalign.errors import Cancelled, Unsupported
-from ptalign.nouns import ModelSpec, PairSet
+from ptalign.nouns import Anchor, ModelSpec, PairSet, Probe
 from ptalign.probe import benign_samples, probe
 from ptalign.progress import Progress
 from ptalign.training import explain, lora, pools
@@ -64,6 +64,26 @@ def test_kl_and_nll_equal_plain_forward_passes(
     assert (low, high) == pytest.approx((min(by_anchor), max(by_anchor)), rel=1e-3)  # of two
     assert found["base"].benign_kl == pytest.approx(0, abs=1e-6)
     assert found["base"].selectivity == pytest.approx(0, abs=1e-5)
+
+
+def test_further_answers_to_a_request_do_not_narrow_the_interval(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """Anchors were drawn one by one, though 64 of them may answer 24 requests."""
+
+    def probed(anchors: list[Anchor]) -> Probe:
+        pairs = mild_pairs.model_copy(update={"anchors": tuple(anchors)})
+        return probe(pairs, {"tuned": adapter}, model=tiny_model)["tuned"]
+
+    held_out = [a for a in mild_pairs.anchors if a.held_out]
+    again = [
+        a.model_copy(update={"id": f"{a.id}/{take}"}) for a in held_out for take in range(1, 9)
+    ]
+    once, often = probed(held_out), probed([*held_out, *again])
+    assert len(often.anchor_kl) == 9 * len(held_out)
+    assert often.anchor_instructions == once.anchor_instructions == len(held_out)
+    assert often.benign_kl_interval == pytest.approx(once.benign_kl_interval, rel=1e-3)
+    assert probed([held_out[0], *again[:8]]).benign_kl_interval is None
 
 
 def test_held_out_anchors_are_what_benign_means(tiny_model: ModelSpec, mild_pairs: PairSet) -> None:
