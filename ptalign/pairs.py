@@ -45,7 +45,9 @@ def synthesize_pairs(
         instructions: Harmful ones get pairs, or positives only where the topic allows no toxic
             side; twins get helpful answers.
         annotations: Fewer than 50 human marks: they seed constraints and demonstrations, and one
-            whose instruction is in the set becomes that instruction's pair. Text on the
+            whose instruction is in the set becomes that instruction's pair. One that confirms the
+            parent's pair leaves it as it was; one without a bad answer keeps the parent's toxic
+            one, else the model writes one where the topic allows it. Text on the
             never-synthesize list and bad answers of topics without a toxic side are not used.
         policy: The policy of the instructions.
         engine: Writes the answers.

@@ -33,6 +33,7 @@ from ptalign.answering.work import (
     Scores,
     Task,
     Work,
+    marked_pair,
     pair_of_marks,
     works_of,
 )
@@ -97,6 +98,7 @@ class PairRun:
     ) -> None:
         self._instructions = instructions
         self._annotations = usable_marks(annotations, instructions.records, policy, embed)
+        self._marked = {item.instruction: item for item in self._annotations}
         self._policy, self._model, self._config = policy, model, config
         self._judges, self._embed, self._parent = tuple(judges), embed, parent
         self._on_progress, self._log = on_progress, log
@@ -107,7 +109,7 @@ class PairRun:
         self._heads = Heads(
             policy,
             self._words,
-            self._annotations,
+            _shown(self._annotations, parent),
             self._constraints,
             self._kind_openers,
             refining=parent is not None,
@@ -133,8 +135,20 @@ class PairRun:
         """Takes what the log holds, then the parent's pairs and the annotators' own answers."""
         for record in self._log.read():
             self._keep(record)
-        wanted = {record_id("pair", r.id): r for r in self._instructions.records}
-        marked = {a.instruction: a for a in self._annotations}
+        inherited = self._inherited()
+        for asked in self._instructions.records:
+            pair_id = record_id("pair", asked.id)
+            pair, item = inherited.get(pair_id), self._marked.get(asked.text)
+            if item is not None:
+                pair = marked_pair(asked, item, pair, self._policy)
+            if pair and pair_id not in self._pairs:
+                self._accept(pair)
+        for pair in self._pairs.values():
+            self._verdicts.remember(pair)
+
+    def _inherited(self) -> dict[str, Pair]:
+        """The parent's pairs that may stay, by their ids in this run."""
+        found: dict[str, Pair] = {}
         places = Places(self._instructions, self._policy)
         for given in self._parent.pairs if self._parent else ():
             if given.id in self._wrong:
@@ -143,19 +157,16 @@ class PairRun:
                 continue
             pair = places.adopt(given)
             self._left_out += pair is None
-            if pair and pair.id not in self._pairs and pair.instruction not in marked:
-                self._accept(pair)
-        for pair_id, instruction in wanted.items():
-            item = marked.get(instruction.text)
-            if item is not None and pair_id not in self._pairs:
-                self._accept(pair_of_marks(instruction, item, self._policy))
-        for pair in self._pairs.values():
-            self._verdicts.remember(pair)
+            if pair:
+                found.setdefault(pair.id, pair)
+        return found
 
     def plan(self) -> None:
         """Queues the first drafts of each instruction, then the anchors."""
         for work in works_of(self._instructions, self._policy, self._kind_openers):
             if record_id("pair", work.instruction.id) not in self._pairs:
+                if item := self._marked.get(work.instruction.text):
+                    self._verdicts.preset(work, item)
                 self._ask(work)
         taken = [r.text for r in self._instructions.records]
         for draft in anchor_drafts(self._config, taken, self._embed, self._policy.locale):
@@ -308,6 +319,8 @@ class PairRun:
             self._finish(work, *toxic)
         elif last:
             self._reject(f"{work.kind}_given_up")
+            if work.mark:
+                self._accept(pair_of_marks(work.instruction, work.mark, self._policy))
         else:
             work.round, work.wave = (work.round + 1, 0) if over else (work.round, 1)
             self._ask(work)
@@ -364,7 +377,7 @@ class PairRun:
                 toxic=SealedText(toxic.text) if toxic else None,
                 polarity=polarity or {},
                 round=work.round,
-                held_out=self._held_out.holds(pair_id, work.kind),
+                held_out=not work.mark and self._held_out.holds(pair_id, work.kind),
                 sampled=toxic.sampled if toxic else None,
             )
         )
@@ -400,3 +413,9 @@ class PairRun:
                 {"round": self._round},
             )
         )
+
+
+def _shown(annotations: Sequence[Annotation], parent: PairSet | None) -> list[Annotation]:
+    """The marks that may demonstrate: not those with a toxic answer kept from training."""
+    held = {(p.instruction, p.toxic) for p in parent.pairs if p.held_out} if parent else set()
+    return [item for item in annotations if (item.instruction, item.bad) not in held]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ptalign.answering.constraints import Rule
 from ptalign.answering.validity import Fresh, malformed, refuses, threatens
 from ptalign.answering.work import Draft, Offer, Scores, Work
 from ptalign.judges.base import Judge
-from ptalign.nouns import Pair, Policy, Sampled
+from ptalign.nouns import Annotation, Pair, Policy, Sampled
 from ptalign.text.embed import RELEVANCE, Embedder
 from ptalign.text.near import rouge_l, tokens
 from ptalign.text.sentences import joined, sentences
@@ -72,6 +73,12 @@ class Verdicts:
         if pair.toxic is not None:
             self._wrong["toxic"].add(tokens(pair.toxic.reveal(), locale))
 
+    def preset(self, work: Work, mark: Annotation) -> None:
+        """Takes a person's good answer as the work's positive: scored, but not turned down."""
+        offer = Offer(mark.good, mark.good, Rule(""))
+        work.mark, work.positive = mark, mark.good
+        work.positive_scores = self._scores(work, [offer])[0] or {}
+
     def take(self, draft: Draft, text: str, sampled: Sampled | None = None) -> str:
         """Keeps a well-formed draft for its judges, or says why not.
 
@@ -133,8 +140,8 @@ class Verdicts:
         best: tuple[float, Offer, Scores] | None = None
         relevance = self._relevance(drafts, work.instruction.text)
         for offer, harm, near in zip(drafts, self._scores(work, drafts), relevance, strict=True):
-            apart = {n: v - work.positive_scores[n] for n, v in harm.items()} if harm else {}
-            reason = self._why_no_toxic(offer, work.positive, harm, apart)
+            apart = {n: harm[n] - v for n, v in work.positive_scores.items()} if harm else {}
+            reason = self._why_no_toxic(offer, work.positive, apart)
             if reason:
                 self._reject(f"toxic_{reason}")
                 self.not_apart[work.instruction.topic] += reason == "not_apart"
@@ -156,8 +163,8 @@ class Verdicts:
             return "unscored"
         return "harsh" if _worst(harm) > self._max_harm else self._fresh[voice].why_not(offer.text)
 
-    def _why_no_toxic(self, offer: Offer, positive: str, harm: Scores | None, apart: Scores) -> str:
-        if harm is None:
+    def _why_no_toxic(self, offer: Offer, positive: str, apart: Scores) -> str:
+        if not apart:
             return "unscored"
         if min(apart.values()) < self._min_polarity:
             return "not_apart"

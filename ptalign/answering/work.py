@@ -57,6 +57,8 @@ class Work:
     positive: str = ""
     positive_scores: Scores = field(default_factory=dict)
     toxics: list[Offer] = field(default_factory=list)
+    mark: Annotation | None = None
+    """A person's good answer, which is the positive; only the toxic side is written."""
 
 
 @dataclass(slots=True)
@@ -146,6 +148,30 @@ def pair_of_marks(record: Instruction, item: Annotation, policy: Policy) -> Pair
         toxic=toxic,
         round=0,
     )
+
+
+def marked_pair(
+    record: Instruction, item: Annotation, before: Pair | None, policy: Policy
+) -> Pair | None:
+    """The pair of an instruction that a person marked; None while its toxic side is to be written.
+
+    What the mark leaves as it was stays the parent's: who confirms a pair makes it no other one,
+    and who brings a good answer alone says nothing against the toxic one.
+
+    Args:
+        record: The instruction.
+        item: The mark, as far as it may teach.
+        before: The parent's pair on the instruction, if there is one.
+        policy: Where a toxic side is allowed.
+    """
+    same = before is not None and item.bad in (None, before.toxic)
+    if before is not None and same and item.good == before.positive:
+        return before
+    if before is not None and same and before.toxic is not None:
+        return before.model_copy(update={"positive": item.good, "polarity": {}, "held_out": False})
+    if item.bad is None and record.side != "twin" and allows_toxic(record, policy):
+        return None
+    return pair_of_marks(record, item, policy)
 
 
 class Places:

@@ -10,6 +10,7 @@ import pytest
 
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
+from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
 from ptalign.answering.verdicts import Verdicts
@@ -30,6 +31,7 @@ from ptalign.nouns import (
     ModelSpec,
     Pair,
     PairSet,
+    Sampled,
     record_id,
 )
 from ptalign.pairs import synthesize_pairs
@@ -292,6 +294,91 @@ def test_an_annotated_instruction_takes_the_annotators_answers(asked: Instructio
     pair = next(p for p in made.pairs if p.instruction_id == record.id)
     assert (pair.positive, pair.round) == ("No. Say hello.", 0)
     assert pair.toxic == SealedText("Go away.")
+
+
+def test_a_confirmed_pair_stays_what_it_was(asked: InstructionSet, made: PairSet) -> None:
+    """It lost its polarity and how it was sampled, and was trained on though it was held out."""
+    sampled = Sampled(weights="sha256:0", tokens=SealedText("1 2"), log_probs=(-0.5, -0.25))
+    pair, twin = held = tuple(
+        p.model_copy(update={"held_out": True, "sampled": sampled if p.toxic else None})
+        for p in (made.polarised[0], made.twins[0])
+    )
+    others = tuple(p for p in made.pairs if p.id not in {pair.id, twin.id})
+    heads: set[str] = set()
+
+    def watch(request: Request) -> str:
+        heads.add(request.prompt.rpartition("\n\n")[0])
+        return plausible(request)
+
+    refined = synthesize(
+        asked,
+        annotations=[
+            Annotation(instruction=p.instruction, good=p.positive, bad=p.toxic)
+            for p in (*held, *others[:4])
+        ],
+        parent=made.model_copy(update={"pairs": (*held, *others[:-4])}),
+        engine=ScriptedEngine(watch),
+        config=PairConfig(anchors=0),
+    )
+    kept = {p.id: p for p in refined.pairs}
+    assert all(kept[p.id] == p for p in (*held, *others[:4]))
+    assert pair.toxic is not None
+    assert any(len(head) > 100 for head in heads)
+    assert not any(pair.toxic.reveal() in head for head in heads)  # held out: it shows nothing
+
+
+def test_a_good_answer_alone_leaves_the_parents_toxic_one(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    same, other = made.polarised[:2]
+    marks = [
+        Annotation(instruction=same.instruction, good=same.positive),
+        Annotation(instruction=other.instruction, good="No. Say hello."),
+    ]
+    refined = synthesize(
+        asked, annotations=marks, parent=made, config=PairConfig(anchors=0, rounds=1)
+    )
+    kept = {p.id: p for p in refined.pairs}
+    assert kept[same.id] == same
+    assert (kept[other.id].positive, kept[other.id].toxic) == ("No. Say hello.", other.toxic)
+    assert kept[other.id].polarity == {}  # nobody compared these two
+
+
+def test_a_good_answer_alone_gets_a_toxic_one_written(
+    asked: InstructionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It became a positive-only pair in a topic with both sides, and nothing was short."""
+    monkeypatch.setattr(HeldOut, "holds", lambda *_: True)
+    record, rude = asked.harmful[:2]
+    twin = next(r for r in asked.twins if r.twin_of == record.id)
+    marks = [
+        *(Annotation(instruction=r.text, good="No. Say hello.") for r in (record, twin)),
+        Annotation(instruction=rude.text, good="No fool says it.", topic=rude.topic),
+    ]
+    prompts: list[str] = []
+
+    def watch(request: Request) -> str:
+        prompts.append(request.prompt)
+        return plausible(request)
+
+    made = synthesize(
+        asked,
+        annotations=(*MARKS, *marks),
+        engine=ScriptedEngine(watch),
+        config=PairConfig(anchors=0, rounds=1),
+    )
+    found = {p.instruction_id: p for p in made.pairs}
+    pair = found[record.id]
+    assert (pair.kind, pair.positive, pair.held_out) == ("pair", "No. Say hello.", False)
+    assert pair.toxic is not None
+    assert min(pair.polarity.values()) >= 0.6
+    assert (found[twin.id].kind, found[twin.id].positive) == ("twin", "No. Say hello.")
+    alone = found[rude.id]  # a judge finds no answer far enough from it: the person's stays
+    assert (alone.kind, alone.positive, alone.toxic) == ("positive_only", "No fool says it.", None)
+    assert made.rejected["pair_given_up"] >= 1
+    asked_for = [p for p in prompts if p.endswith(f"Message: {record.text}\nAnswer:")]
+    assert asked_for
+    assert all("contempt" in p[:200] for p in asked_for)  # the toxic side alone
 
 
 def test_a_parent_keeps_its_pairs_and_lends_its_answers(

@@ -163,7 +163,7 @@ def annotate(
 
     Each says what a good and a bad answer to an instruction look like. Text on the policy's
     never-synthesize list is refused; a bad answer of a topic without a toxic side is never shown
-    to the model.
+    to the model. Without a bad answer, the model writes one where the topic has a toxic side.
 
     [bold]Examples[/]
 
