@@ -56,9 +56,10 @@ def synthesize_pairs(
         config: Settings; the defaults when None.
         parent: An earlier set to refine, made or imported: its pairs on the same instructions
             (by id, else by text) are kept unless an annotation replaces them or their toxic side
-            is not allowed, its best toxic answers demonstrate, its constraints are the start.
-            ``stats["parent_left_out"]`` counts its pairs that fit no instruction
-            or are not allowed.
+            is not allowed, its best toxic answers demonstrate, its constraints are the start. Its
+            anchors stay, and only those that lack of ``config.anchors`` are written.
+            ``stats["parent_left_out"]`` counts its pairs that fit no instruction or are not
+            allowed, and its anchors that are not allowed or close to an instruction.
         rejected: Ids of the parent's pairs that a person called wrong. They are not kept and do
             not demonstrate, their instructions are asked anew, and a draft in the same words is
             rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.

@@ -115,7 +115,7 @@ class Verbs(Base):
             annotations: An annotation set, or fewer than 50 annotations.
             rounds: 1..8; 2 unless set.
             min_polarity: judge(toxic) - judge(positive) at least: -1..1; 0.6 unless set.
-            parent: An earlier pair set to refine.
+            parent: An earlier pair set to refine: the new one holds its anchors too.
             anchors: Benign instructions with the model's own answers; 40 unless set.
             seed: Of the sampling.
             dry_run: Validate and estimate only.

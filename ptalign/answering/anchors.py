@@ -8,8 +8,9 @@ from ptalign.answering.validity import loops, refuses
 from ptalign.answering.work import AnchorDraft
 from ptalign.config import PairConfig
 from ptalign.engines.base import Completion, Message, Request
-from ptalign.nouns import Anchor, ModelSpec, record_id
+from ptalign.nouns import Anchor, ModelSpec, Policy, record_id
 from ptalign.policies import benign_instructions, benign_language
+from ptalign.policies.never import blocked
 from ptalign.text.embed import Embedder
 from ptalign.text.near import written_words
 
@@ -53,6 +54,15 @@ def anchor_drafts(
         if wanted[i] in apart:
             held_out = int((i + 1) * share) > int(i * share)
             yield AnchorDraft(wanted[i], held_out=held_out, take=take)
+
+
+def inherited_anchors(
+    given: Sequence[Anchor], policy: Policy, taken: Sequence[str], embed: Embedder
+) -> list[Anchor]:
+    """A parent's anchors that may stay: not on the never-synthesize list, away from `taken`."""
+    fit = [a for a in given if not any(blocked(t, policy) for t in (a.instruction, a.answer))]
+    apart = _apart([a.instruction for a in fit], taken, embed)
+    return [a for a in fit if a.instruction in apart]
 
 
 def anchor_request(key: str, draft: AnchorDraft, config: PairConfig, model: ModelSpec) -> Request:

@@ -13,9 +13,18 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from ptalign.answering import prompts
-from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
+from ptalign.answering.anchors import (
+    SPARE,
+    anchor_drafts,
+    anchor_id,
+    anchor_of,
+    anchor_request,
+    inherited_anchors,
+)
 from ptalign.answering.constraints import Constraints, Side
 from ptalign.answering.heads import Heads
 from ptalign.answering.held_out import HeldOut
@@ -98,6 +107,7 @@ class PairRun:
     ) -> None:
         self._instructions = instructions
         self._annotations = usable_marks(annotations, instructions.records, policy, embed)
+        self._taken = [record.text for record in instructions.records]
         self._marked = {item.instruction: item for item in self._annotations}
         self._policy, self._model, self._config = policy, model, config
         self._judges, self._embed, self._parent = tuple(judges), embed, parent
@@ -125,14 +135,14 @@ class PairRun:
         self._rejected: Counter[str] = Counter()
         self._drafts: Counter[str] = Counter()
         self._ruled: set[tuple[str, Side, int]] = set()
-        self._pushed = self._tokens = self._errors = self._left_out = 0
+        self._pushed = self._tokens = self._errors = self._left_out = self._adopted = 0
         self._round = 1
         self._started = time.monotonic()
 
     # -- what was there before ----------------------------------------------------------------
 
     def resume(self) -> None:
-        """Takes what the log holds, then the parent's pairs and the annotators' own answers."""
+        """Takes what the log holds, then the parent's records and the annotators' answers."""
         for record in self._log.read():
             self._keep(record)
         inherited = self._inherited()
@@ -145,6 +155,13 @@ class PairRun:
                 self._accept(pair)
         for pair in self._pairs.values():
             self._verdicts.remember(pair)
+        anchors = self._parent.anchors if self._parent else ()
+        kept = inherited_anchors(anchors, self._policy, self._taken, self._embed)
+        self._left_out += len(anchors) - len(kept)
+        self._adopted = len(kept)
+        for anchor in kept:
+            if anchor.id not in self._anchors:
+                self._accept(anchor)
 
     def _inherited(self) -> dict[str, Pair]:
         """The parent's pairs that may stay, by their ids in this run."""
@@ -168,10 +185,22 @@ class PairRun:
                 if item := self._marked.get(work.instruction.text):
                     self._verdicts.preset(work, item)
                 self._ask(work)
-        taken = [r.text for r in self._instructions.records]
-        for draft in anchor_drafts(self._config, taken, self._embed, self._policy.locale):
+        for draft in islice(self._anchors_to_ask(), self._anchors_owed()):
+            self._push(LAST, draft)
+
+    def _anchors_to_ask(self) -> Iterator[AnchorDraft]:
+        """Anchors that are not there, each held out where its instruction already is."""
+        held_out = {a.instruction: a.held_out for a in self._anchors.values()}
+        drafts = anchor_drafts(self._config, self._taken, self._embed, self._policy.locale)
+        for draft in drafts:
             if anchor_id(draft.instruction, draft.take) not in self._anchors:
-                self._push(LAST, draft)
+                yield replace(draft, held_out=held_out.get(draft.instruction, draft.held_out))
+
+    def _anchors_owed(self) -> int:
+        """How many to ask for: what the parent lacks, with spare ones, less those written."""
+        lacking = max(0, self._config.anchors - self._adopted)
+        written = len(self._anchors) - self._adopted
+        return max(0, round(lacking * SPARE) - written)
 
     # -- what goes out ------------------------------------------------------------------------
 
@@ -408,7 +437,7 @@ class PairRun:
             Progress(
                 f"answering, round {self._round}",
                 len(self._pairs) + len(self._anchors),
-                len(self._instructions.records) + self._config.anchors,
+                len(self._taken) + max(self._config.anchors, len(self._anchors)),
                 counts,
                 {"round": self._round},
             )

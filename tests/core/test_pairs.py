@@ -546,6 +546,52 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
     assert LISTED not in str([p.toxic.reveal() for p in refined.polarised if p.toxic])
 
 
+def test_a_parents_anchors_stay_and_the_missing_ones_are_written(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """Refining threw them away: 400 became 50, and benign KL was read on other answers."""
+
+    def anchor(instruction: str, answer: str = "Three feet.") -> Anchor:
+        key = anchor_id(instruction)
+        return Anchor(id=key, instruction=instruction, answer=answer, held_out=True)
+
+    brought = tuple(anchor(f"How long is {n} yards?") for n in range(1, 5))
+    listed = (anchor(f"How is the {LISTED}?"), anchor("How is it?", f"Like a {LISTED}."))
+    parent = made.model_copy(update={"anchors": (*brought, *listed, anchor(asked.harmful[0].text))})
+    policy = POLICY.model_copy(update={"never_synthesize": (LISTED,)})
+    log: MemoryLog[Pair | Anchor] = MemoryLog()
+
+    def refine(anchors: int, **options: object) -> PairSet:
+        config = PairConfig(anchors=anchors, rounds=1)
+        return synthesize(asked, parent=parent, policy=policy, config=config, **options)
+
+    def stop(progress: Progress) -> None:
+        if progress.counts["anchors"] == len(brought):
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        refine(8, on_progress=stop, log=log)
+    assert tuple(r for r in log.read() if isinstance(r, Anchor)) == brought
+    enough = refine(4)
+    assert enough.anchors == brought
+    assert enough.stats["parent_left_out"] == 3
+    more = refine(8, log=log)
+    assert more.anchors[:4] == brought
+    assert 7 <= len(more.anchors) <= 9  # five asked for the four that are missing
+
+
+def test_what_is_held_out_stays_so_in_a_larger_set(asked: InstructionSet, made: PairSet) -> None:
+    """A second answer to an instruction that is held out would be trained on."""
+    first = made.model_copy(
+        update={"anchors": tuple(a.model_copy(update={"held_out": True}) for a in made.anchors)}
+    )
+    refined = synthesize(asked, parent=first, config=PairConfig(anchors=96, rounds=1))
+    held = {a.instruction for a in first.anchors}
+    others = [a for a in refined.anchors if a.instruction in held and a not in first.anchors]
+    assert others
+    assert all(a.held_out for a in others)
+
+
 def test_limits_are_named(asked: InstructionSet) -> None:
     with pytest.raises(InvalidInput, match="fewer than 50") as caught:
         synthesize(asked, annotations=[MARKS[0]] * 50)
