@@ -146,11 +146,15 @@ class PairRun:
         for record in self._log.read():
             self._keep(record)
         inherited = self._inherited()
+        doubted = self._doubted(list(inherited.values()))
         for asked in self._instructions.records:
             pair_id = record_id("pair", asked.id)
             pair, item = inherited.get(pair_id), self._marked.get(asked.text)
             if item is not None:
                 pair = marked_pair(asked, item, pair, self._policy)
+            elif pair_id in doubted and pair_id not in self._pairs:
+                self._reject(doubted[pair_id])
+                continue
             if pair and pair_id not in self._pairs:
                 self._accept(pair)
         for pair in self._pairs.values():
@@ -177,6 +181,15 @@ class PairRun:
             if pair:
                 found.setdefault(pair.id, pair)
         return found
+
+    def _doubted(self, pairs: Sequence[Pair]) -> dict[str, str]:
+        """Ids of the parent's pairs that are asked anew, and why."""
+        judged = [p for p in pairs if p.polarity]
+        unread = [p for p in pairs if p.toxic is not None and not p.polarity]
+        least = self._config.min_polarity
+        near = (p.id for p in judged if min(p.polarity.values()) < least)
+        swapped = self._verdicts.swapped(unread)
+        return dict.fromkeys(near, "parent_not_apart") | dict.fromkeys(swapped, "parent_swapped")
 
     def plan(self) -> None:
         """Queues the first drafts of each instruction, then the anchors."""

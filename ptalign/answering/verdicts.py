@@ -73,6 +73,21 @@ class Verdicts:
         if pair.toxic is not None:
             self._wrong["toxic"].add(tokens(pair.toxic.reveal(), locale))
 
+    def swapped(self, pairs: Sequence[Pair]) -> set[str]:
+        """Ids of polarised pairs whose sides every judge finds apart, but the wrong way round.
+
+        Asked of pairs that no judge has read, imported ones and a person's. Any other doubt stays
+        without consequence: a judge that does not know their domain finds no sides apart.
+        """
+        found = {pair.id for pair in pairs} if self._judges else set()
+        asked, goods = [p.instruction for p in pairs], [p.positive for p in pairs]
+        bads = [p.toxic.reveal() if p.toxic else "" for p in pairs]
+        most = -max(0.0, self._min_polarity)
+        for judge in self._judges if pairs else ():
+            sides = zip(pairs, judge.score(asked, goods), judge.score(asked, bads), strict=True)
+            found &= {p.id for p, g, b in sides if g is not None and b is not None and b - g < most}
+        return found
+
     def preset(self, work: Work, mark: Annotation) -> None:
         """Takes a person's good answer as the work's positive: scored, but not turned down."""
         offer = Offer(mark.good, mark.good, Rule(""))

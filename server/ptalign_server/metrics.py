@@ -120,14 +120,14 @@ REASONS = frozenset(
         "engine_error", "equal", "frame_leaked", "given_up", "harmful", "harsh", "known",
         "language", "like_positive", "malformed", "near_duplicate", "never_synthesize",
         "no_twin_examples", "not_a_request", "not_apart", "not_benign", "off_topic", "over_quota",
-        "refuses", "repetitive", "reworded", "threat", "too_far", "too_long", "too_short",
-        "truncated", "unscored", "worn_out",
+        "refuses", "repetitive", "reworded", "swapped", "threat", "too_far", "too_long",
+        "too_short", "truncated", "unscored", "worn_out",
     }
 )  # fmt: skip
 """Reasons a draft may be rejected for, whoever wrote it; any other counts as ``other``."""
 
 _OF_WHAT = re.compile(
-    r"^((positive_only|positive|toxic|twin|pair|anchor|constraint|seed|excerpt)_)+"
+    r"^((positive_only|positive|toxic|twin|pair|parent|anchor|constraint|seed|excerpt)_)+"
 )
 
 

@@ -592,6 +592,59 @@ def test_what_is_held_out_stays_so_in_a_larger_set(asked: InstructionSet, made: 
     assert all(a.held_out for a in others)
 
 
+def test_a_parents_pairs_below_the_asked_polarity_are_written_anew(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """`min_polarity` was asked of drafts alone: a parent's pairs of 0.6 stayed under 0.8."""
+    near, confirmed, *others = made.polarised
+    low = [p.model_copy(update={"polarity": {"words@1": 0.6}}) for p in (near, confirmed)]
+    unread = others[0].model_copy(update={"polarity": {}})
+    changed = {p.id: p for p in (*low, unread)}
+    refined = synthesize(
+        asked,
+        annotations=[
+            Annotation(
+                instruction=confirmed.instruction, good=confirmed.positive, bad=confirmed.toxic
+            )
+        ],
+        parent=made.model_copy(update={"pairs": tuple(changed.get(p.id, p) for p in made.pairs)}),
+        config=PairConfig(min_polarity=0.8, anchors=0),
+    )
+    kept = {p.id: p for p in refined.pairs}
+    assert kept.get(near.id) != low[0]
+    assert kept[confirmed.id] == low[1]  # a person decides
+    assert kept[unread.id] == unread
+    assert all(kept[p.id] == p for p in others[1:])
+    assert refined.rejected["parent_not_apart"] == 1
+
+
+def test_imported_sides_that_are_swapped_are_written_anew(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """Nothing noticed, and likelihood taught the rude side."""
+    swapped, *others = (
+        p.model_copy(update={"polarity": {}, "round": 0}) for p in made.polarised[:3]
+    )
+    assert swapped.toxic is not None
+    swapped = swapped.model_copy(
+        update={"positive": swapped.toxic.reveal(), "toxic": SealedText(swapped.positive)}
+    )
+    alike = others[0].model_copy(update={"toxic": SealedText("You may go where you like.")})
+    parent = PairSet(pairs=(swapped, alike, others[1]))
+
+    def refine(*judges: Judge) -> PairSet:
+        config = PairConfig(anchors=0, rounds=1)
+        return synthesize(asked, parent=parent, judges=judges, config=config)
+
+    refined = refine(WordJudge())
+    kept = {p.id: p for p in refined.pairs}
+    assert refined.rejected["parent_swapped"] == 1
+    assert kept.get(swapped.id) != swapped
+    assert kept[alike.id] == alike  # to a judge that does not know its domain, all sides are alike
+    assert kept[others[1].id] == others[1]
+    assert swapped in refine(WordJudge(), Blind()).pairs
+
+
 def test_limits_are_named(asked: InstructionSet) -> None:
     with pytest.raises(InvalidInput, match="fewer than 50") as caught:
         synthesize(asked, annotations=[MARKS[0]] * 50)

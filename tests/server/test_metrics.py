@@ -32,6 +32,11 @@ def test_no_reason_is_lost_among_the_others() -> None:
             assert "other" not in rejections({f"rejected.{said}": 1}), said
 
 
+def test_what_a_parent_lost_has_its_reason() -> None:
+    counts = {"rejected.parent_not_apart": 1, "rejected.parent_swapped": 2}
+    assert rejections(counts) == {"not_apart": 1, "swapped": 2}
+
+
 def test_voices_are_added_up_and_texts_never_become_labels() -> None:
     counts = {"rejected.toxic_harsh": 2, "rejected.positive_harsh": 1, "rejected.a b": 4, "x": 9}
     assert rejections(counts) == {"harsh": 3, "other": 4}

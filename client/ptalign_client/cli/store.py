@@ -191,7 +191,10 @@ def import_set(
     model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
     policy: Annotated[str, typer.Option("--policy", "-p", help="A name of `ptalign catalogue`.")],
 ) -> None:
-    """Make a set from records of your own: the same checks as for generated ones.
+    """Make a set from records of your own.
+
+    Checked are lengths, topics and their sides, repeats, the never-synthesize list and twins that
+    decline. No judge reads the answers: whether they are good and bad is your part.
 
     A pair, twin or anchor with `"held_out": true` is never trained on: what training did is
     measured on it.

@@ -215,8 +215,10 @@ class LibraryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportSet(self, request_iterator, context):
-        """Makes a set from records of the caller's own: the same checks as for generated ones. Anchors
-        are taken into pair sets: answers of the header's model to ordinary requests.
+        """Makes a set from records of the caller's own. Checked are lengths, topics and their sides,
+        repeats, the never-synthesize list and twins that decline; no judge reads the answers, which is
+        the caller's part. Anchors are taken into pair sets: answers of the header's model to ordinary
+        requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,7 @@
-"""Sets that callers bring: annotations, imports and merges. The same checks as for made ones."""
+"""Sets that callers bring: annotations, imports and merges. Form and lists are checked here.
+
+No judge reads them: this process has none.
+"""
 
 from __future__ import annotations
 
