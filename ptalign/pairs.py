@@ -73,7 +73,10 @@ def synthesize_pairs(
     Returns:
         The set, in the order of the instructions. `shortfall` and `rejected` say what is missing.
         ``stats["not_apart.<topic>"]`` counts the toxic drafts of a topic none of whose drafts the
-        judges found far enough from its positive: it may not be about what they measure.
+        judges found far enough from its positive: it may not be about what they measure. Numbers of
+        cost (``tokens_generated``, ``tokens_per_pair``, ``seconds``, drafts, ``rejected``) are of
+        this call: pairs that a log or a parent brought have cost nothing here, and where no other
+        is there, there is no ``tokens_per_pair``.
 
     Raises:
         InvalidInput: Too many annotations, no instructions, or no judge for a toxic side.

@@ -25,7 +25,8 @@ class Progress:
 
     counts: Mapping[str, int] = field(default_factory=dict)
     """Running totals: ``accepted``, ``rejected.<reason>``, ``unscored``, ``unscored.<judge>``,
-    ``tokens_generated``."""
+    ``tokens_generated``. Of ``accepted``, ``written`` came of this call's drafts, not of a log, a
+    parent, seeds or marks."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     """Live measurements: ``loss_mle``, ``loss_ut``, ``ut_weight``, ``step_seconds``, ..."""

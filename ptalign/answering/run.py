@@ -134,6 +134,7 @@ class PairRun:
         self._flight: dict[str, Task] = {}
         self._rejected: Counter[str] = Counter()
         self._drafts: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()
         self._ruled: set[tuple[str, Side, int]] = set()
         self._pushed = self._tokens = self._errors = self._left_out = self._adopted = 0
         self._round = 1
@@ -378,10 +379,11 @@ class PairRun:
         stats = pair_stats(pairs, list(self._anchors.values()), harmful, twins)
         stats |= {
             "tokens_generated": self._tokens,
-            "tokens_per_pair": self._tokens / max(1, sum(p.kind != "twin" for p in pairs)),
             "seconds": seconds,
             "tokens_per_second": self._tokens / seconds if seconds else 0.0,
         }
+        if written := self._written.total() - self._written["twin"]:
+            stats["tokens_per_pair"] = self._tokens / written
         if self._parent:
             stats["parent_left_out"] = self._left_out
         stats |= {f"drafts_{voice}": n for voice, n in self._drafts.items()}
@@ -406,6 +408,7 @@ class PairRun:
     ) -> None:
         record = work.instruction
         pair_id = record_id("pair", record.id)
+        self._written[work.kind] += 1
         self._accept(
             Pair(
                 id=pair_id,
@@ -445,7 +448,7 @@ class PairRun:
         kinds = Counter(p.kind for p in self._pairs.values())
         counts |= {"accepted": len(self._pairs), "anchors": len(self._anchors)}
         counts |= {"pairs": kinds["pair"] + kinds["positive_only"], "twins": kinds["twin"]}
-        counts["tokens_generated"] = self._tokens
+        counts |= {"tokens_generated": self._tokens, "written": self._written.total()}
         self._on_progress(
             Progress(
                 f"answering, round {self._round}",

@@ -79,7 +79,7 @@ class DraftRun:
         self._twin_jobs: deque[TwinJob] = deque()
         self._flight: dict[str, Cell | TwinJob] = {}
         self._rejected: Counter[str] = Counter()
-        self._drafts = self._tokens = self._keys = self._errors = 0
+        self._drafts = self._written = self._tokens = self._keys = self._errors = 0
         self._budget = round(config.max_overgeneration * count)
         self._exhausted = False
         self._started = time.monotonic()
@@ -166,8 +166,7 @@ class DraftRun:
         if owed <= 0 or self._exhausted or self._drafts >= self._budget:
             return False
         flying = sum(isinstance(w, Cell) for w in self._flight.values())
-        made = self._harmful - self._inherited
-        share = (made + 2) / (self._drafts - flying + 4)
+        share = (self._written + 2) / (self._drafts - flying + 4)
         return flying * share < owed + 1
 
     # -- what comes back ----------------------------------------------------------------------
@@ -212,6 +211,7 @@ class DraftRun:
         self._remember(record)
         self._want_twin(record)
         self._log.append(record)
+        self._written += source == "model"
         self._report()
         return ""
 
@@ -242,13 +242,12 @@ class DraftRun:
     def result(self) -> InstructionSet:
         """The set as it stands, with its numbers."""
         records = tuple(self._records.values())
-        made = self._harmful - self._inherited
         stats = set_stats(records, [t.id for t in self._grid.topics], self.embed)
         stats |= coverage_stats(self._grid.coverage)
         stats |= cell_stats(records, self._grid.cells, self._grid.cell_coverage)
         stats |= {
             "drafts": self._drafts,
-            "yield": made / self._drafts if self._drafts else 0.0,
+            "yield": self._written / self._drafts if self._drafts else 0.0,
             "tokens_generated": self._tokens,
             "seconds": time.monotonic() - self._started,
         }
@@ -299,5 +298,5 @@ class DraftRun:
     def _report(self) -> None:
         counts = {f"rejected.{reason}": n for reason, n in self._rejected.items()}
         counts |= {"accepted": self._harmful, "tokens_generated": self._tokens}
-        counts["twins"] = len(self._records) - self._harmful
+        counts |= {"twins": len(self._records) - self._harmful, "written": self._written}
         self._on_progress(Progress("writing instructions", self._harmful, self.goal, counts))

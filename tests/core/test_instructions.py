@@ -92,6 +92,21 @@ def test_the_numbers_of_a_set_move(made: InstructionSet) -> None:
     assert made.stats["tokens_generated"] > 64
 
 
+def test_yield_is_of_this_runs_own_drafts(made: InstructionSet) -> None:
+    """Going on at 45 of 48 with 8 drafts gave a yield of 6, and seeds counted without a draft."""
+    log: MemoryLog[Instruction] = MemoryLog()
+    planted = made.harmful[0]
+    there = [r for r in made.records if r.side == "harmful"][1:30]
+    for record in there:
+        log.append(record)
+    seen: list[Progress] = []
+    config = InstructionConfig(twins=False)
+    again = generate(32, log=log, seeds=(planted.text,), config=config, on_progress=seen.append)
+    assert len(again.harmful) == 32
+    assert again.stats["yield"] == pytest.approx(2 / again.stats["drafts"])
+    assert (seen[-1].counts["accepted"], seen[-1].counts["written"]) == (32, 2)
+
+
 def test_twins_can_be_left_out() -> None:
     assert not generate(4, config=InstructionConfig(twins=False)).twins
 

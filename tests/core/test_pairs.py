@@ -402,6 +402,27 @@ def test_a_parent_keeps_its_pairs_and_lends_its_answers(
     assert any(text in prompt for text in own for prompt in prompts)
 
 
+def test_what_a_parent_brought_is_not_counted_as_written(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """The tokens of 5 new pairs were divided by all 200, and 200 drafts counted as accepted."""
+    lacking = {made.polarised[0].id, made.twins[0].id}
+    parent = made.model_copy(update={"pairs": tuple(p for p in made.pairs if p.id not in lacking)})
+    seen: list[Progress] = []
+    refined = synthesize(asked, parent=parent, on_progress=seen.append)
+    new = [p for p in refined.pairs if p not in parent.pairs]
+    main = sum(p.kind != "twin" for p in new)
+    assert len(new) >= len(lacking)
+    assert refined.stats["tokens_per_pair"] == refined.stats["tokens_generated"] / main
+    assert seen[-1].counts["written"] == len(new)
+    assert seen[-1].counts["accepted"] == len(refined.pairs)
+    there = {p.instruction_id for p in made.pairs}
+    whole = asked.model_copy(update={"records": tuple(r for r in asked.records if r.id in there)})
+    kept = synthesize(whole, parent=made, config=PairConfig(anchors=0))
+    assert kept.pairs == made.pairs
+    assert "tokens_per_pair" not in kept.stats
+
+
 def test_a_pair_called_wrong_is_asked_anew_and_its_answers_stay_out(
     asked: InstructionSet, made: PairSet
 ) -> None:

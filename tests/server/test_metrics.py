@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 import ptalign
-from ptalign_server.metrics import REASONS, rejections
+from ptalign.errors import EngineFailed
+from ptalign.progress import Progress
+from ptalign_server.metrics import REASONS, Metrics, rejections
+from ptalign_server.worker import perform
+from ptalign_server.worker.reporter import Meter, Reporter
 
 CORE = Path(ptalign.__file__).parent
 SOURCES = [*(CORE / "asking").glob("*.py"), *(CORE / "answering").glob("*.py")]
@@ -30,6 +38,53 @@ def test_no_reason_is_lost_among_the_others() -> None:
     for reason in reasons():
         for said in (reason, f"toxic_{reason}", f"positive_{reason}", f"twin_{reason}"):
             assert "other" not in rejections({f"rejected.{said}": 1}), said
+
+
+def drafts(metrics: Metrics) -> dict[str, float]:
+    """Pair drafts counted so far, by outcome."""
+    found: dict[str, float] = {}
+    for sample in next(iter(metrics.pairs.collect())).samples:
+        if sample.name.endswith("_total"):
+            outcome = sample.labels["outcome"]
+            found[outcome] = found.get(outcome, 0) + sample.value
+    return found
+
+
+def test_pairs_that_were_there_are_no_accepted_drafts() -> None:
+    """200 of a parent kept the alert on low yields silent."""
+    metrics = Metrics()
+    meter = Meter(metrics, "SynthesizePairs")
+    for written, rejected in ((0, 0), (1, 10), (1, 40)):
+        counts = {"accepted": 200 + written, "written": written, "rejected.harsh": rejected}
+        meter.update(Progress("answering", 0, 0, counts))
+    assert drafts(metrics) == {"accepted": 1, "rejected": 40}
+
+
+def test_drafts_of_a_second_try_count_beside_those_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage that is tried again counts from zero, which looked like nothing new."""
+    metrics, tries = Metrics(), iter((7, 5))
+
+    def make(job: Any) -> str:
+        counts = {"written": next(tries), "rejected.harsh": 3}
+        job.reporter._meter.update(Progress("answering", 0, 0, counts))
+        if counts["written"] == 7:
+            raise EngineFailed("died")
+        return "made"
+
+    monkeypatch.setitem(perform.JOBS, "SynthesizePairs", SimpleNamespace(make=make))
+    monkeypatch.setattr(perform, "_sleep", lambda *_: None)
+    operation = SimpleNamespace(id="1", kind="SynthesizePairs", attempt=1)
+    limits = SimpleNamespace(attempts=3, engine_attempts=3)
+    job: Any = SimpleNamespace(
+        operation=operation,
+        room=SimpleNamespace(settings=SimpleNamespace(limits=limits)),
+        reporter=Reporter(operation, None, metrics, lambda: False),  # type: ignore[arg-type]
+        check=lambda: None,
+    )
+    assert perform._make(job) == "made"
+    assert drafts(metrics) == {"accepted": 12, "rejected": 6}
 
 
 def test_what_a_parent_lost_has_its_reason() -> None:

@@ -117,6 +117,7 @@ def _make(job: Job) -> Made:
                 raise
             log.warning("operation %s: %s; again in %.0f s", job.operation.id, error, backoff)
             _sleep(job, backoff)
+            job.reporter.again()
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
 

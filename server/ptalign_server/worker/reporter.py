@@ -55,6 +55,10 @@ class Reporter:
         if phase:
             self(Progress(phase, 0, 0))
 
+    def again(self) -> None:
+        """The stage is tried again after a failure that may pass."""
+        self._meter.again()
+
     def _eta(self, progress: Progress, now: float) -> float | None:
         """Seconds left in this phase at its pace so far."""
         done = progress.done - self._phase_first
@@ -111,8 +115,8 @@ class Meter:
         tokens = counts.get("tokens_generated", 0)
         metrics.tokens_generated.inc(self._new("tokens_generated", tokens))
         if self._drafts is not None:
-            accepted = self._new("accepted", counts.get("accepted", 0))
-            self._drafts.labels("accepted", "").inc(accepted)
+            written = self._new("written", counts.get("written", 0))
+            self._drafts.labels("accepted", "").inc(written)
             for reason, count in rejections(counts).items():
                 self._drafts.labels("rejected", reason).inc(self._new(f"r.{reason}", count))
         for part in ("mle", "ut", "anchor", "twin"):
@@ -125,6 +129,11 @@ class Meter:
             metrics.ut_weight.set(values["ut_weight"])
         if "step_seconds" in values:
             metrics.step_seconds.observe(values["step_seconds"])
+
+    def again(self) -> None:
+        """Stages that write drafts count those from zero when they are tried again."""
+        if self._drafts is not None:
+            self._before.clear()
 
     def _new(self, name: str, total: float) -> float:
         """What was added since the last report; counters never go down."""
