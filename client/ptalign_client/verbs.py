@@ -111,7 +111,7 @@ class Verbs(Base):
 
         Args:
             model: Catalogue name.
-            instruction_set: What `generate_instructions` made.
+            instruction_set: What `generate_instructions` made, with this model or another.
             annotations: An annotation set, or fewer than 50 annotations.
             rounds: 1..8; 2 unless set.
             min_polarity: judge(toxic) - judge(positive) at least: -1..1; 0.6 unless set. The
@@ -231,8 +231,8 @@ class Verbs(Base):
                 on where the target's adapter has no set with text. What the adapters were
                 trained on is kept out anyway.
             also: Shown beside, e.g. an adapter trained by MLE only.
-            held_out: An instruction set of the policy that nothing was trained on: its requests
-                are asked as the suites ``held-out-*``, beside the profile's.
+            held_out: An instruction set of the policy that nothing was trained on, whichever model
+                wrote it: its requests are asked as the suites ``held-out-*``, beside the profile's.
             seed: Of the choice of prompts.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,13 @@ def put_set(
         message = flags.get("message", res.PairSet(pairs=3, anchors=anchors))
     message.meta.name = name
     digest = store.sets.write(set_id, key, noun)
-    store.sets.write_policy(set_id, key, load_policy(POLICY))
+    policy = load_policy(flags.get("policy", POLICY))
+    store.sets.write_policy(set_id, key, policy)
     row = Resource(
-        name=name, collection=collection, tenant=tenant, model=model, policy=POLICY, verdict="",
-        adapter="", partial=flags.get("partial", False), purged=flags.get("purged", False),
-        content=digest, body=message.SerializeToString(), created=1.0,
+        name=name, collection=collection, tenant=tenant, model=model, policy=policy.name,
+        verdict="", adapter="", partial=flags.get("partial", False),
+        purged=flags.get("purged", False), content=digest,
+        body=message.SerializeToString(), created=1.0,
     )  # fmt: skip
 
     def change(connection: Any) -> None:
@@ -291,6 +293,34 @@ async def test_foreign_and_missing_resources_read_alike(calls: Calls) -> None:
             "RESOURCE_NOT_FOUND",
         )
     }
+
+
+async def test_requests_that_another_model_wrote_are_taken_by_every_verb_that_reads_them(
+    calls: Calls,
+) -> None:
+    """Held-out sets are reusable for other models, and so are those that pairs are made of."""
+    verbs: dict[str, Callable[[str], Any]] = {
+        "parent": lambda name: calls.tuning.GenerateInstructions(
+            generate(parent=name, dry_run=True)
+        ),
+        "instruction_set": lambda name: calls.tuning.SynthesizePairs(
+            pb.SynthesizePairsRequest(model=MODEL, instruction_set=name, dry_run=True)
+        ),
+        "held_out": lambda name: calls.tuning.Evaluate(evaluate(held_out=name)),
+    }
+    ours = put_set(calls.store, "instructionSets", model=OTHER)
+    foreign = put_set(calls.store, "instructionSets", tenant="another")
+    for ask in verbs.values():
+        assert (await ask(ours)).done
+        code, _, _, _ = await refused(ask(foreign))
+        assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_requests_in_a_language_that_the_model_lacks_get_no_answers(calls: Calls) -> None:
+    name = put_set(calls.store, "instructionSets", model=OTHER, policy="default-ja")
+    call = pb.SynthesizePairsRequest(model=MODEL, instruction_set=name, dry_run=True)
+    _, _, _, violations = await refused(calls.tuning.SynthesizePairs(call))
+    assert "is written in ja, and model tiny declares en" in violations["instruction_set"]
 
 
 async def test_align_refuses_partial_and_purged_sets(calls: Calls) -> None:

@@ -28,6 +28,8 @@ MAX_SEEDS = 2_000
 MAX_TEXT = 8_000
 MAX_TOPICS = 500
 MAX_ALSO = 8
+ANY_MODEL = ""
+"""For requests: one model writes them, any may be asked them (ADR 0013)."""
 SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
 
 
@@ -40,7 +42,7 @@ class Call:
     catalogue: Catalogue
 
     def resource(self, name: str, collection: str, model: str) -> Resource:
-        """A resource of this tenant, of the right kind and model."""
+        """A resource of this tenant, of the right kind and model; of any model where that is ""."""
         if not name.startswith(collection + "/"):
             raise NotFound
         found = self.store.resources.get(name, self.identity.tenant)
@@ -115,7 +117,7 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
             "Use one of those, or add the locale to the model's catalogue entry.",
         )
     if request.parent:
-        call.readable(request.parent, "instructionSets", model.name)
+        call.readable(request.parent, "instructionSets", ANY_MODEL)
     drafts = request.count * (2 if config.twins else 1) * 3.2
     return _generation(model, drafts, config.max_tokens, "3.2 drafts per accepted instruction")
 
@@ -132,7 +134,8 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     model = call.catalogue.model(request.model)
     if not request.instruction_set:
         raise InvalidInput("instruction_set", "is empty", "Send the name of an instruction set.")
-    source = call.readable(request.instruction_set, "instructionSets", model.name)
+    source = call.readable(request.instruction_set, "instructionSets", ANY_MODEL)
+    _check_language(request.instruction_set, model, call)
     if request.annotation_set:
         marks = call.readable(request.annotation_set, "annotationSets", model.name)
         _check_marks(res.AnnotationSet.FromString(marks.body), request)
@@ -143,6 +146,17 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     records = made.harmful + made.twins + config.anchors
     drafts = records * (1 + config.candidates * config.rounds * 0.6)
     return _generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
+
+
+def _check_language(name: str, model: ModelSpec, call: Call) -> None:
+    """A set may be of another model, whose languages are not this one's."""
+    locale = call.store.sets.load_policy(name).locale
+    if language(locale) not in map(language, model.locales):
+        raise InvalidInput(
+            "instruction_set",
+            f"is written in {locale}, and model {model.name} declares {', '.join(model.locales)}",
+            "Send a set in one of those, or add the locale to the model's catalogue entry.",
+        )
 
 
 def _check_marks(marks: res.AnnotationSet, request: pb.SynthesizePairsRequest) -> None:
@@ -220,7 +234,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     if request.pair_set:
         call.readable(request.pair_set, "pairSets", model.name)
     names = tuple(request.suites) or DEFAULT
-    names += _held_out(request, call, model)
+    names += _held_out(request, call)
     lacking = call.catalogue.without_data(names)
     _can_ask(names, lacking)
     samples = request.samples or int(PROFILES[call.catalogue.profile]["samples"])
@@ -240,6 +254,11 @@ VERBS: Mapping[str, Verb] = {
         Verb("Evaluate", check_evaluate),
     )
 }
+
+
+def language(locale: str) -> str:
+    """The language of a BCP 47 tag."""
+    return locale.partition("-")[0]
 
 
 def too_many_annotations(field: str, count: int) -> InvalidInput:
@@ -390,11 +409,11 @@ def _can_ask(names: Sequence[str], lacking: Mapping[str, str]) -> None:
         )
 
 
-def _held_out(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> tuple[str, ...]:
+def _held_out(request: pb.EvaluateRequest, call: Call) -> tuple[str, ...]:
     """Suites that the held-out requests add to the default ones."""
     named = [name for name in request.suites if name in HELD_OUT]
     if request.held_out:
-        call.readable(request.held_out, "instructionSets", model.name)
+        call.readable(request.held_out, "instructionSets", ANY_MODEL)
         return () if request.suites else tuple(HELD_OUT)
     if named:
         mend = "Name an instruction set that nothing was trained on in held_out."
