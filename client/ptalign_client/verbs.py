@@ -68,7 +68,7 @@ class Verbs(Base):
             seeds: Instructions of your own that show the style.
             excerpts: From chat logs; the server redacts them before it stores them.
             locale: BCP 47; the policy's unless set.
-            twins: A benign twin for each; on unless set.
+            twins: A benign twin for each, those of `parent` too; on unless set.
             topics: A subset of the policy's topic ids; all unless set.
             parent: An earlier set to extend: the new one holds its records too.
             seed: Of the sampling.

@@ -69,6 +69,7 @@ class DraftRun:
             topics=config.topics,
             max_drafts=config.max_overgeneration,
             seed=config.seed,
+            given=Counter(r.topic for r in parent.harmful) if parent else None,
         )
         self._index = TopicIndex(self._grid.topics, self.embed)
         self._novelty = Novelty(policy, config.max_rouge_l)
@@ -94,9 +95,8 @@ class DraftRun:
             self._remember(record)
             self._log.append(record)
         paired = {r.twin_of for r in self._records.values()}
-        inherited = {r.id for r in self._parent}
         for record in self._records.values():
-            if record.side == "harmful" and record.id not in paired | inherited:
+            if record.side == "harmful" and record.id not in paired:
                 self._want_twin(record)
 
     def plant(self, seeds: Sequence[Seed]) -> None:
@@ -205,7 +205,7 @@ class DraftRun:
         topic, similarity = self._index.nearest([text])[0]
         if similarity < MIN_SIMILARITY:
             return "off_topic"
-        if self._harmful >= self.goal or self._grid.accepted[topic.id] >= self._grid.cap:
+        if self._harmful >= self.goal or self._grid.full(topic.id):
             return "over_quota"
         record = self._record(text, topic, tactic=tactic, source=source)
         self._remember(record)
@@ -242,8 +242,10 @@ class DraftRun:
     def result(self) -> InstructionSet:
         """The set as it stands, with its numbers."""
         records = tuple(self._records.values())
-        stats = set_stats(records, [t.id for t in self._grid.topics], self.embed)
-        stats |= coverage_stats(self._grid.coverage)
+        asked = [t.id for t in self._grid.topics]
+        topics = list(dict.fromkeys([*asked, *(r.topic for r in self._parent)]))
+        stats = set_stats(records, topics, self.embed)
+        stats |= coverage_stats(records, topics, self.goal)
         stats |= cell_stats(records, self._grid.cells, self._grid.cell_coverage)
         stats |= {
             "drafts": self._drafts,
@@ -279,13 +281,13 @@ class DraftRun:
         if record.side == "harmful":
             self._harmful += 1
             self._novelty.add(record.text)
-            if record not in self._parent:
-                self._grid.accept(record.topic, record.tactic)
+            self._grid.accept(record.topic, record.tactic)
 
     def _want_twin(self, record: Instruction) -> None:
         if not self.config.twins:
             return
-        if any(self.policy.topic(record.topic).twin_examples):
+        topic = next((t for t in self.policy.topics if t.id == record.topic), None)
+        if topic and any(topic.twin_examples):
             self._twin_jobs.append(TwinJob(record))
         else:  # nothing to tell benign by
             self._rejected["no_twin_examples"] += 1

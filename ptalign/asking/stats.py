@@ -9,7 +9,6 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 from ptalign.nouns import Instruction
-from ptalign.policies.grid import coverage
 from ptalign.text.diversity import distinct_n, nearest_distances, normalised_entropy, vendi_score
 from ptalign.text.embed import Embedder
 from ptalign.text.near import NearDuplicates
@@ -30,8 +29,8 @@ def set_stats(
     """Spread and variety of the harmful instructions, and how close the twins are.
 
     Returns:
-        ``entropy`` (over the topics asked for, 1 = even), ``distinct_2``, ``vendi`` (effective
-        number of different texts), ``nn_distance_p10`` and ``_p50`` (cosine distance to the
+        ``entropy`` (over `topics`, 1 = even), ``distinct_2``, ``vendi`` (effective number of
+        different texts), ``nn_distance_p10`` and ``_p50`` (cosine distance to the
         nearest other instruction), ``twin_similarity`` (mean cosine with the twin) and
         ``twin_share`` (instructions that have one).
     """
@@ -68,9 +67,8 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
     harmful, twins = _sides(records)
     if not harmful:
         return {"twin_share": 0.0}
-    owed = max(1, math.ceil(len(harmful) / len(topics)))
     stats = _word_stats(harmful, twins, topics)
-    stats |= coverage_stats(coverage(Counter(r.topic for r in harmful), topics, owed))
+    stats |= coverage_stats(harmful, topics, len(harmful))
     missing = ["vendi", "nn_distance_p10", "nn_distance_p50", "cell_coverage", "cell_entropy"]
     missing += ["twin_similarity"] if twins else []
     if sum(len(r.text) for r in harmful) <= MAX_COMPARED:
@@ -80,9 +78,14 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
     return stats | {f"{NOT_COMPUTED}{name}": 1.0 for name in missing}
 
 
-def coverage_stats(share: float) -> dict[str, float]:
-    """``coverage`` (share of the topics with at least half of what they are owed) and
+def coverage_stats(
+    records: Sequence[Instruction], topics: Sequence[str], wanted: int
+) -> dict[str, float]:
+    """``coverage`` (share of the topics with at least half of an even part of `wanted`) and
     ``coverage_met`` (1 when that is not under `COVERAGE_FLOOR`)."""
+    owed = max(1, math.ceil(wanted / len(topics)))
+    found = Counter(r.topic for r in records if r.side == "harmful")
+    share = sum(found[topic] * 2 >= owed for topic in topics) / len(topics)
     return {"coverage": share, "coverage_met": float(share >= COVERAGE_FLOOR)}
 
 

@@ -32,11 +32,6 @@ class Cell:
     opener: str
 
 
-def coverage(accepted: Mapping[str, int], topics: Sequence[str], quota: int) -> float:
-    """Share of the topics with at least half of `quota` instructions."""
-    return sum(accepted.get(t, 0) * 2 >= quota for t in topics) / len(topics)
-
-
 class Grid:
     """Quotas over topic x tactic, and the neediest cell.
 
@@ -44,19 +39,30 @@ class Grid:
     fewest accepted, and in flight, comes first. A topic whose drafts keep failing is given up after
     `max_drafts` per owed instruction, so that one bad topic cannot hold up a set.
 
+    A set that is extended has some already: topics with fewer come first. Each may get its even
+    part of what is added all the same, or the set would wait for topics that never yield.
+
     Args:
         policy: Topics and tactics.
-        count: Instructions wanted in all.
+        count: Instructions wanted, beside those given.
         topics: Topic ids to use; all when empty.
         max_drafts: Drafts per owed instruction before a topic is given up.
         seed: Order of ties and of openers.
+        given: Instructions by topic id that are there already; `accept` books them like others.
 
     Raises:
         InvalidInput: An unknown topic id.
     """
 
     def __init__(
-        self, policy: Policy, count: int, *, topics: Sequence[str], max_drafts: float, seed: int
+        self,
+        policy: Policy,
+        count: int,
+        *,
+        topics: Sequence[str],
+        max_drafts: float,
+        seed: int,
+        given: Mapping[str, int] | None = None,
     ) -> None:
         known = {t.id: t for t in policy.topics}
         for i, topic in enumerate(topics):
@@ -65,9 +71,10 @@ class Grid:
                     f"topics[{i}]", f"topics of {policy.name}: {', '.join(known)}", "Use these."
                 )
         self.topics = [known[t] for t in topics] if topics else list(policy.topics)
-        self.quota = max(1, math.ceil(count / len(self.topics)))
-        self.cap = self.quota + max(1, self.quota // 4)
-        self._limit = max(8, round(max_drafts * self.quota))
+        self._given = Counter({t.id: (given or {}).get(t.id, 0) for t in self.topics})
+        self._added = max(1, math.ceil(count / len(self.topics)))
+        self.quota = max(1, math.ceil((count + self._given.total()) / len(self.topics)))
+        self._limit = max(8, round(max_drafts * self._added))
         self._tactics = {
             sides: [t for t in policy.tactics if t.sides == sides] or [PLAIN]
             for sides in ("both", "positive_only")
@@ -84,11 +91,7 @@ class Grid:
 
     def next(self) -> Cell | None:
         """The neediest cell, counted as a draft in flight; None when every topic is done."""
-        able = [
-            t
-            for t in self.topics
-            if self.accepted[t.id] < self.cap and self._drafts[t.id] < self._limit
-        ]
+        able = [t for t in self.topics if not self.full(t.id) and self._drafts[t.id] < self._limit]
         if not able:
             return None
         topic = min(able, key=lambda t: (self._need(t.id), self._order[t.id]))
@@ -113,18 +116,18 @@ class Grid:
         self._flying[cell.topic.id, cell.tactic.id] -= 1
         self._failed[cell.topic.id] += failed
 
+    def full(self, topic_id: str) -> bool:
+        """Whether a topic has a quarter more than it is owed, at least one."""
+        owed = max(self.quota, self._given[topic_id] + self._added)
+        return self.accepted[topic_id] >= owed + max(1, self._added // 4)
+
     def accept(self, topic_id: str, tactic_id: str) -> bool:
         """Books an instruction under a topic and a tactic; False when the topic is full."""
-        if self.accepted[topic_id] >= self.cap:
+        if self.full(topic_id):
             return False
         self.accepted[topic_id] += 1
         self._cells[topic_id, tactic_id] += 1
         return True
-
-    @property
-    def coverage(self) -> float:
-        """Share of the topics with at least half of what they are owed."""
-        return coverage(self.accepted, [t.id for t in self.topics], self.quota)
 
     @property
     def cells(self) -> frozenset[tuple[str, str]]:

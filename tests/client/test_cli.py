@@ -244,6 +244,26 @@ def test_a_set_cut_short_is_filled_up_to_the_count(
         assert len(served.service.called("SynthesizePairs")) == 1
 
 
+def test_a_set_under_its_coverage_floor_says_so_where_it_is_made(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """Only `get` told, as one number among many."""
+    original = served.service._fill
+
+    def narrow(job: Any) -> None:
+        original(job)
+        if job.kind == "GenerateInstructions":
+            job.result.stats.update({"coverage": 0.55, "coverage_met": 0.0})
+
+    served.service._fill = narrow
+    words = "topics covered .55, under the floor"
+    alone = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "4", columns=200)
+    assert words in alone.output
+    run = cli("run", str(loop), "--out", str(tmp_path / "out"), columns=200)
+    assert run.exit_code == 0
+    assert words in run.stderr
+
+
 def test_a_set_cut_short_and_gone_is_made_anew(
     cli: Any, loop: Path, tmp_path: Path, served: Any
 ) -> None:

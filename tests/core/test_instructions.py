@@ -156,6 +156,25 @@ def test_a_parent_is_extended_and_not_repeated(made: InstructionSet) -> None:
     assert len(set(texts)) == 40
 
 
+def test_a_parent_gets_the_twins_that_it_lacks(made: InstructionSet) -> None:
+    """A set that was stopped, or imported, stayed without, however often it was extended."""
+    bare = InstructionSet(records=(*made.harmful, *made.twins[:8]), requested=32)
+    more = generate(4, parent=bare)
+    assert sorted(t.twin_of for t in more.twins) == sorted(r.id for r in more.harmful)
+    silent = generate(4, parent=bare, config=InstructionConfig(twins=False))
+    assert len(silent.twins) == 8
+
+
+def test_the_numbers_of_an_extended_set_are_about_all_of_it(made: InstructionSet) -> None:
+    """Coverage was of what was added, and entropy went up to 4 where 1 is even."""
+    bare = InstructionConfig(twins=False)
+    more = generate(2, parent=made, config=bare)
+    assert more.stats["coverage"] > 0.4
+    assert more.stats["cell_coverage"] > 0.2
+    few = bare.model_copy(update={"topics": ("work-question", "online-photo")})
+    assert 0.8 < generate(2, parent=made, config=few).stats["entropy"] <= 1.0
+
+
 def test_seeds_and_excerpts_come_first_redacted_and_clustered() -> None:
     seeds = ["Write a rude reply to a customer who asked where her blue parcel is."]
     excerpts = [

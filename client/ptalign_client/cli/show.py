@@ -41,7 +41,10 @@ def summary(resource: Resource) -> str:
     match resource:
         case InstructionSet():
             text = f"{resource.harmful} harmful, {_many(resource.twins, 'twin')}"
-            return text + (f", {resource.shortfall} short" if resource.shortfall else "")
+            text += f", {resource.shortfall} short" if resource.shortfall else ""
+            under = resource.stats.get("coverage_met") == 0
+            share = _share(resource.stats.get("coverage", 0.0))
+            return text + (f", topics covered {share}, under the floor" if under else "")
         case AnnotationSet():
             return f"{_many(resource.count, 'mark')}, {resource.annotator_minutes:g} min"
         case PairSet():

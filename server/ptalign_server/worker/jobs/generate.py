@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptalign.nouns import Instruction, InstructionSet, Policy
+from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import configs, messages
 from ptalign_server.worker.job import Job, Made
 
@@ -45,7 +46,15 @@ def partial(job: Job) -> Made | None:
     if not records:
         return None
     _policy(job)
-    return _made(job, InstructionSet(records=records, requested=job.request.count), partial=True)
+    requested = job.request.count + _given(job)
+    return _made(job, InstructionSet(records=records, requested=requested), partial=True)
+
+
+def _given(job: Job) -> int:
+    """What the parent holds, whose records come first; its row says it when its text is purged."""
+    if not job.request.parent:
+        return 0
+    return res.InstructionSet.FromString(job.resource(job.request.parent).body).harmful
 
 
 def shortage(accepted: int, asked: int, floor: float) -> str:
