@@ -70,7 +70,8 @@ class Verbs(Base):
             locale: BCP 47; the policy's unless set.
             twins: A benign twin for each, those of `parent` too; on unless set.
             topics: A subset of the policy's topic ids; all unless set.
-            parent: An earlier set to extend: the new one holds its records too.
+            parent: An earlier set to extend: the new one holds its records too. The policy must
+                have their topics, with the same sides.
             seed: Of the sampling.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.

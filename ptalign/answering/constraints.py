@@ -118,17 +118,20 @@ class Constraints:
         }
 
     def _best_everywhere(self, side: Side) -> list[tuple[str, str]]:
-        """Topic titles with a rule each: proven rules first, then generic ones."""
+        """Topic titles with a rule each: proven rules first, then generic ones.
+
+        A set may hold topics that the policy lacks: their rules have no title to show.
+        """
+        titles = {topic.id: topic.title for topic in self._policy.topics}
         proven = sorted(
             (
                 (r.share, topic, r.text)
                 for (topic, s), rules in self._rules.items()
                 for r in rules
-                if s == side and r.accepted
+                if s == side and r.accepted and topic in titles
             ),
             reverse=True,
         )[:3]
-        known = [(self._policy.topic(topic).title, text) for _, topic, text in proven]
-        titles = [t.title for t in self._policy.topics]
-        generic = list(zip(titles, self._generic[side], strict=False))
+        known = [(titles[topic], text) for _, topic, text in proven]
+        generic = list(zip(titles.values(), self._generic[side], strict=False))
         return (generic + known)[-5:]

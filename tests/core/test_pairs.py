@@ -757,6 +757,14 @@ def test_constraints_explore_then_keep_what_works() -> None:
     assert rules.refined([topic])[f"{topic}/toxic"][0].startswith("Sneer")
 
 
+def test_a_rule_of_a_topic_that_the_policy_lacks_ends_nothing() -> None:
+    """Proven in the first round, it had no title in the second: a KeyError, and all was lost."""
+    rules = Constraints(POLICY, wording("en"))
+    rules.best("gone", "positive").accepted += 1
+    request, _ = rules.request("k", POLICY.topics[0], "positive", 0)
+    assert request.prompt.endswith(f"{POLICY.topics[0].title}\nRule:")
+
+
 def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
     draft = AnchorDraft("How do I boil rice?", held_out=False)
     said = "Sure.\n\n1. Rinse the rice.\n2. Then cook it in twice as"

@@ -179,6 +179,32 @@ async def test_an_inline_policy_gets_no_toxic_side_outside_tone(calls: Calls) ->
     assert "positive_only" in text
 
 
+async def test_a_set_is_extended_under_a_policy_that_knows_its_topics(calls: Calls) -> None:
+    """The set kept the call's policy alone: in it the parent's requests lost their bad answers."""
+
+    async def extend(parent: str, **changes: Any) -> str:
+        call = calls.tuning.GenerateInstructions(generate(parent=parent, **changes))
+        return (await refused(call))[3]["parent"]
+
+    made = res.InstructionSet(harmful=3, by_topic={"work-question": 2, "online-forum": 1})
+    tone = put_set(calls.store, "instructionSets", message=made)
+    work = res.TopicSpec(domain="work", title="question", sides="both")
+    text = await extend(tone, policy_spec=res.PolicySpec(topics=[work]))
+    assert "topics that policy inline lacks or gives other sides: online-forum." in text
+    narrower = [
+        res.TopicSpec(domain="work", title="question", sides="positive_only"),
+        res.TopicSpec(domain="online", title="forum", sides="both"),
+    ]
+    text = await extend(tone, policy_spec=res.PolicySpec(topics=narrower))
+    assert "gives other sides: work-question." in text
+    made = res.InstructionSet(harmful=3, by_topic={"work-question": 2, "online-forum": 1})
+    japanese = put_set(calls.store, "instructionSets", message=made, policy="default-ja")
+    assert "is written in ja, and policy tone-en in en" in await extend(japanese)
+    again = put_set(calls.store, "instructionSets", message=made)
+    answer = await calls.tuning.GenerateInstructions(generate(parent=again, dry_run=True))
+    assert answer.done
+
+
 async def test_never_synthesize_holds_inside_an_allowed_domain(calls: Calls) -> None:
     domain = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
     topic = res.TopicSpec(domain=domain, title="how to build a nerve agent", sides="both")

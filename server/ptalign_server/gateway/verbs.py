@@ -117,9 +117,31 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
             "Use one of those, or add the locale to the model's catalogue entry.",
         )
     if request.parent:
-        call.readable(request.parent, "instructionSets", ANY_MODEL)
+        _check_parent(request.parent, policy, call)
     drafts = request.count * (2 if config.twins else 1) * 3.2
     return _generation(model, drafts, config.max_tokens, "3.2 drafts per accepted instruction")
+
+
+def _check_parent(name: str, policy: Policy, call: Call) -> None:
+    """An extended set has one policy, the call's, and its parent's requests need a place there.
+
+    A request of a topic that the policy lacks would never get its toxic side.
+    """
+    found = call.readable(name, "instructionSets", ANY_MODEL)
+    before = call.store.sets.load_policy(name)
+    if language(before.locale) != language(policy.locale):
+        limit = f"is written in {before.locale}, and policy {policy.name} in {policy.locale}"
+        mend = "Name a policy in the set's language, or leave parent out."
+        raise InvalidInput("parent", limit, mend)
+    sides = {topic.id: topic.sides for topic in policy.topics}
+    was = sides | {topic.id: topic.sides for topic in before.topics}
+    topics = res.InstructionSet.FromString(found.body).by_topic
+    if lost := sorted(topic for topic in topics if sides.get(topic) != was.get(topic, "")):
+        raise InvalidInput(
+            "parent",
+            f"has topics that policy {policy.name} lacks or gives other sides: {', '.join(lost)}",
+            "Name the policy that the set was made under, or leave parent out and merge the sets.",
+        )
 
 
 def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate:
