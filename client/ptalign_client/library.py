@@ -237,7 +237,7 @@ class Library(Base):
         return wire.to_noun(Imported, made)
 
     async def merge(self, names: Sequence[str | Resource], *, request_id: str = "") -> Imported:
-        """One set out of 2..50 instruction sets or pair sets of one model."""
+        """One set out of 2..50 instruction sets of one language, or pair sets, of one model."""
         request = pb.MergeSetsRequest(
             request_id=request_id or new_request_id(), names=names_of(names, "names")
         )

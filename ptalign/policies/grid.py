@@ -1,7 +1,7 @@
 """The coverage grid: which topic and tactic the next draft is for.
 
 A cell is a topic asked about with a tactic in a locale. The locale is the run's own, since a policy
-is written in one: several locales are several runs, whose sets are merged.
+is written in one: several locales are several runs, whose pair sets are merged.
 """
 
 from __future__ import annotations

@@ -155,8 +155,9 @@ async def test_unknown_names_come_with_the_known_ones(calls: Calls) -> None:
         ({"request_id": "seven"}, "request_id", "is not a UUID"),
         ({"seeds": ["ok", ""]}, "seeds[1]", "is empty"),
         ({"seeds": ["x" * 9000]}, "seeds[0]", "longer than 8000"),
-        ({"locale": "xx"}, "locale", "not one of the model's (en)"),
+        ({"policy": "default-ja"}, "locale", "'ja' is not one of the model's (en)"),
         ({"policy_spec": res.PolicySpec()}, "policy_spec.topics", "is empty"),
+        ({"locale": "fr"}, "locale", "is 'fr', and policy tone-en is written in en"),
     ],
 )
 async def test_a_bad_field_is_named_with_limit_and_mend(

@@ -12,11 +12,13 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
-from ptalign.nouns import ModelSpec
+from ptalign import policies
+from ptalign.nouns import ModelSpec, Policy
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc
@@ -314,6 +316,41 @@ async def test_merge_keeps_each_instruction_once(shelf: Shelf) -> None:
     assert [p.partition("@")[0] for p in merged.meta.parents] == [first, second]
     code, _ = await text_of(shelf.library.MergeSets(lib.MergeSetsRequest(names=[first, first])))
     assert code == "INVALID_ARGUMENT"
+
+
+def three(kind: str, policy: Policy) -> Iterable[lib.ImportSetRequest]:
+    """Three records on a topic of a policy, to be imported."""
+    yield lib.ImportSetRequest(header=lib.ImportHeader(kind=kind, model="tiny", policy=policy.name))
+    for number in range(3):
+        text = f"Write a note about desk {number} of {policy.name}."
+        record = lib.Record(topic=policy.topics[0].id, instruction=text, positive="Gladly.")
+        yield lib.ImportSetRequest(records=[record])
+
+
+async def test_requests_of_two_languages_or_sides_do_not_merge_but_their_pairs_do(
+    shelf: Shelf,
+) -> None:
+    """The first locale held for all, and the later set's sides: answers in the other language were
+    rejected, and bad answers lost."""
+    shipped = Path(policies.__file__).parent / "packs" / f"{POLICY}.yaml"
+    narrower = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    narrower["name"], narrower["domains"][0]["sides"] = "narrower", "positive_only"
+    file = shelf.state / "policies" / "narrower.yaml"
+    file.write_text(yaml.safe_dump(narrower), encoding="utf-8")
+    packs = [load_policy(name) for name in (POLICY, "default-ja", str(file))]
+    topic = packs[0].topics[0].id
+    names = [(await shelf.library.ImportSet(three("instructionSets", p))).name for p in packs]
+    problems = {
+        names[1]: f"{names[1]} is written in ja, and {names[0]} in en",
+        names[2]: f"topic {topic} is positive_only in {names[2]}, and both in another",
+    }
+    for name, problem in problems.items():
+        request = lib.MergeSetsRequest(names=[names[0], name])
+        _, text = await text_of(shelf.library.MergeSets(request))
+        assert problem in text
+    pairs = [(await shelf.library.ImportSet(three("pairSets", p))).name for p in packs]
+    merged = await shelf.library.MergeSets(lib.MergeSetsRequest(names=pairs))
+    assert merged.accepted == 9
 
 
 async def test_annotation_sets_round_trip(shelf: Shelf) -> None:

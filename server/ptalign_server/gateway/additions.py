@@ -43,6 +43,7 @@ from ptalign_server.gateway.verbs import (
     MAX_ANNOTATIONS,
     MAX_TEXT,
     annotation_problems,
+    language,
     request_id_problems,
     too_many_annotations,
 )
@@ -330,10 +331,12 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         if resource.model != found[0].model:
             limit = f"{resource.name} is of model {resource.model}, not {found[0].model}"
             raise InvalidInput("names", limit, "Merge sets of one model.")
-    policy = _joined_policy([store.sets.load_policy(name) for name in names])
+    policies = {name: store.sets.load_policy(name) for name in names}
+    policy = _joined_policy(list(policies.values()))
     noun: Any
     message: Any
     if collection == "instructionSets":
+        _check_alike(policies)
         asked = [store.sets.load(r.name, InstructionSet, r.content) for r in found]
         noun, doubled = _join_instructions(asked, policy)
         message = instruction_set(noun)
@@ -348,6 +351,25 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         Addition(collection, noun, message, found[0].model, digest, policy, parents),
         doubled,
     )
+
+
+def _check_alike(policies: Mapping[str, Policy]) -> None:
+    """Requests are answered in their policy's language, with the sides that it gives their topic.
+
+    Pairs have been answered: sets of several languages or sides merge as those.
+    """
+    first, *_ = policies
+    locale = policies[first].locale
+    sides: dict[str, str] = {}
+    mend = "Make pairs of each set and merge those."
+    for name, policy in policies.items():
+        if language(policy.locale) != language(locale):
+            limit = f"{name} is written in {policy.locale}, and {first} in {locale}"
+            raise InvalidInput("names", limit, mend)
+        for topic in policy.topics:
+            if (before := sides.setdefault(topic.id, topic.sides)) != topic.sides:
+                limit = f"topic {topic.id} is {topic.sides} in {name}, and {before} in another"
+                raise InvalidInput("names", limit, mend)
 
 
 def _meta(found: Resource) -> res.ResourceMeta:

@@ -110,6 +110,12 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
     policy = _policy(request, call)
     _known_topics(request.topics, policy)
     config = configs.instruction_config(request, policy.locale)
+    if language(config.locale) != language(policy.locale):
+        raise InvalidInput(
+            "locale",
+            f"is {config.locale!r}, and policy {policy.name} is written in {policy.locale}",
+            "Leave it out, or name a policy in that language.",
+        )
     if config.locale not in model.locales:
         raise InvalidInput(
             "locale",
