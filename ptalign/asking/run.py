@@ -100,12 +100,13 @@ class DraftRun:
                 self._want_twin(record)
 
     def plant(self, seeds: Sequence[Seed]) -> None:
-        """Accepts the operator's seeds and excerpts that pass the checks."""
+        """Accepts the operator's seeds and excerpts that pass the checks, up to the count."""
         for seed in seeds:
-            if self._harmful >= self.goal:
-                return
             text = plain(seed.text)
             if record_id("harmful", text) in self._records:
+                continue
+            if self._harmful >= self.goal:
+                self._reject(f"{seed.source}_over_count")
                 continue
             reason = malformed(text, finished=True, locale=self.policy.locale)
             reason = reason or self._accept(text, "seed", seed.source)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -415,6 +416,30 @@ def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
     assert ".40 (" in measured
     assert ".71 (" not in measured
     assert ".71 (" in fixed
+
+
+def test_what_marks_cost_is_kept_with_those_of_a_file(
+    cli: Any, tmp_path: Path, served: Any
+) -> None:
+    """The minutes of a file were dropped, and the report said 0."""
+    file = tmp_path / "m.yaml"
+    marks = "items: [{instruction: i, good: g}]\nannotator_minutes: 22\n"
+    call = ("synthesize", "instructionSets/1", "-m", "tiny", "-a", str(file))
+    file.write_text(marks)
+    nameless = cli(*call, columns=200)
+    assert nameless.exit_code == 2
+    assert "m.yaml names no policy" in nameless.stderr
+    file.write_text(f"policy: tone-en\n{marks}")
+    own = str(uuid.uuid4())
+    for _ in range(2):
+        assert cli(*call, "--request-id", own).exit_code == 0
+    kept = served.service.called("CreateAnnotationSet")
+    assert [(k.policy, k.annotator_minutes) for k in kept] == [("tone-en", 22)] * 2
+    asked = served.service.called("SynthesizePairs")
+    assert asked[0] == asked[1]
+    assert asked[0].annotation_set in served.service.resources
+    assert cli(*call, "--dry-run").exit_code == 0
+    assert len(served.service.called("CreateAnnotationSet")) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from ptalign_client.cli.follow import clock, follow
 from ptalign_client.cli.session import Session, command
 from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import (
+    Annotation,
+    AnnotationSet,
     Budget,
     Candidates,
     Evaluation,
@@ -126,11 +129,10 @@ def synthesize(
 
       ptalign synthesize instructionSets/ID -m smollm2-135m-instruct -a marks.yaml
     """
-    inline = read_annotations(Path(annotations)).items if Path(annotations).suffix else annotations
     running = session.client.synthesize_pairs(
         model=model,
         instruction_set=instruction_set,
-        annotations=inline,
+        annotations=_marks(session, annotations, model, dry_run, request_id),
         rounds=rounds,
         min_polarity=min_polarity,
         anchors=anchors,
@@ -375,6 +377,34 @@ def show_made(session: Session, made: Any) -> None:
         session.out.print("verdict:", show.verdict(made))
     else:
         session.out.print(f"[cyan]{made.name}[/]  {escape(show.summary(made))}")
+
+
+def _marks(
+    session: Session, annotations: str, model: str, dry_run: bool, request_id: str
+) -> str | AnnotationSet | Sequence[Annotation]:
+    """The marks as the call takes them; a file that says what they cost becomes a set, to keep it.
+
+    Raises:
+        ConfigError: The file cannot be used, or names no policy to keep its set under.
+    """
+    if not Path(annotations).suffix:
+        return annotations
+    marks = read_annotations(Path(annotations))
+    if dry_run or not marks.annotator_minutes:
+        return marks.items
+    if not marks.policy:
+        hint = "Add policy: NAME, under which its minutes are kept, or leave annotator_minutes out."
+        raise ConfigError(f"{annotations} names no policy", hint)
+    made = session.client.annotate(
+        marks.items,
+        model=model,
+        policy=marks.policy,
+        annotator_minutes=marks.annotator_minutes,
+        # Of the caller's id, so that the same call names the same set.
+        request_id=request_id and str(uuid.uuid5(uuid.NAMESPACE_OID, request_id)),
+    )
+    session.note(f"[dim]the marks are {made.name}[/]")
+    return made
 
 
 def _lines(flag: str, file: Path | None) -> Sequence[str]:
