@@ -61,8 +61,7 @@ class DraftRun:
         self.embed = embed or default_embedder(policy.locale)
         self._on_progress, self._log = on_progress, log
         self._parent = parent.records if parent else ()
-        self._inherited = len(parent.harmful) if parent else 0
-        self.goal = count + self._inherited
+        self.goal = count + (len(parent.harmful) if parent else 0)
         self._grid = Grid(
             policy,
             count,
