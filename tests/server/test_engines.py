@@ -77,6 +77,36 @@ def test_weights_in_use_are_not_taken_away(
         assert first.running
 
 
+@pytest.mark.parametrize("wanted", [OTHER, NEW], ids=["another model", "replaced weights"])
+def test_a_job_waits_until_no_other_job_uses_the_engine(
+    wanted: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tried five times in fifteen seconds, then failed, behind jobs that take hours."""
+    pools = pools_of("vllm", tmp_path, monkeypatch)
+    says, opened, told = threading.Event(), list[ModelSpec](), list[str]()
+
+    def job() -> None:
+        with pools.use(wanted, lambda: False, tell) as pool:
+            opened.append(pool.model)
+
+    def tell(phase: str) -> None:
+        told.append(phase)
+        says.set()
+
+    waiting = threading.Thread(target=job)
+    with pools.use(OLD) as first:
+        with pytest.raises(Cancelled), pools.use(wanted, lambda: True):
+            pass
+        waiting.start()
+        assert says.wait(5), "it does not say that it waits"
+        assert first.running
+        assert not opened
+    waiting.join(5)
+    assert opened == [wanted]
+    assert not first.running
+    assert told == ["waiting for device", ""]
+
+
 def test_no_engine_starts_on_a_device_that_is_lent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,15 +65,16 @@ class Pools:
     ) -> Iterator[Pool]:
         """The model's pool, kept running inside the block.
 
-        An engine that must be started waits while an executor job has the device.
+        An engine that must be started waits while an executor job, or another model's, has the
+        device.
 
         Args:
             should_stop: Asked while waiting; without it, nobody waits.
             on_wait: Told ``waiting for device`` while waiting, and ``""`` after.
 
         Raises:
-            NotReady: The device's engine serves other weights to jobs that are not done; or an
-                executor job has the device and nobody waits for it.
+            NotReady: Nobody waits, and an executor job has the device, or the device's engine
+                serves other weights to jobs that are not done.
             Cancelled: `should_stop` said so.
         """
         key = key_of(model)
@@ -139,12 +140,13 @@ class Pools:
         waited = False
         while True:
             with self._lock:
-                if key in self._pools or not self._leases:
+                taken = self._taken(key)
+                if not taken:
                     pool = self._open(key, model)
                     self._users[key] = self._users.get(key, 0) + 1
                     break
             if should_stop is None:
-                raise NotReady(f"a training job has the device; {model.name} waits for it")
+                raise NotReady(f"{taken}; {model.name} waits for it")
             if should_stop():
                 raise Cancelled("stopped while waiting for the device")
             if not waited:
@@ -154,6 +156,15 @@ class Pools:
         if waited:
             on_wait("")
         return pool
+
+    def _taken(self, wanted: Key) -> str:
+        """Why these weights get no engine on the device now; empty when they do."""
+        if not self._local or wanted in self._pools:
+            return ""
+        if self._leases:
+            return "a training job has the device"
+        busy = next((name for name, digest in self._pools if self._users.get((name, digest))), "")
+        return f"the engine serves {busy} to other jobs" if busy else ""
 
     def _open(self, key: Key, model: ModelSpec) -> Pool:
         if key in self._pools:
@@ -171,8 +182,6 @@ class Pools:
                 continue
             if not self._users.get(key, 0):
                 self._pools.pop(key).stop()
-            elif self._local:
-                raise NotReady(f"the engine serves {key[0]} to other jobs; {wanted[0]} waits")
 
     def _pool_settings(self) -> PoolSettings:
         settings, engine = self._settings, self._settings.engine
