@@ -60,6 +60,7 @@ class Catalogue:
         self._models: dict[str, ModelSpec] = {}
         self.profile = settings.profile
         self.max_lora_rank = settings.engine.max_lora_rank
+        self._engine = settings.engine
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -75,6 +76,39 @@ class Catalogue:
             UnknownName: With the names that are known.
         """
         return _find("model", name, self.models)
+
+    def serves(self, name: str) -> bool:
+        """Whether an engine can be asked for a model.
+
+        The name that remote engines answer to says nothing about their weights: under it, one
+        model's answers would be taken for another's.
+        """
+        engine = self._engine
+        if engine.kind != "remote" or not (engine.model or engine.served_name):
+            return True
+        return [name] == ([engine.model] if engine.model else list(self.models))
+
+    def check_served(self, name: str, field: str = "model") -> None:
+        """Raises `InvalidInput` for a model whose weights the remote engines do not run."""
+        if not self.serves(name):
+            run = self._engine.model or "one that the server's settings do not name"
+            raise InvalidInput(
+                field,
+                f"is {name}, and the engines run {run}",
+                "Send that one, or ask the operator to set PTALIGN_ENGINE__MODEL to the entry "
+                "whose weights they run.",
+            )
+
+    def served_model(self, name: str, field: str = "model") -> ModelSpec:
+        """A model entry that an engine can be asked for.
+
+        Raises:
+            UnknownName: With the names that are known.
+            InvalidInput: See `check_served`.
+        """
+        model = self.model(name)
+        self.check_served(name, field)
+        return model
 
     @property
     def policies(self) -> dict[str, Policy]:

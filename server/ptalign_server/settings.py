@@ -58,6 +58,9 @@ class EngineSettings(BaseModel):
     for volume tests, no model at all."""
     urls: tuple[str, ...] = ()
     """OpenAI-compatible base URLs of running servers (kind ``remote``)."""
+    model: str = ""
+    """Catalogue entry whose weights the remote servers run: calls of other models are refused.
+    Needed with `served_name` where the catalogue has more than one."""
     served_name: str = ""
     """Model name the remote servers answer to; the catalogue name unless set."""
     concurrency: int = Field(0, ge=0, le=4096)

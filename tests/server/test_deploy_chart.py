@@ -334,6 +334,14 @@ def test_what_is_missing_is_said_in_words(change: dict[str, Any], teaches: str) 
     assert teaches in refusal(merged(example("embedded"), change), HelmRenderError)
 
 
+def test_engines_of_their_own_serve_the_only_model() -> None:
+    """Under one served name, a second model would have been answered by the first one's weights."""
+    values = example("scaled")
+    assert env_of(render(values), "pt")["PTALIGN_ENGINE__MODEL"] == values["models"][0]["name"]
+    values["models"].append({"name": "b", "path": "/models/b"})
+    assert "Make a release for each model" in refusal(values, HelmRenderError)
+
+
 def test_engines_of_their_own_need_the_network_policy() -> None:
     values = merged(example("scaled"), {"networkPolicy": {"enabled": False}})
     assert "admits servers alone" in refusal(values, HelmRenderError)

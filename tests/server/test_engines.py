@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ptalign.errors import Cancelled, NotReady
+from ptalign.errors import Cancelled, InvalidInput, NotReady
 from ptalign.nouns import ModelSpec
-from ptalign_server.catalogue import Catalogue
+from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.worker import engines
 from ptalign_server.worker.engines import Pools
@@ -105,6 +105,23 @@ def test_a_job_waits_until_no_other_job_uses_the_engine(
     assert opened == [wanted]
     assert not first.running
     assert told == ["waiting for device", ""]
+
+
+@pytest.mark.parametrize("catalogue", [[OTHER], [OLD, OTHER], [OTHER, OLD]])
+def test_remote_engines_get_no_pool_of_a_model_that_they_do_not_run(
+    catalogue: list[ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accepted operation may meet other settings after a restart of the server."""
+    monkeypatch.setattr(engines, "Pool", FakePool)
+    remote = EngineSettings(kind="remote", urls=("http://x",), model="m", served_name="base")
+    settings = Settings(state=tmp_path, engine=remote)
+    write_models(settings.models_path, {model.name: model for model in catalogue})
+    pools = Pools(settings, Catalogue(settings))
+    pools.start()
+    with pytest.raises(InvalidInput, match="is other, and the engines run m"), pools.use(OTHER):
+        pass
+    with pools.use(OLD) as pool:
+        assert pool.model == OLD
 
 
 def test_no_engine_starts_on_a_device_that_is_lent(

@@ -34,7 +34,7 @@ from ptalign_server.gateway.identity import RULES, Gate, Identity, Tokens
 from ptalign_server.gateway.serve import make_server
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
-from ptalign_server.settings import ROLES, AuthSettings, Settings
+from ptalign_server.settings import ROLES, AuthSettings, EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
@@ -168,6 +168,51 @@ async def test_a_bad_field_is_named_with_limit_and_mend(
     )
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
     assert words in violations[field]
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "run"),
+    [
+        ({"model": OTHER}, MODEL, OTHER),
+        ({"served_name": "author"}, MODEL, "one that the server's settings do not name"),
+        ({"served_name": "author", "model": OTHER}, MODEL, OTHER),
+        ({"served_name": "author", "model": MODEL}, MODEL, ""),
+        ({}, MODEL, ""),  # each engine answers to its model's own name
+    ],
+)
+async def test_remote_engines_are_never_asked_for_a_model_that_they_do_not_run(
+    tmp_path: Path, engine: dict[str, str], asked: str, run: str
+) -> None:
+    """Under one served name, a second model's sets were written by the first one's weights."""
+    settings = EngineSettings(kind="remote", urls=("http://127.0.0.1:9",), **engine)
+    async with serving(tmp_path / "state", engine=settings) as calls:
+        sets = put_set(calls.store, "instructionSets")
+        turn = pb.ChatMessage(role="user", content="hello")
+
+        async def chat() -> None:
+            async for _ in calls.tuning.Chat(pb.ChatRequest(model=asked, messages=[turn])):
+                pass
+
+        evaluate = pb.EvaluateRequest(target=pb.Target(model=asked), suites=["attack"])
+        synthesize = pb.SynthesizePairsRequest(model=asked, instruction_set=sets)
+        made = {
+            "model": (
+                calls.tuning.GenerateInstructions(generate(model=asked)),
+                calls.tuning.SynthesizePairs(synthesize),
+            ),
+            "target.model": (calls.tuning.Evaluate(evaluate),),
+        }
+        for field, answers in made.items():
+            for answer in answers:
+                if not run:
+                    assert (await answer).name
+                    continue
+                _, _, reason, violations = await refused(answer)
+                assert reason == "INVALID_INPUT"
+                assert f"is {asked}, and the engines run {run}. " in violations[field]
+        if run:
+            _, text, _, _ = await refused(chat())
+            assert f"the engines run {run}" in text
 
 
 async def test_an_inline_policy_gets_no_toxic_side_outside_tone(calls: Calls) -> None:

@@ -84,13 +84,17 @@ def check_packages(settings: Settings) -> Iterator[Finding]:
 
 def check_model(settings: Settings) -> Iterator[Finding]:
     """At least one model, and its folder."""
-    models = Catalogue(settings).models
+    catalogue = Catalogue(settings)
+    models = catalogue.models
     mend = "ptalign-server models prepare, or: ptalign-server models add NAME FOLDER"
     yield Finding("a model", bool(models), ", ".join(models) or "none", mend)
     for model in models.values():
         there = os.path.isfile(os.path.join(model.path, "config.json"))
         mend = f"Restore the folder, or correct the entry in {settings.models_path}."
         yield Finding(f"folder of {model.name}", there, model.path, mend)
+        mend = "Set PTALIGN_ENGINE__MODEL to the entry whose weights the remote engines run."
+        if not catalogue.serves(model.name):
+            yield Finding(f"engine of {model.name}", False, "none", mend, needed=False)
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ async def chat(
 ) -> AsyncIterator[pb.ChatReply]:
     """Pieces of each reply as the engine makes them. Nothing of it is stored."""
     _check(request)
-    model = catalogue.model(request.model)
+    model = catalogue.served_model(request.model)
     if request.adapter:
         found = await look_up(store, request.adapter, "adapters", identity.tenant)
         if found.model != model.name:

@@ -106,7 +106,7 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
     problems += _topic_ids(request.topics)
     problems += _inline(request)
     _raise(problems)
-    model = call.catalogue.model(request.model)
+    model = call.catalogue.served_model(request.model)
     policy = _policy(request, call)
     _known_topics(request.topics, policy)
     config = configs.instruction_config(request, policy.locale)
@@ -159,7 +159,7 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     for number, item in enumerate(items):
         problems += annotation_problems(f"annotations.items[{number}]", item)
     _raise(problems)
-    model = call.catalogue.model(request.model)
+    model = call.catalogue.served_model(request.model)
     if not request.instruction_set:
         raise InvalidInput("instruction_set", "is empty", "Send the name of an instruction set.")
     source = call.readable(request.instruction_set, "instructionSets", ANY_MODEL)
@@ -253,7 +253,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     for name in _doubled(request.suites):
         problems.append(InvalidInput("suites", f"names {name!r} twice", "Name it once."))
     _raise(problems)
-    model = call.catalogue.model(request.target.model)
+    model = call.catalogue.served_model(request.target.model, "target.model")
     _check_targets(request, call, model)
     gate = call.catalogue.gate(request.gate if request.WhichOneof("gate_choice") == "gate" else "")
     config = configs.eval_config(request, gate)

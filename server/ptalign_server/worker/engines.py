@@ -45,8 +45,9 @@ class Pools:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Starts the pool of the catalogue's first model, in the background."""
-        first = next(iter(self._catalogue.models.values()), None)
+        """Starts the pool of the first model that engines serve, in the background."""
+        catalogue = self._catalogue
+        first = next((m for m in catalogue.models.values() if catalogue.serves(m.name)), None)
         if first is not None:
             with self._lock:
                 self._open(key_of(first), first)
@@ -75,6 +76,7 @@ class Pools:
         Raises:
             NotReady: Nobody waits, and an executor job has the device, or the device's engine
                 serves other weights to jobs that are not done.
+            InvalidInput: The remote engines run another model.
             Cancelled: `should_stop` said so.
         """
         key = key_of(model)
@@ -169,6 +171,7 @@ class Pools:
     def _open(self, key: Key, model: ModelSpec) -> Pool:
         if key in self._pools:
             return self._pools[key]
+        self._catalogue.check_served(model.name)  # settings may have changed since the call
         self._make_room(key)
         pool = Pool(self._pool_settings(), model)
         pool.start()

@@ -46,6 +46,6 @@
 {{- end }}
 - {name: PTALIGN_ENGINE__KIND, value: remote}
 - {name: PTALIGN_ENGINE__URLS, value: {{ $urls | toJson | squote }}}
-- {name: PTALIGN_ENGINE__SERVED_NAME, value: {{ .Values.engines.model | quote }}}
+- {name: PTALIGN_ENGINE__MODEL, value: {{ .Values.engines.model | quote }}}
 {{- end }}
 {{- end }}

@@ -115,6 +115,9 @@ affinity:
 {{- if not .Values.modelVolume.existingClaim -}}
 {{- fail "modelVolume.existingClaim is empty. Make a claim that holds the weights; it is mounted read-only at /models." -}}
 {{- end -}}
+{{- if and .Values.engines.enabled (gt (len .Values.models) 1) -}}
+{{- fail "models holds more than one entry, and engines of their own serve one. Make a release for each model, or set engines.enabled to false." -}}
+{{- end -}}
 {{- if and .Values.engines.enabled (not .Values.networkPolicy.enabled) -}}
 {{- fail "networkPolicy.enabled is false. Engines answer whoever reaches their port: with engines of their own the policy that admits servers alone must be on." -}}
 {{- end -}}
