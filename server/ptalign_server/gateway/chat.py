@@ -19,6 +19,8 @@ from ptalign_server.store import Store
 MAX_TURNS = 100
 MAX_CHARACTERS = 32_000
 MAX_TOKENS = 2048
+REPLY_SECONDS = 300.0
+"""What the next piece of a reply may take."""
 
 
 async def chat(
@@ -90,14 +92,18 @@ async def _pieces(settings: Settings, body: dict[str, Any]) -> AsyncIterator[str
     import httpx  # slow to import, and not needed to serve
 
     transport = httpx.AsyncHTTPTransport(uds=str(settings.worker_socket))
-    async with httpx.AsyncClient(transport=transport, timeout=300.0) as client:
+    async with httpx.AsyncClient(transport=transport, timeout=REPLY_SECONDS) as client:
         try:
             async with client.stream("POST", "http://worker/chat", json=body) as reply:
                 async for line in reply.aiter_lines():
                     piece = json.loads(line)
                     if "error" in piece:
-                        raise EngineFailed(piece["error"])
+                        kind = NotReady if piece["reason"] == NotReady.reason else EngineFailed
+                        raise kind(piece["error"])
                     yield piece["text"]
+        except httpx.TimeoutException:
+            why = f"the engine did not answer in {REPLY_SECONDS:.0f} s: it starts, or is busy"
+            raise NotReady(f"{why}. Try again later.") from None
         except httpx.TransportError:
             raise NotReady("the engine is starting. Try again in a few seconds.") from None
 

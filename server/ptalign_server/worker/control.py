@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from ptalign.engines.base import Message, Request
-from ptalign.errors import PtalignError
+from ptalign.errors import EngineFailed, NotReady, PtalignError
 from ptalign_server.worker.adapters import serve_adapter
 from ptalign_server.worker.job import Room
 
@@ -42,19 +43,32 @@ def serve_control(room: Room) -> None:
 def control_app(room: Room) -> Starlette:
     """Two routes: ``GET /status`` and ``POST /chat``."""
 
-    def status(_: HttpRequest) -> JSONResponse:
+    async def status(_: HttpRequest) -> JSONResponse:  # chats may have every thread
         return JSONResponse(room.pools.status())
 
     async def chat(request: HttpRequest) -> StreamingResponse:
-        return StreamingResponse(_reply(room, await request.json()), media_type="text/plain")
+        return StreamingResponse(_lines(room, await request.json()), media_type="text/plain")
 
     return Starlette(routes=[Route("/status", status), Route("/chat", chat, methods=["POST"])])
 
 
-def _reply(room: Room, body: dict[str, Any]) -> Iterator[str]:
+async def _lines(room: Room, body: dict[str, Any]) -> AsyncIterator[str]:
+    """What `_reply` makes; its thread ends soon after the caller has gone."""
+    gone = threading.Event()
+    lines = _reply(room, body, gone.is_set)
+    try:
+        while line := await to_thread.run_sync(next, lines, "", abandon_on_cancel=True):
+            yield line
+    finally:
+        gone.set()
+
+
+def _reply(room: Room, body: dict[str, Any], should_stop: Callable[[], bool]) -> Iterator[str]:
     """JSON lines with the pieces of one reply."""
     try:
         with room.pools.use(room.catalogue.model(body["model"])) as pool:
+            if pool.leased:
+                raise NotReady("a training job has the device. Try again when it is done.")
             request = Request(
                 key="chat",
                 messages=tuple(Message(m["role"], m["content"]) for m in body["messages"]),
@@ -62,12 +76,16 @@ def _reply(room: Room, body: dict[str, Any]) -> Iterator[str]:
                 temperature=0.7,
                 adapter=serve_adapter(room.store, pool, body["adapter"]),
             )
-            for completion in pool.engine().stream([request]):
+            for completion in pool.engine(should_stop).stream([request]):
                 if completion.error:
                     raise PtalignError(completion.error)
                 yield json.dumps({"text": completion.text}) + "\n"
     except PtalignError as error:
-        yield json.dumps({"error": str(error)}) + "\n"
+        yield _refusal(error)
     except Exception:
         log.exception("chat failed")
-        yield json.dumps({"error": "the engine failed; the server's log says more"}) + "\n"
+        yield _refusal(EngineFailed("the engine failed; the server's log says more"))
+
+
+def _refusal(error: PtalignError) -> str:
+    return json.dumps({"error": str(error), "reason": error.reason}) + "\n"

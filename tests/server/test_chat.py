@@ -1,0 +1,141 @@
+"""Chat between gateway and worker: what waits, what is refused, and what ends with its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from ptalign.engines.base import Completion, Request
+from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
+from ptalign_server.gateway import chat
+from ptalign_server.settings import Settings
+from ptalign_server.worker.control import serve_control
+
+BODY = {"model": "m", "adapter": "", "max_tokens": 8, "messages": []}
+THREADS = 40
+"""What anyio runs at once."""
+
+
+class Bench:
+    """A worker whose engine answers when it is told to; it is its own pools and pool."""
+
+    def __init__(self, state: Path) -> None:
+        self.leased = False
+        self.users = 0
+        self.error: Exception | None = None
+        self.answer = threading.Event()
+        self.moved = threading.Condition()
+        self.settings = Settings(state=state)
+        self.settings.make_folders()
+        catalogue = SimpleNamespace(model=lambda name: name)
+        room: Any = SimpleNamespace(
+            settings=self.settings, pools=self, catalogue=catalogue, store=None
+        )
+        serve_control(room)
+
+    @contextmanager
+    def use(self, _: str) -> Iterator[Bench]:
+        self.count(1)
+        try:
+            yield self
+        finally:
+            self.count(-1)
+
+    def count(self, step: int) -> None:
+        with self.moved:
+            self.users += step
+            self.moved.notify_all()
+
+    async def until(self, users: int) -> bool:
+        """Whether so many chats come to be under way."""
+
+        def wait() -> bool:
+            with self.moved:
+                return self.moved.wait_for(lambda: self.users == users, 30)
+
+        return await asyncio.to_thread(wait)
+
+    def engine(self, should_stop: Callable[[], bool] = lambda: False) -> Any:
+        def stream(_: list[Request]) -> Iterator[Completion]:
+            while not self.answer.wait(0.02):
+                if should_stop():
+                    raise Cancelled("told to stop")
+            if self.error is not None:
+                raise self.error
+            yield Completion("chat", "hello", "stop")
+
+        return SimpleNamespace(stream=stream)
+
+    def status(self) -> dict[str, bool]:
+        return {"ready": True}
+
+    async def said(self) -> list[str]:
+        async with aclosing(chat._pieces(self.settings, BODY)) as pieces:
+            return [piece async for piece in pieces]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> Bench:
+    made = Bench(tmp_path)
+    transport = httpx.AsyncHTTPTransport(uds=str(made.settings.worker_socket), retries=10)
+    async with httpx.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://worker/status")).json() == {"ready": True}
+    return made
+
+
+async def test_a_reply_comes_through(bench: Bench) -> None:
+    bench.answer.set()
+    assert await bench.said() == ["hello"]
+
+
+async def test_chat_is_refused_at_once_while_a_training_has_the_device(bench: Bench) -> None:
+    """It waited 300 s and then said that the engine was starting."""
+    bench.leased = True
+    with pytest.raises(NotReady, match="a training job has the device"):
+        await asyncio.wait_for(bench.said(), 30)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (EngineFailed("its circuit is open"), EngineFailed, "its circuit is open"),
+        (NotReady("the volume is away"), NotReady, "the volume is away"),
+        (ValueError("secret"), EngineFailed, "the engine failed; the server's log says more"),
+    ],
+)
+async def test_what_the_worker_raises_keeps_its_reason(
+    bench: Bench, error: Exception, kind: type[PtalignError], words: str
+) -> None:
+    bench.error = error
+    bench.answer.set()
+    with pytest.raises(kind, match=f"^{words}$"):
+        await bench.said()
+
+
+async def test_no_answer_in_time_is_not_called_a_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "REPLY_SECONDS", 1.0)
+    with pytest.raises(NotReady, match="did not answer in 1 s"):
+        await bench.said()
+    assert await bench.until(0)
+
+
+async def test_chats_that_wait_hide_no_status_and_end_with_their_callers(bench: Bench) -> None:
+    """Forty of them took every thread, and kept the engine from other models' jobs."""
+    waiting = [asyncio.create_task(bench.said()) for _ in range(THREADS)]
+    assert await bench.until(THREADS)
+    transport = httpx.AsyncHTTPTransport(uds=str(bench.settings.worker_socket))
+    async with httpx.AsyncClient(transport=transport, timeout=30.0) as client:
+        assert (await client.get("http://worker/status")).json() == {"ready": True}
+    for task in waiting:
+        task.cancel()
+    assert await bench.until(0)
