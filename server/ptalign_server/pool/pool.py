@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from ptalign_server.processes import reap
 OnWait = Callable[[str], None]
 WAITING = "waiting for device"
 STARTING = "waiting for the engine to start"
+KEPT = 4
+"""Adapters that stay on engines of our own without a user, for the next one to find."""
 
 
 def say_nothing(_: str) -> None:
@@ -41,6 +44,12 @@ class Pool:
         self.settings = settings
         self.model = model
         self._adapters: dict[str, Path] = {}
+        self._users: Counter[str] = Counter()
+        self._unused: dict[str, None] = {}
+        """Adapters without a user, the newest last."""
+        self._users_lock = threading.Lock()
+        # Remote engines serve other pools too: what is on their disks is known by asking anew.
+        self._kept = 0 if settings.kind == "remote" else KEPT
         self._router = Router(settings.served_name or model.name)
         self._lease = threading.Lock()
         self.controls = control_tokens(Path(model.path))
@@ -109,7 +118,7 @@ class Pool:
         return PoolEngine(self, self._router, should_stop, on_wait)
 
     def serve_adapter(self, name: str, folder: Path) -> str:
-        """Loads an adapter on all engines, now and after each restart.
+        """Loads an adapter on all engines, now and after each restart until `release_adapter`.
 
         Args:
             name: What it is called by people; letters, digits, dash.
@@ -124,22 +133,39 @@ class Pool:
             EngineFailed: An engine refused it; it is not served.
         """
         served = f"{name}-{check_adapter(folder, self.settings.max_lora_rank)[:12]}"
-        known = served in self._adapters
-        self._adapters[served] = folder.absolute()
+        with self._users_lock:
+            self._adapters[served] = folder.absolute()
+            self._users[served] += 1
+            self._unused.pop(served, None)
         try:
             for engine in self._engines:
-                engine.reconcile()
+                engine.reconcile(served)
         except EngineFailed:
-            if not known:
-                self._adapters.pop(served, None)
+            with self._users_lock:
+                self._users[served] -= 1
+                if not self._users[served]:
+                    self._forget(served)
             raise
         return served
 
+    def release_adapter(self, served: str) -> None:
+        """Ends one use that `serve_adapter` began; the newest few unused adapters stay."""
+        with self._users_lock:
+            self._users[served] -= 1
+            if self._users[served]:
+                return
+            self._unused[served] = None
+            for old in list(self._unused)[: -self._kept or None]:
+                self._forget(old)
+        for engine in self._engines:
+            engine.reconcile()
+
     def drop_adapter(self, served: str) -> None:
-        """Stops serving an adapter; one that is not served is fine."""
-        if self._adapters.pop(served, None) is not None:
-            for engine in self._engines:
-                engine.reconcile()
+        """Stops serving an adapter, used or not; one that is not served is fine."""
+        with self._users_lock:
+            self._forget(served)
+        for engine in self._engines:
+            engine.reconcile()
 
     @contextmanager
     def paused(
@@ -172,6 +198,11 @@ class Pool:
                 engine.resume()
             self._router.change(lambda: setattr(self._router, "open", True))
             self._lease.release()
+
+    def _forget(self, served: str) -> None:
+        self._adapters.pop(served, None)
+        self._users.pop(served, None)
+        self._unused.pop(served, None)
 
     def _wait(self, done: Callable[[], bool], should_stop: Callable[[], bool]) -> None:
         while not done():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -129,27 +130,40 @@ class Supervisor:
         """Why it is not READY and the last lines of the process that ended, redacted."""
         return ((self.reason,) if self.reason else ()) + (self._last_words or self.log.last(12))
 
-    def reconcile(self) -> None:
+    def reconcile(self, wanted: str = "") -> None:
         """Loads what is desired and missing, unloads what is no longer desired.
 
+        Args:
+            wanted: The adapter that the caller is about to use.
+
         Raises:
-            EngineFailed: The engine refused an adapter.
+            EngineFailed: The engine refused `wanted`; what befalls others is in the log.
         """
         with self._adapter_lock:
             wire = self._wire
             if wire is None or not self.slot.ready:
                 return  # its next start reads the same desired state
-            self._load_desired(wire)
+            self._load_desired(wire, wanted)
 
-    def _load_desired(self, wire: Wire) -> None:
+    def _load_desired(self, wire: Wire, wanted: str = "") -> None:
         desired = dict(self._desired)
-        for name in desired.keys() - self._loaded:
-            if not wire.load(name, desired[name]):
-                raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
-            self._loaded.add(name)
         for name in self._loaded - desired.keys():
-            wire.unload(name)
             self._loaded.discard(name)
+            if not self._remote:  # there, other servers' jobs may use it
+                with contextlib.suppress(EngineFailed):  # a dead engine has no adapters
+                    wire.unload(name)
+        for name in desired.keys() - self._loaded:
+            try:
+                self._load(wire, name, desired[name])
+            except EngineFailed as error:
+                if name == wanted:
+                    raise
+                log.warning("engine %s: %s; it serves the others", self.slot.name, error)
+
+    def _load(self, wire: Wire, name: str, folder: Path) -> None:
+        if not wire.load(name, folder):
+            raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
+        self._loaded.add(name)
 
     def _hurry(self) -> None:
         """Ends a process that is still being proved: its thread waits for answers."""

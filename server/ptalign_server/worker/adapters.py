@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ptalign_proto.v1 import resources_pb2 as res
@@ -19,8 +21,14 @@ def adapter_folder(store: Store, name: str) -> Path:
     return folder
 
 
-def serve_adapter(store: Store, pool: Pool, name: str) -> str:
-    """Loads an adapter; returns the name to ask the engine for, empty for the bare model."""
+@contextmanager
+def served_adapter(store: Store, pool: Pool, name: str) -> Iterator[str]:
+    """Loads an adapter for the block; the name to ask the engine for, empty for the bare model."""
     if not name:
-        return ""
-    return pool.serve_adapter(name.replace("/", "-"), adapter_folder(store, name))
+        yield ""
+        return
+    served = pool.serve_adapter(name.replace("/", "-"), adapter_folder(store, name))
+    try:
+        yield served
+    finally:
+        pool.release_adapter(served)

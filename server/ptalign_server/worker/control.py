@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from ptalign.engines.base import Message, Request
 from ptalign.errors import EngineFailed, NotReady, PtalignError
-from ptalign_server.worker.adapters import serve_adapter
+from ptalign_server.worker.adapters import served_adapter
 from ptalign_server.worker.job import Room
 
 log = logging.getLogger("ptalign.worker")
@@ -69,17 +69,18 @@ def _reply(room: Room, body: dict[str, Any], should_stop: Callable[[], bool]) ->
         with room.pools.use(room.catalogue.model(body["model"])) as pool:
             if pool.leased:
                 raise NotReady("a training job has the device. Try again when it is done.")
-            request = Request(
-                key="chat",
-                messages=tuple(Message(m["role"], m["content"]) for m in body["messages"]),
-                max_tokens=int(body["max_tokens"]),
-                temperature=0.7,
-                adapter=serve_adapter(room.store, pool, body["adapter"]),
-            )
-            for completion in pool.engine(should_stop).stream([request]):
-                if completion.error:
-                    raise PtalignError(completion.error)
-                yield json.dumps({"text": completion.text}) + "\n"
+            with served_adapter(room.store, pool, body["adapter"]) as adapter:
+                request = Request(
+                    key="chat",
+                    messages=tuple(Message(m["role"], m["content"]) for m in body["messages"]),
+                    max_tokens=int(body["max_tokens"]),
+                    temperature=0.7,
+                    adapter=adapter,
+                )
+                for completion in pool.engine(should_stop).stream([request]):
+                    if completion.error:
+                        raise PtalignError(completion.error)
+                    yield json.dumps({"text": completion.text}) + "\n"
     except PtalignError as error:
         yield _refusal(error)
     except Exception:

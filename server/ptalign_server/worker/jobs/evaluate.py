@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ptalign.config import EvalConfig
@@ -26,7 +27,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.catalogue import PROFILES
 from ptalign_server.profiles import profile
-from ptalign_server.worker.adapters import adapter_folder, serve_adapter
+from ptalign_server.worker.adapters import adapter_folder, served_adapter
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs.align import REVEAL, run
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
@@ -65,8 +66,9 @@ def make(job: Job) -> Made:
     with (
         evaluation_judges(request.judges, job.room.catalogue, job.should_stop) as judges,
         job.room.pools.use(model, job.should_stop, job.reporter.waiting) as pool,
+        ExitStack() as adapters,
     ):
-        targets = _targets(job, pool)
+        targets = _targets(job, pool, adapters)
         made = evaluate(
             targets,
             suites,
@@ -133,16 +135,25 @@ def _suites(job: Job, config: EvalConfig, pairs: PairSet | None) -> tuple[Suite,
     )
 
 
-def _targets(job: Job, pool: Pool) -> list[Target]:
-    """The baseline, the target of the verdict, then what is shown beside them."""
+def _targets(job: Job, pool: Pool, adapters: ExitStack) -> list[Target]:
+    """The baseline, the target of the verdict, then what is shown beside them.
+
+    `adapters` is what serves them.
+    """
     request = job.request
     labels: dict[str, int] = {}
     asked = [(request.baseline, "baseline"), (request.target, "aligned")]
     asked += [(target, "") for target in request.also]
-    return [_target(job, pool, target, label, labels) for target, label in asked]
+
+    def serve(name: str) -> str:
+        return adapters.enter_context(served_adapter(job.room.store, pool, name))
+
+    return [_target(job, serve, target, label, labels) for target, label in asked]
 
 
-def _target(job: Job, pool: Pool, asked: pb.Target, label: str, labels: dict[str, int]) -> Target:
+def _target(
+    job: Job, serve: Callable[[str], str], asked: pb.Target, label: str, labels: dict[str, int]
+) -> Target:
     from ptalign.evaluate import Target
 
     store = job.room.store
@@ -155,7 +166,7 @@ def _target(job: Job, pool: Pool, asked: pb.Target, label: str, labels: dict[str
     if labels[label] > 1:
         label = f"{label}-{labels[label]}"
     folder = str(adapter_folder(store, asked.adapter)) if asked.adapter else ""
-    return Target(label, serve_adapter(store, pool, asked.adapter), method, folder)
+    return Target(label, serve(asked.adapter), method, folder)
 
 
 def _probe(
