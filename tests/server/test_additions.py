@@ -344,7 +344,7 @@ def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Stor
     names = [world.add_pair_set(store, noun) for noun in made]
     addition, _ = additions._merged(names[:2], DEV, store)
     assert addition.message.annotations_used == 49
-    with pytest.raises(InvalidInput, match="names: are sets made with 50 annotations on tone; at most 49"):
+    with pytest.raises(InvalidInput, match="made with 50 annotations on tone; at most 49"):
         additions._merged(names, DEV, store)
     other = world.add_pair_set(store, made[2], policy="style")  # a limit of its own
     assert additions._merged([*names[:2], other], DEV, store)[0].message.annotations_used == 50
