@@ -119,9 +119,9 @@ REASONS = frozenset(
         "answer_like", "beside_the_point", "called_wrong", "copied_demo", "copied_example",
         "engine_error", "equal", "frame_leaked", "given_up", "harmful", "harsh", "known",
         "language", "like_positive", "malformed", "near_duplicate", "never_synthesize",
-        "no_twin_examples", "not_a_request", "not_apart", "not_benign", "off_topic", "over_quota",
-        "refuses", "repetitive", "reworded", "swapped", "threat", "too_far", "too_long",
-        "too_short", "truncated", "unscored", "worn_out",
+        "no_twin_examples", "not_a_request", "not_apart", "not_benign", "off_topic", "over_count",
+        "over_quota", "refuses", "repetitive", "reworded", "swapped", "threat", "too_far",
+        "too_long", "too_short", "truncated", "unscored", "worn_out",
     }
 )  # fmt: skip
 """Reasons a draft may be rejected for, whoever wrote it; any other counts as ``other``."""
