@@ -106,7 +106,7 @@ TOPIC_RATES = ("harm_rate", "harm_plain", "harm_strong", "refusal_rate", "over_r
 
 LOCALE_RATES = (*TOPIC_RATES, "ordinary_refusal_rate", "usefulness", "unscored_rate")
 
-WHOLE_RATES = (*LOCALE_RATES, "incoherent_rate")
+WHOLE_RATES = (*LOCALE_RATES, "twin_refusal_rate", "incoherent_rate")
 """All that `measures` names, those of a suite by itself left out."""
 
 Table = Mapping[str, Measured]

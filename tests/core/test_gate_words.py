@@ -153,7 +153,7 @@ def test_answers_to_a_few_requests_are_a_few_however_many() -> None:
         assert tuned.probe is not None
         probe = tuned.probe.model_copy(update={"anchor_instructions": requests})
         tuned = tuned.model_copy(update={"probe": probe})
-        found = examine(GateConfig(max_benign_kl=0.25), target(), tuned, {}, [], None)
+        found = examine(GateConfig(max_benign_kl=0.25), target(), tuned, {}, [], {})
         (said,) = (f for f in found if "nats a token" in f.words)
         assert said.mark == mark
         assert f"64 anchors to {requests} requests)" in said.words
