@@ -10,6 +10,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, timestamp_pb2
 from google.rpc import status_pb2
 
+from ptalign.errors import DataDamaged
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.configs import INLINE
@@ -104,6 +105,16 @@ def operation_message(operation: Operation) -> operations_pb2.Operation:
 def freeze(operation: Operation) -> bytes:
     """Body of an event."""
     return bytes(operation_message(operation).SerializeToString())
+
+
+def changed_at(frozen: operations_pb2.Operation) -> timestamp_pb2.Timestamp:
+    """When a frozen operation came to be as it is; its row's own time is under no MAC."""
+    for kind in KINDS.values():
+        metadata = kind.metadata()
+        if frozen.metadata.Unpack(metadata):
+            found: timestamp_pb2.Timestamp = metadata.progress.update_time
+            return found
+    raise DataDamaged(f"{frozen.name} has no metadata that this version knows")
 
 
 def needs_response(operation: Operation) -> bool:

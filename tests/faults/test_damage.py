@@ -212,3 +212,35 @@ def wipe(connection: sqlite3.Connection, draw: random.Random) -> int:
 
 
 EDITS = (edit, remove, close_up, swap, cut, wipe)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "kind"),
+    [
+        ("operations", "state", "blob"),
+        ("operations", "metadata", "text"),
+        ("resources", "model", "blob"),
+        ("resources", "body", "text"),
+        ("events", "body", "text"),
+    ],
+)
+def test_a_value_of_another_kind_is_not_believed(
+    tmp_path: Path, table: str, column: str, kind: str
+) -> None:
+    """One bit of a record's header makes text of bytes; a MAC over either is the same."""
+    sets, logged, operations = fill(tmp_path)
+    truth = read_all(tmp_path, sets, logged, operations)
+    with sqlite3.connect(tmp_path / "ptalign.db") as database:
+        database.execute(f"update {table} set {column} = cast({column} as {kind})")
+    seen = read_all(tmp_path, sets, logged, operations)
+    assert not changed(seen, truth)
+    assert len(seen) < len(truth) or table == "events"
+
+
+def test_the_time_of_an_event_is_the_signed_one(tmp_path: Path) -> None:
+    """Its column serves no reader: it is under no MAC."""
+    sets, logged, operations = fill(tmp_path)
+    truth = read_all(tmp_path, sets, logged, operations)
+    with sqlite3.connect(tmp_path / "ptalign.db") as database:
+        database.execute("update events set time = 1.0")
+    assert read_all(tmp_path, sets, logged, operations) == truth

@@ -109,7 +109,7 @@ def test_work_under_way_goes_on_after_the_upgrade(
     assert not found.bad, found
 
 
-@pytest.mark.parametrize("schema", ["0002", "9999", "zzzz"])
+@pytest.mark.parametrize("schema", ["0003", "9999", "zzzz"])
 @pytest.mark.parametrize("release", RELEASES[-1:])
 def test_a_newer_schema_is_refused_and_left_alone(
     tmp_path: Path, release: str, schema: str

@@ -54,13 +54,12 @@ class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
         await glances.read(lambda shelf: shelf.operations.get(found, tenant))
         async for event in self._feeds.events(found, min(request.after_sequence, MAX_SEQUENCE)):
             message = operations_pb2.Operation.FromString(event.body)
+            changed = wire.changed_at(message)
             if message.done and not message.HasField("error"):
                 message = await glances.read(
                     lambda shelf: answer(shelf.operations.get(found), shelf)
                 )
-            yield pb.OperationEvent(
-                sequence=event.sequence, time=wire.timestamp(event.time), operation=message
-            )
+            yield pb.OperationEvent(sequence=event.sequence, time=changed, operation=message)
             if message.done:
                 return
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from ptalign_server.store.schema import metadata
 log = logging.getLogger("ptalign.server")
 HEAD = "0002"
 """Newest schema this program knows."""
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "bytes": bytes,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+}
+"""Annotation of a row's field -> what its column may give."""
 
 
 class DatabaseUnavailable(NotReady):
@@ -210,3 +219,13 @@ def protect_file(url: str) -> None:
     if url.startswith("sqlite:///"):
         path = url.removeprefix("sqlite:///")
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def of_their_kinds(row: type[Any], values: Mapping[str, Any]) -> bool:
+    """Whether a row's values have the types of its dataclass's fields.
+
+    SQLite keeps a type with each value, and one flipped bit makes text of bytes or bytes of text:
+    a MAC is the same over both.
+    """
+    kinds = {field.name: _KINDS[str(field.type)] for field in fields(row)}
+    return all(isinstance(values[name], kind) for name, kind in kinds.items())

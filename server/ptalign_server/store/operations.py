@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import HeavyRow, reading
+from ptalign_server.store.db import HeavyRow, of_their_kinds, reading
 from ptalign_server.store.schema import events, operations, set_keys
 from ptalign_server.vault import Vault
 
@@ -67,7 +67,6 @@ class Event:
     """One change of an operation, as watchers see it."""
 
     sequence: int
-    time: float
     body: bytes
     """The operation after the change, as `Operations.freeze` wrote it."""
 
@@ -278,9 +277,9 @@ class Operations:
 
     def _event(self, row: Mapping[Any, Any]) -> Event:
         mac = self._vault.mac("event", row["operation"], row["sequence"], row["body"])
-        if mac != row["mac"]:
+        if mac != row["mac"] or not isinstance(row["body"], bytes):
             raise DataDamaged(f"event {row['sequence']} of operation {row['operation']} changed")
-        return Event(int(row["sequence"]), float(row["time"]), bytes(row["body"]))
+        return Event(int(row["sequence"]), row["body"])
 
     def _emit(self, connection: sa.Connection, operation: Operation) -> None:
         body = self._freeze(operation)
@@ -330,7 +329,7 @@ class Operations:
         if known is not None and known[0] == whole:
             return known[1]
         values = {name: row[name] for name in Operation.__slots__}
-        if self._mac(values) != row["mac"]:
+        if not of_their_kinds(Operation, values) or self._mac(values) != row["mac"]:
             raise DataDamaged(
                 f"operation {values['id']} was changed in the database. Restore it from a backup."
             )

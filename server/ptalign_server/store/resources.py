@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import HeavyRow, reading
+from ptalign_server.store.db import HeavyRow, of_their_kinds, reading
 from ptalign_server.store.schema import resources
 from ptalign_server.vault import Vault
 
@@ -202,7 +202,7 @@ class Resources:
         if row["body"] is None:
             raise HeavyRow
         values = {name: row[name] for name in Resource.__slots__}
-        if self._mac(values) != row["mac"]:
+        if not of_their_kinds(Resource, values) or self._mac(values) != row["mac"]:
             raise DataDamaged(
                 f"{values['name']} was changed in the database. Restore it from a backup."
             )
