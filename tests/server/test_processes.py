@@ -30,9 +30,12 @@ FAMILY = """
         segment = shared_memory.SharedMemory(create=True, size=1024)
         for method in ("fork", "spawn"):
             multiprocessing.get_context(method).Process(target=idle, args=(method,)).start()
+        r, w = os.pipe()
         if os.fork() == 0:
             os.setsid()
+            os.write(w, b".")
             time.sleep(600)
+        os.read(r, 1)  # it has left the session
         sys.stderr.write(f"segment {segment.name}\\n")
         sys.stderr.flush()
         time.sleep(600)
