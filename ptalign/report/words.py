@@ -95,6 +95,8 @@ def prompts(rates: Sequence[Rate | None]) -> str:
     counts = sorted({rate.n for rate in rates if rate is not None and rate.n})
     if not counts:
         return "no prompts"
+    if counts == [1]:
+        return "1 prompt"
     return f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]}–{counts[-1]} prompts"
 
 

@@ -21,7 +21,7 @@ from ptalign_client_fake import Fault, info, violation
 from typer.testing import CliRunner, Result
 
 import ptalign_client as pt
-from ptalign_client.cli import app
+from ptalign_client.cli import app, show
 from ptalign_client.cli.follow import counts
 from ptalign_proto.v1 import library_pb2 as lib
 
@@ -796,3 +796,12 @@ def test_cancel_on_interrupt(slow: Any) -> None:
     done = interrupted(slow, "--cancel-on-interrupt", times=1)
     assert done.returncode == 130
     assert slow.service.called("CancelOperation")
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(6 / 80, ".08"), (10 / 80, ".13"), (0.004, ".00"), (0.995, "1.0"), (1.0, "1.0"), (0.5, ".50")],
+)
+def test_shares_round_as_in_the_report(value: float, printed: str) -> None:
+    """The terminal printed .07 of the 6 in 80 that the page gives as 8 %."""
+    assert show.interval(pt.Rate(value=value, low=0.0, high=1.0, n=80)).startswith(f"{printed} (")

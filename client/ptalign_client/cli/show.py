@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from rich.table import Table
@@ -150,7 +151,9 @@ def interval(rate: Rate) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1.0"
+    """Halves go up, as in the report."""
+    made = Decimal(repr(value)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return f"{made}".removeprefix("0") if made < 1 else "1.0"
 
 
 def verdict(evaluation: Evaluation) -> Text:
