@@ -131,11 +131,18 @@ _OF_WHAT = re.compile(
 )
 
 
+_BROUGHT = ("rejected.parent_", "rejected.seed_", "rejected.excerpt_")
+
+
 def rejections(counts: Mapping[str, int]) -> dict[str, int]:
-    """``rejected.<reason>`` counts by a closed set of reasons, all voices together."""
+    """``rejected.<reason>`` counts of drafts by a closed set of reasons, all voices together.
+
+    What callers brought (a parent's records, seeds, excerpts) is no draft: of it none is counted as
+    accepted either.
+    """
     found: dict[str, int] = {}
     for name, value in counts.items():
-        if name.startswith("rejected."):
+        if name.startswith("rejected.") and not name.startswith(_BROUGHT):
             reason = _OF_WHAT.sub("", name.removeprefix("rejected."))
             label = reason if reason in REASONS else "other"
             found[label] = found.get(label, 0) + value

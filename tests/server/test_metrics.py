@@ -88,9 +88,10 @@ def test_drafts_of_a_second_try_count_beside_those_of_the_first(
     assert drafts(metrics) == {"accepted": 12, "rejected": 6}
 
 
-def test_what_a_parent_lost_has_its_reason() -> None:
-    counts = {"rejected.parent_not_apart": 1, "rejected.parent_swapped": 2}
-    assert rejections(counts) == {"not_apart": 1, "swapped": 2}
+def test_what_callers_brought_is_no_rejected_draft() -> None:
+    """Refining a large set under a stricter polarity read as a run with no yield."""
+    counts = {"rejected.parent_not_apart": 400, "rejected.seed_over_count": 160}
+    assert rejections(counts | {"rejected.toxic_not_apart": 2}) == {"not_apart": 2}
 
 
 def test_voices_are_added_up_and_texts_never_become_labels() -> None:

@@ -260,12 +260,28 @@ def test_adapters_that_nobody_uses_make_room(open_pool: Open, tmp_path: Path) ->
     assert answers(pool, ask("a", adapter=served[0]))["0"].error == "HTTP 404"
 
 
-def test_an_adapter_that_cannot_be_loaded_does_not_keep_the_engine_down(
+def test_an_engine_without_an_adapter_in_use_takes_no_requests(
+    open_pool: Open, adapter: Path, tmp_path: Path
+) -> None:
+    """It answered them at once, HTTP 404, and so drew the rest of an evaluation."""
+    pool, switch = open_pool("refuses"), tmp_path / "switch"
+    served = pool.serve_adapter("calm", adapter)
+    switch.write_text("calm")
+    os.kill(pool.status()[0].pid, signal.SIGKILL)
+    until(lambda: f"adapter {served} was refused" in " ".join(pool.status()[0].log))
+    assert not pool.up
+    switch.unlink()
+    ready(pool)
+    assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
+
+
+def test_an_unused_adapter_that_cannot_be_loaded_does_not_keep_the_engine_down(
     open_pool: Open, adapter: Path, tmp_path: Path
 ) -> None:
     pool, switch = open_pool("refuses"), tmp_path / "switch"
     other = pool.serve_adapter("other", write_adapter(tmp_path / "other", rank=8, value=2.0))
     served = pool.serve_adapter("calm", adapter)
+    pool.release_adapter(served)
     switch.write_text("calm")
     os.kill(pool.status()[0].pid, signal.SIGKILL)
     until(lambda: pool.status()[0].restarts)

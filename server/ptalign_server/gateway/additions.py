@@ -420,11 +420,14 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
 
 
 def _check_marks(policies: Sequence[str], sets: Sequence[PairSet]) -> None:
-    """Refuses more marks than one policy and model use; of earlier versions' sets none is known."""
+    """Refuses more marks than one policy and model use; of earlier versions' sets none is known.
+
+    A set that was merged of several policies' holds the marks of each, and no others here.
+    """
     for policy in dict.fromkeys(policies):
-        same = (s for p, s in zip(policies, sets, strict=True) if p == policy)
-        count = len({i for made in same for i in made.annotation_ids})
-        if count > MAX_ANNOTATIONS:
+        same = [set(s.annotation_ids) for p, s in zip(policies, sets, strict=True) if p == policy]
+        count = len(set().union(*same))
+        if count > max(MAX_ANNOTATIONS, *map(len, same)):
             raise InvalidInput(
                 "names",
                 f"are sets made with {count} annotations on {policy}; "

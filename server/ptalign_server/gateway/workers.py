@@ -61,6 +61,7 @@ class WorkerProcess:
 
     async def _keep(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
+        self._metrics.worker_up.set(0)  # a gauge that was never set is in no scrape
         while True:
             start = time.monotonic()
             try:

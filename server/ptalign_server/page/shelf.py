@@ -178,10 +178,17 @@ class Shelf:
         return made.name
 
     def _to_seal(self, visitor: Visitor, row: Resource, kept: Sequence[Kept]) -> list[Kept]:
-        """The last opinion on each item; those on pairs whose text was purged are left out."""
+        """The last opinion on each item; those on pairs whose text is gone are left out."""
         last = {m.item: m for m in about(kept, row.name)}.values()
-        purged = {name: self._row(visitor, name).purged for name in {m.pair_set for m in last}}
-        return [m for m in last if not purged[m.pair_set]]
+        there = {name: self._there(visitor, name) for name in {m.pair_set for m in last}}
+        return [m for m in last if there[m.pair_set]]
+
+    def _there(self, visitor: Visitor, pair_set: str) -> bool:
+        """False where it was purged, or is younger than the backup that was restored."""
+        try:
+            return not self._row(visitor, pair_set).purged
+        except NotFound:
+            return False
 
     def _annotations(self, visitor: Visitor, usable: Sequence[Kept]) -> Iterator[Annotation]:
         """One annotation per usable mark."""

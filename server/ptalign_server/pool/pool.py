@@ -216,7 +216,8 @@ class Pool:
 
     def _engine(self, index: int, url: str) -> Supervisor:
         name = f"engine-{index}"
-        return Supervisor(name, self.settings, self.model, self._router, self._adapters, url)
+        adapters, users = self._adapters, self._users
+        return Supervisor(name, self.settings, self.model, self._router, adapters, users, url)
 
     def _local(self) -> list[Supervisor]:
         return [] if self.settings.kind == "remote" else self._engines

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ptalign.errors import EngineFailed, PtalignError
@@ -39,6 +39,8 @@ class Supervisor:
         model: What the engine serves.
         router: Where the engine is announced while it is READY.
         adapters: Desired adapters by served name; read at each start and by `reconcile`.
+        users: How many use each; an engine that lacks one in use would fail its requests at once,
+            and draw more of them than engines that answer.
         url: Address of a remote engine; empty for one that is started here.
     """
 
@@ -49,6 +51,7 @@ class Supervisor:
         model: ModelSpec,
         router: Router,
         adapters: Mapping[str, Path],
+        users: Mapping[str, int],
         url: str = "",
     ) -> None:
         self.slot = Slot(name, settings.in_flight, url=url, ours=not url)
@@ -57,7 +60,7 @@ class Supervisor:
         """Why it is not READY, in words for an operator."""
         self.log = LogTail()
         self._settings, self._model, self._router = settings, model, router
-        self._desired, self._loaded = adapters, set[str]()
+        self._desired, self._users, self._loaded = adapters, users, set[str]()
         self._remote = bool(url)
         self._child: Child | None = None
         self._wire: Wire | None = None
@@ -143,9 +146,9 @@ class Supervisor:
             wire = self._wire
             if wire is None or not self.slot.ready:
                 return  # its next start reads the same desired state
-            self._load_desired(wire, wanted)
+            self._load_desired(wire, {wanted})
 
-    def _load_desired(self, wire: Wire, wanted: str = "") -> None:
+    def _load_desired(self, wire: Wire, needed: Collection[str]) -> None:
         desired = dict(self._desired)
         for name in self._loaded - desired.keys():
             self._loaded.discard(name)
@@ -156,7 +159,7 @@ class Supervisor:
             try:
                 self._load(wire, name, desired[name])
             except EngineFailed as error:
-                if name == wanted:
+                if name in needed:
                     raise
                 log.warning("engine %s: %s; it serves the others", self.slot.name, error)
 
@@ -243,7 +246,7 @@ class Supervisor:
         if self._settings.kind != "scripted":
             self._prove_adapters(wire, name)
         self._loaded = set()
-        self._load_desired(wire)
+        self._load_desired(wire, [name for name, users in dict(self._users).items() if users])
         self.log.strict = True  # from here on it holds record text
 
     def _prove_adapters(self, wire: Wire, name: str) -> None:
