@@ -18,7 +18,8 @@ from ptalign_server.store.schema import metadata
 log = logging.getLogger("ptalign.server")
 HEAD = "0002"
 """Newest schema this program knows."""
-_KINDS: dict[str, type | tuple[type, ...]] = {
+Kinds = dict[str, type | tuple[type, ...]]
+_KINDS: Kinds = {
     "str": str,
     "bytes": bytes,
     "int": int,
@@ -221,11 +222,15 @@ def protect_file(url: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
-def of_their_kinds(row: type[Any], values: Mapping[str, Any]) -> bool:
-    """Whether a row's values have the types of its dataclass's fields.
+def kinds_of(row: type[Any]) -> Kinds:
+    """What the columns of a row may give, by the fields of its dataclass."""
+    return {field.name: _KINDS[str(field.type)] for field in fields(row)}
+
+
+def of_their_kinds(values: Mapping[str, Any], kinds: Kinds) -> bool:
+    """Whether a row's values have the types that `kinds_of` found.
 
     SQLite keeps a type with each value, and one flipped bit makes text of bytes or bytes of text:
     a MAC is the same over both.
     """
-    kinds = {field.name: _KINDS[str(field.type)] for field in fields(row)}
     return all(isinstance(values[name], kind) for name, kind in kinds.items())

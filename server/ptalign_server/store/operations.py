@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import HeavyRow, of_their_kinds, reading
+from ptalign_server.store.db import HeavyRow, kinds_of, of_their_kinds, reading
 from ptalign_server.store.schema import events, operations, set_keys
 from ptalign_server.vault import Vault
 
@@ -60,6 +60,9 @@ class Operation:
     @property
     def done(self) -> bool:
         return self.state in TERMINAL
+
+
+_KINDS = kinds_of(Operation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +332,7 @@ class Operations:
         if known is not None and known[0] == whole:
             return known[1]
         values = {name: row[name] for name in Operation.__slots__}
-        if not of_their_kinds(Operation, values) or self._mac(values) != row["mac"]:
+        if not of_their_kinds(values, _KINDS) or self._mac(values) != row["mac"]:
             raise DataDamaged(
                 f"operation {values['id']} was changed in the database. Restore it from a backup."
             )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import NotFound
-from ptalign_server.store.db import HeavyRow, of_their_kinds, reading
+from ptalign_server.store.db import HeavyRow, kinds_of, of_their_kinds, reading
 from ptalign_server.store.schema import resources
 from ptalign_server.vault import Vault
 
@@ -44,6 +44,9 @@ class Resource:
     @property
     def id(self) -> str:
         return self.name.partition("/")[2]
+
+
+_KINDS = kinds_of(Resource)
 
 
 class Resources:
@@ -202,7 +205,7 @@ class Resources:
         if row["body"] is None:
             raise HeavyRow
         values = {name: row[name] for name in Resource.__slots__}
-        if not of_their_kinds(Resource, values) or self._mac(values) != row["mac"]:
+        if not of_their_kinds(values, _KINDS) or self._mac(values) != row["mac"]:
             raise DataDamaged(
                 f"{values['name']} was changed in the database. Restore it from a backup."
             )
