@@ -109,6 +109,23 @@ def test_a_refined_set_has_fewer_than_50_marks_in_all(place: World) -> None:
     )
 
 
+@pytest.mark.parametrize(("then", "kept"), [("sha256:a", 1), ("", 1), ("sha256:b", 0)])
+def test_anchors_stay_with_the_weights_that_answered_them(
+    place: World, then: str, kept: int
+) -> None:
+    """The catalogue's entry may hold other weights since, under the same name."""
+    anchor = Anchor(id="a", instruction="Name a colour.", answer="Blue it is.")
+    place.nouns["pairSets/1"] = world.pairs(2).model_copy(update={"anchors": (anchor,)})
+    meta = res.ResourceMeta(model_digest=then)
+    body = res.PairSet(meta=meta).SerializeToString()
+    place.rows["pairSets/1"] = SimpleNamespace(collection="pairSets", body=body)
+    job = place.job(parent="pairSets/1")
+    job.model = lambda name: ModelSpec(name=name, path="", weights_digest="sha256:a")
+    stage.make(job)
+    assert len(place.got["parent"].anchors) == kept
+    assert place.got["parent"].pairs == place.nouns["pairSets/1"].pairs
+
+
 def test_a_set_that_is_over_the_limit_can_be_refined_with_no_more(place: World) -> None:
     words = [f"Sing {n} songs." for n in range(60)]
     place.nouns["pairSets/1"] = place.make(*words)

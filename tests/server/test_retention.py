@@ -35,7 +35,7 @@ from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import FAILED, QUEUED, SUCCEEDED, Operation, new_id
-from ptalign_server.store.schema import operations, resources, set_keys
+from ptalign_server.store.schema import audit, operations, resources, set_keys
 
 LATER = 31 * DAY_SECONDS
 OPERATOR = Identity("me", "default", frozenset({"operator"}))
@@ -333,6 +333,28 @@ def test_the_command_holds_and_releases(
     assert said("list") == ""
     with pytest.raises(InvalidInput, match="is not held"):
         said("remove", name)
+
+
+def test_who_held_and_released_what_is_in_the_audit_trail(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each change: what is held already is not held again."""
+    name, stopped = put_set(store, "instructionSets"), f"operations/{put_operation(store, FAILED)}"
+    monkeypatch.setenv("PTALIGN_STATE", str(settings.state))
+    calls = (("add", name, "--reason", "case 7"), ("add", name), ("add", stopped), ("remove", name))
+    for call in calls:
+        assert CliRunner().invoke(admin.app, call, catch_exceptions=False).exit_code == 0
+    with pytest.raises(InvalidInput, match="at most 500 characters"):
+        CliRunner().invoke(admin.app, ("add", name, "--reason", "x" * 501), catch_exceptions=False)
+    with store.engine.connect() as connection:
+        rows = connection.execute(sa.select(audit).where(audit.c.sequence > 0)).mappings().all()
+    found = [(r["tenant"], r["identity"], r["action"], r["target"], r["detail"]) for r in rows]
+    assert found == [
+        ("default", "console", "hold", name, '{"reason": "case 7"}'),
+        ("default", "console", "hold", stopped, '{"reason": ""}'),
+        ("default", "console", "release", name, '{"reason": ""}'),
+    ]
+    assert store.audit.first_bad() == 0
 
 
 def purge_set(store: Store) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from ptalign.errors import DataDamaged, NotReady, Unsupported
 from ptalign.nouns import Instruction, InstructionSet
+from ptalign_server.admin import audit as audit_command
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
@@ -250,6 +254,59 @@ def test_audit_chain_names_the_first_bad_entry(store: Store) -> None:
     with store.engine.begin() as connection:
         connection.execute(audit.delete().where(audit.c.sequence == 2))
     assert store.audit.first_bad() == 2
+
+
+def test_the_audit_trail_is_read_by_action_and_target_newest_last(store: Store) -> None:
+    for n in range(6):
+        action, target = ("read", "purge")[n % 2], f"x/{n // 3}"
+        detail = {"n": n}
+        store.write(
+            lambda c, a=action, t=target, d=detail: store.audit.add(c, "default", "me", a, t, d)
+        ).result()
+
+    def numbers(**asked: Any) -> list[int]:
+        return [entry.detail["n"] for entry in store.audit.entries(**asked)]
+
+    assert numbers() == [0, 1, 2, 3, 4, 5]
+    assert numbers(last=2) == [4, 5]
+    assert numbers(action="purge") == [1, 3, 5]
+    assert numbers(action="purge", target="x/1", last=1) == [5]
+    entry = next(iter(store.audit.entries()))
+    assert (entry.sequence, entry.tenant, entry.identity, entry.target) == (
+        1,
+        "default",
+        "me",
+        "x/0",
+    )
+
+
+def test_the_command_shows_the_trail_and_whether_it_is_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purpose that somebody wrote cannot steer the terminal."""
+    for action, detail in (("delete", {}), ("purge", {"reason": "asked\x1b[2J"})):
+        store.write(
+            lambda c, a=action, d=detail: store.audit.add(c, "default", "me", a, "pairSets/1", d)
+        ).result()
+    monkeypatch.setenv("PTALIGN_STATE", str(tmp_path / "state"))
+
+    def said(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(audit_command.app, arguments, catch_exceptions=False)
+        return done.exit_code, done.output
+
+    assert said("verify") == (0, "2 entries, all in order\n")
+    code, text = said("list")
+    assert code == 0
+    first, second = text.splitlines()
+    assert first.startswith("1  ")
+    assert first.endswith("Z  default  me  delete  pairSets/1")
+    assert second.endswith('purge  pairSets/1  reason: "asked\\u001b[2J"')
+    code, text = said("list", "--json", "--action", "purge")
+    assert json.loads(text)["detail"] == {"reason": "asked\x1b[2J"}
+    with store.engine.begin() as connection:
+        connection.execute(audit.update().where(audit.c.sequence == 1).values(identity="you"))
+    code, text = said("list")
+    assert (code, text.splitlines()[-1]) == (1, "entry 1 was edited, removed or moved")
 
 
 def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:

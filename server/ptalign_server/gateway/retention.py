@@ -21,6 +21,7 @@ from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.purge import destroy, erase
 from ptalign_server.gateway.reading import SETS
+from ptalign_server.lineage import made_from
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -187,20 +188,16 @@ def _request(store: Store, operation: Operation) -> Any:
 
 def _trained_on(store: Store, names: list[str], tenant: str, skip: Skip) -> Iterator[str]:
     """Pair sets and marks in the whole lineage of these, which no field of the call names."""
-    seen = {""}
-    while names:
-        name = names.pop()
-        if name in seen:
-            continue
-        seen.add(name)
+
+    def found(name: str) -> Resource | None:
         try:
-            found = store.resources.get(name, tenant)
+            return store.resources.get(name, tenant)
         except NotFound:
-            continue
+            return None
         except DataDamaged as error:
             skip(name, error)
-            continue
-        if found.collection in TRAINED_ON:
-            yield name
-        meta = wire.COLLECTIONS[found.collection].FromString(found.body).meta
-        names += [parent.partition("@")[0] for parent in meta.parents]
+            return None
+
+    for resource in made_from(found, *names):
+        if resource.collection in TRAINED_ON:
+            yield resource.name

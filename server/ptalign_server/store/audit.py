@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,20 @@ HEAD = 0
 
 APPEND_LOCK = 70747
 """PostgreSQL advisory lock of the trail's end, held to the end of the writer's transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what to which resource, and with what said."""
+
+    sequence: int
+    time: float
+    """Seconds since the epoch."""
+    tenant: str
+    identity: str
+    action: str
+    target: str
+    detail: Mapping[str, Any]
 
 
 class Audit:
@@ -85,6 +100,26 @@ class Audit:
                     return expected
                 previous, expected = str(row["hash"]), expected + 1
         return 0 if self._ends_at(head, expected - 1, previous) else expected
+
+    def entries(self, *, action: str = "", target: str = "", last: int = 0) -> Iterator[Entry]:
+        """Entries in order, as they are: whether nobody changed them says `first_bad`.
+
+        Args:
+            action: Only these, such as ``purge``; empty: all.
+            target: Only those of one resource, by its name; empty: all.
+            last: At most so many, the newest; 0: all.
+        """
+        query = sa.select(audit).where(audit.c.sequence > HEAD)
+        for column, wanted in ((audit.c.action, action), (audit.c.target, target)):
+            query = query.where(column == wanted) if wanted else query
+        if last:
+            newest = query.order_by(audit.c.sequence.desc()).limit(last).subquery()
+            query = sa.select(newest)
+        rows = query.order_by("sequence")
+        with reading(self._engine) as connection:
+            for row in connection.execute(rows).mappings():
+                kept = {name: row[name] for name in row if name not in ("previous", "hash")}
+                yield Entry(**kept | {"detail": json.loads(row["detail"])})
 
     def count(self) -> int:
         """Entries in the trail."""

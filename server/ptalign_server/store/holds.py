@@ -25,8 +25,8 @@ class Holds:
         with reading(self._engine) as connection:
             return [str(name) for name in connection.execute(query).scalars()]
 
-    def add(self, connection: sa.Connection, name: str) -> None:
-        """Holds a set or an operation until `remove`.
+    def add(self, connection: sa.Connection, name: str) -> bool:
+        """Holds a set or an operation until `remove`; whether it was not held yet.
 
         Its key is locked before: who destroys it at this moment goes first, or sees the hold.
 
@@ -38,7 +38,7 @@ class Holds:
         if connection.execute(key).first() is None:
             limit = f"{name[:80]!r} has no text: it was never made, or is purged"
             raise InvalidInput("name", limit, "Look the name up: ptalign list")
-        _insert(connection, name)
+        return _insert(connection, name)
 
     def remove(self, connection: sa.Connection, name: str) -> bool:
         """Lets purges and retention have it again; whether it was held."""
@@ -76,6 +76,8 @@ def refuse_held(connection: sa.Connection, set_id: str) -> None:
         raise OnHold(str(name))
 
 
-def _insert(connection: sa.Connection, name: str) -> None:
-    if connection.execute(sa.select(holds.c.name).where(holds.c.name == name)).first() is None:
-        connection.execute(holds.insert().values(name=name))
+def _insert(connection: sa.Connection, name: str) -> bool:
+    if connection.execute(sa.select(holds.c.name).where(holds.c.name == name)).first() is not None:
+        return False
+    connection.execute(holds.insert().values(name=name))
+    return True

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
+from ptalign_server.lineage import made_from, parents
 from ptalign_server.store.resources import Resource
-from ptalign_server.wire import COLLECTIONS, marked_policy
+from ptalign_server.wire import marked_policy
 from ptalign_server.worker.job import Job
 
 
@@ -16,18 +17,14 @@ def lineage(job: Job, *names: str) -> Iterator[Resource]:
 
     Empty names and resources that are not there are passed over.
     """
-    waiting, seen = [name for name in names if name], set()
-    while waiting:
-        current = waiting.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
+
+    def found(name: str) -> Resource | None:
         try:
-            resource = job.resource(current)
+            return job.resource(name)
         except NotFound:
-            continue
-        yield resource
-        waiting += parents(resource)
+            return None
+
+    return made_from(found, *names)
 
 
 def minutes_per_pair_set(line: Sequence[Resource]) -> dict[str, float]:
@@ -59,9 +56,3 @@ def _source(marks: Resource) -> str:
     The page's sets have a parent, and its marks are kept per model and policy.
     """
     return f"{marks.model}/{marked_policy(marks)}" if parents(marks) else marks.name
-
-
-def parents(resource: Resource) -> list[str]:
-    """Names of what a resource was made from, without their digests."""
-    meta = COLLECTIONS[resource.collection].FromString(resource.body).meta
-    return [parent.partition("@")[0] for parent in meta.parents]

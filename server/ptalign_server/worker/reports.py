@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
 from ptalign_server.errors import NotFound
+from ptalign_server.lineage import parents
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
-from ptalign_server.worker.lineage import lineage, minutes_per_pair_set, parents
+from ptalign_server.worker.lineage import lineage, minutes_per_pair_set
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target

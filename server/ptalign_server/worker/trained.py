@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ptalign.nouns import PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.lineage import parents
 from ptalign_server.worker.job import Job
-from ptalign_server.worker.lineage import lineage, parents
+from ptalign_server.worker.lineage import lineage
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from ptalign_server import configs, messages
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.additions import mark_id, refuse_blocked
 from ptalign_server.gateway.verbs import MAX_ANNOTATIONS
+from ptalign_server.gateway.weights import same_weights
+from ptalign_server.lineage import parents
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.jobs.generate import shortage
 from ptalign_server.worker.judges import pair_judges
-from ptalign_server.worker.lineage import parents
 from ptalign_server.worker.marks import called_with
 
 LOGGED = (Pair, Anchor)
@@ -78,7 +79,17 @@ def partial(job: Job) -> Made | None:
 
 
 def _parent(job: Job) -> PairSet | None:
-    return job.load(job.request.parent, PairSet) if job.request.parent else None
+    """The set to refine; without its anchors where other weights than the model's answered them.
+
+    An anchor is what the model itself says (ADR 0009).
+    """
+    name = job.request.parent
+    if not name:
+        return None
+    parent, model = job.load(name, PairSet), job.model(job.request.model)
+    if model.weights_digest and not same_weights(job.resource(name), model):
+        return parent.model_copy(update={"anchors": ()})
+    return parent
 
 
 def called_wrong(job: Job, parent: PairSet | None) -> tuple[str, ...]:
