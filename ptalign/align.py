@@ -115,8 +115,9 @@ def align(
         run.resume()
     else:
         run.forget()
+    before = sum(entry.seconds for entry in run.ledger)
     train(run, on_progress)
-    return job.finish(run, chat, begun)
+    return job.finish(run, chat, begun - before)
 
 
 def _check(pairs: PairSet, config: AlignConfig) -> None:
@@ -226,7 +227,12 @@ class _Job:
         return found
 
     def finish(self, run: Run, chat: ChatFormat, begun: float) -> Adapter:
-        """Measures, guards, saves, reloads and explains a trained run."""
+        """Measures, guards, saves, reloads and explains a trained run.
+
+        Args:
+            begun: When it began by `time.perf_counter`, as if the steps of stopped attempts that
+                it goes on from had been made just before.
+        """
         plan, decoder = run.sampler.pools, run.decoder
         rows = self.rows("measuring")
         kl, measured_on = _final_kl(decoder, plan, rows)

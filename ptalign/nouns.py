@@ -316,6 +316,7 @@ class Adapter(Noun):
     collateral: dict[str, float] = Field(default_factory=dict)
     """Ordinary words that lost more than `COLLATERAL`: nats of log-probability change."""
     seconds: float = 0.0
+    """From loading the model to the last measurement, and steps of attempts it goes on from."""
 
     @property
     def ut_weight(self) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +195,17 @@ def test_kill_between_checkpoints_repeats_the_lost_steps(run: Run, tmp_path: Pat
     shutil.rmtree(tmp_path / "cut/checkpoints/step-000005")
     (tmp_path / "cut/checkpoints/.partial-1-000005").mkdir()
     assert run(tmp_path / "cut").weights_sha256 == whole.weights_sha256
+
+
+def test_a_resumed_run_counts_the_seconds_of_the_steps_before(run: Run, tmp_path: Path) -> None:
+    """A training that was killed in its last hour seemed to have cost minutes."""
+    hours = itertools.count(0.0, 3600.0)  # one step takes an hour
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cancelled):
+        clock = SimpleNamespace(perf_counter=lambda: next(hours))
+        patch.setattr("ptalign.training.loop.time", clock)
+        run(tmp_path / "cut", on_progress=stop_at(3))
+    resumed = run(tmp_path / "cut")
+    assert 3 * 3600 < resumed.seconds < 3 * 3600 + 600
 
 
 def test_another_seed_gives_another_adapter(run: Run, tmp_path: Path) -> None:
