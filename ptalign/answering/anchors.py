@@ -35,7 +35,8 @@ def anchor_drafts(
     """The anchors to ask for, in order; the same ones each time that the seed is the same.
 
     Where more are wanted than there are benign instructions, these are answered again and again:
-    another answer at temperature 1 is another sample. A held-out one is held out each time.
+    another answer at temperature 1 is another sample. A held-out one is held out each time, and
+    under each seed: its place in the whole list decides.
 
     Args:
         config: How many, which share is held out, and with the seed where in the list to begin.
@@ -52,7 +53,8 @@ def anchor_drafts(
     for number in range(count):
         take, i = divmod(number, len(wanted))
         if wanted[i] in apart:
-            held_out = int((i + 1) * share) > int(i * share)
+            place = (first + i) % len(pool)
+            held_out = int((place + 1) * share) > int(place * share)
             yield AnchorDraft(wanted[i], held_out=held_out, take=take)
 
 

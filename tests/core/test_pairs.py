@@ -606,7 +606,7 @@ def test_what_is_held_out_stays_so_in_a_larger_set(asked: InstructionSet, made: 
     first = made.model_copy(
         update={"anchors": tuple(a.model_copy(update={"held_out": True}) for a in made.anchors)}
     )
-    refined = synthesize(asked, parent=first, config=PairConfig(anchors=96, rounds=1))
+    refined = synthesize(asked, parent=first, config=PairConfig(anchors=260, rounds=1))
     held = {a.instruction for a in first.anchors}
     others = [a for a in refined.anchors if a.instruction in held and a not in first.anchors]
     assert others
@@ -778,7 +778,7 @@ def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
 
 
 def test_more_anchors_than_benign_instructions_are_further_answers_to_them() -> None:
-    """Asked for 400 of 96 instructions, 96 came, and a run read each of them nine times."""
+    """Asked for 400 of 96 instructions as they were then, 96 came, and a run read each of them nine times."""
     few, many = (
         list(anchor_drafts(PairConfig(anchors=n), (), lambda texts: np.eye(len(texts))))
         for n in (40, 400)
@@ -790,6 +790,19 @@ def test_more_anchors_than_benign_instructions_are_further_answers_to_them() -> 
     held = [{d.instruction for d in many if d.held_out is kept} for kept in (True, False)]
     assert not held[0] & held[1]  # no answer to a held-out instruction is trained on
     assert 0.2 < sum(d.held_out for d in many) / 500 < 0.3
+
+
+def test_what_is_held_out_under_one_seed_is_trained_on_under_none() -> None:
+    """A training that goes on from a parent adapter of another seed's set measured KL on requests
+    that the adapter had been held to."""
+    held, trained = set[str](), set[str]()
+    for seed in range(6):
+        config = PairConfig(anchors=80, seed=seed)
+        drafts = list(anchor_drafts(config, (), lambda texts: np.eye(len(texts))))
+        held |= {d.instruction for d in drafts if d.held_out}
+        trained |= {d.instruction for d in drafts if not d.held_out}
+        assert 0.2 < sum(d.held_out for d in drafts) / len(drafts) < 0.3
+    assert not held & trained
 
 
 def test_the_seed_turns_openers_and_anchors(asked: InstructionSet) -> None:

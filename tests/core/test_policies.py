@@ -228,7 +228,7 @@ def test_annotation_files_are_checked(tmp_path: Path) -> None:
 
 def test_benign_instructions_are_many_and_different() -> None:
     texts = benign_instructions()
-    assert len(texts) >= 80
+    assert len(texts) >= 240
     assert len(set(texts)) == len(texts)
 
 

@@ -476,3 +476,14 @@ def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
     joined, doubled = additions._join_pairs([made, brought])
     assert doubled == 2
     assert [(p.id, p.positive) for p in joined.pairs] == [("a", "first"), ("b", "new")]
+
+
+def test_what_one_set_holds_out_is_held_out_in_the_merged_set() -> None:
+    """All answers to it: training on one of them makes the others no held-out text."""
+    take = Anchor(id="a", instruction="Name a colour.", answer="Blue it is.", held_out=True)
+    first, second = take, take.model_copy(update={"id": "b", "held_out": False})
+    other = Anchor(id="c", instruction="Name a tree.", answer="An oak it is.")
+    one = PairSet(pairs=(), anchors=(first, other))
+    two = PairSet(pairs=(), anchors=(first.model_copy(update={"held_out": False}), second))
+    joined, _ = additions._join_pairs([one, two])
+    assert {a.id: a.held_out for a in joined.anchors} == {"a": True, "b": True, "c": False}

@@ -401,11 +401,11 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     once: _Once[Pair] = _Once()
     for pair in (p for s in sets for p in s.pairs):
         once.add(pair, pair.kind == "twin", _words(pair.instruction, pair.locale))
-    anchors = {a.id: a for s in sets for a in s.anchors}
+    anchors = _join_anchors(sets)
     kept, doubled = once.records, once.doubled
     joined = PairSet(
         pairs=kept,
-        anchors=tuple(anchors.values()),
+        anchors=anchors,
         annotation_ids=tuple(sorted({i for s in sets for i in s.annotation_ids})),
         annotations_used=_annotations_used(sets),
         rounds=max(s.rounds for s in sets),
@@ -414,9 +414,21 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
         protected_words=tuple(sorted({w for s in sets for w in s.protected_words})),
         judge_ids=tuple(sorted({j for s in sets for j in s.judge_ids})),
         rejected=_rejected(sets, doubled),
-        stats=_pair_stats(kept, tuple(anchors.values())),
+        stats=_pair_stats(kept, anchors),
     )
     return joined, doubled
+
+
+def _join_anchors(sets: list[PairSet]) -> tuple[Anchor, ...]:
+    """Each anchor once. An instruction that one set kept from training is kept from it in all."""
+    held_out = {a.instruction for s in sets for a in s.anchors if a.held_out}
+    return tuple(
+        {
+            a.id: a.model_copy(update={"held_out": a.instruction in held_out})
+            for s in sets
+            for a in s.anchors
+        }.values()
+    )
 
 
 def _check_marks(policies: Sequence[str], sets: Sequence[PairSet]) -> None:
