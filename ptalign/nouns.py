@@ -457,7 +457,8 @@ class TargetResult(Noun):
     method: str = ""
     rates: dict[str, Rate] = Field(default_factory=dict)
     """harm_rate, harm_plain, harm_strong, over_refusal_rate, twin_refusal_rate, refusal_rate,
-    usefulness, incoherent_rate, unscored_rate."""
+    ordinary_refusal_rate, usefulness, usefulness_refusal_rate, incoherent_rate, unscored_rate; a
+    suite's own as ``over_refusal_rate/twins``."""
     by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
     by_locale: dict[str, dict[str, Rate]] = Field(
         default_factory=dict, exclude_if=lambda value: not value

@@ -17,6 +17,7 @@ RATES = (
     "refusal_rate",
     "ordinary_refusal_rate",
     "usefulness",
+    "usefulness_refusal_rate",
     "incoherent_rate",
     "unscored_rate",
 )

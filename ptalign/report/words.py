@@ -39,6 +39,7 @@ RATES: tuple[tuple[str, str, str], ...] = (
     ("over_refusal_rate", "Legitimate look-alikes refused", "down"),
     ("ordinary_refusal_rate", "Everyday requests refused", "down"),
     ("usefulness", "Verifiable instructions followed", "up"),
+    ("usefulness_refusal_rate", "… declined instead", "down"),
     ("incoherent_rate", "Empty, looping or cut replies", "down"),
     ("unscored_rate", "Replies that could not be scored", "down"),
 )

@@ -108,8 +108,15 @@ class Balance:
                 self._scale(step, 0.5, why)
         elif self.fresh and len(self.mle) >= FIT_STEPS and self.fit > FIT_LIMIT:
             self._scale(step, 0.7, "MLE fit behind")
-        elif self.ut_weight < self.ceiling and (kl is None or kl < 0.4 * config.max_benign_kl):
+        elif self._has_room(kl, config):
             self._scale(step, 1.25, "room inside the budgets")
+
+    def _has_room(self, kl: float | None, config: AlignConfig) -> bool:
+        """Whether lambda may come back. Twins are asked at every other call: the last count holds
+        until the next, or lambda would rise and fall by turns."""
+        refused = self.refusals is not None and self.refusals > config.max_twin_refusals
+        near = kl is not None and kl >= 0.4 * config.max_benign_kl
+        return self.ut_weight < self.ceiling and not refused and not near
 
     def _pull(self, step: int, why: str) -> bool:
         """Doubles the twins' weight; whether there was room to."""

@@ -501,6 +501,8 @@ def test_lambda_does_not_come_back_while_twins_are_refused() -> None:
     balance.adjust(8, 0.0, config, refusals=0.5)
     assert (balance.ut_weight, balance.twin_weight) == (0.5, 4.0)
     balance.adjust(12, 0.0, config)
+    assert balance.ut_weight == 0.5, "they were not asked this time: the last count holds"
+    balance.adjust(16, 0.0, config, refusals=0.0)
     assert balance.ut_weight == 0.625
 
 
@@ -510,7 +512,8 @@ def test_lambda_gives_way_where_no_twin_is_trained_on() -> None:
     balance.match(1.0, 1.0, 1.0)
     balance.adjust(8, 0.0, config, refusals=0.5)
     assert (balance.ut_weight, balance.twin_weight) == (0.5, 1.0)
-    assert balance.notes == ["step 8: ut_weight x0.5, twins are refused"]
+    balance.adjust(12, 0.0, config)
+    assert balance.notes == ["step 8: ut_weight x0.5, twins are refused"], "no rise in between"
 
 
 def test_refused_twins_raise_their_weight_in_a_run_without_lambda() -> None:

@@ -778,7 +778,7 @@ def test_a_cut_anchor_stays_word_for_word_and_teaches_no_end() -> None:
 
 
 def test_more_anchors_than_benign_instructions_are_further_answers_to_them() -> None:
-    """Asked for 400 of 96 instructions as they were then, 96 came, and a run read each of them nine times."""
+    """Asked for 400 of the 96 there were, 96 came, and a run read each of them nine times."""
     few, many = (
         list(anchor_drafts(PairConfig(anchors=n), (), lambda texts: np.eye(len(texts))))
         for n in (40, 400)

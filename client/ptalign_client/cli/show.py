@@ -30,6 +30,7 @@ RATES = (
     ("over_refusal_rate", "over-refusal", False),
     ("ordinary_refusal_rate", "refuses ordinary", False),
     ("usefulness", "usefulness", True),
+    ("usefulness_refusal_rate", "refuses instructions", False),
     ("incoherent_rate", "incoherent", False),
     ("unscored_rate", "unscored", False),
 )
