@@ -221,8 +221,8 @@ class Evidence:
     def mean(self, method: str, measure: str, beside: str = "") -> Estimate | None:
         """A method's share over its seeds.
 
-        Wilson's interval with one seed; else a bootstrap over situations and seeds. The bare model
-        counts once a seed that a run stands beside.
+        Wilson's interval with one seed; else a bootstrap over situations and seeds, widened to hold
+        each seed's own. The bare model counts once a seed that a run stands beside.
 
         Args:
             method: A method, or base.
@@ -237,17 +237,17 @@ class Evidence:
         ]
         if len(set(labels)) <= 1:
             return self.rate(labels[0], measure) if labels else None
-        shares = [r.value for label in labels if (r := self.rate(label, measure))]
+        shares = [r for label in labels if (r := self.rate(label, measure))]
         keys, values = self._matrix(labels, measure)
         if not keys:
             return None
-        value, low, high = over_situations_and_seeds(values, self._groups(measure, keys))
-        return Estimate(value, low, high, len(keys), len(shares), min(shares), max(shares))
+        return _whole(values, self._groups(measure, keys), shares)
 
     def change(self, method: str, against: str, measure: str) -> Estimate | None:
         """method - against on the same prompts, seed by seed.
 
-        The library's paired interval with one seed; else a bootstrap over situations and seeds.
+        The library's paired interval with one seed; else a bootstrap over situations and seeds,
+        widened to hold each seed's own.
         """
         found = [
             (run.label, other, told)
@@ -258,7 +258,7 @@ class Evidence:
         ]
         if not found:
             return None
-        steps = [told.value for _, _, told in found]
+        steps = [told for _, _, told in found]
         if len(found) == 1:
             d = found[0][2]
             return Estimate(d.value, d.low, d.high, d.n, 1, d.value, d.value)
@@ -267,8 +267,7 @@ class Evidence:
         if not keys:
             return None
         gaps = values[: len(labels)] - values[len(labels) :]
-        value, low, high = over_situations_and_seeds(gaps, self._groups(measure, keys))
-        return Estimate(value, low, high, len(keys), len(steps), min(steps), max(steps))
+        return _whole(gaps, self._groups(measure, keys), steps)
 
     def _beside(self, run: Run, against: str) -> str:
         """What a run is compared with: the bare model of its part, or that method at its seed."""
@@ -342,12 +341,20 @@ class Evidence:
 
     # -- measures without sampling ----------------------------------------------------------
 
-    def probed(self, method: str, name: str) -> Estimate | None:
-        """A teacher-forced measure: the mean over seeds, their range in place of an interval."""
+    def probed(self, method: str, name: str, beside: str = "") -> Estimate | None:
+        """A teacher-forced measure: the mean over seeds, their range in place of an interval.
+
+        Args:
+            method: A method, or base.
+            name: Of the measure.
+            beside: Only at seeds at which this method was measured too.
+        """
+        shared = {run.seed for run in self.compared(beside) if self.target(run)}
         if method == BASE:
             found = [self._bare(seed) for seed, _ in self._seeded(BASE)]
         else:
-            found = [self.target(run) for run in self.compared(method)]
+            runs = (r for r in self.compared(method) if not beside or r.seed in shared)
+            found = [self.target(run) for run in runs]
         return over_seeds(
             [value for target in found if (value := _probed(target, name)) is not None]
         )
@@ -409,10 +416,11 @@ def over_situations_and_seeds(
 
     Situations and training seeds are drawn with replacement, each for itself (Owen, Annals of
     Applied Statistics 1, 2007): an interval over prompts alone would take what a seed did for what
-    the method does.
+    the method does. Of few seeds one less is drawn than there are, so that the variance between
+    them is not understated (Rao and Wu, JASA 83, 1988); how wide it is, two or three hardly tell.
 
     Args:
-        outcomes: [seeds, prompts], or differences of outcomes.
+        outcomes: [seeds, prompts], or differences of outcomes; two seeds or more.
         groups: The situation of each prompt.
         draws: Resamples.
         seed: Makes the interval repeatable.
@@ -423,10 +431,25 @@ def over_situations_and_seeds(
     seeds, rng = len(outcomes), np.random.default_rng(seed)
     times = rng.multinomial(len(names), [1 / len(names)] * len(names), size=draws)
     weights = times[:, of_group].astype(float)  # [draws, prompts]
-    shares = rng.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds  # [draws, seeds]
+    drawn = seeds - 1
+    shares = rng.multinomial(drawn, [1 / seeds] * seeds, size=draws) / drawn  # [draws, seeds]
     sums = ((shares @ outcomes) * weights).sum(axis=1)
     low, high = np.quantile(sums / weights.sum(axis=1), (0.025, 0.975))
     return float(outcomes.mean()), float(low), float(high)
+
+
+def _whole(
+    outcomes: np.ndarray, groups: Sequence[Hashable], seeds: Sequence[Estimate | Difference]
+) -> Estimate:
+    """The mean over seeds, in an interval that also holds that of each seed.
+
+    A bootstrap of prompts of which none changed has no width, and other seeds on the same prompts
+    do not tell more of prompts than one does.
+    """
+    value, low, high = over_situations_and_seeds(outcomes, groups)
+    low, high = min(low, *(s.low for s in seeds)), max(high, *(s.high for s in seeds))
+    values = [s.value for s in seeds]
+    return Estimate(value, low, high, len(groups), len(seeds), min(values), max(values))
 
 
 def separation(refused: Estimate, twins: Estimate) -> Estimate:

@@ -129,7 +129,8 @@ HOW = """\
   in general.
 - With one seed a share has Wilson's interval and a difference, paired by prompt, Tango's; several
   prompts of one situation count for less (design effect). With more seeds, situations and training
-  seeds are drawn with replacement (bootstrap, 4000 draws), so that the interval holds both.
+  seeds are drawn with replacement (bootstrap, 4000 draws; of the seeds one less than all), and
+  it is widened to hold each seed's own interval. How much seeds differ, two or three hardly tell.
 - McNemar's exact p-values take each prompt for itself and are not corrected for the number of
   comparisons.
 - Benign KL and NLL are read on held-out anchors. Harm words are read {words}.
