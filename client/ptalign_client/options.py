@@ -42,8 +42,8 @@ class Retry:
     cap: float = 5.0
     """Seconds."""
     patience: float = 120.0
-    """Seconds a broken watch or download is opened again without any news: long enough for a
-    server to restart; 0 turns resuming off."""
+    """Seconds a watch or download is opened again after it last worked: long enough for a server
+    to restart; 0 turns resuming off. One that was silent until it broke worked until then."""
 
     def bound(self, failures: int) -> float:
         """Longest wait in seconds after this many failures in a row (from 1)."""

@@ -41,6 +41,9 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+OPEN_SECONDS = 30.0
+"""A stream that broke after more than this was open and silent, as a watch of a queued operation
+is: connecting to nobody is given up by gRPC after 20 s."""
 
 
 class Transport:
@@ -123,25 +126,29 @@ class Transport:
         """A stream that is opened again after retryable errors, until it ends by itself.
 
         Args:
-            options: Its retries; each message starts the count of failures anew.
+            options: Its retries; a stream that worked starts the count of failures anew.
             open_at: Opens the stream where the caller stands.
 
         Raises:
-            PtalignError: The stream broke for good, or brought nothing for `Retry.patience`.
+            PtalignError: The stream broke for good, or none has worked for `Retry.patience`.
         """
         clock = asyncio.get_running_loop().time
-        failures, heard = 0, clock()
+        failures, worked = 0, clock()
         while True:
+            opened = clock()
             try:
                 async with aclosing(open_at()) as messages:
                     async for message in messages:
-                        failures, heard = 0, clock()
+                        failures, worked = 0, clock()
                         yield message
                 return
             except PtalignError as error:
+                now = clock()
+                if now - opened > OPEN_SECONDS:
+                    failures, worked = 0, now
                 failures += 1
                 wait = _wait(options, failures, error)
-                if not error.retryable or clock() + wait > heard + options.retry.patience:
+                if not error.retryable or now + wait >= worked + options.retry.patience:
                     raise
             await asyncio.sleep(wait)
 

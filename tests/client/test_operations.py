@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
@@ -10,6 +12,8 @@ from google.rpc import status_pb2
 from ptalign_client_fake import Fault, info, packed
 
 import ptalign_client as pt
+from ptalign_client.options import Options
+from ptalign_client.transport import Transport
 
 Code = grpc.StatusCode
 
@@ -62,6 +66,40 @@ def test_patience_ends(client: pt.Client, served: Any) -> None:
     short = client.with_options(retry=pt.Retry(base=0.01, cap=0.02, patience=0.3))
     with pytest.raises(pt.Unavailable):
         start(short).result()
+
+
+async def broken_after(
+    seconds: list[float], patience: float, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """What a watch brings whose streams break without a message, each after so many seconds."""
+    loop = asyncio.get_running_loop()
+    real, passed, left = loop.time, [0.0], list(seconds)
+    monkeypatch.setattr(loop, "time", lambda: real() + passed[0])
+
+    async def opened() -> AsyncGenerator[str, None]:
+        if left:
+            passed[0] += left.pop(0)
+            raise pt.Unavailable("the connection broke")
+        yield "news"
+
+    options = Options(endpoint="127.0.0.1:1", retry=pt.Retry(base=0, cap=0, patience=patience))
+    return [news async for news in Transport(options).resumed(options, opened)]
+
+
+async def test_a_watch_that_was_silent_for_long_survives_dropped_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await broken_after([600, 1, 20, 600, 1], 120, monkeypatch) == ["news"]
+
+
+async def test_tries_that_reach_nobody_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(pt.Unavailable):
+        await broken_after([600] + [20] * 6, 120, monkeypatch)  # gRPC connects for 20 s at most
+
+
+async def test_no_patience_opens_no_silent_watch_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(pt.Unavailable):
+        await broken_after([600], 0, monkeypatch)
 
 
 def test_progress_and_done_follow_the_operation(client: pt.Client) -> None:
