@@ -276,6 +276,43 @@ def test_a_set_cut_short_and_gone_is_made_anew(
     assert (first.count, second.count, second.parent) == (4, 4, "")
 
 
+def test_pairs_cut_short_and_gone_are_made_anew(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    original = served.service._fill
+
+    def stopping(job: Any) -> None:
+        original(job)
+        if job.kind == "SynthesizePairs":
+            job.result.meta.partial = job.cancelled = True
+            job.result.meta.purged = True
+            served.service._fill = original
+
+    served.service._fill = stopping
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code != 0
+    assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
+    assert [r.parent for r in served.service.called("SynthesizePairs")] == ["", ""]
+
+
+def test_a_run_that_needs_a_purged_set_says_how_to_start_anew(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """Retention took the text of what the run keeps; unchanged, it has no need of it."""
+    out = tmp_path / "out"
+    assert cli("run", str(loop), "--out", str(out)).exit_code == 0
+    for made in served.service.resources.values():
+        made.meta.purged = True
+    assert cli("run", str(loop), "--out", str(out)).exit_code == 0
+    loop.write_text(LOOP.replace("{name: PT-ALIGN}", "{name: PT-ALIGN, steps: 9}"))
+    purged = Fault(Code.FAILED_PRECONDITION, details=(info("SET_PURGED"),))
+    served.service.faults["Align"] = [purged]
+    refused = cli("run", str(loop), "--out", str(out), columns=400)
+    assert refused.exit_code == 1
+    assert f"move {out / '.ptalign-run.json'} away" in refused.stderr
+    (out / ".ptalign-run.json").unlink()
+    assert cli("run", str(loop), "--out", str(out)).exit_code == 0
+
+
 def test_run_as_json(cli: Any, loop: Path, tmp_path: Path) -> None:
     result = cli("run", str(loop), "--out", str(tmp_path / "out"), "--json")
     (said,) = lines(result)

@@ -25,6 +25,7 @@ from ptalign_client.nouns import Rate, Resource
 from ptalign_client.sync import Operation
 
 R = TypeVar("R", bound=Resource)
+S = TypeVar("S", nouns.InstructionSet, nouns.PairSet)
 HELD_OUT = "held-out-"
 """How the names of suites begin that ask requests which nothing was trained on."""
 AGAIN = "The same `ptalign run` continues the loop from here.\n"
@@ -97,7 +98,7 @@ class Runner:
         loop = self.loop
 
         def start(stage: Stage) -> Operation[nouns.InstructionSet] | nouns.InstructionSet:
-            begun = self.begun(stage)
+            begun = self.begun(stage, nouns.InstructionSet)
             if begun is not None and begun.harmful >= plan.count:
                 return begun
             return self.session.client.generate_instructions(
@@ -116,7 +117,7 @@ class Runner:
 
         return self.stage(label, [loop.model, loop.policy, asdict(plan)], start)
 
-    def begun(self, stage: Stage) -> nouns.InstructionSet | None:
+    def begun(self, stage: Stage, kind: type[S]) -> S | None:
         """What a failed or cancelled try made, if its text is still there."""
         if not stage.partial:
             return None
@@ -124,7 +125,7 @@ class Runner:
             found = self.session.client.get(stage.partial)
         except NotFound:
             return None
-        assert isinstance(found, nouns.InstructionSet)
+        assert isinstance(found, kind)
         return None if found.purged else found
 
     def annotations(self) -> nouns.AnnotationSet | None:
@@ -161,7 +162,7 @@ class Runner:
                 min_polarity=plan.min_polarity,
                 anchors=plan.anchors,
                 seed=plan.seed,
-                parent=stage.partial,
+                parent=self.begun(stage, nouns.PairSet) or "",
                 request_id=stage.request_id,
             )
 
@@ -230,6 +231,10 @@ class Runner:
         try:
             return self.work(label, stage, start)
         except ServiceError as error:
+            if error.reason == "SET_PURGED":  # kept, and needed again: every run would end here
+                error.hint = (
+                    f"Start the loop anew: give another --out, or move {self.state.path} away."
+                )
             lost = stage.resume_from
             if not lost or all(v.field != "resume_from" for v in error.violations):
                 raise

@@ -38,7 +38,7 @@ def run(
 
     A run that was interrupted continues where it stopped when it is run again: the names of its
     operations stand in OUT/.ptalign-run.json. A changed field runs its stage anew, and those
-    that depend on it.
+    that depend on it. Where a set they read was purged meanwhile, move that file away.
 
     [bold]Examples[/]
 
