@@ -3,7 +3,8 @@
 It does the two things a chat backend does with ptalign:
 
 1. `ResolveAdapter`: asks which adapter to serve, downloads it (verified, resumable), loads it into
-   its own vLLM under a name that carries the digest, and moves the traffic over. No restart.
+   its own vLLM under a name that carries the digest, and moves the traffic over. No restart. One
+   that a later evaluation takes back is out of the traffic at the next look.
 2. Seeds: people report replies; their excerpts are redacted here, sent to GenerateInstructions,
    and redacted again by the server before anything is stored.
 
@@ -29,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ptalign_client import Client, NotFound, PtalignError
+from ptalign_client import Adapter, Client, NotFound, PtalignError
 
 REDACTIONS = (
     (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), "[mail]"),
@@ -38,6 +39,8 @@ REDACTIONS = (
 )
 ENOUGH_REPORTS = 5
 """Excerpts that make a new instruction set worth while."""
+MOST_REPORTS = 100
+"""The newest that are kept while ptalign cannot be reached."""
 
 
 def redact(text: str) -> str:
@@ -98,19 +101,31 @@ class Backend:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> None:
-        """Serves the newest adapter that PASSed; without one, or without ptalign, all stays."""
+        """Serves the newest adapter that PASSed, or the bare model; without ptalign, all stays."""
         try:
-            adapter = self.client.resolve_adapter(model=self.model, policy=self.policy).adapter
+            adapter = self.released()
+            if adapter is None:
+                if self.engine.serving:
+                    self.engine.serving = ""
+                    print(f"no adapter PASSes: now serving {self.engine.base}", flush=True)
+                return
             name = "ptalign-" + adapter.weights_sha256.removeprefix("sha256:")[:16]
             if name != self.engine.serving:
                 folder = self.folder / name
                 self.client.download_all(adapter, folder)
                 self.engine.switch(name, folder.absolute())
                 print(f"now serving {adapter.name} as {name}", flush=True)
-        except NotFound:
-            pass
         except (PtalignError, OSError) as error:
             print(f"kept {self.engine.serving or self.engine.base}: {error}", flush=True)
+
+    def released(self) -> Adapter | None:
+        """The adapter to serve; None: none has PASSed, or it was taken back."""
+        try:
+            return self.client.resolve_adapter(model=self.model, policy=self.policy).adapter
+        except NotFound as error:
+            if error.reason != "RESOURCE_NOT_FOUND":  # a model or policy that ptalign lacks
+                raise
+            return None
 
     def keep_fresh(self, seconds: float, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -124,9 +139,14 @@ class Backend:
             if len(self.excerpts) < ENOUGH_REPORTS:
                 return {"kept": len(self.excerpts)}
             sent, self.excerpts = self.excerpts, []
-        running = self.client.generate_instructions(
-            model=self.model, policy=self.policy, count=4 * len(sent), excerpts=sent
-        )
+        try:
+            running = self.client.generate_instructions(
+                model=self.model, policy=self.policy, count=4 * len(sent), excerpts=sent
+            )
+        except PtalignError:
+            with self.lock:
+                self.excerpts = (sent + self.excerpts)[-MOST_REPORTS:]  # the next report tries
+            raise
         return {"operation": running.name}
 
 

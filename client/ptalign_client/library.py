@@ -286,7 +286,8 @@ class Library(Base):
         """The newest adapter for a model and policy whose evaluation PASSed.
 
         Raises:
-            NotFound: None has passed yet: serve the bare model, or nothing.
+            NotFound: `reason` RESOURCE_NOT_FOUND: none has passed, or none passes any more: serve
+                the bare model, or nothing. UNKNOWN_NAME: the model or policy; see `known`.
         """
         request = wire.build(pb.ResolveAdapterRequest, model=model, policy=policy)
         return wire.to_noun(Resolved, await self._call("library", "ResolveAdapter", request))

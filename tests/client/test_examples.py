@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from ptalign_client_fake import Fault, info
 
 import ptalign_client as pt
 
@@ -108,6 +111,56 @@ def test_backend_moves_to_the_adapter_that_passed(
     load = engine.loaded[-1]
     files = {p.name for p in Path(load["lora_path"]).iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.fixture
+def inside(engine: Any, client: pt.Client, tmp_path: Path) -> Iterator[Any]:
+    """The same backend in this process: it looks and sends when a test says so."""
+    spec = importlib.util.spec_from_file_location("chat_backend", EXAMPLES / "chat_backend.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    own = module.Engine(f"http://127.0.0.1:{engine.server_port}", "bare")
+    yield module.Backend(client, own, "tiny", "tone-en", tmp_path)
+    del sys.modules[spec.name]
+
+
+def test_backend_drops_an_adapter_that_was_taken_back(
+    inside: Any, served: Any, client: pt.Client, capsys: Any
+) -> None:
+    adapter = client.align(model="tiny", pair_set="pairSets/1").result()
+    served.service.resources[adapter.name].weights_sha256 = "sha256:" + "ab" * 32
+    inside.refresh()
+    assert inside.engine.reply("Hi") == "by ptalign-abababababababab"
+    served.service.faults["ResolveAdapter"] = [Fault(StatusCode.INTERNAL)]
+    inside.refresh()
+    assert inside.engine.reply("Hi") == "by ptalign-abababababababab"
+    del served.service.resources[adapter.name]
+    inside.refresh()
+    assert inside.engine.reply("Hi") == "by bare"
+    assert capsys.readouterr().out.endswith("no adapter PASSes: now serving bare\n")
+
+
+def test_backend_says_that_its_policy_is_misspelt(inside: Any, served: Any, capsys: Any) -> None:
+    """It served the bare model for ever, in silence."""
+    unknown = info("UNKNOWN_NAME", known="tone-en")
+    served.service.faults["ResolveAdapter"] = [Fault(StatusCode.NOT_FOUND, details=(unknown,))]
+    inside.refresh()
+    assert "Known: tone-en" in capsys.readouterr().out
+    inside.refresh()  # none has passed: the usual case
+    assert capsys.readouterr().out == ""
+
+
+def test_backend_keeps_reports_that_could_not_be_sent(inside: Any, served: Any) -> None:
+    served.service.faults["GenerateInstructions"] = [Fault(StatusCode.INTERNAL)]
+    for n in range(4):
+        inside.report(f"Write a joke number {n}")
+    with pytest.raises(pt.PtalignError):
+        inside.report("Write a joke number 4")
+    inside.report("Write a joke number 5")
+    sent = list(served.service.called("GenerateInstructions")[-1].excerpts)
+    assert sent == [f"Write a joke number {n}" for n in range(6)]
 
 
 def test_backend_sends_redacted_excerpts_as_seeds(backend: str, served: Any) -> None:
