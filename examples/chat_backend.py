@@ -5,13 +5,14 @@ It does the two things a chat backend does with ptalign:
 1. `ResolveAdapter`: asks which adapter to serve, downloads it (verified, resumable), loads it into
    its own vLLM under a name that carries the digest, and moves the traffic over. No restart. One
    that a later evaluation takes back is out of the traffic at the next look.
-2. Seeds: people report replies; their excerpts are redacted here, sent to GenerateInstructions,
-   and redacted again by the server before anything is stored.
+2. Seeds: people report replies; the requests that led to them are redacted here, sent to
+   GenerateInstructions, and redacted again by the server before anything is stored. A seed is one
+   request of up to 60 words: a reply or a whole chat is rejected, or taken for a request.
 
     vllm serve MODEL --enable-lora ...          # VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
     python examples/chat_backend.py --engine http://127.0.0.1:8000 --served-name MODEL
     curl -d '{"message": "Hi"}' http://127.0.0.1:8090/chat
-    curl -d '{"excerpt": "..."}' http://127.0.0.1:8090/report
+    curl -d '{"excerpt": "Write ..."}' http://127.0.0.1:8090/report
 
 Standard library and ptalign_client only.
 """
@@ -32,10 +33,11 @@ from typing import Any
 
 from ptalign_client import Adapter, Client, NotFound, PtalignError
 
+# As the server writes them: brackets around anything but capitals are no request to it.
 REDACTIONS = (
-    (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), "[mail]"),
-    (re.compile(r"https?://\S+"), "[link]"),
-    (re.compile(r"\+?\d(?:[ -]?\d){6,}"), "[number]"),
+    (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), "[EMAIL]"),
+    (re.compile(r"https?://\S+"), "[URL]"),
+    (re.compile(r"\+?\d(?:[ -]?\d){6,}"), "[NUMBER]"),
 )
 ENOUGH_REPORTS = 5
 """Excerpts that make a new instruction set worth while."""
@@ -133,7 +135,7 @@ class Backend:
             stop.wait(seconds)
 
     def report(self, excerpt: str) -> dict[str, Any]:
-        """Keeps a redacted excerpt; enough of them start a new instruction set."""
+        """Keeps a request, redacted; enough of them start a new instruction set."""
         with self.lock:
             self.excerpts.append(redact(excerpt)[:2000])
             if len(self.excerpts) < ENOUGH_REPORTS:

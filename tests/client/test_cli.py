@@ -265,6 +265,25 @@ def test_a_set_under_its_coverage_floor_says_so_where_it_is_made(
     assert words in run.stderr
 
 
+def test_seeds_and_excerpts_that_were_not_taken_are_told_where_the_set_is_made(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """None of 500 excerpts taken looked like success."""
+    original = served.service._fill
+
+    def refusing(job: Any) -> None:
+        original(job)
+        if job.kind == "GenerateInstructions":
+            job.result.rejected.update({"excerpt_not_a_request": 498, "seed_too_long": 2})
+
+    served.service._fill = refusing
+    words = "4 harmful, 4 twins, not taken: 498 excerpt_not_a_request, 2 seed_too_long"
+    alone = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "4", columns=200)
+    assert alone.output.endswith(f"{words}\n")  # "dup" is the model's
+    run = cli("run", str(loop), "--out", str(tmp_path / "out"), columns=200)
+    assert words in run.stderr
+
+
 def test_a_set_cut_short_and_gone_is_made_anew(
     cli: Any, loop: Path, tmp_path: Path, served: Any
 ) -> None:

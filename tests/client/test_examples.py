@@ -169,7 +169,7 @@ def test_backend_sends_redacted_excerpts_as_seeds(backend: str, served: Any) -> 
     assert kept[:4] == [{"kept": n} for n in (1, 2, 3, 4)]
     assert kept[4] == {"operation": "operations/1"}
     (sent,) = served.service.called("GenerateInstructions")
-    assert list(sent.excerpts) == ["Mail [mail] or call [number], see [link]"] * 5
+    assert list(sent.excerpts) == ["Mail [EMAIL] or call [NUMBER], see [URL]"] * 5
 
 
 def test_backend_says_what_it_wants(backend: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +193,15 @@ def test_seeds_and_excerpts_come_first_redacted_and_clustered() -> None:
     assert "1234567" not in second.text
     assert sum(r.source == "excerpt" for r in made.records) == 1
     assert made.rejected["excerpt_too_short"] == 1
+
+
+def test_what_the_example_backend_redacts_stays_a_request() -> None:
+    """Its own placeholders were markup here: no excerpt with personal data became a seed."""
+    example = Path(__file__).parents[2] / "examples" / "chat_backend.py"
+    redact = runpy.run_path(str(example))["redact"]
+    text = redact("Write to jo@example.org that +49 170 1234567 on https://example.org/x is wrong.")
+    assert text.count("[") == 3
+    assert malformed(text, finished=True, locale="en") == ""
 
 
 def test_seeds_beyond_the_count_leave_a_trace() -> None:

@@ -46,7 +46,10 @@ def summary(resource: Resource) -> str:
             text += f", {resource.shortfall} short" if resource.shortfall else ""
             under = resource.stats.get("coverage_met") == 0
             share = _share(resource.stats.get("coverage", 0.0))
-            return text + (f", topics covered {share}, under the floor" if under else "")
+            text += f", topics covered {share}, under the floor" if under else ""
+            brought = [r for r in resource.rejected if r.startswith(("seed_", "excerpt_"))]
+            lost = ", ".join(f"{resource.rejected[r]} {r}" for r in sorted(brought))
+            return text + (f", not taken: {lost}" if lost else "")
         case AnnotationSet():
             return f"{_many(resource.count, 'mark')}, {resource.annotator_minutes:g} min"
         case PairSet():

@@ -69,7 +69,10 @@ def generate(
     ] = None,
     excerpts: Annotated[
         Path | None,
-        typer.Option(help="Text file: one chat excerpt a line; redacted by the server."),
+        typer.Option(
+            help="Text file: one request from a chat a line, up to 60 words, not the reply; "
+            "redacted by the server."
+        ),
     ] = None,
     locale: Annotated[str, typer.Option(help="BCP 47; the policy's unless set.")] = "",
     parent: Annotated[str, typer.Option(help="Extend this set: --count more beside its own.")] = "",
