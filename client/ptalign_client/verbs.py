@@ -236,7 +236,8 @@ class Verbs(Base):
                 trained on is kept out anyway.
             also: Shown beside, e.g. an adapter trained by MLE only.
             held_out: An instruction set of the policy that nothing was trained on, whichever model
-                wrote it: its requests are asked as the suites ``held-out-*``, beside the profile's.
+                wrote it: its requests are asked as the suites ``held-out-*``, beside the profile's;
+                where `suites` are named, one of these must be among them.
             seed: Of the choice of prompts.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.

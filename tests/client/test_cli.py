@@ -468,6 +468,7 @@ def test_stages_one_by_one(cli: Any, tmp_path: Path) -> None:
     assert adapter["method"] == "mle"
     shown = cli("evaluate", adapter["name"], "-m", "tiny")
     assert "verdict: PASS" in shown.stdout
+    assert "ptalign download evaluations/4 report.html" in shown.stdout
     measured, _, fixed = shown.stdout.partition("without the judges' known errors")
     assert ".40 (" in measured
     assert ".71 (" not in measured
@@ -548,6 +549,16 @@ def test_options_stand_before_or_after_the_command(served: Any) -> None:
 
 
 # Operations and the library
+
+
+def test_the_example_of_ops_list_finds_what_it_shows(cli: Any) -> None:
+    """It printed null."""
+    cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    path = cli("ops", "list", "--help", columns=200).output.partition("| jq .")[2].split()[0]
+    (found,) = lines(cli("ops", "list", "--kind", "Align", "--json"))
+    for key in path.split("."):
+        found = found[key]
+    assert "loss_mle" in found
 
 
 def test_ops(cli: Any) -> None:

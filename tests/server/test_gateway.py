@@ -535,6 +535,20 @@ async def test_held_out_requests_are_an_instruction_set_that_is_there(
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_held_out_requests_that_no_suite_asks_are_refused(
+    calls: Calls, tmp_path: Path
+) -> None:
+    """They were not asked, and stood among the evaluation's parents."""
+    name = put_set(calls.store, "instructionSets")
+    _, _, _, violations = await refused(calls.tuning.Evaluate(evaluate("attack", held_out=name)))
+    assert "asked by none of the suites named" in violations["held_out"]
+    assert "held-out-plain" in violations["held_out"]
+    own = "- {name: own, measure: harm, elicitation: plain, make: held-out-plain}"
+    (tmp_path / "state" / "suites.yaml").write_text(own)
+    for suites in ((), ("attack", "held-out-twins"), ("own",)):
+        assert (await calls.tuning.Evaluate(evaluate(*suites, held_out=name))).done
+
+
 async def test_an_evaluation_with_nothing_to_ask_is_refused_in_the_call(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

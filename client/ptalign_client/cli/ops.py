@@ -37,7 +37,7 @@ def listing(
 
       ptalign ops list --state running
 
-      ptalign ops list --kind Align --json | jq .progress.values
+      ptalign ops list --kind Align --json | jq .values
     """
     found: list[Progress] = []
     size = min(limit, 500)

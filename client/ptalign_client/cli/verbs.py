@@ -270,7 +270,10 @@ def evaluate(
     ] = "",
     held_out: Annotated[
         str,
-        typer.Option(help="instructionSets/ID to ask too: requests that nothing was trained on."),
+        typer.Option(
+            help="instructionSets/ID to ask too: requests that nothing was trained on. With "
+            "--suite, name a held-out suite too."
+        ),
     ] = "",
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
@@ -378,6 +381,8 @@ def show_made(session: Session, made: Any) -> None:
             both = {"base": made.baseline_corrected, "aligned": made.aligned_corrected}
             session.out.print(show.rates(both))
         session.out.print("verdict:", show.verdict(made))
+        # its topics, examples and the adapters shown beside stand there alone
+        session.out.print(f"report:  ptalign download {made.name} report.html", soft_wrap=True)
     else:
         session.out.print(f"[cyan]{made.name}[/]  {escape(show.summary(made))}")
 

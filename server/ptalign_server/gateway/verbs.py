@@ -442,7 +442,13 @@ def _held_out(request: pb.EvaluateRequest, call: Call) -> tuple[str, ...]:
     named = [name for name in request.suites if name in HELD_OUT]
     if request.held_out:
         call.readable(request.held_out, "instructionSets", ANY_MODEL)
-        return () if request.suites else tuple(HELD_OUT)
+        if not request.suites:
+            return tuple(HELD_OUT)
+        known = call.catalogue.suites
+        if not any(known[name].make in HELD_OUT for name in request.suites):
+            mend = f"Name {', '.join(HELD_OUT)} too, or leave suites out."
+            raise InvalidInput("held_out", "is asked by none of the suites named", mend)
+        return ()
     if named:
         mend = "Name an instruction set that nothing was trained on in held_out."
         raise InvalidInput("held_out", f"is empty, and suite {named[0]} asks its requests", mend)
