@@ -83,6 +83,8 @@ MOST_TWIN_WEIGHT = 8.0
 """Of `AlignConfig.twin_weight`, and of what guards make of it."""
 FEWEST_STEPS = 28
 """However few the pairs are: with less, refusals are hardly learned (ADR 0014)."""
+NEEDS_TOXIC: tuple[Method, ...] = ("pt_align", "ut_uniform", "dpo", "npo")
+"""Methods that do not start on a set without a toxic answer."""
 
 
 class AlignConfig(Config):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ptalign.config import AlignConfig
+from ptalign.config import NEEDS_TOXIC, AlignConfig
 from ptalign.config import Scorer as ScorerName
 from ptalign.errors import InvalidInput, TrainingFailed
 from ptalign.judges.base import Judge
@@ -40,8 +40,6 @@ ANCHOR_ROW = 512
 
 UNSEEN = 5
 """Fewer held-out toxic answers than this say too little about words: trained ones are read."""
-
-NEEDS_TOXIC = ("pt_align", "ut_uniform", "dpo", "npo")
 
 
 def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: str = "en") -> Pools:

@@ -422,6 +422,22 @@ async def test_align_takes_a_set_without_anchors_only_when_told_to(calls: Calls)
     assert align_config(pb.AlignRequest()).anchors_per_step == 8
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_set_without_bad_answers_is_refused_before_anything_starts(
+    calls: Calls, dry_run: bool
+) -> None:
+    """The model was loaded first. Default-ja makes such sets."""
+    message = res.PairSet(positive_only=10, twins=3, anchors=4)
+    name = put_set(calls.store, "pairSets", message=message)
+    request = pb.AlignRequest(model=MODEL, pair_set=name, dry_run=dry_run)
+    for method in ("UNSPECIFIED", "PT_ALIGN", "UT_UNIFORM", "DPO", "NPO"):
+        request.method = res.Method.Value(f"METHOD_{method}")
+        _, _, _, violations = await refused(calls.tuning.Align(request))
+        assert f"and {name} holds none. Use method mle" in violations["method"]
+    request.method = res.METHOD_MLE
+    assert (await calls.tuning.Align(request)).name
+
+
 async def test_align_estimates_the_steps_that_it_will_take(calls: Calls) -> None:
     """Four passes of what is trained on, eight a step: held-out pairs are not."""
     message = res.PairSet(pairs=150, positive_only=10, anchors=4, stats={"held_out_pairs": 20})

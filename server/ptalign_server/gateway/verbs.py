@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptalign.config import NEEDS_TOXIC
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
 from ptalign.suites import DEFAULT, HELD_OUT
@@ -213,6 +214,12 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
     found = call.readable(request.pair_set, "pairSets", model.name, whole=True)
     pairs = res.PairSet.FromString(found.body)
+    if config.method in NEEDS_TOXIC and not pairs.pairs:
+        raise InvalidInput(
+            "method",
+            f"{config.method} trains on bad answers too, and {request.pair_set} holds none",
+            "Use method mle, or a pair set of a policy whose topics have both sides.",
+        )
     if config.anchors_per_step and not pairs.anchors:
         raise _without_anchors(request.pair_set)
     if request.parent_adapter:
