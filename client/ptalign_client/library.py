@@ -283,7 +283,7 @@ class Library(Base):
         return wire.to_noun(AnnotationSet, made)
 
     async def resolve_adapter(self, *, model: str, policy: str) -> Resolved:
-        """The newest adapter for a model and policy whose evaluation PASSed.
+        """The newest adapter for a model and policy that PASSed and has not FAILed since.
 
         Raises:
             NotFound: `reason` RESOURCE_NOT_FOUND: none has passed, or none passes any more: serve

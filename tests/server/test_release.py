@@ -147,6 +147,16 @@ def test_an_experiment_neither_releases_nor_withdraws(
     assert shelf.resolve() == (released, passed)
 
 
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
+def test_an_inconclusive_evaluation_changes_nothing(shelf: Shelf, verdict: str) -> None:
+    """One suite tried on the adapter in service, under the default gate, took it away."""
+    old, new = shelf.adapter(), shelf.adapter()
+    kept = shelf.evaluation(old, "PASS")
+    judged = shelf.evaluation(new, verdict)
+    shelf.evaluation(new, "INCONCLUSIVE")
+    assert shelf.resolve() == ((new, judged) if verdict == "PASS" else (old, kept))
+
+
 def test_an_evaluation_under_another_policy_does_not_release(shelf: Shelf) -> None:
     shelf.evaluation(shelf.adapter(), "PASS", policy="other")
     shelf.evaluation(shelf.adapter(policy="other"), "PASS")

@@ -250,7 +250,7 @@ def resolve(
     model: Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")],
     policy: Annotated[str, typer.Option("--policy", "-p", help="A name of `ptalign catalogue`.")],
 ) -> None:
-    """Name the adapter to serve: the newest whose evaluation PASSed.
+    """Name the adapter to serve: the newest that PASSed and has not FAILed since.
 
     [bold]Examples[/]
 

@@ -238,9 +238,10 @@ class LibraryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResolveAdapter(self, request, context):
-        """The newest adapter for a model and policy whose latest evaluation PASSed. Only evaluations
-        against the bare model, with a gate at least as strict as the operator's, count; a FAIL counts
-        whatever its gate. Adapters of earlier weights of the model are passed over.
+        """The newest adapter for a model and policy that PASSed and has not FAILed since. Only a PASS
+        against the bare model, with a gate at least as strict as the operator's, counts; a FAIL counts
+        whatever its gate; INCONCLUSIVE changes nothing. Adapters of earlier weights of the model are
+        passed over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

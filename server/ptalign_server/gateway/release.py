@@ -1,4 +1,4 @@
-"""Which adapter may be served: the newest whose latest evaluation PASSed the operator's gate.
+"""Which adapter may be served: the newest that PASSed the operator's gate and has not FAILed since.
 
 See docs/adr/0010.
 """
@@ -58,14 +58,16 @@ def _released_by(
 ) -> Resource | None:
     """The evaluation that releases an adapter, of all of them, newest first.
 
-    A FAIL blocks the adapter whatever it was measured by. Any other verdict counts only if it was
-    reached as the operator asks: an experiment with limits of its own changes nothing.
+    A FAIL blocks the adapter whatever it was measured by. A PASS counts only if it was reached as
+    the operator asks: an experiment with limits of its own changes nothing. INCONCLUSIVE is passed
+    over: one suite tried on an adapter, or a guard that is down, says nothing against it.
     """
     for evaluation in evaluations:
         if evaluation.verdict == "FAIL":
             return None
-        if evaluation.policy == policy and _counts(evaluation, store, catalogue):
-            return evaluation if evaluation.verdict == "PASS" else None
+        passed = evaluation.verdict == "PASS" and evaluation.policy == policy
+        if passed and _counts(evaluation, store, catalogue):
+            return evaluation
     return None
 
 
