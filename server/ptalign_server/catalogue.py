@@ -327,7 +327,15 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
 
 def _read_pack(path: Path) -> Policy | PtalignError:
     try:
-        return load_policy.__wrapped__(str(path))  # not the kept one: the file has changed
+        pack = load_policy.__wrapped__(str(path))  # not the kept one: the file has changed
+        if pack.name == path.stem:
+            return pack
+        # What is made carries the pack's name: a copied pack's adapters would be another's.
+        raise InvalidInput(
+            "name",
+            f"must be the file's, {path.stem}, and is {pack.name}",
+            f"Write name: {path.stem}, or rename the file.",
+        )
     except PtalignError as error:
         why = error
     except OSError as error:

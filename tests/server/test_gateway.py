@@ -931,7 +931,7 @@ async def test_a_broken_policy_file_is_told_to_the_log_and_to_its_own_callers_on
         assert str(tmp_path) not in text
         told = [r for r in caplog.records if f"{name}.yaml" in r.getMessage()]
         assert len(told) == 1
-    (folder / "torn.yaml").write_text(PACK)
+    (folder / "torn.yaml").write_text(PACK.replace("mine", "torn"))
     await calls.tuning.GenerateInstructions(generate(policy="torn"))
 
 

@@ -25,7 +25,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import catalogue as catalogues
 from ptalign_server import failpoints, wire
-from ptalign_server.admin.doctor import check_evaluation_data
+from ptalign_server.admin.doctor import check_evaluation_data, check_policies
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
 from ptalign_server.notices import notices
@@ -79,6 +79,16 @@ def test_while_a_policy_file_is_broken_no_inline_one_is_taken(
         Catalogue(settings).inline(teapot())
     write(mine, PACK.replace("green", "red"))
     assert Catalogue(settings).inline(teapot()).topics
+
+
+def test_a_copied_policy_that_kept_its_name_is_refused(settings: Settings, mine: Path) -> None:
+    """What was made under it was another policy's, and served by that one's backends."""
+    mine.with_stem("support").write_text(PACK)
+    with pytest.raises(InvalidInput, match=r"support\.yaml .*is mine\. Write name: support"):
+        Catalogue(settings).policy("support")
+    (_, found) = check_policies(settings)
+    assert (found.ok, "is mine" in found.found) == (False, True)
+    assert not {"mine", "support"} & set(Catalogue(settings).policies)
 
 
 def test_an_inline_policy_brings_its_twin_examples(settings: Settings) -> None:
