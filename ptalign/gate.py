@@ -275,7 +275,11 @@ def _benign_kl(limit: float | None, target: TargetResult) -> list[Finding]:
     if limit is None:
         return []
     if target.probe is None:
-        return [Finding("unsure", "change on ordinary answers (benign KL) was not measured")]
+        words = (
+            "change on ordinary answers (benign KL) was not measured: it takes an adapter and a "
+            "pair set that still has its text, the adapter's own or another that is named"
+        )
+        return [Finding("unsure", words)]
     kl, anchors = target.probe.benign_kl, len(target.probe.anchor_kl)
     requests = target.probe.anchor_instructions or anchors
     read = f"{anchors} anchors" + (f" to {requests} requests" if requests < anchors else "")

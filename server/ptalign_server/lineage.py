@@ -30,3 +30,8 @@ def parents(resource: Resource) -> list[str]:
     """Names of what a resource was made from, without their digests."""
     meta = COLLECTIONS[resource.collection].FromString(resource.body).meta
     return [parent.partition("@")[0] for parent in meta.parents]
+
+
+def own_pairs(adapter: Resource) -> str:
+    """The pair set that an adapter was made from; empty for none."""
+    return next((name for name in parents(adapter) if name.startswith("pairSets/")), "")

@@ -167,6 +167,13 @@ def test_kl_of_a_few_anchors_settles_nothing() -> None:
         assert ("too few held-out anchors, at least 8 are needed" in said.words) == (anchors < 8)
 
 
+def test_kl_that_was_not_measured_says_what_it_takes() -> None:
+    bare = target().model_copy(update={"probe": None})
+    said = next(f for f in examine(GateConfig(), target(), bare, {}, [], {}) if "KL" in f.words)
+    assert said.mark == "unsure"
+    assert "a pair set that still has its text" in said.words
+
+
 def test_kl_beside_a_small_limit_keeps_its_decimals() -> None:
     fine = examine(GateConfig(max_benign_kl=0.0005), target(), target(0.0004), {}, [], {})
     assert any("by 0.00 nats a token" in f.words and "limit: 0.0005" in f.words for f in fine)

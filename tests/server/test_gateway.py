@@ -540,6 +540,29 @@ async def test_an_evaluation_is_estimated_by_the_suites_that_can_be_asked(
     assert (await estimate(calls, evaluate())).basis.endswith("7 suites per target")
 
 
+async def test_an_adapter_whose_training_set_was_purged_is_told_that_it_cannot_pass(
+    calls: Calls,
+) -> None:
+    """Found out a month later, after hours, and without the cause."""
+    named = put_set(calls.store, "pairSets")
+    for number, purged in ((1, False), (2, True)):
+        own = put_set(calls.store, "pairSets", purged=purged)
+        message = res.Adapter()
+        message.meta.parents.append(f"{own}@sha256:x")
+        row = Resource(
+            name=f"adapters/{number:024x}", collection="adapters", tenant="default", model=MODEL,
+            policy=POLICY, verdict="", adapter="", partial=False, purged=False, content="",
+            body=message.SerializeToString(), created=1.0,
+        )  # fmt: skip
+        calls.store.write(lambda c, r=row: calls.store.resources.insert(c, r)).result()
+        request = evaluate("attack")
+        request.target.adapter = row.name
+        words = f"the text of the adapter's {own} is gone: benign KL is not measured"
+        assert (words in (await estimate(calls, request)).basis) == purged
+        request.pair_set = named
+        assert "is gone" not in (await estimate(calls, request)).basis
+
+
 async def test_held_out_requests_are_an_instruction_set_that_is_there(
     calls: Calls,
 ) -> None:

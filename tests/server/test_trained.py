@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import page_world as world
 import pytest
 
-from ptalign.nouns import Pair, PairSet
+from ptalign.nouns import Evaluation, ModelSpec, Pair, PairSet, Policy, TargetResult
 from ptalign.stats import wilson
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.settings import Settings
 from ptalign_server.store.resources import Resource
+from ptalign_server.worker.job import Job
+from ptalign_server.worker.jobs import evaluate as evaluating
 from ptalign_server.worker.jobs.evaluate import _publish, publish_newest, trained_of
 
 
@@ -120,6 +125,41 @@ def test_the_bare_model_has_only_what_the_call_names(named: str) -> None:
     found = trained_of(World(target=pb.Target(model="m"), pair_set=named))  # type: ignore[arg-type]
     assert found.name == named
     assert (found.judged is None) == (not named)
+
+
+def test_an_evaluation_of_an_adapter_whose_sets_are_purged_keeps_its_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It had none: `list evaluations -p` and the report left it out."""
+    job: Any = World(target=SECOND)
+    job.nouns.clear()
+    message = res.Adapter.FromString(job.rows["adapters/second"].body)
+    message.meta.policy, message.meta.policy_digest = "tone", "sha256:p"
+    job.rows["adapters/second"] = row("adapters/second", message)
+    result = TargetResult(label="base")
+    found = Evaluation(results=(result, result), verdict="INCONCLUSIVE")
+    nothing = SimpleNamespace(engine=lambda *_: None)
+    job.room = SimpleNamespace(
+        catalogue=Catalogue(Settings(state=tmp_path)),
+        settings=Settings(state=tmp_path),
+        pools=SimpleNamespace(use=lambda *_: nullcontext(nothing)),
+        metrics=SimpleNamespace(evaluation_rate=Gauge()),
+    )
+    job.model = lambda _: ModelSpec(name="m", path=str(tmp_path))
+    job.parent = lambda name: f"{name}@sha256:0"
+    job.should_stop, job.log = (lambda: False), (lambda *_: None)
+    job.reporter = SimpleNamespace(waiting=None)
+    for name in ("_suites", "_targets", "_report", "Counting", "OfTheseJudges"):
+        monkeypatch.setattr(evaluating, name, lambda *_: ())
+    monkeypatch.setattr(evaluating, "evaluation_judges", lambda *_: nullcontext(()))
+    monkeypatch.setattr("ptalign.evaluate.evaluate", lambda *_, **__: found)
+    made = evaluating.make(job)
+    job.name, job.policies = "evaluations/1", []
+    job.operation = SimpleNamespace(id="1", tenant="default", created=1.0)
+    meta = Job.meta(job, made, "sha256:e")
+    assert (meta.policy, meta.policy_digest) == ("tone", "sha256:p")
+    job.policies = [Policy(name="called", topics=())]
+    assert Job.meta(job, made, "sha256:e").policy == "called"
 
 
 class Gauge:

@@ -266,7 +266,11 @@ def evaluate(
     ] = "",
     samples: Annotated[int | None, typer.Option(help="Prompts per suite at most.")] = None,
     pair_set: Annotated[
-        str, typer.Option(help="A further set to keep out, besides the adapters' own.")
+        str,
+        typer.Option(
+            help="A further set to keep out, besides the adapters' own. Benign KL is measured on "
+            "it where the adapter's own was purged: without, no PASS."
+        ),
     ] = "",
     held_out: Annotated[
         str,

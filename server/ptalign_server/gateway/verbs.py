@@ -19,6 +19,7 @@ from ptalign_server.catalogue import PROFILES, Catalogue
 from ptalign_server.errors import NotFound, SetPartial, SetPurged, UnknownName, Violations
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.weights import check_weights
+from ptalign_server.lineage import own_pairs
 from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED
 from ptalign_server.store.resources import Resource
@@ -276,7 +277,8 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     specs = [call.catalogue.suites[name] for name in names if name not in lacking]
     prompts = sum(max(1, round(samples * spec.share)) for spec in specs)
     drafts = prompts * (2 + len(request.also))
-    basis = f"{_count(len(specs), 'suite')} per target{_not_run(lacking)}"
+    told = _not_run(lacking) + _not_measured(request, call)
+    basis = f"{_count(len(specs), 'suite')} per target{told}"
     return _generation(model, drafts, config.max_tokens, basis)
 
 
@@ -469,6 +471,23 @@ def _not_run(lacking: Mapping[str, str]) -> str:
     return (
         f"; not run for lack of data: {', '.join(lacking)}: this evaluation cannot PASS, only FAIL "
         f"or stay INCONCLUSIVE. {SET_DATA}"
+    )
+
+
+def _not_measured(request: pb.EvaluateRequest, call: Call) -> str:
+    """What the caller should know of an adapter whose training set has no text any more."""
+    if request.pair_set or not request.target.adapter:
+        return ""
+    own = own_pairs(call.resource(request.target.adapter, "adapters", ANY_MODEL))
+    try:
+        if not own or not call.resource(own, "pairSets", ANY_MODEL).purged:
+            return ""
+    except NotFound:  # younger than the backup that was restored
+        pass
+    return (
+        f"; the text of the adapter's {own} is gone: benign KL is not measured, so a gate that "
+        "limits it cannot PASS this evaluation, and prompts are not kept apart from what it was "
+        "trained on. Name another pair set of its policy in pair_set"
     )
 
 

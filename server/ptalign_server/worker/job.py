@@ -51,6 +51,8 @@ class Made:
     verdict: str = ""
     adapter: str = ""
     model: str = ""
+    policy: tuple[str, str] = ("", "")
+    """Name and digest of the policy, where the job read none."""
     shortage: str = ""
     """Why the set is below the operator's floor; it is sealed as partial and fails."""
 
@@ -130,7 +132,9 @@ class Job:
     def meta(self, made: Made, digest: str) -> res.ResourceMeta:
         """What every resource says about itself."""
         model = self.model(made.model)
-        policy = self.policies[-1] if self.policies else None
+        policy, policy_digest = made.policy
+        if self.policies:
+            policy, policy_digest = self.policies[-1].name, self.policies[-1].digest
         return res.ResourceMeta(
             name=self.name,
             digest=digest,
@@ -138,8 +142,8 @@ class Job:
             create_time=wire.timestamp(self.operation.created),
             model=model.name,
             model_digest=model.weights_digest,
-            policy=policy.name if policy else "",
-            policy_digest=policy.digest if policy else "",
+            policy=policy,
+            policy_digest=policy_digest,
             parents=made.parents,
             config_digest=digest_of(made.config.model_dump(mode="json")),
             template_digest=template_digest(model),

@@ -14,6 +14,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.lineage import lineage, minutes_per_pair_set
+from ptalign_server.worker.trained import trained_under
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
@@ -42,7 +43,7 @@ def build_report(
     names = {t.label: one.adapter for t, one in zip(targets, asked, strict=True) if one.adapter}
     report = ReportInput(
         model=job.request.target.model,
-        policy=policy.name if policy else "",
+        policy=policy.name if policy else trained_under(job)[0],
         evaluation=evaluation,
         adapters={label: job.load(name, Adapter) for label, name in names.items()},
         same_pairs=_same_pairs(job, names),

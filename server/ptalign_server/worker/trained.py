@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ptalign.nouns import PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.lineage import parents
+from ptalign_server.lineage import own_pairs
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.lineage import lineage
 
@@ -54,12 +54,18 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
     return Trained(name, loaded.get(name), _union(list(loaded.values())), tuple(sorted(judges)))
 
 
+def trained_under(job: Job) -> tuple[str, str]:
+    """Name and digest of the policy of an Evaluate's target, whose sets may all be purged."""
+    adapter = job.request.target.adapter
+    if not adapter:
+        return "", ""
+    meta = res.Adapter.FromString(job.resource(adapter).body).meta
+    return meta.policy, meta.policy_digest
+
+
 def _own(job: Job, adapter: str) -> str:
     """The pair set that an adapter was made from."""
-    if not adapter:
-        return ""
-    made_from = parents(job.resource(adapter))
-    return next((name for name in made_from if name.startswith("pairSets/")), "")
+    return own_pairs(job.resource(adapter)) if adapter else ""
 
 
 def _pairs(job: Job, name: str) -> PairSet | None:

@@ -33,7 +33,7 @@ from ptalign_server.worker.jobs.align import REVEAL, run
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
 from ptalign_server.worker.marks import marked_for
 from ptalign_server.worker.reports import build_report
-from ptalign_server.worker.trained import Trained, trained
+from ptalign_server.worker.trained import Trained, trained, trained_under
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
@@ -93,6 +93,7 @@ def make(job: Job) -> Made:
         verdict=made.verdict,
         adapter=request.target.adapter,
         model=model.name,
+        policy=trained_under(job),
     )
 
 
