@@ -42,6 +42,13 @@ class Place:
     def mark(self, item: str, verdict: str = "good", visitor: Visitor = ANN) -> None:
         self.shelf.add_annotation(visitor, self.pairs, Mark(item, verdict, seconds=30))  # type: ignore[arg-type]
 
+    def purge(self, pair_set: str) -> None:
+        row = self.store.resources.get(pair_set, "default")
+        change = self.store.resources.mark_purged
+        self.store.write(lambda c: change(c, row, row.body)).result()
+        self.store.write(lambda c: self.store.keys.destroy(c, row.id)).result()
+        self.store.sets.erase(row.id)
+
     def reopen(self) -> None:
         self.store.close()
         self.settings, self.store = world.open_store(self.folder)
@@ -416,14 +423,29 @@ def test_marks_on_a_purged_set_hold_none_of_its_text(place: Place) -> None:
     place.mark(kept)
     gone = place.shelf.annotation_items(ANN, purged).items[0].id
     place.shelf.add_annotation(ANN, purged, Mark(gone, "good"))
-    row = place.store.resources.get(purged, "default")
-    change = place.store.resources.mark_purged
-    place.store.write(lambda c: change(c, row, row.body)).result()
-    place.store.write(lambda c: place.store.keys.destroy(c, row.id)).result()
-    place.store.sets.erase(row.id)
+    place.purge(purged)
     made = noun(place, place.shelf.hand_over(ANN, place.pairs))
     assert len(made.records) == 1
     assert [q.pair_set for q in place.shelf.queues(ANN)] == [place.pairs]
+
+
+@pytest.mark.parametrize("tag", ["", "z"], ids=["the same pairs refined", "other pairs"])
+def test_a_page_that_was_full_of_marks_on_a_purged_set_has_room_again(
+    place: Place, tag: str
+) -> None:
+    """It said that all marks were made, and had none to hand over."""
+    for item in place.items()[:LIMIT]:
+        place.mark(item)
+    place.purge(place.pairs)
+    place.pairs = world.add_pair_set(place.store, world.pairs(60, tag))
+    board = place.shelf.annotation_items(ANN, place.pairs)
+    assert (board.queue.marked, board.to_seal, len(board.items)) == (0, 0, 61)
+    for item in place.items()[:LIMIT]:
+        place.mark(item)
+    with pytest.raises(Full):
+        place.mark(place.items()[0])
+    assert [q.marked for q in place.shelf.queues(ANN)] == [LIMIT]
+    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == LIMIT
 
 
 def test_visitors_come_from_the_servers_tokens(place: Place) -> None:

@@ -2,7 +2,8 @@
 
 Marks are appended to a sealed draft, one per tenant, model and policy, as they are made. Handing
 over seals what is there into an annotation set of its own; the draft goes on, so that a later set
-holds the earlier marks too and the limit counts them all, beside those a pair set was made with.
+holds the earlier marks too and the limit counts them all, beside those a pair set was made with;
+but for marks on purged sets, which nobody can use.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Shelf:
         """What is left for this visitor in one pair set."""
         row = self._row(visitor, pair_set)
         noun, history = self._load(row), self._history(row)
-        kept = current(history)
+        kept = self._usable(row, history)
         standing = about(kept, row.name)
         mine = {m.item for m in standing if m.annotator == visitor.name}
         people = Counter(m.item for m in standing)
@@ -104,7 +105,7 @@ class Shelf:
         later = skipped(history, visitor.name, row.name)
         ordered = sorted(most_informative(items, topics), key=lambda item: later.get(item.id, 0))
         queue = self._queue(row, history, noun.annotation_ids)
-        return Board(queue, ordered, last, len(self._to_seal(visitor, row, kept)))
+        return Board(queue, ordered, last, len(_to_seal(row, kept)))
 
     def record_reveal(self, visitor: Visitor, pair_set: str, item: str) -> None:
         """An audit entry for one look."""
@@ -138,8 +139,11 @@ class Shelf:
             try:
                 history = list(log.read())
                 made = keep(visitor, pair_set, mark, pair, len(history))
-                before = counted(current(history), noun.annotation_ids)
-                if counted(current([*history, made]), noun.annotation_ids) > max(before, LIMIT):
+                before, after = (
+                    counted(self._usable(row, marks), noun.annotation_ids)
+                    for marks in (history, [*history, made])
+                )
+                if after > max(before, LIMIT):
                     raise Full
                 log.append(made)
             finally:
@@ -149,7 +153,7 @@ class Shelf:
         """Seals the marks as an annotation set, with its audit entry."""
         row = self._row(visitor, pair_set)
         history = self._history(row)
-        last = self._to_seal(visitor, row, current(history))
+        last = _to_seal(row, self._usable(row, history))
         if not last:
             raise InvalidInput("marks", "No pair is marked yet", "Mark at least one first.")
         _check_limit(last, self._behind(row))
@@ -177,16 +181,16 @@ class Shelf:
         self._store.sets.settle(set_id)
         return made.name
 
-    def _to_seal(self, visitor: Visitor, row: Resource, kept: Sequence[Kept]) -> list[Kept]:
-        """The last opinion on each item; those on pairs whose text is gone are left out."""
-        last = {m.item: m for m in about(kept, row.name)}.values()
-        there = {name: self._there(visitor, name) for name in {m.pair_set for m in last}}
-        return [m for m in last if there[m.pair_set]]
+    def _usable(self, row: Resource, history: Sequence[Kept]) -> list[Kept]:
+        """The marks in force, without those on pairs whose text is gone: nobody can use these."""
+        kept = current(history)
+        there = {name: self._there(row.tenant, name) for name in {m.pair_set for m in kept}}
+        return [m for m in kept if there[m.pair_set]]
 
-    def _there(self, visitor: Visitor, pair_set: str) -> bool:
+    def _there(self, tenant: str, pair_set: str) -> bool:
         """False where it was purged, or is younger than the backup that was restored."""
         try:
-            return not self._row(visitor, pair_set).purged
+            return not self._store.resources.get(pair_set, tenant).purged
         except NotFound:
             return False
 
@@ -215,7 +219,7 @@ class Shelf:
         return ids
 
     def _queue(self, row: Resource, history: Sequence[Kept], behind: Collection[str]) -> Queue:
-        kept = current(history)
+        kept = self._usable(row, history)
         message = res.PairSet.FromString(row.body)
         parents = [parent.partition("@")[0] for parent in message.meta.parents]
         return Queue(
@@ -269,6 +273,11 @@ class Shelf:
 def _hold(lock: IO[str]) -> None:
     """Waits for the lock; closing the file gives it back."""
     fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _to_seal(row: Resource, kept: Sequence[Kept]) -> list[Kept]:
+    """The last opinion on each item."""
+    return list({m.item: m for m in about(kept, row.name)}.values())
 
 
 def _check_limit(sealed: Sequence[Kept], behind: Collection[str]) -> None:
