@@ -209,7 +209,7 @@ def test_a_japanese_anchor_is_an_answer_without_spaces() -> None:
 
 def test_benign_instructions_are_in_the_language_of_the_set() -> None:
     texts = benign_instructions("ja-JP")
-    assert len(texts) >= 48
+    assert len(texts) >= 120
     assert len(set(texts)) == len(texts)
     assert all(KANA.search(text) and not blocked(text) for text in texts)
     assert benign_instructions("de") == benign_instructions("en") == benign_instructions()
