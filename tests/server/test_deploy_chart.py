@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,40 @@ def test_the_servers_settings_parse_what_the_chart_sets(
         assert len(settings.engine.urls) == 3
 
 
+def test_what_has_no_value_of_its_own_is_set_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Retention, limits, engines of one's own: with the fixed list none could be set at all."""
+    env = {
+        "PTALIGN_LIMITS__MAX_QUEUED": "5000",
+        "PTALIGN_LOG_LEVEL": "DEBUG",
+        "PTALIGN_ENGINE__KIND": "remote",
+        "PTALIGN_ENGINE__URLS": '["http://vllm:8000/v1"]',
+    }
+    values = merged(example("embedded"), {"retentionDays": 180, "server": {"env": env}})
+    for name, value in env_of(render(values), "pt").items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "pt-0")
+    settings = Settings()
+    assert (settings.retention_days, settings.log_level) == (180, "DEBUG")
+    assert settings.limits.max_queued == 5000
+    assert settings.engine.urls == ("http://vllm:8000/v1",)
+
+
+def test_retention_is_the_servers_own_unless_told(manifests: list[Manifest]) -> None:
+    days = env_of(manifests, "pt")["PTALIGN_RETENTION_DAYS"]
+    assert float(days) == Settings.model_fields["retention_days"].default
+
+
+def test_a_variable_of_the_chart_is_not_set_twice() -> None:
+    """A second PTALIGN_DATABASE would win over the secret's, and pass the schema by."""
+    text = (CHART / "templates" / "_env.tpl").read_text()
+    names = re.findall(r"name: (PTALIGN_\w+)", text)
+    assert len(names) >= 25
+    for name in names:
+        values = merged(example("scaled"), {"server": {"env": {name: "x"}}})
+        assert f"server.env has {name}, which the chart" in refusal(values, HelmRenderError)
+
+
 def test_mounted_secrets_are_brought_up_to_date(manifests: list[Manifest]) -> None:
     """Kubernetes never refreshes what is mounted by subPath."""
     for pod in pods(manifests):
@@ -315,6 +350,9 @@ def test_replicas_alone_are_refused() -> None:
         ({"engines": {"extraArgs": ["--trust-remote-code"]}}, "/engines/extraArgs/0"),
         ({"service": {"type": "NodePort"}}, "/service/type"),
         ({"replicaCount": 3}, "replicaCount"),
+        ({"retentionDays": -1}, "/retentionDays"),
+        ({"server": {"env": {"LD_PRELOAD": "x"}}}, "LD_PRELOAD"),
+        ({"server": {"env": {"PTALIGN_LOG_LEVEL": 5}}}, "/server/env/PTALIGN_LOG_LEVEL"),
     ],
 )
 def test_bad_values_are_refused_by_place(change: dict[str, Any], place: str) -> None:

@@ -12,6 +12,7 @@
 - {name: PTALIGN_PAGE_HOST, value: "0.0.0.0"}
 - {name: PTALIGN_PAGE_PORT, value: "8080"}
 {{- end }}
+- {name: PTALIGN_RETENTION_DAYS, value: {{ .Values.retentionDays | quote }}}
 - {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
 {{- with .Values.modelVolume.evalData }}
 - {name: PTALIGN_EVAL_DATA, value: {{ . | quote }}}
@@ -47,5 +48,8 @@
 - {name: PTALIGN_ENGINE__KIND, value: remote}
 - {name: PTALIGN_ENGINE__URLS, value: {{ $urls | toJson | squote }}}
 - {name: PTALIGN_ENGINE__MODEL, value: {{ .Values.engines.model | quote }}}
+{{- end }}
+{{- range $variable, $value := .Values.server.env }}
+- {name: {{ $variable }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end }}
