@@ -12,11 +12,14 @@ from ptalign_server.variables import unknown
 
 NO_PASS = "evaluations cannot PASS, they stay INCONCLUSIVE at best"
 """What an evaluation without its data costs."""
+NO_DIGEST = "weights that are replaced under its path are taken for the earlier ones"
+"""What a model without the digest of its weights costs."""
 
 
 def notices(settings: Settings) -> Iterator[str]:
     """Warnings for the log, one line each."""
     yield from _unread_variables()
+    yield from _weights(settings)
     yield from _evaluation_data(settings)
     yield from _judges(settings)
 
@@ -35,6 +38,20 @@ def _unread_variables() -> Iterator[str]:
     for name, nearest in unknown(os.environ):
         mend = f"Did you mean {nearest}?" if nearest else "Unset it, or correct its name."
         yield f"{name} is set, and no setting has this name: it is ignored. {mend}"
+
+
+def _weights(settings: Settings) -> Iterator[str]:
+    try:
+        models = Catalogue(settings).models.values()
+    except PtalignError as error:
+        yield str(error)
+        return
+    for model in models:
+        if not model.weights_digest:
+            yield (
+                f"model {model.name} has no weights_digest: {NO_DIGEST}. Give its entry what "
+                f"`ptalign-server models digest {model.path}` prints."
+            )
 
 
 def _evaluation_data(settings: Settings) -> Iterator[str]:

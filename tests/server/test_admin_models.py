@@ -11,7 +11,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from ptalign.errors import InvalidInput
+from ptalign_server.admin.doctor import check_model
 from ptalign_server.admin.models import app
+from ptalign_server.notices import notices
+from ptalign_server.settings import Settings
 
 Add = Callable[..., Result]
 
@@ -76,3 +79,39 @@ def test_what_does_not_fit_is_named(
     assert isinstance(failed.exception, InvalidInput)
     assert says in str(failed.exception)
     assert not (tmp_path / "state" / "models.yaml").exists()
+
+
+def test_the_digest_of_a_folder_is_that_of_its_entry(add: Add, tmp_path: Path) -> None:
+    """The chart's catalogue is written by hand: nothing printed a digest without changing one."""
+    asked = CliRunner().invoke(app, ["digest", str(tmp_path / "model")])
+    assert asked.exit_code == 0, asked.output
+    assert not (tmp_path / "state").exists()
+    add()
+    assert asked.output.strip() == entry(tmp_path)["weights_digest"]
+    failed = CliRunner().invoke(app, ["digest", str(tmp_path)])
+    assert "has no config.json" in str(failed.exception)
+
+
+def test_an_entry_without_a_digest_is_named(add: Add, tmp_path: Path) -> None:
+    """With it empty, adapters of earlier weights were served on new ones and nothing warned."""
+    settings = Settings(state=tmp_path / "state")
+    add()
+    assert not [n for n in notices(settings) if "tiny" in n]
+    assert all(f.ok for f in check_model(settings))
+    path = settings.models_path
+    found = yaml.safe_load(path.read_text())
+    for item in found:
+        item.pop("weights_digest", None)
+    path.write_text(yaml.safe_dump(found))
+    [notice] = [n for n in notices(settings) if "tiny" in n]
+    [finding] = [f for f in check_model(settings) if not f.ok and "tiny" in f.what]
+    command = f"ptalign-server models digest {tmp_path / 'model'}"
+    assert command in notice
+    assert command in finding.mend
+    assert not finding.needed
+
+
+def test_a_damaged_models_file_is_said_among_the_notices(tmp_path: Path) -> None:
+    settings = Settings(state=tmp_path)
+    settings.models_path.write_text("name: no list")
+    assert any("models file" in notice for notice in notices(settings))

@@ -19,7 +19,7 @@ from ptalign.suites.catalogue import data_folder
 from ptalign_server.admin.judges import asked
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.judges import called, read_file
-from ptalign_server.notices import NO_PASS, missing_data
+from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data
 from ptalign_server.settings import Settings
 from ptalign_server.vault import operator_keys
 
@@ -92,6 +92,9 @@ def check_model(settings: Settings) -> Iterator[Finding]:
         there = os.path.isfile(os.path.join(model.path, "config.json"))
         mend = f"Restore the folder, or correct the entry in {settings.models_path}."
         yield Finding(f"folder of {model.name}", there, model.path, mend)
+        if not model.weights_digest:
+            mend = f"Give it what `ptalign-server models digest {model.path}` prints: {NO_DIGEST}."
+            yield Finding(f"digest of {model.name}", False, "none", mend, needed=False)
         mend = "Set PTALIGN_ENGINE__MODEL to the entry whose weights the remote engines run."
         if not catalogue.serves(model.name):
             yield Finding(f"engine of {model.name}", False, "none", mend, needed=False)

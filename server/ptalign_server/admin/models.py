@@ -82,6 +82,15 @@ def add(
             typer.echo(f"kept {field}: {json.dumps(before[field], ensure_ascii=False)}")
 
 
+@app.command()
+def digest(
+    path: Annotated[Path, typer.Argument(help="Folder with config, tokenizer and safetensors.")],
+) -> None:
+    """Print the digest of a model folder: `weights_digest` of a catalogue written by hand."""
+    check_folder(path)
+    typer.echo(weights_digest(path))
+
+
 @app.command("list")
 def show() -> None:
     """List the catalogue."""
