@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptalign.errors import DataDamaged
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
@@ -83,7 +85,13 @@ class Metrics:
         )
         self.operations = gauge("operations", "Operations by kind and state", "kind", "state")
         self.queue_depth = gauge("queue_depth", "Operations that wait to run", "kind")
-        self.engine_up = gauge("engine_up", "1 while the engine takes requests", "engine")
+        # Without labels: a series that is born with its first error shows no increase.
+        self.data_damaged = counter(
+            "data_damaged_total", "Calls and operations that met changed data"
+        )
+        self.engine_up = gauge(
+            "engine_up", "1 while the engine takes requests, or training has its device", "engine"
+        )
         self.engine_running = gauge("engine_running", "Requests in flight", "engine")
         self.tokens_generated = counter("tokens_generated_total", "Tokens the engine generated")
         self.instructions = counter(
@@ -112,6 +120,11 @@ class Metrics:
         self.worker_up = gauge("worker_up", "1 while the server has a worker process")
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
         _reserve()
+
+    def failed(self, error: BaseException) -> None:
+        """Counts what ended a call or an operation, where it is damage to stored data."""
+        if isinstance(error, DataDamaged):
+            self.data_damaged.inc()
 
 
 REASONS = frozenset(

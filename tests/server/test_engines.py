@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from ptalign.errors import Cancelled, InvalidInput, NotReady
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue, write_models
+from ptalign_server.metrics import Metrics
+from ptalign_server.pool import State
 from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.worker import engines
 from ptalign_server.worker.engines import Pools
@@ -122,6 +125,17 @@ def test_remote_engines_get_no_pool_of_a_model_that_they_do_not_run(
         pass
     with pools.use(OLD) as pool:
         assert pool.model == OLD
+
+
+def test_an_engine_that_lent_its_device_is_up(tmp_path: Path) -> None:
+    """The alert on no engine goes by this alone: an Align elsewhere muted it for hours."""
+    pools = Pools(Settings(state=tmp_path), Catalogue(Settings(state=tmp_path)))
+    metrics, status = Metrics(), SimpleNamespace(name="0", state=State.PAUSED, outstanding=0)
+    pools._pools["m", ""] = SimpleNamespace(status=lambda: [status])  # type: ignore[assignment]
+    for state, up in ((State.PAUSED, 1), (State.STARTING, 0)):
+        status.state = state
+        pools.publish(metrics)
+        assert metrics.engine_up.labels("0")._value.get() == up
 
 
 def test_no_engine_starts_on_a_device_that_is_lent(

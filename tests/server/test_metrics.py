@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import ptalign
-from ptalign.errors import EngineFailed
+from ptalign.errors import DataDamaged, EngineFailed
 from ptalign.progress import Progress
+from ptalign_server.gateway.interceptor import _Watch
 from ptalign_server.metrics import REASONS, Metrics, rejections
 from ptalign_server.worker import perform
 from ptalign_server.worker.reporter import Meter, Reporter
@@ -98,3 +99,18 @@ def test_voices_are_added_up_and_texts_never_become_labels() -> None:
     counts = {"rejected.toxic_harsh": 2, "rejected.positive_harsh": 1, "rejected.a b": 4, "x": 9}
     assert rejections(counts) == {"harsh": 3, "other": 4}
     assert all(re.fullmatch("[a-z_]+", reason) for reason in REASONS)
+
+
+async def test_a_call_that_meets_damage_is_counted_where_the_alert_looks() -> None:
+    """A code's series is born with its first call: the first damage was no increase."""
+    metrics = Metrics()
+
+    async def abort_with_status(_: Any) -> None:
+        pass
+
+    watch = _Watch(metrics, "/m", SimpleNamespace(abort_with_status=abort_with_status))
+    for error, counted in ((None, 0), (EngineFailed("died"), 0), (DataDamaged("changed"), 1)):
+        if error is not None:
+            await watch.fail(error)
+        [family] = metrics.data_damaged.collect()
+        assert [s.value for s in family.samples if s.name.endswith("_total")] == [counted]

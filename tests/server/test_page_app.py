@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from ptalign.errors import InvalidInput
+from ptalign.errors import DataDamaged, InvalidInput, PtalignError
 from ptalign.sealed import SealedText
 from ptalign_server.errors import NotFound
 from ptalign_server.page import Board, Full, Item, Mark, Queue, Visitor, create_app
@@ -304,6 +304,23 @@ def test_marks_outside_their_limits_say_what_to_do(
     assert answer.status_code == 409
     assert says in answer.text
     assert library.marks == []
+
+
+def test_damage_that_the_page_meets_is_counted(
+    library: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[PtalignError] = []
+    damage = DataDamaged("set 1 was changed")
+
+    def queues(_: Visitor) -> Sequence[Queue]:
+        raise damage
+
+    monkeypatch.setattr(library, "queues", queues)
+    app = create_app(library, told.append)
+    client = TestClient(app, base_url="https://page.example", raise_server_exceptions=False)
+    login(client)
+    assert client.get("/").status_code == 409
+    assert told == [damage]
 
 
 def test_huge_forms_are_refused_unread(library: Memory, client: TestClient) -> None:

@@ -17,10 +17,11 @@ from test_retention import put_operation
 from ptalign.errors import DataDamaged
 from ptalign_server import wire
 from ptalign_server.errors import reason_of
+from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, VALIDATING
-from ptalign_server.worker import patience, run
+from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, RUNNING, VALIDATING
+from ptalign_server.worker import patience, perform, run
 from ptalign_server.worker.patience import Patience
 from ptalign_server.worker.run import Worker
 
@@ -36,7 +37,7 @@ class Bench:
         self.checked = 0
         self.clock = 0.0
         worker = Worker.__new__(Worker)
-        worker.room = SimpleNamespace(store=store, metrics=None)  # type: ignore[assignment]
+        worker.room = SimpleNamespace(store=store, metrics=Metrics())  # type: ignore[assignment]
         worker.ending = threading.Event()
         worker._patience = Patience(4)
         worker._enqueue = lambda *_: None  # type: ignore[method-assign]
@@ -53,6 +54,12 @@ class Bench:
         self.checked += 1
         if self.raises:
             raise self.raises.pop(0)
+
+
+def damage(metrics: Metrics) -> float:
+    """What /metrics shows: a series that is not there before its first error has no increase."""
+    [family] = metrics.data_damaged.collect()
+    return next(s.value for s in family.samples if s.name == "ptalign_data_damaged_total")
 
 
 @pytest.fixture
@@ -82,6 +89,36 @@ def test_what_may_pass_is_tried_again(bench: Bench, error: BaseException) -> Non
     assert len(bench.worker._patience) == 0
 
 
+def test_a_damaged_input_that_a_running_operation_meets_is_counted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set is read by the worker most of all, and no call's code says so."""
+    metrics = Metrics()
+    assert damage(metrics) == 0
+    found = bench.store.operations.get(put_operation(bench.store, RUNNING))
+    job: Any = SimpleNamespace(operation=found, room=SimpleNamespace(store=bench.store))
+    job.room.metrics = metrics
+    monkeypatch.setitem(perform.JOBS, "SynthesizePairs", SimpleNamespace(partial=None))
+    assert perform._end(job, FAILED, DataDamaged("changed")) == FAILED
+    assert damage(metrics) == 1
+
+
+def test_a_worker_follows_the_newest_evaluation_of_any_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gauges paged on its own last one until it restarted."""
+    shown: list[Any] = []
+    monkeypatch.setattr(run, "publish_newest", shown.append)
+    bench.worker._watch_cancels = lambda: None  # type: ignore[method-assign]
+    bench.worker._recover_now_and_then = lambda: None  # type: ignore[method-assign]
+    bench.worker.room.pools = SimpleNamespace(publish=lambda _: None)  # type: ignore[assignment]
+    bench.worker._shown = -run.SHOW_SECONDS
+    for seconds, times in ((1.0, 1), (1.0, 1), (61.0, 2)):
+        bench.clock += seconds
+        bench.worker._look()
+        assert len(shown) == times
+
+
 def test_what_never_passes_fails_in_the_end(bench: Bench) -> None:
     found = put_operation(bench.store, VALIDATING)
     bench.raises = [LOCKED] * 9
@@ -106,6 +143,7 @@ def test_what_is_wrong_fails_at_once(bench: Bench, error: BaseException, reason:
     row = bench.store.operations.get(found)
     assert row.state == FAILED
     assert reason_of(status_pb2.Status.FromString(row.error)) == reason
+    assert damage(bench.worker.room.metrics) == (reason == "DATA_DAMAGED")
 
 
 def test_one_that_waits_holds_up_no_other_and_is_forgotten_once_cancelled(bench: Bench) -> None:

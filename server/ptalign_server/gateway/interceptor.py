@@ -129,6 +129,7 @@ class _Watch:
         if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
             self._code = _name(self._context.code())
             raise error
+        self._metrics.failed(error)
         status = rpc_status.to_status(status_of(error))
         self._code = _name(status.code)
         await self._context.abort_with_status(status)

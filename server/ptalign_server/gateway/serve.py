@@ -172,7 +172,7 @@ class Gateway:
         from ptalign_server.page.shelf import Shelf
 
         settings = self._settings
-        app = create_app(Shelf(settings, self._store))
+        app = create_app(Shelf(settings, self._store), self._metrics.failed)
         return await listen(app, settings.page_host, settings.page_port, settings.auth)
 
     async def _follow_engine(self) -> None:

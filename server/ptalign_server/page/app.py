@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,17 @@ MAX_TEXT = 8_000
 """Characters of a rewritten answer; the API's limit."""
 
 
-def create_app(library: AnnotationLibrary) -> Starlette:
+def create_app(
+    library: AnnotationLibrary, count: Callable[[PtalignError], None] = lambda _: None
+) -> Starlette:
     """The page as an ASGI application.
 
     Args:
         library: Where pair sets come from and marks go.
+        count: Told every error that the page shows.
     """
     guard = Guard(library, Sessions(library.secret()))
-    page = Page(library, guard)
+    page = Page(library, guard, count)
     middleware = [Middleware(Headers)]
     if library.local() is not None:
         # A page of another site must not reach a server without login by a name of its own.
@@ -65,9 +69,12 @@ def create_app(library: AnnotationLibrary) -> Starlette:
 class Page:
     """The handlers."""
 
-    def __init__(self, library: AnnotationLibrary, guard: Guard) -> None:
+    def __init__(
+        self, library: AnnotationLibrary, guard: Guard, count: Callable[[PtalignError], None]
+    ) -> None:
         self._library = library
         self._guard = guard
+        self._count = count
         self._templates = Jinja2Templates(HERE / "templates")
 
     async def home(self, request: Request) -> Response:
@@ -160,6 +167,7 @@ class Page:
 
     async def failed(self, request: Request, error: PtalignError) -> Response:
         """Errors made on purpose say what to do; all others stay a bare 500."""
+        self._count(error)
         status = 404 if isinstance(error, NotFound) else 409
         return self._render(request, "problem.html", None, status=status, problem=str(error))
 

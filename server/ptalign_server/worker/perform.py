@@ -139,6 +139,7 @@ def _end(job: Job, state: str, error: BaseException) -> str:
     """Ends a stopped operation; accepted records are sealed as a partial set."""
     if not isinstance(error, (PtalignError, Cancelled)):
         log.error("operation %s failed", job.operation.id, exc_info=error)
+    job.room.metrics.failed(error)
     made = None
     try:
         partial = JOBS[job.operation.kind].partial

@@ -49,6 +49,7 @@ log = logging.getLogger("ptalign.worker")
 POLL_SECONDS = 0.15
 RETRY_SECONDS = 2.0
 RECOVER_SECONDS = 10.0
+SHOW_SECONDS = 60.0
 DRAIN_SECONDS = 15.0
 STOP_SECONDS = 5.0
 """Engines that do not end in this time are killed with this process's session."""
@@ -103,6 +104,7 @@ class Worker:
         self._claims = threading.Lock()
         self._patience = Patience(settings.limits.attempts)
         self._recovered = 0.0
+        self._shown = -SHOW_SECONDS
 
     def run(self) -> None:
         """Runs until SIGTERM; operations in flight stop at their next record or step."""
@@ -112,7 +114,6 @@ class Worker:
         if self.settings.engine.kind == "vllm":  # nobody waits for other kinds to start
             threading.Thread(target=load_judges, name="load judges", daemon=True).start()
         serve_control(self.room)
-        publish_newest(self.room)
         self._watch_cancels()
         self._launch()
         self._recover()
@@ -134,6 +135,7 @@ class Worker:
         self._watch_cancels()
         self._recover_now_and_then()
         self.room.pools.publish(self.room.metrics)
+        self._show_newest_now_and_then()
 
     def work(self, operation_id: str) -> str:
         """The durable step. It ends when the operation does, or when another run has it."""
@@ -213,6 +215,12 @@ class Worker:
         if time.monotonic() - self._recovered > RECOVER_SECONDS:
             self._recover((RUNNING, CANCELLING))
 
+    def _show_newest_now_and_then(self) -> None:
+        """The newest evaluation may be another server's: an alert on ours must not outlive it."""
+        if time.monotonic() - self._shown > SHOW_SECONDS:
+            self._shown = time.monotonic()
+            publish_newest(self.room)
+
     def _recover(self, states: Iterable[str] = (QUEUED, RUNNING, CANCELLING)) -> None:
         """Operations that dbos has no living workflow for are enqueued again."""
         self._recovered = time.monotonic()
@@ -274,6 +282,7 @@ class Worker:
 
     def _fail(self, operation_id: str, error: Exception) -> str:
         """Ends an operation that cannot run; one whose own row is damaged says so when read."""
+        self.room.metrics.failed(error)
         status = status_of(error).SerializeToString()
 
         def end(operation: Operation) -> Operation | None:

@@ -192,7 +192,7 @@ def _probe(
 
 
 def publish_newest(room: Room) -> None:
-    """Shows the rates of the newest evaluation again, after a start.
+    """Shows the rates of the newest evaluation, whichever server ran it.
 
     The gauges die with the worker, and an alert on them must not end with it.
     """
