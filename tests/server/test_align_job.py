@@ -132,7 +132,7 @@ def stopped(store: Store, *, tokens: int) -> Operation:
 def test_resume_from_another_machine_is_refused(store: Store) -> None:
     earlier = stopped(store, tokens=9)
     job = job_of(store, pb.AlignRequest(resume_from=f"operations/{earlier.id}"))
-    with pytest.raises(InvalidInput, match="are not on this machine") as caught:
+    with pytest.raises(InvalidInput, match="are not there") as caught:
         align._run_folder(job)
     assert caught.value.field == "resume_from"
     assert not (job.folder / "run").exists()

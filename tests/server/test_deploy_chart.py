@@ -295,9 +295,27 @@ def test_a_variable_of_the_chart_is_not_set_twice() -> None:
 def test_mounted_secrets_are_brought_up_to_date(manifests: list[Manifest]) -> None:
     """Kubernetes never refreshes what is mounted by subPath."""
     for pod in pods(manifests):
+        secrets = {v["name"] for v in pod["volumes"] if "secret" in v}
         for container in containers(pod):
             for mount in container.get("volumeMounts", []):
-                assert "subPath" not in mount, mount
+                assert mount["name"] not in secrets or "subPath" not in mount, mount
+
+
+def test_every_server_finds_every_training_checkpoint() -> None:
+    """A restarted pod's training is queued anew: another pod took it, and began at step 0."""
+    pod = named(render(example("scaled")), "StatefulSet", "pt")["spec"]["template"]["spec"]
+    at = {m["mountPath"]: m for m in pod["containers"][0]["volumeMounts"]}
+    work = Path("/var/lib/ptalign/work")
+    assert at[str(work)] == {"name": "sets", "mountPath": str(work), "subPath": "work"}
+    [claim] = [v for v in pod["volumes"] if v["name"] == "sets"]
+    assert claim["persistentVolumeClaim"] == {"claimName": "ptalign-sets"}
+    # Kubernetes would make the folder as root.
+    [maker] = [c for c in pod["initContainers"] if c["name"] == "work"]
+    assert maker["volumeMounts"] == [{"name": "sets", "mountPath": "/sets"}]
+    assert maker["command"][-1] == "/sets/work"
+    embedded = named(render(example("embedded")), "StatefulSet", "pt")["spec"]["template"]["spec"]
+    assert "subPath" not in str(embedded["containers"][0]["volumeMounts"])
+    assert [c["name"] for c in embedded["initContainers"]] == ["operator-key"]
 
 
 def test_the_token_file_is_read_where_the_secret_is_mounted() -> None:

@@ -34,11 +34,11 @@ def database(program: Callable[..., str]) -> Iterator[str]:
 def servers(
     database: str, tmp_path: Path, tiny_model: Path, author_url: str
 ) -> Iterator[tuple[Running, Running]]:
-    """Two servers as the chart makes them: own state, shared database, store, key and sets."""
+    """Two servers as the chart makes them: shared database, store, key, sets and checkpoints."""
     key, bucket, sets = tmp_path / "operator.key", tmp_path / "bucket", tmp_path / "sets"
     KeyFile.create(key)
     bucket.mkdir()
-    sets.mkdir()
+    (sets / "work").mkdir(parents=True)
     catalogue = tmp_path / "models.yaml"
     write_models(catalogue, {MODEL: ModelSpec(name=MODEL, path=str(tiny_model))})
     made = []
@@ -46,6 +46,7 @@ def servers(
         state = tmp_path / f"state-{number}"
         state.mkdir()
         (state / "sets").symlink_to(sets)  # the chart mounts the shared claim there
+        (state / "work").symlink_to(sets / "work")
         server = Running(
             state,
             PTALIGN_DATABASE=database,

@@ -382,6 +382,20 @@ def test_one_adapter_brought_twice_at_a_time_is_whole(
         ]
 
 
+def test_adapters_are_not_brought_into_the_folder_that_servers_share(tmp_path: Path) -> None:
+    """One process knows who brings which file; two servers would write one partial file."""
+    old, bucket = tmp_path / "state" / "work" / "cache", tmp_path / "bucket"
+    old.mkdir(parents=True)
+    bucket.mkdir()
+    settings = Settings(state=tmp_path / "state", artefacts=f"file://{bucket}")
+    opened = Store(settings, lambda _: b"")
+    opened.artefacts.put("adapters/a", "adapter_config.json", b"{}")
+    folder = opened.artefacts.folder("adapters/a", ["adapter_config.json"])
+    opened.close()
+    assert not folder.is_relative_to(settings.state / "work")
+    assert not old.exists()
+
+
 def test_state_files_are_private(store: Store, tmp_path: Path) -> None:
     state = tmp_path / "state"
     assert state.stat().st_mode & 0o777 == 0o700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -55,9 +56,11 @@ class Store:
         self.glances = Glances(settings.database_url, self.vault, freeze, shelf)
         self.sets = Sets(settings.state / "sets", self.keys)
         self.artefacts = Artefacts(
-            settings.state / "artefacts", settings.artefacts, settings.state / "work" / "cache"
+            settings.state / "artefacts", settings.artefacts, settings.state / "cache"
         )
         self._work = settings.state / "work"
+        # Earlier versions brought adapters there; servers may share that folder now, not its files.
+        shutil.rmtree(self._work / "cache", ignore_errors=True)
         self._writer = Writer(self.engine)
 
     def work(self, operation_id: str) -> Path:

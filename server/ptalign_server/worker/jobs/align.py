@@ -85,7 +85,7 @@ def _run_folder(job: Job) -> Path:
     """The run's folder; a resumed run begins with a copy of the earlier one's checkpoints.
 
     Raises:
-        InvalidInput: The earlier run took steps, and its folder is not on this machine.
+        InvalidInput: The earlier run took steps, and its folder is not there.
     """
     out = job.folder / "run"
     earlier = job.request.resume_from.removeprefix("operations/")
@@ -111,8 +111,8 @@ def _began(job: Job, earlier: str, source: Path) -> bool:
     if trained:
         raise InvalidInput(
             "resume_from",
-            f"names operations/{earlier}, whose checkpoints are not on this machine",
-            "Leave resume_from out to start afresh, or call the server that ran it.",
+            f"names operations/{earlier}, whose checkpoints are not there",
+            "Leave resume_from out to start afresh. Servers of one database share a folder `work`.",
         )
     return False
 
