@@ -13,13 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from ptalign.engines.base import Completion, Request
+from ptalign.engines.base import Completion, Message, Request
 from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
+from ptalign.nouns import ModelSpec
 from ptalign_server.gateway import chat
 from ptalign_server.settings import Settings
 from ptalign_server.worker.control import serve_control
 
-BODY = {"model": "m", "adapter": "", "max_tokens": 8, "messages": []}
+TURNS = [{"role": "user", "content": "hi"}]
+BODY = {"model": "m", "adapter": "", "max_tokens": 8, "messages": TURNS}
 THREADS = 40
 """What anyio runs at once."""
 
@@ -31,18 +33,20 @@ class Bench:
         self.leased = False
         self.users = 0
         self.error: Exception | None = None
+        self.model = ModelSpec(name="m", path="x")
+        self.asked: list[Request] = []
         self.answer = threading.Event()
         self.moved = threading.Condition()
         self.settings = Settings(state=state)
         self.settings.make_folders()
-        catalogue = SimpleNamespace(model=lambda name: name)
+        catalogue = SimpleNamespace(model=lambda _: self.model)
         room: Any = SimpleNamespace(
             settings=self.settings, pools=self, catalogue=catalogue, store=None
         )
         serve_control(room)
 
     @contextmanager
-    def use(self, _: str) -> Iterator[Bench]:
+    def use(self, _: ModelSpec) -> Iterator[Bench]:
         self.count(1)
         try:
             yield self
@@ -64,7 +68,8 @@ class Bench:
         return await asyncio.to_thread(wait)
 
     def engine(self, should_stop: Callable[[], bool] = lambda: False) -> Any:
-        def stream(_: list[Request]) -> Iterator[Completion]:
+        def stream(requests: list[Request]) -> Iterator[Completion]:
+            self.asked += requests
             while not self.answer.wait(0.02):
                 if should_stop():
                     raise Cancelled("told to stop")
@@ -94,6 +99,17 @@ async def bench(tmp_path: Path) -> Bench:
 async def test_a_reply_comes_through(bench: Bench) -> None:
     bench.answer.set()
     assert await bench.said() == ["hello"]
+
+
+async def test_the_models_system_prompt_stands_first(bench: Bench) -> None:
+    """Chat showed a model that was neither trained nor evaluated: its system turn was missing."""
+    bench.answer.set()
+    await bench.said()
+    bench.model = ModelSpec(name="m", path="x", system_prompt="Be brief.")
+    await bench.said()
+    bare, led = (request.messages for request in bench.asked)
+    assert bare == (Message("user", "hi"),)
+    assert led == (Message("system", "Be brief."), *bare)
 
 
 async def test_chat_is_refused_at_once_while_a_training_has_the_device(bench: Bench) -> None:

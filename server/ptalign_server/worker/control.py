@@ -66,13 +66,15 @@ async def _lines(room: Room, body: dict[str, Any]) -> AsyncIterator[str]:
 def _reply(room: Room, body: dict[str, Any], should_stop: Callable[[], bool]) -> Iterator[str]:
     """JSON lines with the pieces of one reply."""
     try:
-        with room.pools.use(room.catalogue.model(body["model"])) as pool:
+        model = room.catalogue.model(body["model"])
+        system = (Message("system", model.system_prompt),) if model.system_prompt else ()
+        with room.pools.use(model) as pool:
             if pool.leased:
                 raise NotReady("a training job has the device. Try again when it is done.")
             with served_adapter(room.store, pool, body["adapter"]) as adapter:
                 request = Request(
                     key="chat",
-                    messages=tuple(Message(m["role"], m["content"]) for m in body["messages"]),
+                    messages=(*system, *(Message(**turn) for turn in body["messages"])),
                     max_tokens=int(body["max_tokens"]),
                     temperature=0.7,
                     adapter=adapter,
