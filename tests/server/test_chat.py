@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from test_gateway import MODEL, Calls, refused, serving
 
-from ptalign.engines.base import Completion, Message, Request
-from ptalign.errors import Cancelled, EngineFailed, NotReady, PtalignError
+from ptalign.engines.base import Message, Request
+from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, PtalignError
 from ptalign.nouns import ModelSpec
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.gateway import chat
 from ptalign_server.settings import Settings
 from ptalign_server.worker.control import serve_control
@@ -32,6 +35,8 @@ class Bench:
     def __init__(self, state: Path) -> None:
         self.leased = False
         self.users = 0
+        self.first: list[str] = []
+        """What the engine says before `answer` is set."""
         self.error: Exception | None = None
         self.model = ModelSpec(name="m", path="x")
         self.asked: list[Request] = []
@@ -68,16 +73,17 @@ class Bench:
         return await asyncio.to_thread(wait)
 
     def engine(self, should_stop: Callable[[], bool] = lambda: False) -> Any:
-        def stream(requests: list[Request]) -> Iterator[Completion]:
-            self.asked += requests
+        def pieces(request: Request) -> Iterator[str]:
+            self.asked.append(request)
+            yield from self.first
             while not self.answer.wait(0.02):
                 if should_stop():
                     raise Cancelled("told to stop")
             if self.error is not None:
                 raise self.error
-            yield Completion("chat", "hello", "stop")
+            yield "hello"
 
-        return SimpleNamespace(stream=stream)
+        return SimpleNamespace(pieces=pieces)
 
     def status(self) -> dict[str, bool]:
         return {"ready": True}
@@ -99,6 +105,73 @@ async def bench(tmp_path: Path) -> Bench:
 async def test_a_reply_comes_through(bench: Bench) -> None:
     bench.answer.set()
     assert await bench.said() == ["hello"]
+
+
+async def test_a_piece_comes_before_the_reply_is_whole(bench: Bench) -> None:
+    """The whole reply came at once, after up to five minutes."""
+    bench.first = ["well, "]
+    async with aclosing(chat._pieces(bench.settings, BODY)) as pieces:
+        assert await asyncio.wait_for(anext(pieces), 30) == "well, "
+        bench.answer.set()
+        assert [piece async for piece in pieces] == ["hello"]
+
+
+async def test_whoever_leaves_in_the_middle_ends_the_engines_work(bench: Bench) -> None:
+    bench.first = ["well, "]
+    async with aclosing(chat._pieces(bench.settings, BODY)) as pieces:
+        assert await asyncio.wait_for(anext(pieces), 30) == "well, "
+        assert await bench.until(1)
+    assert await bench.until(0)
+
+
+async def test_each_reply_ends_with_a_message_that_says_so(bench: Bench) -> None:
+    bench.first = ["well, "]
+    bench.answer.set()
+    async with serving(bench.settings.state) as calls:
+        replies = [(r.label, r.text, r.done) async for r in calls.tuning.Chat(asked())]
+    assert replies == [
+        ("base", "well, ", False),
+        ("base", "hello", False),
+        ("base", "", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "violations"),
+    [
+        (EngineFailed("cut"), grpc.StatusCode.UNAVAILABLE, "ENGINE_FAILED", {}),
+        (
+            InvalidInput("messages", "are too long", "Send fewer."),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_INPUT",
+            {"messages": "are too long. Send fewer."},
+        ),
+    ],
+)
+async def test_an_error_ends_the_call_with_its_status_though_pieces_came(
+    bench: Bench,
+    error: PtalignError,
+    code: grpc.StatusCode,
+    reason: str,
+    violations: dict[str, str],
+) -> None:
+    """A talk that was too long was called UNAVAILABLE: trying again never ended."""
+    bench.first, bench.error = ["well, "], error
+    bench.answer.set()
+    heard = []
+
+    async def listen(calls: Calls) -> None:
+        async for reply in calls.tuning.Chat(asked()):
+            heard.append(reply)
+
+    async with serving(bench.settings.state) as calls:
+        found = await refused(listen(calls))
+    assert (found[0], found[2], found[3]) == (code, reason, violations)
+    assert [(r.text, r.done) for r in heard] == [("well, ", False)]
+
+
+def asked() -> pb.ChatRequest:
+    return pb.ChatRequest(model=MODEL, messages=[pb.ChatMessage(role="user", content="hi")])
 
 
 async def test_the_models_system_prompt_stands_first(bench: Bench) -> None:

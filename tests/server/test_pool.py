@@ -197,6 +197,24 @@ def test_a_prompt_that_kills_twice_is_set_aside_and_others_are_answered(open_poo
     assert pool.status()[0].restarts == 2
 
 
+def test_a_death_in_the_middle_of_a_reply_ends_it_and_is_held_against_its_prompt(
+    open_pool: Open,
+) -> None:
+    pool = open_pool()
+    [request] = ask("please kill-me")
+    for death in (1, 2):
+        pieces = pool.engine().pieces(request)
+        assert next(pieces) == "one"
+        with pytest.raises(EngineFailed, match="no whole reply"):
+            next(pieces)
+        assert pool._router.outstanding == 0
+        until(lambda n=death: pool.status()[0].restarts == n)
+        ready(pool)
+    with pytest.raises(EngineFailed, match="SetAside"):
+        next(pool.engine().pieces(request))
+    assert pool.status()[0].restarts == 2
+
+
 def test_copies_of_a_prompt_are_struck_once_a_death(open_pool: Open) -> None:
     pool = open_pool()
     found: dict[str, Completion] = {}
@@ -453,6 +471,29 @@ def test_the_scripted_engine_needs_no_model(tmp_path: Path) -> None:
         pool.stop()
     assert len(found) == 20
     assert all(c.text and not c.error for c in found.values())
+
+
+def test_a_reply_that_nobody_reads_on_ends_in_the_engine(tmp_path: Path) -> None:
+    settings = PoolSettings(kind="scripted", state=tmp_path, max_sequences=8, delay_seconds=3600)
+    pool = Pool(settings, ModelSpec(name="base", path="/nonexistent"))
+    pool.start()
+
+    def running() -> bool:
+        return 'num_requests_running{model_name="base"} 1' in httpx.get(f"{url}/metrics").text
+
+    try:
+        pool.wait_ready(60)
+        url = pool.status()[0].url
+        [request] = ask("What is rain?")
+        pieces = pool.engine().pieces(request)
+        assert next(pieces)
+        assert running()
+        assert pool._router.outstanding == 1
+        pieces.close()  # type: ignore[attr-defined]
+        assert pool._router.outstanding == 0
+        until(lambda: not running())
+    finally:
+        pool.stop()
 
 
 def test_idle_connections_that_the_server_closes_are_no_deaths(open_pool: Open) -> None:

@@ -97,6 +97,8 @@ async def _pieces(settings: Settings, body: dict[str, Any]) -> AsyncIterator[str
             async with client.stream("POST", "http://worker/chat", json=body) as reply:
                 async for line in reply.aiter_lines():
                     piece = json.loads(line)
+                    if "invalid" in piece:
+                        raise InvalidInput(*piece["invalid"])
                     if "error" in piece:
                         kind = NotReady if piece["reason"] == NotReady.reason else EngineFailed
                         raise kind(piece["error"])

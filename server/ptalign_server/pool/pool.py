@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from ptalign.engines.base import Completion, Request
 from ptalign.engines.openai import OpenAIEngine, never
@@ -21,6 +22,7 @@ from ptalign_server.pool.supervisor import Supervisor
 from ptalign_server.pool.transport import PoolTransport
 from ptalign_server.processes import reap
 
+T = TypeVar("T")
 OnWait = Callable[[str], None]
 WAITING = "waiting for device"
 STARTING = "waiting for the engine to start"
@@ -262,8 +264,21 @@ class PoolEngine:
             EngineFailed: Every engine's circuit is open.
             Cancelled: `should_stop` said so.
         """
+        return self._explained(self._inner.stream(requests))
+
+    def pieces(self, request: Request) -> Iterator[str]:
+        """The text of one chat completion as it is made; see `OpenAIEngine.pieces`.
+
+        Raises:
+            InvalidInput: An engine found fault with `messages`.
+            EngineFailed: The engine failed or died, or every engine's circuit is open.
+            Cancelled: `should_stop` said so.
+        """
+        return self._explained(self._inner.pieces(request))
+
+    def _explained(self, made: Iterator[T]) -> Iterator[T]:
         try:
-            yield from self._inner.stream(requests)
+            yield from made
         except Cancelled:
             if self._pool.failed and not self._should_stop():
                 raise self._pool._failure() from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -66,9 +66,13 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 raise SetAside
             tuned = body.get("model") != self._router.model
             seat = await self._router.take(prefix, suspect=suspect, tuned=tuned)
+            seated = True
             try:
                 answer, aboard = await self._try(seat, request, body)
                 if answer is not None and answer.status_code < 500:
+                    if not answer.is_closed:  # the reply is yet to come, and needs the seat
+                        seated = False
+                        return _passed_on(answer, stream=_Aboard(self, answer, seat, key))
                     self._router.acquit(key)
                     return answer
                 if not await self._died(seat):
@@ -76,7 +80,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 if aboard:
                     self._router.strike(key, seat.slot, seat.generation)
             finally:  # only after the verdict: the next suspect must not board a dead engine
-                self._router.give(seat)
+                if seated:
+                    self._router.give(seat)
 
     async def _try(
         self, seat: Seat, request: httpx.Request, body: dict[str, Any]
@@ -98,6 +103,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def _send(
         self, slot: Slot, request: httpx.Request, body: dict[str, Any]
     ) -> httpx.Response:
+        """The whole answer, or one that is open where a streamed reply begins."""
         headers = {"Content-Type": "application/json", "Host": httpx.URL(slot.url).netloc.decode()}
         if slot.api_key:
             headers["Authorization"] = f"Bearer {slot.api_key}"
@@ -109,12 +115,13 @@ class PoolTransport(httpx.AsyncBaseTransport):
             extensions=request.extensions,
         )
         answer = await self._wire().handle_async_request(onward)
+        if body.get("stream") and answer.status_code == 200:
+            return answer
         try:
             content = await answer.aread()
         finally:
             await answer.aclose()
-        kind = answer.headers.get("content-type", "application/json")
-        return httpx.Response(answer.status_code, headers={"Content-Type": kind}, content=content)
+        return _passed_on(answer, content=content)
 
     async def _died(self, seat: Seat) -> bool:
         slot = seat.slot
@@ -133,6 +140,44 @@ class PoolTransport(httpx.AsyncBaseTransport):
             )
             self._wires[loop] = httpx.AsyncHTTPTransport(limits=limits)
         return self._wires[loop]
+
+
+class _Aboard(httpx.AsyncByteStream):
+    """A streamed reply: has its seat, and answers for the engine's death, until it is closed."""
+
+    def __init__(
+        self, transport: PoolTransport, answer: httpx.Response, seat: Seat, key: str
+    ) -> None:
+        self._transport = transport
+        self._answer = answer
+        self._seat = seat
+        self._key = key
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._answer.aiter_bytes():
+                if b'data: {"error"' in chunk:  # may be the last that a dying engine says
+                    await self._strike_if_died()
+                yield chunk
+        except httpx.TransportError:
+            await self._strike_if_died()
+            raise
+        self._transport._router.acquit(self._key)
+
+    async def aclose(self) -> None:
+        try:
+            await self._answer.aclose()
+        finally:
+            self._transport._router.give(self._seat)
+
+    async def _strike_if_died(self) -> None:
+        if await self._transport._died(self._seat):
+            self._transport._router.strike(self._key, self._seat.slot, self._seat.generation)
+
+
+def _passed_on(answer: httpx.Response, **body: Any) -> httpx.Response:
+    kind = answer.headers.get("content-type", "application/json")
+    return httpx.Response(answer.status_code, headers={"Content-Type": kind}, **body)
 
 
 def as_text(body: dict[str, Any], controls: Sequence[str]) -> dict[str, Any]:

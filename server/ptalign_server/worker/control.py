@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import uvicorn
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from ptalign.engines.base import Message, Request
-from ptalign.errors import EngineFailed, NotReady, PtalignError
+from ptalign.errors import EngineFailed, InvalidInput, NotReady, PtalignError
 from ptalign_server.worker.adapters import served_adapter
 from ptalign_server.worker.job import Room
 
@@ -53,18 +54,31 @@ def control_app(room: Room) -> Starlette:
 
 
 async def _lines(room: Room, body: dict[str, Any]) -> AsyncIterator[str]:
-    """What `_reply` makes; its thread ends soon after the caller has gone."""
-    gone = threading.Event()
-    lines = _reply(room, body, gone.is_set)
+    """What `_reply` says; its thread ends soon after the caller has gone."""
+    gone, lines = threading.Event(), asyncio.Queue[str]()
+    loop = asyncio.get_running_loop()
+
+    def say(line: str) -> None:
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+
+    work = to_thread.run_sync(_reply, room, body, gone.is_set, say, abandon_on_cancel=True)
+    reply = asyncio.create_task(work)
+    reply.add_done_callback(lambda _: lines.put_nowait(""))
     try:
-        while line := await to_thread.run_sync(next, lines, "", abandon_on_cancel=True):
+        while line := await lines.get():
             yield line
     finally:
         gone.set()
+        reply.cancel()  # it may still wait for a thread
 
 
-def _reply(room: Room, body: dict[str, Any], should_stop: Callable[[], bool]) -> Iterator[str]:
-    """JSON lines with the pieces of one reply."""
+def _reply(
+    room: Room,
+    body: dict[str, Any],
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Says the pieces of one reply, or why there are no more, as JSON lines."""
     try:
         model = room.catalogue.model(body["model"])
         system = (Message("system", model.system_prompt),) if model.system_prompt else ()
@@ -79,16 +93,17 @@ def _reply(room: Room, body: dict[str, Any], should_stop: Callable[[], bool]) ->
                     temperature=0.7,
                     adapter=adapter,
                 )
-                for completion in pool.engine(should_stop).stream([request]):
-                    if completion.error:
-                        raise PtalignError(completion.error)
-                    yield json.dumps({"text": completion.text}) + "\n"
+                for piece in pool.engine(should_stop).pieces(request):
+                    say(_line(text=piece))
+    except InvalidInput as error:
+        say(_line(invalid=[error.field, error.limit, error.mend]))
     except PtalignError as error:
-        yield _refusal(error)
+        say(_line(error=str(error), reason=error.reason))
     except Exception:
         log.exception("chat failed")
-        yield _refusal(EngineFailed("the engine failed; the server's log says more"))
+        why = "the engine failed; the server's log says more"
+        say(_line(error=why, reason=EngineFailed.reason))
 
 
-def _refusal(error: PtalignError) -> str:
-    return json.dumps({"error": str(error), "reason": error.reason}) + "\n"
+def _line(**told: Any) -> str:
+    return json.dumps(told) + "\n"
