@@ -285,6 +285,8 @@ class Library(Base):
     async def resolve_adapter(self, *, model: str, policy: str) -> Resolved:
         """The newest adapter for a model and policy that PASSed and has not FAILed since.
 
+        One that the operator withdrew is passed over.
+
         Raises:
             NotFound: `reason` RESOURCE_NOT_FOUND: none has passed, or none passes any more: serve
                 the bare model, or nothing. UNKNOWN_NAME: the model or policy; see `known`.

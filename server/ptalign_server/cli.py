@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 
 from ptalign.errors import PtalignError
 from ptalign_proto import __version__
-from ptalign_server.admin import audit, hold, judges, keys, models, suites, tokens
+from ptalign_server.admin import adapters, audit, hold, judges, keys, models, suites, tokens
 from ptalign_server.admin.doctor import doctor
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")
 app.add_typer(hold.app, name="hold")
+app.add_typer(adapters.app, name="adapters")
 
 
 def _show_version(asked: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from ptalign_server.store import Store
 from ptalign_server.store.db import HEAD, current_revision, migrate
 from ptalign_server.store.operations import QUEUED, new_id
 from ptalign_server.store.requests import ticket
-from ptalign_server.store.schema import holds
+from ptalign_server.store.resources import Resource
+from ptalign_server.store.schema import holds, withdrawals
 from ptalign_server.vault import KeyFile
 
 WHO = Identity("me", "default", frozenset({"engineer"}))
@@ -158,15 +159,40 @@ def test_a_changed_row_is_refused_here_too(stores: tuple[Store, Store]) -> None:
         stores[1].operations.get(operation_id)
 
 
-def test_the_first_schema_grows_once(stores: tuple[Store, Store]) -> None:
+@pytest.mark.parametrize(
+    ("revision", "later"), [("0001", (holds, withdrawals)), ("0002", (withdrawals,))]
+)
+def test_an_earlier_schema_grows_once(
+    stores: tuple[Store, Store], revision: str, later: tuple[sa.Table, ...]
+) -> None:
     """Two servers of this release begin at the same moment."""
     with stores[0].engine.begin() as connection:
-        holds.drop(connection)
-        connection.execute(sa.text("update alembic_version set version_num = '0001'"))
+        for table in later:
+            table.drop(connection)
+        connection.execute(sa.text(f"update alembic_version set version_num = '{revision}'"))
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(migrate, [store.engine for store in stores]))
     assert current_revision(stores[1].engine) == HEAD
-    assert stores[1].holds.names() == []
+    assert stores[1].holds.names() == stores[1].withdrawals.names() == []
+
+
+def test_an_adapter_is_withdrawn_once_and_for_every_server(stores: tuple[Store, Store]) -> None:
+    """Whoever is second waits for the first, and is told that it changed nothing."""
+    name = f"adapters/{new_id()}"
+    row = Resource(
+        name=name, collection="adapters", tenant="default", model="m", policy="p", verdict="",
+        adapter="", partial=False, purged=False, content="", body=b"", created=1.0,
+    )  # fmt: skip
+    stores[0].write(lambda c: stores[0].resources.insert(c, row)).result()
+    first, second = stores
+    with first.engine.begin() as connection:
+        assert first.withdrawals.add(connection, name)
+        withdrawing = second.write(lambda c: second.withdrawals.add(c, name))
+        wait_for_a_lock(second, withdrawing)
+    assert withdrawing.result() is False
+    assert second.withdrawals.names() == [name]
+    assert second.write(lambda c: second.withdrawals.remove(c, name)).result()
+    assert first.withdrawals.names() == []
 
 
 def test_a_hold_keeps_text_from_every_server(stores: tuple[Store, Store]) -> None:
@@ -177,6 +203,14 @@ def test_a_hold_keeps_text_from_every_server(stores: tuple[Store, Store]) -> Non
         second.write(lambda c: second.keys.destroy(c, name.partition("/")[2])).result()
     assert second.holds.names() == [name]
     first.keys.get(name.partition("/")[2])
+
+
+def wait_for_a_lock(store: Store, change: Future[bool]) -> None:
+    """Returns once `change` waits for another's lock, or went through."""
+    waiting = sa.text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not change.done() and not connection.execute(waiting).scalar():
+            pass
 
 
 def test_a_hold_waits_for_a_purge_that_was_first(stores: tuple[Store, Store]) -> None:
@@ -193,10 +227,7 @@ def test_a_hold_waits_for_a_purge_that_was_first(stores: tuple[Store, Store]) ->
     purging = first.write(purge)
     assert destroyed.wait(60)
     holding = second.write(lambda c: second.holds.add(c, name))
-    waiting = sa.text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
-    with first.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while not holding.done() and not connection.execute(waiting).scalar():
-            pass
+    wait_for_a_lock(first, holding)
     go.set()
     purging.result()
     with pytest.raises(InvalidInput, match="has no text"):

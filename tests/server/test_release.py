@@ -10,12 +10,15 @@ from typing import Any
 import grpc
 import pytest
 from test_gateway import MODEL, POLICY, Calls, put_set, refused, serving
+from typer.testing import CliRunner
 
 from ptalign.config import GateConfig
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import ModelSpec
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
+from ptalign_server.admin import adapters as admin
 from ptalign_server.catalogue import GATES, Catalogue, write_models
 from ptalign_server.configs import gate_config
 from ptalign_server.errors import NotFound, Violations
@@ -24,6 +27,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import SUCCEEDED, Operation
 from ptalign_server.store.resources import Resource
+from ptalign_server.store.schema import resources
 from ptalign_server.store.sets import Terms
 
 LOOSE = Terms(gate=GateConfig(min_harm_reduction=None))
@@ -35,6 +39,7 @@ class Shelf:
     """Adapters and evaluations of one tenant, in the order they were made."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         settings = Settings(state=state)
         settings.make_folders()
         self.store = Store(settings, wire.freeze)
@@ -76,6 +81,12 @@ class Shelf:
         model = ModelSpec(name=MODEL, path="x", weights_digest=digest)
         found = newest_released(self.store, self.catalogue, TENANT, model, POLICY)
         return found[0].name, found[1].name
+
+    def withdraw(self, adapter: str) -> bool:
+        return self.store.write(lambda c: self.store.withdrawals.add(c, adapter)).result()
+
+    def restore(self, adapter: str) -> bool:
+        return self.store.write(lambda c: self.store.withdrawals.remove(c, adapter)).result()
 
     def _id(self) -> str:
         return f"{next(self._ids):024x}"
@@ -155,6 +166,73 @@ def test_an_inconclusive_evaluation_changes_nothing(shelf: Shelf, verdict: str) 
     judged = shelf.evaluation(new, verdict)
     shelf.evaluation(new, "INCONCLUSIVE")
     assert shelf.resolve() == ((new, judged) if verdict == "PASS" else (old, kept))
+
+
+def test_a_withdrawn_adapter_is_passed_over_until_it_is_restored(shelf: Shelf) -> None:
+    old, new = shelf.adapter(), shelf.adapter()
+    kept = shelf.evaluation(old, "PASS")
+    shelf.evaluation(new, "PASS")
+    assert shelf.withdraw(new)
+    assert not shelf.withdraw(new)
+    again = shelf.evaluation(new, "PASS")  # as good by the suites as before: no way back
+    assert shelf.resolve() == (old, kept)
+    assert shelf.withdraw(old)
+    with pytest.raises(NotFound):
+        shelf.resolve()
+    assert shelf.restore(new)
+    assert shelf.resolve() == (new, again)
+    assert not shelf.restore(new)
+
+
+def test_a_damaged_adapter_can_be_withdrawn(shelf: Shelf) -> None:
+    """Its row can answer no call, so it must not stand before the older ones."""
+    old, new = shelf.adapter(), shelf.adapter()
+    kept = shelf.evaluation(old, "PASS")
+    shelf.evaluation(new, "PASS")
+    with shelf.store.engine.begin() as connection:
+        broken = resources.update().where(resources.c.name == new).values(created=2.0)
+        connection.execute(broken)
+    with pytest.raises(DataDamaged):
+        shelf.resolve()
+    shelf.withdraw(new)
+    assert shelf.resolve() == (old, kept)
+
+
+def test_the_command_withdraws_and_restores_and_the_audit_trail_says_why(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = shelf.adapter()
+    evaluation = shelf.evaluation(adapter, "PASS")
+    monkeypatch.setenv("PTALIGN_STATE", str(shelf.state))
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(admin.app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    for _ in range(2):  # what is withdrawn already leaves no second entry
+        assert said("withdraw", adapter, "--reason", "case 7") == f"withdrawn: {adapter}\n"
+    assert said("list") == f"{adapter}\n"
+    with pytest.raises(NotFound):
+        shelf.resolve()
+    assert said("restore", adapter) == f"restored: {adapter}\n"
+    assert said("list") == ""
+    assert shelf.resolve() == (adapter, evaluation)
+    for call, why in (
+        (("restore", adapter), "is not withdrawn"),
+        (("withdraw", evaluation), "is no adapter"),
+        (("withdraw", "adapters/nope"), "is no adapter"),
+        (("withdraw", adapter, "--reason", "x" * 501), "at most 500 characters"),
+    ):
+        with pytest.raises(InvalidInput, match=why):
+            said(*call)
+    found = [
+        (e.tenant, e.identity, e.action, e.target, e.detail) for e in shelf.store.audit.entries()
+    ]
+    assert found == [
+        (TENANT, "console", "withdraw", adapter, {"reason": "case 7"}),
+        (TENANT, "console", "restore", adapter, {"reason": ""}),
+    ]
 
 
 def test_an_evaluation_under_another_policy_does_not_release(shelf: Shelf) -> None:

@@ -24,7 +24,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
-from ptalign_server.store.schema import audit, events, holds, operations
+from ptalign_server.store.schema import audit, events, holds, operations, withdrawals
 from ptalign_server.vault import KeyFile, Vault
 
 
@@ -322,15 +322,21 @@ def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "ptalign.db").read_bytes() == before
 
 
-def test_the_first_schema_grows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("revision", "later"), [("0001", (holds, withdrawals)), ("0002", (withdrawals,))]
+)
+def test_an_earlier_schema_grows(
+    tmp_path: Path, revision: str, later: tuple[sa.Table, ...]
+) -> None:
     settings = Settings(state=tmp_path / "state")
     store = Store(settings, frozen)
     with store.engine.begin() as connection:
-        holds.drop(connection)
-        connection.execute(sa.text("update alembic_version set version_num = '0001'"))
+        for table in later:
+            table.drop(connection)
+        connection.execute(sa.text(f"update alembic_version set version_num = '{revision}'"))
     store.close()
     grown = Store(settings, frozen)
-    assert grown.holds.names() == []
+    assert grown.holds.names() == grown.withdrawals.names() == []
     assert db.current_revision(grown.engine) == db.HEAD
     grown.close()
 

@@ -1,15 +1,26 @@
-"""The server's own database and folder, for a command beside it."""
+"""The server's own database and folder, for a command beside it, and its audit entries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from ptalign.errors import DataDamaged, InvalidInput
+from ptalign_server.errors import NotFound
+from ptalign_server.gateway.reading import MAX_PURPOSE
 from ptalign_server.settings import Settings
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from ptalign_server.store import Store
+
+WHO = "console"
+"""Who the audit entry names: whoever may run commands beside the server, on its key."""
+Reason = Annotated[str, typer.Option(help="Why, for the audit trail: a matter's number.")]
 
 
 @contextmanager
@@ -23,3 +34,30 @@ def open_store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def check_reason(reason: str) -> None:
+    """Refuses a reason that is longer than a purpose may be.
+
+    Raises:
+        InvalidInput: It is.
+    """
+    if len(reason) > MAX_PURPOSE:
+        limit = f"must be at most {MAX_PURPOSE} characters"
+        raise InvalidInput("--reason", limit, "Name the matter, not its story.")
+
+
+def enter(store: Store, connection: sa.Connection, action: str, name: str, reason: str) -> None:
+    """Appends what was done from the console to the audit trail."""
+    store.audit.add(connection, _tenant(store, name), WHO, action, name, {"reason": reason})
+
+
+def _tenant(store: Store, name: str) -> str:
+    """Whose it is; empty where its row is gone or damaged: what was done stands all the same."""
+    collection, _, found = name.partition("/")
+    try:
+        if collection == "operations":
+            return store.operations.get(found).tenant
+        return store.resources.get(name, None).tenant
+    except (NotFound, DataDamaged):
+        return ""

@@ -1,6 +1,6 @@
 """Which adapter may be served: the newest that PASSed the operator's gate and has not FAILed since.
 
-See docs/adr/0010.
+One that the operator withdrew is passed over, whatever it PASSed. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def newest_released(
     Raises:
         NotFound: There is none yet.
     """
+    withdrawn = set(store.withdrawals.names())
     for name in store.resources.evaluated(tenant, model.name):
+        if name in withdrawn:
+            continue
         adapter = store.resources.get(name, tenant)
         if adapter.policy != policy or not same_weights(adapter, model):
             continue

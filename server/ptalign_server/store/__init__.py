@@ -20,6 +20,7 @@ from ptalign_server.store.keys import Keys, no_keys
 from ptalign_server.store.operations import Freeze, Operations
 from ptalign_server.store.resources import Resources
 from ptalign_server.store.sets import Sets
+from ptalign_server.store.withdrawals import Withdrawals
 from ptalign_server.store.writer import Writer
 from ptalign_server.vault import KeyFile, Vault, operator_keys
 
@@ -52,6 +53,7 @@ class Store:
             raise
         self.operations = Operations(self.engine, self.vault, freeze)
         self.resources = Resources(self.engine, self.vault)
+        self.withdrawals = Withdrawals(self.engine)
         shelf = Shelf(self.operations, self.resources)
         self.glances = Glances(settings.database_url, self.vault, freeze, shelf)
         self.sets = Sets(settings.state / "sets", self.keys)

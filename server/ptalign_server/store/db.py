@@ -16,7 +16,7 @@ from ptalign.errors import NotReady, Unsupported
 from ptalign_server.store.schema import metadata
 
 log = logging.getLogger("ptalign.server")
-HEAD = "0002"
+HEAD = "0003"
 """Newest schema this program knows."""
 Kinds = dict[str, type | tuple[type, ...]]
 _KINDS: Kinds = {

@@ -95,6 +95,12 @@ holds = Table(
     Column("name", Text, primary_key=True),
 )
 
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    Column("name", String(80), primary_key=True),
+)
+
 audit = Table(
     "audit",
     metadata,
