@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from ptalign.errors import PtalignError
+from ptalign.errors import NotReady, PtalignError
 from ptalign_proto import __version__
 from ptalign_server.admin import adapters, audit, hold, judges, keys, models, suites, tokens
 from ptalign_server.admin.doctor import doctor
@@ -93,21 +93,16 @@ def health(
     ] = "",
 ) -> None:
     """Ask the running server through its local socket whether it serves: exit 0 or 1."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+    from ptalign_server.health import SERVING, ask
     from ptalign_server.settings import Settings
 
-    channel = grpc.insecure_channel(f"unix:{Settings().health_socket}")
-    stub = health_pb2_grpc.HealthStub(channel)
     try:
-        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=3)
-    except grpc.RpcError as error:
-        typer.echo(f"no answer: {error.details()}", err=True)
+        name = ask(Settings(), service)
+    except NotReady as error:
+        typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     typer.echo(name)
-    raise typer.Exit(0 if name == "SERVING" else 1)
+    raise typer.Exit(0 if name == SERVING else 1)
 
 
 def main() -> None:

