@@ -115,4 +115,8 @@ def test_a_server_that_nobody_can_call_is_said_to_lack_tokens(tmp_path: Path) ->
     Tokens(settings.tokens_path).add("alice", "default", ["engineer"])
     _, tokens = check_access(settings)
     assert tokens.ok
+    settings.tokens_path.write_text("[{")
+    _, tokens = check_access(settings)
+    assert not tokens.ok
+    assert tokens.needed
     assert len(list(check_access(Settings(state=tmp_path)))) == 1, "loopback needs none"

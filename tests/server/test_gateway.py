@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from ptalign.config import GateConfig
+from ptalign.errors import DataDamaged
 from ptalign.nouns import InstructionSet, ModelSpec, PairSet
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import library_pb2 as lib
@@ -902,6 +905,77 @@ def test_tokens_of_a_mounted_secret_are_read_again(tmp_path: Path) -> None:
     gate.admit(method, [("authorization", f"Bearer {tokens[1]}")])
     with pytest.raises(Unauthenticated):
         gate.admit(method, [("authorization", f"Bearer {tokens[0]}")])
+
+
+def test_tokens_stay_in_use_while_their_file_cannot_be_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A torn file was an internal error of every call, without a word in the log."""
+    file = tmp_path / "tokens.json"
+    tokens = Tokens(file)
+    token = tokens.add("alice", "red", ["engineer"])
+    whole = file.read_text()
+    assert tokens.find(token).tenant == "red"
+    for torn in ("[{", '[{"name": "alice"}]', "{}", "\udcff"):
+        caplog.clear()
+        file.write_bytes(torn.encode("utf-8", "surrogateescape"))
+        assert [tokens.find(token).name for _ in range(3)] == ["alice"] * 3
+        [said] = [record.getMessage() for record in caplog.records]
+        assert str(file) in said
+        with pytest.raises(DataDamaged, match=r"tokens\.json"):
+            tokens.add("bob", "red", ["engineer"])
+    file.unlink()
+    file.mkdir()  # what root cannot read either
+    assert tokens.find(token).name == "alice"
+    file.rmdir()
+    file.write_text(whole)
+    other = Tokens(file).add("bob", "red", ["engineer"])
+    assert tokens.find(other).name == "bob"
+
+
+def test_tenants_name_their_tokens_as_they_like(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    red, blue, again = (
+        tokens.add("alice", tenant, ["engineer"]) for tenant in ("red", "blue", "blue")
+    )
+    assert tokens.find(red).tenant == "red"
+    assert tokens.find(again).tenant == "blue"
+    with pytest.raises(Unauthenticated):
+        tokens.find(blue)
+    assert not tokens.remove("alice", "default")
+    assert tokens.remove("alice", "red")
+    with pytest.raises(Unauthenticated):
+        tokens.find(red)
+    assert tokens.find(again).tenant == "blue"
+
+
+def test_changes_of_the_tokens_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads the file and writes it anew: one that reads in between would be undone."""
+    seen: list[str] = []
+
+    def watch(name: str) -> Callable[..., Any]:
+        act = getattr(Tokens, name)
+
+        def watched(*arguments: Any) -> Any:
+            folder = os.open(tmp_path, os.O_RDONLY)
+            try:
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(folder)
+            seen.append(name)
+            return act(*arguments)
+
+        return watched
+
+    for name in ("entries", "_write"):
+        monkeypatch.setattr(Tokens, name, watch(name))
+    tokens = Tokens(tmp_path / "tokens.json")
+    tokens.add("alice", "t", ["engineer"])
+    assert tokens.remove("alice", "t")
+    assert seen == ["entries", "_write"] * 2
 
 
 async def test_the_tenant_comes_from_the_token(tmp_path: Path) -> None:

@@ -452,7 +452,7 @@ def test_visitors_come_from_the_servers_tokens(place: Place) -> None:
     tokens = Tokens(place.settings.state / "tokens.json")
     token = tokens.add("ann", "default", ["annotator"])
     assert place.shelf.visitor(fingerprint(token)) == ANN
-    tokens.remove("ann")
+    tokens.remove("ann", "default")
     assert place.shelf.visitor(fingerprint(token)) is None
     assert place.shelf.local() is not None
 

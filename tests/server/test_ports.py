@@ -141,7 +141,7 @@ async def test_a_removed_token_is_refused_at_once(tmp_path: Path) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = library_pb2_grpc.LibraryStub(channel)
         assert (await stub.GetCatalogue(lib.GetCatalogueRequest(), metadata=header)).gates
-        assert tokens.remove("who")
+        assert tokens.remove("who", "default")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetCatalogue(lib.GetCatalogueRequest(), metadata=header)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED

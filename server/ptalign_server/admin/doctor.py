@@ -227,7 +227,11 @@ def check_access(settings: Settings) -> Iterator[Finding]:
     yield Finding("access", settings.loopback or tls, shown, mend)
     if settings.loopback and not settings.auth.tokens_on_loopback:
         return
-    tokens = len(Tokens(settings.tokens_path).entries())
+    try:
+        tokens = len(Tokens(settings.tokens_path).entries())
+    except PtalignError as error:
+        yield Finding("tokens", False, str(error), "Until then no change of it counts.")
+        return
     mend = "ptalign-server tokens add NAME --role engineer. Until then nobody can call."
     yield Finding("tokens", tokens > 0, str(tokens), mend, needed=False)
 

@@ -21,7 +21,7 @@ def _tokens() -> Tokens:
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Who uses it; an older token of the name goes.")],
+    name: Annotated[str, typer.Argument(help="Who uses it; the tenant's older one goes.")],
     role: Annotated[list[str], typer.Option(help=f"One of {', '.join(ROLES)}; repeat for more.")],
     tenant: Annotated[str, typer.Option(help="Whose resources it sees.")] = "default",
 ) -> None:
@@ -33,10 +33,14 @@ def add(
 
 
 @app.command()
-def remove(name: str) -> None:
+def remove(
+    name: str,
+    tenant: Annotated[str, typer.Option(help="Whose token of the name.")] = "default",
+) -> None:
     """Remove a token: its next call is refused."""
-    if not _tokens().remove(name):
-        raise InvalidInput("name", f"no token is named {name!r}", "See: ptalign-server tokens list")
+    if not _tokens().remove(name, tenant):
+        limit = f"no token of the tenant {tenant} is named {name!r}"
+        raise InvalidInput("name", limit, "See: ptalign-server tokens list")
     typer.echo(f"removed {name}")
 
 
@@ -44,6 +48,4 @@ def remove(name: str) -> None:
 def show() -> None:
     """List names, tenants and roles; never the tokens."""
     for entry in _tokens().entries():
-        roles = entry["roles"]
-        joined = ",".join(map(str, roles)) if isinstance(roles, list) else ""
-        typer.echo(f"{entry['name']}\t{entry['tenant']}\t{joined}")
+        typer.echo(f"{entry.name}\t{entry.tenant}\t{','.join(entry.roles)}")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
-import json
+import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ptalign.errors import DataDamaged, NotReady, PtalignError
 from ptalign_server.errors import PermissionDenied, Unauthenticated
 from ptalign_server.settings import ROLES, Settings
 
+log = logging.getLogger("ptalign.server")
 TUNING = "/ptalign.v1.SafetyTuning/"
 LIBRARY = "/ptalign.v1.Library/"
 OPERATIONS = "/google.longrunning.Operations/"
@@ -126,13 +132,27 @@ class Gate:
         )
 
 
+class Entry(BaseModel):
+    """A line of the tokens file."""
+
+    name: str
+    tenant: str
+    roles: tuple[str, ...]
+    sha256: str
+
+
+_FILE = TypeAdapter(list[Entry])
+
+
 class Tokens:
-    """Bearer tokens, kept as SHA-256 hashes of 256 random bits; read again when changed."""
+    """Bearer tokens, kept as SHA-256 hashes of 256 random bits; read again when changed.
+
+    A changed file that cannot be used is logged once, and those known before stay in use.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = -1.0
-        self._entries: list[tuple[str, Identity]] = []
+        self._known: tuple[tuple[int, ...], list[Entry]] = ((), [])  # state of the file, content
 
     def find(self, token: str) -> Identity:
         """The token's identity.
@@ -140,55 +160,96 @@ class Tokens:
         Raises:
             Unauthenticated: It is not known.
         """
-        self._reload()
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        found: Identity | None = None
-        for known, identity in self._entries:  # no early exit: constant time over the list
-            if hmac.compare_digest(known, digest):
-                found = identity
+        found = self.holder(hashlib.sha256(token.encode()).hexdigest())
         if found is None:
             raise Unauthenticated("the token is not known or was removed. Ask an operator for one.")
         return found
 
+    def holder(self, digest: str) -> Identity | None:
+        """Who holds the token of this hash."""
+        found: Identity | None = None
+        for entry in self._current():  # no early exit: constant time over the list
+            if hmac.compare_digest(entry.sha256.encode(), digest.encode()):
+                found = Identity(entry.name, entry.tenant, frozenset(entry.roles))
+        return found
+
     def add(self, name: str, tenant: str, roles: Sequence[str]) -> str:
-        """Makes a token; it is shown once and stored only as a hash."""
+        """Makes a token in place of the tenant's older one of the name.
+
+        It is shown once and stored only as a hash.
+        """
         token = "pta_" + secrets.token_urlsafe(32)
-        entries = [e for e in self.entries() if e["name"] != name]
         digest = hashlib.sha256(token.encode()).hexdigest()
-        entries.append({"name": name, "tenant": tenant, "roles": list(roles), "sha256": digest})
-        self._write(entries)
+        made = Entry(name=name, tenant=tenant, roles=tuple(roles), sha256=digest)
+        with self._alone():
+            left = [e for e in self.entries() if (e.name, e.tenant) != (name, tenant)]
+            self._write([*left, made])
         return token
 
-    def remove(self, name: str) -> bool:
-        """Removes a token by its name; whether there was one."""
-        entries = self.entries()
-        left = [e for e in entries if e["name"] != name]
-        self._write(left)
+    def remove(self, name: str, tenant: str) -> bool:
+        """Removes a tenant's token by its name; whether there was one."""
+        with self._alone():
+            entries = self.entries()
+            left = [e for e in entries if (e.name, e.tenant) != (name, tenant)]
+            if len(left) < len(entries):
+                self._write(left)
         return len(left) < len(entries)
 
-    def entries(self) -> list[dict[str, object]]:
-        """What the file holds."""
-        if not self._path.exists():
-            return []
-        loaded: list[dict[str, object]] = json.loads(self._path.read_text())
-        return loaded
+    def entries(self) -> list[Entry]:
+        """What the file holds.
 
-    def _write(self, entries: list[dict[str, object]]) -> None:
+        Raises:
+            NotReady: It cannot be read.
+            DataDamaged: It is no list of tokens.
+        """
+        try:
+            return _FILE.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise NotReady(
+                f"{self._path} cannot be read: {error.strerror}. It must belong to the user that "
+                "the server runs as."
+            ) from None
+        except ValidationError:
+            raise DataDamaged(
+                f"{self._path} is no list of tokens. Correct it, or restore it from a backup."
+            ) from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One change at a time: of two that read the same file, one would be lost."""
+        folder = os.open(self._path.parent, os.O_RDONLY)  # the file itself is replaced
+        try:
+            with suppress(OSError):  # NFS locks no folder
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _write(self, entries: list[Entry]) -> None:
         partial = self._path.with_name(self._path.name + ".new")
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            json.dump(entries, stream, indent=1)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(_FILE.dump_json(entries, indent=1))
         partial.replace(self._path)
 
-    def _reload(self) -> None:
-        stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0.0
-        if stamp == self._stamp:
-            return
-        self._entries = [
-            (
-                str(e["sha256"]),
-                Identity(str(e["name"]), str(e["tenant"]), frozenset(e["roles"])),  # type: ignore[call-overload]
+    def _current(self) -> list[Entry]:
+        try:
+            found = self._path.stat()
+            state: tuple[int, ...] = (
+                found.st_ino,
+                found.st_size,
+                found.st_mtime_ns,
+                found.st_ctime_ns,
             )
-            for e in self.entries()
-        ]
-        self._stamp = stamp
+        except OSError as error:
+            state = (error.errno or 0,)
+        before, entries = self._known
+        if state != before:
+            try:
+                entries = self.entries()
+            except PtalignError as error:
+                log.error("%s The tokens known before stay in use.", error)
+            self._known = (state, entries)
+        return entries

@@ -73,11 +73,8 @@ class Shelf:
 
     def visitor(self, token_hash: str) -> Visitor | None:
         """Whoever holds the token now."""
-        for entry in self._tokens.entries():
-            if entry["sha256"] == token_hash:
-                roles: Sequence[str] = entry["roles"]  # type: ignore[assignment]
-                return Visitor(str(entry["name"]), str(entry["tenant"]), frozenset(roles))
-        return None
+        found = self._tokens.holder(token_hash)
+        return None if found is None else Visitor(found.name, found.tenant, found.roles)
 
     def queues(self, visitor: Visitor) -> Sequence[Queue]:
         """Pair sets of the tenant that still hold text."""
