@@ -591,7 +591,7 @@ def test_ops_cancel_of_an_ended_operation_says_so(cli: Any, served: Any) -> None
 def test_resolve_says_once_that_nothing_passed(cli: Any) -> None:
     result = cli("resolve", "-m", "tiny", "-p", "tone-en", "--json", columns=200)
     assert result.exit_code == 2
-    assert "no adapter for tiny and tone-en has passed an evaluation yet" in result.stderr
+    assert "no adapter for tiny and tone-en is released: none passed" in result.stderr
     assert "No such resource" not in result.stderr
     (said,) = lines(result)
     assert said["error"]["reason"] == "RESOURCE_NOT_FOUND"

@@ -262,7 +262,8 @@ def resolve(
         if error.reason != "RESOURCE_NOT_FOUND":
             raise
         raise NotFound(
-            f"no adapter for {model} and {policy} has passed an evaluation yet",
+            f"no adapter for {model} and {policy} is released: none passed, or it failed or was "
+            "withdrawn since",
             f"Evaluate one: `ptalign evaluate adapters/ID -m {model}`.",
             reason=error.reason,
         ) from None
