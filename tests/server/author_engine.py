@@ -167,6 +167,17 @@ class Engine(BaseHTTPRequestHandler):
             return self.reply(len(busy))
         return self.reply({"data": [{"id": name} for name in ("author", *adapters)]})
 
+    def stream(self, text: str) -> None:
+        """A chat completion by words, as vLLM sends its tokens."""
+        deltas = [{"content": f"{word} "} for word in text.split()]
+        events = [json.dumps({"choices": [{"delta": delta}]}) for delta in deltas]
+        body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("_lora_adapter"):
@@ -179,6 +190,8 @@ class Engine(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         text = written(body["prompt"]) if "prompt" in body else helpful([]).strip()
+        if body.get("stream"):
+            return self.stream(text)
         choice: dict[str, Any] = {"text": text, "finish_reason": "stop"}
         if "messages" in body:
             choice = {"message": {"content": text}, "finish_reason": "stop"}
