@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -25,6 +30,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.admin import hold as admin
+from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import OnHold, SetPurged
 from ptalign_server.gateway.identity import Identity, _caller
 from ptalign_server.gateway.operations import Operations
@@ -396,3 +402,55 @@ def test_what_destroys_a_key_goes_to_its_end_when_its_caller_goes_away(
     with pytest.raises(SetPurged):
         store.keys.get(name.partition("/")[2])
     assert not store.sets.folder(name.partition("/")[2]).exists()
+
+
+def test_sets_of_another_database_are_not_erased(store: Store, settings: Settings) -> None:
+    """To a second database on a shared claim all drafts of the first are left over."""
+    draft = store.sets.folder("draft-1")
+    draft.mkdir()
+    (draft / "log").touch()
+    store.claim_sets()
+    file = settings.state.parent / "other.db"
+    done = subprocess.run(
+        [sys.executable, "-m", "ptalign_server.cli", "serve"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("PTALIGN_")}
+        | dict.fromkeys(("PTALIGN_PORT", "PTALIGN_PAGE_PORT", "PTALIGN_METRICS_PORT"), "0")
+        | {
+            "PTALIGN_STATE": str(settings.state),
+            "PTALIGN_DATABASE": f"sqlite:///{file}",
+            "PTALIGN_ENGINE__KIND": "scripted",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "PTALIGN_DATABASE: the sets in" in done.stderr
+    assert (draft / "log").exists()
+
+
+def test_a_database_knows_its_sets_after_a_rotation_and_from_a_backup(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    backup = Settings(state=tmp_path / "backup")
+    backup.make_folders()
+    with (
+        sqlite3.connect(settings.state / "ptalign.db") as source,
+        sqlite3.connect(backup.state / "ptalign.db") as target,
+    ):
+        source.backup(target)
+    for connection in (source, target):
+        connection.close()
+    shutil.copy(settings.key_path, backup.key_path)  # of before the mark was made
+    for restored in (settings, backup):
+        again = Store(restored, wire.freeze)
+        again.claim_sets()
+        rotate_all(again)
+        again.close()
+        again = Store(restored, wire.freeze)
+        again.claim_sets()
+        again.close()
+    shutil.copytree(settings.state / "sets", backup.state / "sets", dirs_exist_ok=True)
+    again = Store(backup, wire.freeze)
+    again.claim_sets()
+    again.close()

@@ -76,6 +76,7 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)
+    store.claim_sets()
     finish_purges(store)
     gateway = Gateway(settings, store, gauges)
     stop = asyncio.Event()

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ptalign_server.settings import Settings
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
-from ptalign_server.store.db import connect, migrate, protect_file
+from ptalign_server.store.db import alone, connect, migrate, protect_file
 from ptalign_server.store.glance import Glances, Shelf
 from ptalign_server.store.holds import Holds
 from ptalign_server.store.keys import Keys, no_keys
@@ -64,6 +64,17 @@ class Store:
         # Earlier versions brought adapters there; servers may share that folder now, not its files.
         shutil.rmtree(self._work / "cache", ignore_errors=True)
         self._writer = Writer(self.engine)
+
+    def claim_sets(self) -> None:
+        """Makes sure that the sets are this database's own, before anything of them is erased.
+
+        The MAC key tells databases apart: rotations, dumps and restored backups keep it.
+
+        Raises:
+            InvalidInput: They are another database's.
+        """
+        with alone(self.engine):  # the servers of one database start together
+            self.sets.claim(self.vault.mac("sets", "database"))
 
     def work(self, operation_id: str) -> Path:
         """Working folder of an operation: checkpoints and the like, no record text."""

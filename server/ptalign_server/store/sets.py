@@ -1,6 +1,7 @@
 """Sealed nouns on disk: ``sets/ID/noun`` when made, ``sets/ID/log`` while a stage works.
 
 ``sets/ID/unsettled`` says that the files came before the row: nobody knows yet whether it stands.
+``sets/.database`` says whose sets they are: a database takes what it does not know for left over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from ptalign.config import Config, GateConfig
-from ptalign.errors import DataDamaged
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import Annotation, Noun, Policy
 from ptalign_server.store.keys import Keys
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
@@ -59,6 +60,26 @@ class Sets:
     def __init__(self, root: Path, keys: Keys) -> None:
         self._root = root
         self._keys = keys
+
+    def claim(self, database: str) -> None:
+        """Marks the folder as the database's; one without a mark is an earlier version's, or new.
+
+        Raises:
+            InvalidInput: It is another database's.
+        """
+        mark = self._root / ".database"
+        mark.touch(mode=0o600)
+        found = mark.read_text()
+        if not found:
+            mark.write_text(database)
+        elif found != database:
+            raise InvalidInput(
+                "PTALIGN_DATABASE",
+                f"the sets in {self._root} are another database's",
+                "Set it to theirs, or use a folder of sets of its own (PTALIGN_STATE; in the chart "
+                f"persistence.sharedClaim). If theirs is gone for good, remove {mark}: page drafts "
+                "and unfinished sets in the folder are then destroyed.",
+            )
 
     def folder(self, set_id: str) -> Path:
         """The set's folder."""
