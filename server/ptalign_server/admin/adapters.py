@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from ptalign.errors import InvalidInput
-from ptalign_server.admin.stored import Reason, check_reason, enter, open_store
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
+from ptalign_server.admin.stored import Reason, enter, open_store
 
 app = typer.Typer(help="Adapters taken out of service by hand.", no_args_is_help=True)
 
@@ -22,31 +17,14 @@ def withdraw(name: str, reason: Reason = "") -> None:
     No evaluation brings it back. It can still be evaluated, downloaded and chatted with by name.
     It holds for every server on the database, and leaves an audit entry.
     """
-    check_reason(reason)
-    with open_store() as store:
-
-        def change(connection: sa.Connection) -> None:
-            if store.withdrawals.add(connection, name):
-                enter(store, connection, "withdraw", name, reason)
-
-        store.write(change).result()
+    enter("withdraw", name, reason, lambda store, c: store.withdrawals.add(c, name))
     typer.echo(f"withdrawn: {name}")
 
 
 @app.command()
 def restore(name: str, reason: Reason = "") -> None:
     """Let its evaluations decide again; leaves an audit entry."""
-    check_reason(reason)
-    with open_store() as store:
-
-        def change(connection: sa.Connection) -> bool:
-            withdrawn = store.withdrawals.remove(connection, name)
-            if withdrawn:
-                enter(store, connection, "restore", name, reason)
-            return withdrawn
-
-        withdrawn = store.write(change).result()
-    if not withdrawn:
+    if not enter("restore", name, reason, lambda store, c: store.withdrawals.remove(c, name)):
         mend = "See: ptalign-server adapters list"
         raise InvalidInput("name", f"{name[:80]!r} is not withdrawn", mend)
     typer.echo(f"restored: {name}")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from ptalign.errors import InvalidInput
-from ptalign_server.admin.stored import Reason, check_reason, enter, open_store
+from ptalign_server.admin.stored import Reason, enter, open_store
 from ptalign_server.gateway.reading import SETS
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
 
 app = typer.Typer(
     help="Legal hold: what neither a purge nor retention destroys.", no_args_is_help=True
@@ -28,31 +23,14 @@ def add(name: str, reason: Reason = "") -> None:
     if name.partition("/")[0] not in known:
         mend = f"Name one of: {', '.join(f'{each}/ID' for each in known)}."
         raise InvalidInput("name", f"{name[:80]!r} holds no record text", mend)
-    check_reason(reason)
-    with open_store() as store:
-
-        def change(connection: sa.Connection) -> None:
-            if store.holds.add(connection, name):
-                enter(store, connection, "hold", name, reason)
-
-        store.write(change).result()
+    enter("hold", name, reason, lambda store, c: store.holds.add(c, name))
     typer.echo(f"held: {name}")
 
 
 @app.command()
 def remove(name: str, reason: Reason = "") -> None:
     """Let purges and retention have it again; leaves an audit entry."""
-    check_reason(reason)
-    with open_store() as store:
-
-        def change(connection: sa.Connection) -> bool:
-            held = store.holds.remove(connection, name)
-            if held:
-                enter(store, connection, "release", name, reason)
-            return held
-
-        held = store.write(change).result()
-    if not held:
+    if not enter("release", name, reason, lambda store, c: store.holds.remove(c, name)):
         raise InvalidInput("name", f"{name[:80]!r} is not held", "See: ptalign-server hold list")
     typer.echo(f"released: {name}")
 

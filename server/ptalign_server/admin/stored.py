@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,20 +36,34 @@ def open_store() -> Iterator[Store]:
         store.close()
 
 
-def check_reason(reason: str) -> None:
-    """Refuses a reason that is longer than a purpose may be.
+def enter(action: str, name: str, reason: str, act: Callable[[Store, sa.Connection], bool]) -> bool:
+    """Does something and appends it to the audit trail, both or neither.
+
+    Args:
+        action: What the trail calls it.
+        name: Of the resource or operation that it is done to.
+        reason: Why, as the caller says.
+        act: Changes the database and says whether anything changed: nothing else is entered.
+
+    Returns:
+        Whether anything changed.
 
     Raises:
-        InvalidInput: It is.
+        InvalidInput: The reason is longer than a purpose may be.
     """
     if len(reason) > MAX_PURPOSE:
         limit = f"must be at most {MAX_PURPOSE} characters"
         raise InvalidInput("--reason", limit, "Name the matter, not its story.")
+    with open_store() as store:
 
+        def change(connection: sa.Connection) -> bool:
+            changed = act(store, connection)
+            if changed:
+                tenant, detail = _tenant(store, name), {"reason": reason}
+                store.audit.add(connection, tenant, WHO, action, name, detail)
+            return changed
 
-def enter(store: Store, connection: sa.Connection, action: str, name: str, reason: str) -> None:
-    """Appends what was done from the console to the audit trail."""
-    store.audit.add(connection, _tenant(store, name), WHO, action, name, {"reason": reason})
+        return store.write(change).result()
 
 
 def _tenant(store: Store, name: str) -> str:
