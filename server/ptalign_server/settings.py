@@ -167,7 +167,7 @@ class Settings(BaseSettings):
 
     def make_folders(self) -> None:
         """Creates the state folders, for this user only."""
-        for name in ("", "sets", "work", "artefacts", "logs", "policies"):
+        for name in ("", "sets", "work", "artefacts", "policies"):
             folder = self.state / name
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -105,8 +105,8 @@ class Running:
             return str(reply.read().decode())
 
     def worker_log(self) -> str:
-        """The end of the worker's log."""
-        path = self.state / "logs" / "worker.log"
+        """The end of the log that worker and gateway share."""
+        path = self.state / "gateway.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
 

@@ -116,7 +116,7 @@ class Gateway:
         self._store = store
         self._metrics = gauges
         self._health = health.aio.HealthServicer()
-        self._worker = WorkerProcess(settings, gauges)
+        self._worker = WorkerProcess(gauges)
         self._server = make_server(settings, store, gauges, self._health)
         self._probe = grpc.aio.server()
         self._tasks: list[asyncio.Task[None]] = []

@@ -11,25 +11,24 @@ import sys
 import time
 
 from ptalign_server import metrics
-from ptalign_server.settings import Settings
 
 log = logging.getLogger("ptalign.server")
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 STOP_SECONDS = 25.0
+STDERR = 2
+"""Where its log goes, as the gateway's does; scripts read the gateway's standard output."""
 
 
 class WorkerProcess:
-    """Keeps one worker alive.
+    """Keeps one worker alive; the settings reach it as they reached the gateway, by environment.
 
     Args:
-        settings: Reach the worker through its environment, as they reached the gateway.
         gauges: Say whether there is a worker, and count restarts.
     """
 
-    def __init__(self, settings: Settings, gauges: metrics.Metrics) -> None:
-        self._log_path = settings.state / "logs" / "worker.log"
+    def __init__(self, gauges: metrics.Metrics) -> None:
         self._metrics = gauges
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -77,18 +76,16 @@ class WorkerProcess:
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
     async def _run(self) -> int:
-        with self._log_path.open("ab") as sink:
-            # A session of its own: killing its group takes the engines with it.
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "ptalign_server.worker",
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                start_new_session=True,
-            )
+        # A session of its own: killing its group takes the engines with it.
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ptalign_server.worker",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=STDERR,
+            start_new_session=True,
+        )
         self._metrics.worker_up.set(1)
         code = await self._process.wait()
         self._metrics.worker_up.set(0)
