@@ -101,6 +101,8 @@ import {module}
             (*HEAVY, "grpc", "google", "dbos", "sqlalchemy", "ptalign_server", "jinja2"),
         ),
         ("ptalign_server.gateway, ptalign_server.gateway.serve", ("vllm", *HEAVY)),
+        # Probes run `ptalign-server health` every few seconds.
+        ("ptalign_server.cli", ("sqlalchemy", "obstore", "dbos", "vllm", *HEAVY)),
     ],
 )
 def test_room_imports_with_the_forbidden_blocked(module: str, blocked: tuple[str, ...]) -> None:

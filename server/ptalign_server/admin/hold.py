@@ -6,7 +6,6 @@ import typer
 
 from ptalign.errors import InvalidInput
 from ptalign_server.admin.stored import Reason, enter, open_store
-from ptalign_server.gateway.reading import SETS
 
 app = typer.Typer(
     help="Legal hold: what neither a purge nor retention destroys.", no_args_is_help=True
@@ -19,6 +18,8 @@ def add(name: str, reason: Reason = "") -> None:
 
     It holds for every server on the database, and leaves an audit entry.
     """
+    from ptalign_server.gateway.reading import SETS
+
     known = (*SETS, "operations")
     if name.partition("/")[0] not in known:
         mend = f"Name one of: {', '.join(f'{each}/ID' for each in known)}."

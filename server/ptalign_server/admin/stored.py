@@ -1,4 +1,7 @@
-"""The server's own database and folder, for a command beside it, and its audit entries."""
+"""The server's own database and folder, for a command beside it, and its audit entries.
+
+Imported late: probes run the same program every few seconds and need none of it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import typer
 
 from ptalign.errors import DataDamaged, InvalidInput
 from ptalign_server.errors import NotFound
-from ptalign_server.gateway.reading import MAX_PURPOSE
 from ptalign_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ Reason = Annotated[str, typer.Option(help="Why, for the audit trail: a matter's 
 
 @contextmanager
 def open_store() -> Iterator[Store]:
-    """The store that the environment names; imported late, since ``--help`` needs none of it."""
+    """The store that the environment names."""
     from ptalign_server.store import Store
     from ptalign_server.wire import freeze
 
@@ -51,6 +53,8 @@ def enter(action: str, name: str, reason: str, act: Callable[[Store, sa.Connecti
     Raises:
         InvalidInput: The reason is longer than a purpose may be.
     """
+    from ptalign_server.gateway.reading import MAX_PURPOSE
+
     if len(reason) > MAX_PURPOSE:
         limit = f"must be at most {MAX_PURPOSE} characters"
         raise InvalidInput("--reason", limit, "Name the matter, not its story.")
