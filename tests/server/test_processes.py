@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,15 @@ def records(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def family(tmp_path: Path) -> Path:
+def family(tmp_path: Path) -> Iterator[Path]:
+    """The script of a family; whoever left its session is ended with the test."""
     script = tmp_path / "family.py"
     script.write_text(textwrap.dedent(FAMILY))
-    return script
+    yield script
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):  # it ended meanwhile
+            if folder.name.isdigit() and str(script).encode() in (folder / "cmdline").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def until(true: Callable[[], object], seconds: float = 20.0) -> None:
