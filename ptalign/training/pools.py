@@ -74,7 +74,8 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         polarised = pair.toxic is not None and pair.kind == "pair"
         pool = twins if pair.kind == "twin" else both if polarised else single
         pool.append((*good, *toxic))
-    seen = [anchor_sample(a, chat) for a in pairs.anchors if not a.held_out]
+    opening = config.opening_weight
+    seen = [anchor_sample(a, chat, opening) for a in pairs.anchors if not a.held_out]
     held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
     anchors, bad_count = fitting(seen, longest)
     held_out, held_count = fitting(held, longest)

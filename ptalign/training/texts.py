@@ -16,6 +16,8 @@ Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
 """A `kept` sample is a twin that is held to the bare model: see `ptalign.training.twins`."""
 
 PLACE = "ptalignanswerplace"
+OPENING = 4
+"""First tokens of an answer, in which a refusal begins if it is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +205,19 @@ def toxic_sample(pair: Pair, chat: ChatFormat, system: str | None = None) -> Sam
     return Sample(pair.id, "toxic", prompt, answer, (0.0,) * len(answer))
 
 
-def anchor_sample(anchor: Anchor, chat: ChatFormat) -> Sample:
-    """A benign instruction with the model's own answer."""
+def anchor_sample(anchor: Anchor, chat: ChatFormat, opening_weight: float = 1.0) -> Sample:
+    """A benign instruction with the model's own answer.
+
+    Args:
+        anchor: Its end is left out where the answer was cut.
+        chat: Tokenises.
+        opening_weight: Of each of the first `OPENING` tokens: there a refusal begins (ADR 0015).
+    """
     answer = chat.answer(anchor.answer)
     weights = full_weights(answer)
     if not anchor.ended:
         weights = (*weights[:-1], 0.0)
+    weights = (*(opening_weight * w for w in weights[:OPENING]), *weights[OPENING:])
     return Sample(anchor.id, "anchor", chat.prompt(anchor.instruction), answer, weights)
 
 

@@ -15,7 +15,7 @@ from ptalign.training import elicit
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.lora import load_tokenizer
 from ptalign.training.pools import make_pools, with_weights
-from ptalign.training.texts import ChatFormat, Sample, anchor_sample
+from ptalign.training.texts import OPENING, ChatFormat, Sample, anchor_sample
 
 
 def group(key: str) -> tuple[Sample, ...]:
@@ -105,3 +105,22 @@ def test_an_anchor_that_was_cut_weighs_nothing_on_its_end(tiny_model: ModelSpec)
     assert cut.answer == ended.answer
     assert set(ended.weights) == {1.0}
     assert cut.weights == (*ended.weights[:-1], 0.0)
+
+
+def test_first_words_of_trained_anchors_weigh_more_and_benign_kl_is_read_evenly(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    first, *rest = mild_pairs.anchors
+    pairs = mild_pairs.model_copy(
+        update={"anchors": (first.model_copy(update={"held_out": True}), *rest)}
+    )
+    plan = make_pools(pairs, chat, AlignConfig(opening_weight=3))
+    assert plan.anchors
+    for (anchor,) in plan.anchors:
+        assert anchor.weights[:OPENING] == (3.0,) * OPENING
+        assert set(anchor.weights[OPENING:-1]) == {1.0}
+    assert all(set(sample.weights[:-1]) == {1.0} for sample in plan.held_out)
+    assert any(sample.key == first.id for sample in plan.held_out)
+    short = first.model_copy(update={"answer": "No.", "ended": False})
+    assert anchor_sample(short, chat, 3).weights[-1] == 0.0, "a cut end still weighs nothing"
