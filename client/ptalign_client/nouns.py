@@ -59,7 +59,7 @@ class Resource:
     partial: bool = False
     """Sealed by a cancel or a failure: usable as parent, not by Align."""
     purged: bool = False
-    """The record text is destroyed; counts and digests stay."""
+    """The record text, or an adapter's files, are destroyed; counts and digests stay."""
     operation: str = ""
 
 

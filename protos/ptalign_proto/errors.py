@@ -23,6 +23,7 @@ CODES: Mapping[str, StatusCode] = MappingProxyType(
         "REQUEST_ID_REUSED": StatusCode.ALREADY_EXISTS,
         "SET_PARTIAL": StatusCode.FAILED_PRECONDITION,
         "SET_PURGED": StatusCode.FAILED_PRECONDITION,
+        "ADAPTER_DELETED": StatusCode.FAILED_PRECONDITION,
         "ON_HOLD": StatusCode.FAILED_PRECONDITION,
         "OPERATION_RUNNING": StatusCode.FAILED_PRECONDITION,
         "OFFSET_OUT_OF_RANGE": StatusCode.OUT_OF_RANGE,

@@ -85,6 +85,18 @@ class SetPurged(PtalignError):
     reason = "SET_PURGED"
 
 
+class AdapterDeleted(PtalignError):
+    """An adapter whose files an operator deleted."""
+
+    reason = "ADAPTER_DELETED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} was deleted by an operator: its files are gone, its record and evaluations "
+            "stay. Name another adapter, or align anew."
+        )
+
+
 class OnHold(PtalignError):
     """A call would destroy what is under legal hold."""
 

@@ -313,8 +313,9 @@ def test_pairs_cut_short_and_gone_are_made_anew(
     assert [r.parent for r in served.service.called("SynthesizePairs")] == ["", ""]
 
 
-def test_a_run_that_needs_a_purged_set_says_how_to_start_anew(
-    cli: Any, loop: Path, tmp_path: Path, served: Any
+@pytest.mark.parametrize("reason", ["SET_PURGED", "ADAPTER_DELETED"])
+def test_a_run_that_needs_what_is_gone_says_how_to_start_anew(
+    cli: Any, loop: Path, tmp_path: Path, served: Any, reason: str
 ) -> None:
     """Retention took the text of what the run keeps; unchanged, it has no need of it."""
     out = tmp_path / "out"
@@ -323,7 +324,7 @@ def test_a_run_that_needs_a_purged_set_says_how_to_start_anew(
         made.meta.purged = True
     assert cli("run", str(loop), "--out", str(out)).exit_code == 0
     loop.write_text(LOOP.replace("{name: PT-ALIGN}", "{name: PT-ALIGN, steps: 9}"))
-    purged = Fault(Code.FAILED_PRECONDITION, details=(info("SET_PURGED"),))
+    purged = Fault(Code.FAILED_PRECONDITION, details=(info(reason),))
     served.service.faults["Align"] = [purged]
     refused = cli("run", str(loop), "--out", str(out), columns=400)
     assert refused.exit_code == 1

@@ -212,11 +212,11 @@ def test_the_command_withdraws_and_restores_and_the_audit_trail_says_why(
 
     for _ in range(2):  # what is withdrawn already leaves no second entry
         assert said("withdraw", adapter, "--reason", "case 7") == f"withdrawn: {adapter}\n"
-    assert said("list") == f"{adapter}\n"
+    assert said("list").endswith("\tPASS\twithdrawn\n")
     with pytest.raises(NotFound):
         shelf.resolve()
     assert said("restore", adapter) == f"restored: {adapter}\n"
-    assert said("list") == ""
+    assert said("list").endswith("\tPASS\treleased\n")
     assert shelf.resolve() == (adapter, evaluation)
     for call, why in (
         (("restore", adapter), "is not withdrawn"),

@@ -28,6 +28,8 @@ R = TypeVar("R", bound=Resource)
 S = TypeVar("S", nouns.InstructionSet, nouns.PairSet)
 HELD_OUT = "held-out-"
 """How the names of suites begin that ask requests which nothing was trained on."""
+GONE = frozenset({"SET_PURGED", "ADAPTER_DELETED"})
+"""Reasons that no rerun lifts: a stage of an earlier run made it, and its state file names it."""
 AGAIN = "The same `ptalign run` continues the loop from here.\n"
 
 
@@ -231,7 +233,7 @@ class Runner:
         try:
             return self.work(label, stage, start)
         except ServiceError as error:
-            if error.reason == "SET_PURGED":  # kept, and needed again: every run would end here
+            if error.reason in GONE:  # kept, and needed again: every run would end here
                 error.hint = (
                     f"Start the loop anew: give another --out, or move {self.state.path} away."
                 )

@@ -241,7 +241,7 @@ class LibraryServicer(object):
         """The newest adapter for a model and policy that PASSed and has not FAILed since. Only a PASS
         against the bare model, with a gate at least as strict as the operator's, counts; a FAIL counts
         whatever its gate; INCONCLUSIVE changes nothing. Adapters of earlier weights of the model and
-        those that the operator withdrew are passed over.
+        those that the operator withdrew or deleted are passed over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -215,7 +215,7 @@ def check_object_store(settings: Settings) -> Iterator[Finding]:
         found = ""
     except (BaseError, OSError, ValueError) as error:
         found = type(error).__name__  # its words may quote a signed address
-    mend = "Correct PTALIGN_ARTEFACTS and its credentials, which must read, write and list."
+    mend = "Correct PTALIGN_ARTEFACTS and its credentials, which must read, write, list and delete."
     yield Finding("object store", not found, found or "answers", mend)
 
 

@@ -12,7 +12,7 @@ from ptalign.errors import InvalidInput
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import views
-from ptalign_server.errors import NotFound, OutOfRange, SetPurged
+from ptalign_server.errors import AdapterDeleted, NotFound, OutOfRange, SetPurged
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.store import Store
 from ptalign_server.store.artefacts import CHUNK
@@ -107,7 +107,7 @@ async def allow(
 
 
 def _items(store: Store, found: Resource) -> Iterator[views.Item]:
-    if found.purged:
+    if found.purged and found.collection in SETS:  # a deleted adapter's words are its record
         raise SetPurged(f"the text of {found.name} was purged; counts and digests remain.")
     return store.sets.records(found.name)
 
@@ -161,6 +161,8 @@ def _file(found: Resource, part: str) -> res.FileInfo:
     message: Any = COLLECTIONS[found.collection].FromString(found.body)
     for info in message.files:
         if info.part == part:
+            if found.purged:
+                raise AdapterDeleted(found.name)
             return info  # type: ignore[no-any-return]
     known = ", ".join(info.part for info in message.files) or "none"
     raise InvalidInput("part", f"{found.name} has no such file", f"Its files: {known}.")

@@ -1,6 +1,6 @@
 """Which adapter may be served: the newest that PASSed the operator's gate and has not FAILed since.
 
-One that the operator withdrew is passed over, whatever it PASSed. See docs/adr/0010.
+One that the operator withdrew or deleted is passed over, whatever it PASSed. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -33,11 +33,21 @@ def newest_released(
         adapter = store.resources.get(name, tenant)
         if adapter.policy != policy or not same_weights(adapter, model):
             continue
-        evaluations = store.resources.evaluations_of(tenant, name)
-        passed = _released_by(evaluations, store, catalogue, policy)
+        passed = _released_by(adapter, store, catalogue)
         if passed is not None:
             return adapter, passed
     raise NotFound
+
+
+def released_by(adapter: Resource, store: Store, catalogue: Catalogue) -> Resource | None:
+    """The evaluation by which ResolveAdapter names an adapter, or would without a newer one.
+
+    Withdrawn or not. Of a model that is not in the catalogue now nobody knows the weights.
+    """
+    model = catalogue.models.get(adapter.model)
+    if model is not None and not same_weights(adapter, model):
+        return None
+    return _released_by(adapter, store, catalogue)
 
 
 def at_least_as_strict(gate: GateConfig, operator: GateConfig) -> bool:
@@ -56,19 +66,19 @@ def _as_strict(name: str, limit: float | None, wanted: float | None) -> bool:
     return limit >= wanted if name.startswith("min_") else limit <= wanted
 
 
-def _released_by(
-    evaluations: list[Resource], store: Store, catalogue: Catalogue, policy: str
-) -> Resource | None:
-    """The evaluation that releases an adapter, of all of them, newest first.
+def _released_by(adapter: Resource, store: Store, catalogue: Catalogue) -> Resource | None:
+    """The evaluation that releases an adapter, of all of them; None where its files are gone.
 
     A FAIL blocks the adapter whatever it was measured by. A PASS counts only if it was reached as
     the operator asks: an experiment with limits of its own changes nothing. INCONCLUSIVE is passed
     over: one suite tried on an adapter, or a guard that is down, says nothing against it.
     """
-    for evaluation in evaluations:
+    if adapter.purged:
+        return None
+    for evaluation in store.resources.evaluations_of(adapter.tenant, adapter.name):
         if evaluation.verdict == "FAIL":
             return None
-        passed = evaluation.verdict == "PASS" and evaluation.policy == policy
+        passed = evaluation.verdict == "PASS" and evaluation.policy == adapter.policy
         if passed and _counts(evaluation, store, catalogue):
             return evaluation
     return None

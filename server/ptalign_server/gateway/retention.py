@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
@@ -21,11 +20,10 @@ from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.purge import destroy, erase
 from ptalign_server.gateway.reading import SETS
-from ptalign_server.lineage import made_from
+from ptalign_server.in_use import Skip, in_use
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import Operation
 from ptalign_server.store.resources import Resource
 
 log = logging.getLogger("ptalign.server")
@@ -36,16 +34,6 @@ UNSETTLED_SECONDS = 3600.0
 WHO = "retention"
 FAILURES = (PtalignError, OSError, sa.exc.SQLAlchemyError, DecodeError)
 """What one row or file may fail with, while others can still be purged."""
-FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent", "held_out")
-"""Fields of a call that name sets."""
-TRAINED_ON = ("pairSets", "annotationSets")
-"""What Evaluate reads of that which its adapters were made from."""
-
-
-class Skip(Protocol):
-    """Told what was left out, and why where its row is not the reason."""
-
-    def __call__(self, name: str, why: object = ..., /) -> None: ...
 
 
 class _Pass:
@@ -103,7 +91,7 @@ def expire(
 
 def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
     store = turn.store
-    kept = {*store.holds.names(), *_in_use(store, turn.skip)}
+    kept = {*store.holds.names(), *in_use(store, turn.skip)}
     ids = {name.partition("/")[2] for name in kept}  # a set and its operation share one key
     reason = f"older than {settings.retention_days:g} days"
     for found in store.resources.older_than(cutoff, SETS, turn.skip):
@@ -160,44 +148,3 @@ def _forget(store: Store, operation_id: str) -> None:
 
     store.write(change).result()
     store.keys.truncate_wal()
-
-
-def _in_use(store: Store, skip: Skip) -> Iterator[str]:
-    """What operations on their way work with; one whose call is unreadable cannot run."""
-    for operation in store.operations.under_way(skip):
-        try:
-            request = _request(store, operation)
-        except (DataDamaged, SetPurged) as error:
-            skip(wire.operation_name(operation.id), error)
-            continue
-        for field in FIELDS:
-            if name := getattr(request, field, ""):
-                yield str(name)
-        if operation.kind == "Align" and request.resume_from:  # whose steps it will copy
-            yield wire.operation_name(request.resume_from.removeprefix("operations/"))
-        if operation.kind == "Evaluate":
-            targets = (request.target, request.baseline, *request.also)
-            names = [request.pair_set, *(target.adapter for target in targets)]
-            yield from _trained_on(store, names, operation.tenant, skip)
-
-
-def _request(store: Store, operation: Operation) -> Any:
-    data = store.keys.get(operation.id).open("request", operation.request)
-    return wire.KINDS[operation.kind].request.FromString(data)
-
-
-def _trained_on(store: Store, names: list[str], tenant: str, skip: Skip) -> Iterator[str]:
-    """Pair sets and marks in the whole lineage of these, which no field of the call names."""
-
-    def found(name: str) -> Resource | None:
-        try:
-            return store.resources.get(name, tenant)
-        except NotFound:
-            return None
-        except DataDamaged as error:
-            skip(name, error)
-            return None
-
-    for resource in made_from(found, *names):
-        if resource.collection in TRAINED_ON:
-            yield resource.name

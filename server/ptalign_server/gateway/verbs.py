@@ -53,7 +53,7 @@ class Call:
         return found
 
     def adapter(self, field: str, name: str, model: ModelSpec) -> Resource:
-        """An adapter of this tenant and model, trained on the weights that the model has now."""
+        """An adapter of this tenant and model, there and of the weights that the model has now."""
         found = self.resource(name, "adapters", model.name)
         check_weights(field, found, model)
         return found

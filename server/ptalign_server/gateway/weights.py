@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ptalign.errors import Unsupported
 from ptalign.nouns import ModelSpec
+from ptalign_server.errors import AdapterDeleted
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 
@@ -21,11 +22,14 @@ def same_weights(made: Resource, model: ModelSpec) -> bool:
 
 
 def check_weights(field: str, adapter: Resource, model: ModelSpec) -> None:
-    """Refuses an adapter of earlier weights.
+    """Refuses an adapter that is deleted, or of earlier weights.
 
     Raises:
+        AdapterDeleted: Its files are gone.
         Unsupported: The catalogue's entry holds other weights than the adapter was trained on.
     """
+    if adapter.purged:
+        raise AdapterDeleted(adapter.name)
     if not same_weights(adapter, model):
         raise Unsupported(
             f"{field}: {adapter.name} was trained on weights {_made_with(adapter)[:SHOWN]}, and "

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from ptalign.errors import NotReady
 from ptalign_proto.v1 import resources_pb2
 from ptalign_server.errors import NotFound
 
@@ -76,6 +80,24 @@ class Artefacts:
                         stream.writelines(self.chunks(name, part, 0))
                     partial.replace(target / part)
         return target
+
+    def delete(self, name: str, parts: Sequence[str]) -> None:
+        """Removes the files of a resource, and what was brought here of them.
+
+        Raises:
+            NotReady: The object store does not take it now.
+        """
+        here = (self._root or self._cache) / name
+        if self._root is None:
+            try:
+                for part in parts:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self._store, self._key(name, part))
+            except (BaseError, OSError) as error:  # its words may quote a signed address
+                why = type(error).__name__
+                raise NotReady(f"the object store keeps the files of {name}: {why}") from None
+        if here.exists():
+            shutil.rmtree(here)
 
     def _key(self, name: str, part: str) -> str:
         if not PART.fullmatch(part):

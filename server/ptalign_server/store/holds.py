@@ -1,4 +1,4 @@
-"""Legal holds: text that no purge and no retention destroys, whichever server was told."""
+"""Legal holds: what no purge, no retention and no deletion destroys, whichever server was told."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from ptalign.errors import DataDamaged, InvalidInput
 from ptalign_server.errors import OnHold
 from ptalign_server.store.db import alone, reading
-from ptalign_server.store.schema import holds, set_keys
+from ptalign_server.store.schema import holds, resources, set_keys
 
 
 class Holds:
-    """Names that were told to be kept; `refuse_held` keeps their keys."""
+    """Names that were told to be kept; `refuse_held` keeps their keys and files."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -26,17 +26,15 @@ class Holds:
             return [str(name) for name in connection.execute(query).scalars()]
 
     def add(self, connection: sa.Connection, name: str) -> bool:
-        """Holds a set or an operation until `remove`; whether it was not held yet.
-
-        Its key is locked before: who destroys it at this moment goes first, or sees the hold.
+        """Holds a set, an adapter or an operation until `remove`; whether it was not held yet.
 
         Raises:
-            InvalidInput: There is no text to hold.
+            InvalidInput: There is nothing to hold.
         """
-        set_id = name.partition("/")[2]
-        key = sa.select(set_keys.c.set_id).where(set_keys.c.set_id == set_id).with_for_update()
-        if connection.execute(key).first() is None:
-            limit = f"{name[:80]!r} has no text: it was never made, or is purged"
+        purged = sa.select(resources.c.purged).where(resources.c.name == name)
+        there = lock_key(connection, name.partition("/")[2])
+        if not there or connection.execute(purged).scalar():
+            limit = f"{name[:80]!r} has no text or files: never made, or it is purged or deleted"
             raise InvalidInput("name", limit, "Look the name up: ptalign list")
         return _insert(connection, name)
 
@@ -63,6 +61,16 @@ class Holds:
             for name in names:
                 _insert(connection, name)
         file.unlink(missing_ok=True)
+
+
+def lock_key(connection: sa.Connection, set_id: str) -> bool:
+    """Locks what a hold and a destruction both need: one goes first, the other sees what it did.
+
+    Returns:
+        Whether the key is there.
+    """
+    key = sa.select(set_keys.c.set_id).where(set_keys.c.set_id == set_id).with_for_update()
+    return connection.execute(key).first() is not None
 
 
 def refuse_held(connection: sa.Connection, set_id: str) -> None:

@@ -70,14 +70,14 @@ class Resources:
             connection.execute(resources.insert().values(**self._signed(resource)))
 
     def mark_purged(self, connection: sa.Connection, resource: Resource, body: bytes) -> None:
-        """Records that the text of a set is gone."""
+        """Records that the text of a set, or the files of an adapter, are gone."""
         values = self._signed(replace(resource, purged=True, body=body))
         connection.execute(
             resources.update().where(resources.c.name == resource.name).values(**values)
         )
 
     def is_purged(self, connection: sa.Connection, name: str) -> bool:
-        """Whether a set's text is gone, as of this transaction."""
+        """Whether its text or its files are gone, as of this transaction."""
         query = sa.select(resources.c.purged).where(resources.c.name == name).with_for_update()
         return bool(connection.execute(query).scalar())
 
@@ -97,15 +97,12 @@ class Resources:
             resources.c.collection.in_(collections),
             resources.c.purged.is_(False),
         )
-        with reading(self._engine) as connection:
-            rows = connection.execute(query).mappings().all()
-        found = []
-        for row in rows:
-            try:
-                found.append(self._checked(row))
-            except DataDamaged:
-                damaged(str(row["name"]))
-        return found
+        return self._intact_ones(query, damaged)
+
+    def all_of(self, collection: str, damaged: Callable[[str], None]) -> list[Resource]:
+        """Resources of a collection of all tenants, newest first; see `older_than`."""
+        query = sa.select(resources).where(resources.c.collection == collection)
+        return self._intact_ones(query.order_by(resources.c.name.desc()), damaged)
 
     def newest(self, collection: str) -> Resource | None:
         """The newest resource of a collection, of all tenants; None when there is none.
@@ -122,8 +119,8 @@ class Resources:
         return None if row is None else self._checked(row)
 
     def purged_ids(self) -> list[str]:
-        """Ids of purged sets."""
-        query = sa.select(resources).where(resources.c.purged)
+        """Ids of purged sets; a deleted adapter keeps what is sealed of it."""
+        query = sa.select(resources).where(resources.c.purged, resources.c.collection != "adapters")
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
         # A flipped bit in `purged` alone must not destroy a set.
@@ -193,6 +190,17 @@ class Resources:
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(columns.name.desc())).mappings()
             return [self._checked(row) for row in rows]
+
+    def _intact_ones(self, query: sa.Select[Any], damaged: Callable[[str], None]) -> list[Resource]:
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        found = []
+        for row in rows:
+            try:
+                found.append(self._checked(row))
+            except DataDamaged:
+                damaged(str(row["name"]))
+        return found
 
     def _signed(self, resource: Resource) -> dict[str, Any]:
         values = asdict(resource)

@@ -7,14 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_server.errors import AdapterDeleted
 from ptalign_server.manifest import Signer
 from ptalign_server.pool import Pool
 from ptalign_server.store import Store
 
 
 def adapter_folder(store: Store, name: str) -> Path:
-    """A local PEFT folder of an adapter, its signed manifest checked."""
+    """A local PEFT folder of an adapter, its signed manifest checked.
+
+    Raises:
+        AdapterDeleted: It was deleted since the call was checked.
+    """
     found = store.resources.get(name, None)
+    if found.purged:
+        raise AdapterDeleted(name)
     parts = [file.part for file in res.Adapter.FromString(found.body).files]
     folder = store.artefacts.folder(name, parts)
     Signer(store.vault).check(folder, name)
