@@ -117,6 +117,11 @@ class Metrics:
             "retention_last_success_timestamp_seconds",
             "When retention last went through all tenants with nothing left out",
         )
+        self.disk_free = gauge("disk_free_bytes", "Free where the state folder lies", "volume")
+        self.disk_size = gauge("disk_size_bytes", "Size of what the state folder lies on", "volume")
+        self.state_used = gauge(
+            "state_used_bytes", "What the state folder holds, every 10 minutes", "kind"
+        )
         self.worker_up = gauge("worker_up", "1 while the server has a worker process")
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
         _reserve()

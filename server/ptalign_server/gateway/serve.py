@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
 from ptalign_server import metrics, wire
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.gateway.disk import publish_free, publish_used
 from ptalign_server.gateway.identity import Gate
 from ptalign_server.gateway.interceptor import Guard
 from ptalign_server.gateway.library import Library
@@ -46,6 +47,8 @@ GRACE_SECONDS = 10.0
 LOCK_SECONDS = 3.0
 """How long a killed server of the same state folder may take to be gone."""
 FORGET_EVERY = 600
+MEASURE_SECONDS = 30.0
+WALK_EVERY = 20
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 4096),
@@ -143,6 +146,7 @@ class Gateway:
             asyncio.create_task(self._follow_engine()),
             asyncio.create_task(self._count()),
             asyncio.create_task(self._expire()),
+            asyncio.create_task(self._measure()),
         ]
         return Ports(port, metrics_port, page_port)
 
@@ -199,6 +203,17 @@ class Gateway:
             except Exception:
                 log.exception("retention failed; trying again")
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _measure(self) -> None:
+        """What is free on disk, and less often what fills it."""
+        for turn in itertools.count():
+            try:
+                await asyncio.to_thread(publish_free, self._metrics, self._settings.state)
+                if turn % WALK_EVERY == 0:
+                    await asyncio.to_thread(publish_used, self._metrics, self._settings.state)
+            except Exception:
+                log.exception("the state folder's disk could not be measured; trying again")
+            await asyncio.sleep(MEASURE_SECONDS)
 
     async def _count(self) -> None:
         """Operations by kind and state, and how many wait; old request ids go on the way."""
