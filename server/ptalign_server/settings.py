@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; SQLite in the state folder unless set (PostgreSQL for replicas)."""
     artefacts: str = ""
     """Object store URL (s3://, gs://, az://); a folder in the state folder unless set."""
+    cache_gb: float = Field(10, gt=0)
+    """Adapters brought from the object store that stay in ``cache`` of the state folder: of more,
+    the longest unused go, but for those that operations under way, or the last hour, had use of."""
     key_file: Path | None = None
     """Operator's key; ``operator.key`` in the state folder unless set."""
     key_command: str = ""

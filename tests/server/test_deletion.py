@@ -16,7 +16,7 @@ from test_release import put as put_row
 from test_retention import put_operation
 from typer.testing import CliRunner
 
-from ptalign.errors import InvalidInput, NotReady
+from ptalign.errors import DataDamaged, InvalidInput, NotReady
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -232,3 +232,21 @@ def test_an_object_store_that_is_away_is_said_and_the_next_try_ends_it(
     store.close()
     assert [path for path in bucket.rglob("*") if path.is_file()] == []
     assert not brought.exists()
+
+
+def test_what_is_brought_makes_room_but_not_of_what_operations_use(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    store = Store(
+        Settings(state=tmp_path / "state", artefacts=f"file://{bucket}", cache_gb=1e-4), wire.freeze
+    )
+    idle, used, wanted = (put_adapter(store) for _ in range(3))
+    folders = [store.artefacts.folder(name, list(PARTS)) for name in (idle, used)]
+    for folder in folders:
+        os.utime(folder, (1, 1))
+    evaluate = pb.EvaluateRequest(target=pb.Target(model=MODEL, adapter=used))
+    put_operation(store, QUEUED, "Evaluate", evaluate)
+    with pytest.raises(DataDamaged):  # these are no weights
+        adapter_folder(store, wanted)
+    store.close()
+    assert [folder.exists() for folder in folders] == [False, True]

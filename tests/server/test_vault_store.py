@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -386,6 +387,30 @@ def test_one_adapter_brought_twice_at_a_time_is_whole(
         assert [(f.name, f.read_bytes()) for f in folder.iterdir()] == [
             ("adapter_config.json", b"{}")
         ]
+
+
+def test_the_longest_unused_leave_the_cache_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    url = f"file://{tmp_path}/bucket"
+    artefacts = Artefacts(tmp_path / "unused", url, tmp_path / "cache", 250)
+    names = ("oldest", "used", "older", "newer", "chat")
+    folders: dict[str, Path] = {}
+    for hours, name in zip((9, 8, 7, 6, 0), names, strict=True):
+        artefacts.put(f"adapters/{name}", "adapter_config.json", b"x" * 100)
+        folders[name] = artefacts.folder(f"adapters/{name}", ["adapter_config.json"])
+        then = time.time() - hours * 3600 - 5
+        os.utime(folders[name], (then, then))
+
+    def left() -> set[str]:
+        artefacts.trim(lambda: {"adapters/used"})
+        return {name for name, folder in folders.items() if folder.exists()}
+
+    assert artefacts.folder("adapters/oldest", ["adapter_config.json"]) == folders["oldest"]
+    assert left() == {"oldest", "used", "chat"}  # too much still, and nothing that may go
+    os.utime(folders["oldest"], (1, 1))
+    assert left() == {"used", "chat"}
+    again = artefacts.folder("adapters/older", ["adapter_config.json"])
+    assert (again / "adapter_config.json").read_bytes() == b"x" * 100
 
 
 def test_adapters_are_not_brought_into_the_folder_that_servers_share(tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ class Store:
         self.glances = Glances(settings.database_url, self.vault, freeze, shelf)
         self.sets = Sets(settings.state / "sets", self.keys)
         self.artefacts = Artefacts(
-            settings.state / "artefacts", settings.artefacts, settings.state / "cache"
+            settings.state / "artefacts",
+            settings.artefacts,
+            settings.state / "cache",
+            settings.cache_gb * 1e9,
         )
         self._work = settings.state / "work"
         # Earlier versions brought adapters there; servers may share that folder now, not its files.

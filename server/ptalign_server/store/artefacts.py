@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from ptalign_server.errors import NotFound
 
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHUNK = 256 * 1024
+UNUSED_SECONDS = 3600.0
+"""After which an adapter that no operation works with may leave the cache."""
 
 
 class Artefacts:
@@ -28,11 +33,13 @@ class Artefacts:
     Args:
         url: ``s3://``, ``gs://`` or ``az://``; empty: the folder `root`.
         cache: Where files of an object store are brought for programs that need a folder.
+        cache_bytes: What `trim` leaves of them.
     """
 
-    def __init__(self, root: Path, url: str, cache: Path) -> None:
+    def __init__(self, root: Path, url: str, cache: Path, cache_bytes: float = math.inf) -> None:
         self._root = None if url else root
         self._cache = cache
+        self._cache_bytes = cache_bytes
         self._bringing: dict[str, threading.Lock] = {}
         if url:
             self._store = from_url(url)
@@ -73,6 +80,7 @@ class Artefacts:
         # Two operations may want one adapter at a time, and each would write the other's file.
         with self._bringing.setdefault(name, threading.Lock()):
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.utime(target)  # `trim` goes by it
             for part in parts:
                 if not (target / part).exists():
                     partial = target / f"{part}.partial"
@@ -80,6 +88,31 @@ class Artefacts:
                         stream.writelines(self.chunks(name, part, 0))
                     partial.replace(target / part)
         return target
+
+    def trim(self, in_use: Callable[[], Container[str]]) -> None:
+        """Removes what was brought here, the longest unused first, until the rest fits.
+
+        What was used in the last hour stays: nobody knows of a chat under way.
+
+        Args:
+            in_use: Names that stay in any case; asked only when there is too much.
+        """
+        sizes = {folder: _size(folder) for folder in self._cache.glob("*/*")}
+        over = sum(sizes.values()) - self._cache_bytes
+        if over <= 0:
+            return
+        kept, now = in_use(), time.time()
+        for folder in sorted(sizes, key=_used):
+            if over <= 0 or now - _used(folder) < UNUSED_SECONDS:
+                return
+            name = folder.relative_to(self._cache).as_posix()
+            if name in kept:
+                continue
+            # Whoever wants it next touches it under this lock, and brings it again after.
+            with self._bringing.setdefault(name, threading.Lock()):
+                if now - _used(folder) > UNUSED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    over -= sizes[folder]
 
     def delete(self, name: str, parts: Sequence[str]) -> None:
         """Removes the files of a resource, and what was brought here of them.
@@ -103,3 +136,18 @@ class Artefacts:
         if not PART.fullmatch(part):
             raise NotFound
         return f"{name}/{part}"
+
+
+def _used(folder: Path) -> float:
+    """When it was last wanted; long ago where it is gone."""
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with suppress(FileNotFoundError):  # removed, or brought, at this moment
+        for file in folder.iterdir():
+            total += file.stat().st_size
+    return total

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import AdapterDeleted
+from ptalign_server.in_use import in_use
 from ptalign_server.manifest import Signer
 from ptalign_server.pool import Pool
 from ptalign_server.store import Store
@@ -24,6 +25,7 @@ def adapter_folder(store: Store, name: str) -> Path:
         raise AdapterDeleted(name)
     parts = [file.part for file in res.Adapter.FromString(found.body).files]
     folder = store.artefacts.folder(name, parts)
+    store.artefacts.trim(lambda: in_use(store, lambda *_: None))
     Signer(store.vault).check(folder, name)
     return folder
 
