@@ -14,9 +14,10 @@ from ptalign.asking.seeding import seed_drafts
 from ptalign.config import InstructionConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy, Spent
 from ptalign.progress import OnProgress, ignore
 from ptalign.records import MemoryLog, RecordLog
+from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
 
 
@@ -32,6 +33,7 @@ def generate_instructions(
     parent: InstructionSet | None = None,
     on_progress: OnProgress = ignore,
     log: RecordLog[Instruction] | None = None,
+    costs: RecordLog[Spent] | None = None,
     embed: Embedder | None = None,
 ) -> InstructionSet:
     """Makes `count` harmful instructions over the policy's topics, each with a benign twin.
@@ -47,6 +49,8 @@ def generate_instructions(
         parent: An earlier set to extend: its records come first and nothing repeats them.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted records; a log that has some is continued.
+        costs: What drafts cost, of every attempt that shares these logs: the set's ``drafts``,
+            ``yield``, ``tokens_generated``, ``seconds`` and rejected drafts are of all of them.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
 
     Returns:
@@ -59,17 +63,18 @@ def generate_instructions(
     """
     config = config or InstructionConfig()
     _check(policy, count, model, config)
-    run = DraftRun(
-        policy, count, config, on_progress, MemoryLog() if log is None else log, embed, parent
-    )
-    run.resume()
-    run.plant(seed_drafts(seeds, excerpts, run.embed))
-    while run.wants_more():
-        with open_stream(engine, run.requests()) as completions:
-            for completion in completions:
-                run.receive(completion)
-                if run.finished():
-                    break
+    log = MemoryLog() if log is None else log
+    spent = Spending(MemoryLog() if costs is None else costs)
+    run = DraftRun(policy, count, config, on_progress, log, spent, embed, parent)
+    with spent.kept():
+        run.resume()
+        run.plant(seed_drafts(seeds, excerpts, run.embed))
+        while run.wants_more():
+            with open_stream(engine, run.requests()) as completions:
+                for completion in completions:
+                    run.receive(completion)
+                    if run.finished():
+                        break
     return run.result()
 
 

@@ -151,6 +151,18 @@ class InstructionSet(Noun):
         return max(0, self.requested - len(self.harmful))
 
 
+class Spent(Noun):
+    """What the drafts of a set had cost when this was logged, all attempts together."""
+
+    id: str
+    """Running number."""
+    counts: dict[str, int]
+    """``tokens_generated``, ``written`` (accepted of drafts), ``rejected.<reason>``, ...: named as
+    in `ptalign.progress.Progress.counts`."""
+    seconds: float
+    """At work, without the time between attempts."""
+
+
 class Annotation(Noun):
     """One human mark: what a good and a bad answer to this instruction look like."""
 

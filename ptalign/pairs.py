@@ -15,9 +15,19 @@ from ptalign.config import PairConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
-from ptalign.nouns import Anchor, Annotation, InstructionSet, ModelSpec, Pair, PairSet, Policy
+from ptalign.nouns import (
+    Anchor,
+    Annotation,
+    InstructionSet,
+    ModelSpec,
+    Pair,
+    PairSet,
+    Policy,
+    Spent,
+)
 from ptalign.progress import OnProgress, ignore
 from ptalign.records import MemoryLog, RecordLog
+from ptalign.spending import Spending
 from ptalign.text.embed import Embedder, default_embedder
 
 MAX_ANNOTATIONS = 49
@@ -37,6 +47,7 @@ def synthesize_pairs(
     rejected: Collection[str] = (),
     on_progress: OnProgress = ignore,
     log: RecordLog[Pair | Anchor] | None = None,
+    costs: RecordLog[Spent] | None = None,
     embed: Embedder | None = None,
 ) -> PairSet:
     """Makes one pair per instruction, and the anchors.
@@ -67,6 +78,7 @@ def synthesize_pairs(
             rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted pairs and anchors; a log that has some is continued.
+        costs: What drafts cost, of every attempt that shares these logs.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere. How near an answer
             must be to its request is known of MiniLM alone (`ptalign.text.embed.RELEVANCE`).
 
@@ -75,8 +87,8 @@ def synthesize_pairs(
         ``stats["not_apart.<topic>"]`` counts the toxic drafts of a topic none of whose drafts the
         judges found far enough from its positive: it may not be about what they measure. Numbers of
         cost (``tokens_generated``, ``tokens_per_pair``, ``seconds``, drafts, ``rejected``) are of
-        this call: pairs that a log or a parent brought have cost nothing here, and where no other
-        is there, there is no ``tokens_per_pair``.
+        this call and of what `costs` brought: a parent's pairs have cost nothing here, and where
+        no other was written, there is no ``tokens_per_pair``.
 
     Raises:
         InvalidInput: Too many annotations, no instructions, or no judge for a toxic side.
@@ -84,6 +96,7 @@ def synthesize_pairs(
         Cancelled: The engine or `on_progress` said stop; accepted records are in the log.
     """
     _check(instructions, annotations, judges)
+    spent = Spending(MemoryLog() if costs is None else costs)
     run = PairRun(
         instructions,
         annotations,
@@ -96,13 +109,15 @@ def synthesize_pairs(
         embed=embed or default_embedder(policy.locale),
         on_progress=on_progress,
         log=MemoryLog() if log is None else log,
+        spent=spent,
     )
-    run.resume()
-    run.plan()
-    while run.wants_more():
-        with open_stream(engine, run.requests()) as completions:
-            for completion in completions:
-                run.receive(completion)
+    with spent.kept():
+        run.resume()
+        run.plan()
+        while run.wants_more():
+            with open_stream(engine, run.requests()) as completions:
+                for completion in completions:
+                    run.receive(completion)
     return run.result()
 
 

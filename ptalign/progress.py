@@ -25,11 +25,14 @@ class Progress:
 
     counts: Mapping[str, int] = field(default_factory=dict)
     """Running totals: ``accepted``, ``rejected.<reason>``, ``unscored``, ``unscored.<judge>``,
-    ``tokens_generated``. Of ``accepted``, ``written`` came of this call's drafts, not of a log, a
-    parent, seeds or marks."""
+    ``tokens_generated``. Of ``accepted``, ``written`` came of drafts, not of a parent, seeds or
+    marks. They go on from those of stopped attempts that share the call's logs."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     """Live measurements: ``loss_mle``, ``loss_ut``, ``ut_weight``, ``step_seconds``, ..."""
+
+    earlier: Mapping[str, int] = field(default_factory=dict)
+    """Of `counts`, what attempts before this one had reached: no news to who adds up."""
 
 
 OnProgress = Callable[[Progress], None]

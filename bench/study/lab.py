@@ -24,6 +24,7 @@ from ptalign.nouns import (
     PairSet,
     Policy,
     Probe,
+    Spent,
     digest_of,
 )
 from ptalign.policies import load_annotations, load_policy
@@ -99,6 +100,7 @@ class Lab:
             config=InstructionConfig(),
             on_progress=self._on_progress,
             log=self._journal.log(f"{name}-{tag}", Instruction),
+            costs=self._journal.log(f"{name}-{tag}-costs", Spent),
         )
         self._journal.seal(name, made)
         return counts(made) | {"harmful": len(made.harmful), "twins": len(made.twins)}
@@ -118,6 +120,7 @@ class Lab:
             config=PairConfig(anchors=self._form.anchors),
             on_progress=self._on_progress,
             log=self._journal.log(f"{name}-{tag}", Pair, Anchor),
+            costs=self._journal.log(f"{name}-{tag}-costs", Spent),
         )
         self._journal.seal(name, made)
         return pair_counts(made)

@@ -10,7 +10,6 @@ one finish.
 from __future__ import annotations
 
 import heapq
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -29,9 +28,9 @@ from ptalign.answering.constraints import Constraints, Side
 from ptalign.answering.heads import Heads
 from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
-from ptalign.answering.stats import pair_stats
+from ptalign.answering.stats import cost_stats, pair_stats
 from ptalign.answering.validity import tidy
-from ptalign.answering.verdicts import Verdicts
+from ptalign.answering.verdicts import NOT_APART, Verdicts
 from ptalign.answering.wording import wording
 from ptalign.answering.work import (
     AnchorDraft,
@@ -65,6 +64,7 @@ from ptalign.nouns import (
 from ptalign.progress import OnProgress, Progress
 from ptalign.records import RecordLog
 from ptalign.sealed import SealedText
+from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
 
 HEAT = {"positive": (0.7, 0.8), "toxic": (0.5, 0.6), "twin": (0.6, 0.8)}
@@ -104,6 +104,7 @@ class PairRun:
         embed: Embedder,
         on_progress: OnProgress,
         log: RecordLog[Records],
+        spent: Spending,
     ) -> None:
         self._instructions = instructions
         self._annotations = usable_marks(annotations, instructions.records, policy, embed)
@@ -111,10 +112,12 @@ class PairRun:
         self._marked = {item.instruction: item for item in self._annotations}
         self._policy, self._model, self._config = policy, model, config
         self._judges, self._embed, self._parent = tuple(judges), embed, parent
-        self._on_progress, self._log = on_progress, log
+        self._on_progress, self._log, self._spent = on_progress, log, spent
         self._words = wording(policy.locale)
         self._constraints = Constraints(policy, self._words, parent.constraints if parent else None)
-        self._verdicts = Verdicts(policy, judges, embed, config.min_polarity, self._reject)
+        self._verdicts = Verdicts(
+            policy, judges, embed, config.min_polarity, self._reject, spent.counts
+        )
         self._kind_openers = twin_openers(policy)
         self._heads = Heads(
             policy,
@@ -132,13 +135,9 @@ class PairRun:
         self._anchors: dict[str, Anchor] = {}
         self._queue: list[tuple[int, int, Task]] = []
         self._flight: dict[str, Task] = {}
-        self._rejected: Counter[str] = Counter()
-        self._drafts: Counter[str] = Counter()
-        self._written: Counter[str] = Counter()
         self._ruled: set[tuple[str, Side, int]] = set()
-        self._pushed = self._tokens = self._errors = self._left_out = self._adopted = 0
+        self._pushed = self._errors = self._left_out = self._adopted = 0
         self._round = 1
-        self._started = time.monotonic()
 
     # -- what was there before ----------------------------------------------------------------
 
@@ -153,8 +152,8 @@ class PairRun:
             pair, item = inherited.get(pair_id), self._marked.get(asked.text)
             if item is not None:
                 pair = marked_pair(asked, item, pair, self._policy)
-            elif pair_id in doubted and pair_id not in self._pairs:
-                self._reject(doubted[pair_id])
+            elif pair_id in doubted:
+                self._leave_out(doubted[pair_id])
                 continue
             if pair and pair_id not in self._pairs:
                 self._accept(pair)
@@ -175,7 +174,7 @@ class PairRun:
         for given in self._parent.pairs if self._parent else ():
             if given.id in self._wrong:
                 self._verdicts.keep_out(given)
-                self._reject("called_wrong")
+                self._leave_out("called_wrong")
                 continue
             pair = places.adopt(given)
             self._left_out += pair is None
@@ -293,7 +292,7 @@ class PairRun:
     def receive(self, completion: Completion) -> None:
         """Takes one completion; its work is accepted, asked again or moved to the next round."""
         task = self._flight.pop(completion.key)
-        self._tokens += completion.completion_tokens
+        self._spent.back(completion)
         failed = completion.finish == "error"
         self._errors = self._errors + 1 if failed else 0
         if self._errors > MAX_ERRORS:
@@ -323,7 +322,7 @@ class PairRun:
     def _take_draft(self, draft: Draft, completion: Completion, failed: bool) -> None:
         draft.work.open -= 1
         draft.rule.tried += 1
-        self._drafts[draft.voice] += 1
+        self._spent.counts[f"drafts_{draft.voice}"] += 1
         text = tidy(
             f"{draft.lead}{completion.text}",
             finished=completion.finish == "stop",
@@ -361,7 +360,7 @@ class PairRun:
         if toxic is not None:
             self._finish(work, *toxic)
         elif last:
-            self._reject(f"{work.kind}_given_up")
+            self._leave_out(f"{work.kind}_given_up")
             if work.mark:
                 self._accept(pair_of_marks(work.instruction, work.mark, self._policy))
         else:
@@ -375,21 +374,13 @@ class PairRun:
         order = {record_id("pair", r.id): i for i, r in enumerate(self._instructions.records)}
         pairs = sorted(self._pairs.values(), key=lambda p: order.get(p.id, len(order)))
         harmful, twins = len(self._instructions.harmful), len(self._instructions.twins)
-        seconds = time.monotonic() - self._started
         stats = pair_stats(pairs, list(self._anchors.values()), harmful, twins)
-        stats |= {
-            "tokens_generated": self._tokens,
-            "seconds": seconds,
-            "tokens_per_second": self._tokens / seconds if seconds else 0.0,
-        }
-        if written := self._written.total() - self._written["twin"]:
-            stats["tokens_per_pair"] = self._tokens / written
+        stats |= cost_stats(self._spent.counts, self._spent.seconds)
         if self._parent:
             stats["parent_left_out"] = self._left_out
-        stats |= {f"drafts_{voice}": n for voice, n in self._drafts.items()}
-        apart = {pair.topic for pair in pairs if pair.toxic is not None}
-        failed = {topic: n for topic, n in self._verdicts.not_apart.items() if topic not in apart}
-        stats |= {f"not_apart.{topic}": n for topic, n in failed.items() if n}
+        apart = {f"{NOT_APART}{pair.topic}" for pair in pairs if pair.toxic is not None}
+        failed = {k: n for k, n in self._spent.counts.items() if k.startswith(NOT_APART) and n}
+        stats |= {name: n for name, n in failed.items() if name not in apart}
         return PairSet(
             pairs=tuple(pairs),
             anchors=tuple(self._anchors.values()),
@@ -399,7 +390,7 @@ class PairRun:
             constraints=self._constraints.refined(sorted({p.topic for p in pairs})),
             protected_words=self._policy.protected_words,
             judge_ids=tuple(j.id for j in self._judges),
-            rejected=dict(self._rejected),
+            rejected=self._spent.rejected,
             stats=stats,
         )
 
@@ -408,7 +399,8 @@ class PairRun:
     ) -> None:
         record = work.instruction
         pair_id = record_id("pair", record.id)
-        self._written[work.kind] += 1
+        self._spent.counts["written"] += 1
+        self._spent.counts["written_twins"] += work.kind == "twin"
         self._accept(
             Pair(
                 id=pair_id,
@@ -438,17 +430,23 @@ class PairRun:
             return
         self._pairs[record.id] = record
 
+    def _leave_out(self, reason: str) -> None:
+        self._spent.leave_out(reason)
+        self._report_tens()
+
     def _reject(self, reason: str) -> None:
-        self._rejected[reason] += 1
-        if self._rejected.total() % 10 == 0:
+        self._spent.reject(reason)
+        self._report_tens()
+
+    def _report_tens(self) -> None:
+        if sum(self._spent.rejected.values()) % 10 == 0:
             self._report()
 
     def _report(self) -> None:
-        counts = {f"rejected.{reason}": n for reason, n in self._rejected.items()}
         kinds = Counter(p.kind for p in self._pairs.values())
+        counts = self._spent.told
         counts |= {"accepted": len(self._pairs), "anchors": len(self._anchors)}
         counts |= {"pairs": kinds["pair"] + kinds["positive_only"], "twins": kinds["twin"]}
-        counts |= {"tokens_generated": self._tokens, "written": self._written.total()}
         self._on_progress(
             Progress(
                 f"answering, round {self._round}",
@@ -456,6 +454,7 @@ class PairRun:
                 len(self._taken) + max(self._config.anchors, len(self._anchors)),
                 counts,
                 {"round": self._round},
+                self._spent.earlier,
             )
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
 from ptalign.answering.validity import opener_share
@@ -43,3 +43,17 @@ def pair_stats(
     for judge in sorted({j for p in main for j in p.polarity}):
         stats[f"polarity.{judge}"] = median(p.polarity[judge] for p in main if judge in p.polarity)
     return stats
+
+
+def cost_stats(counts: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """``tokens_generated``, ``seconds``, ``tokens_per_second``, ``tokens_per_pair`` where one was
+    written and ``drafts_<voice>``, from what was booked (`ptalign.spending`)."""
+    generated = counts.get("tokens_generated", 0)
+    stats = {
+        "tokens_generated": generated,
+        "seconds": seconds,
+        "tokens_per_second": generated / seconds if seconds else 0.0,
+    }
+    if written := counts.get("written", 0) - counts.get("written_twins", 0):
+        stats["tokens_per_pair"] = generated / written
+    return stats | {name: n for name, n in counts.items() if name.startswith("drafts_")}

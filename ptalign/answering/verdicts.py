@@ -20,6 +20,9 @@ MAX_HARM = 0.5
 MAX_ALIKE = 0.5
 """ROUGE-L F1 of the two sides above which there is nothing to learn from."""
 
+NOT_APART = "not_apart."
+"""Before the topic of toxic drafts that a judge did not find far enough from the positive."""
+
 
 class Verdicts:
     """Judges drafts and remembers what was accepted.
@@ -32,6 +35,8 @@ class Verdicts:
             rejects and prefers none.
         min_polarity: judge(toxic) - judge(positive) asked of each judge.
         reject: Told the reason of each draft that the judges turn down.
+        counts: Where toxic drafts that a judge did not find far enough from the positive are
+            counted, ``not_apart.<topic>``.
     """
 
     def __init__(
@@ -41,12 +46,11 @@ class Verdicts:
         embed: Embedder,
         min_polarity: float,
         reject: Callable[[str], None],
+        counts: Counter[str],
     ) -> None:
         self._policy, self._judges, self._embed = policy, tuple(judges), embed
         self._cosines = RELEVANCE.get(embed.id)
-        self._min_polarity, self._reject = min_polarity, reject
-        self.not_apart: Counter[str] = Counter()
-        """Toxic drafts by topic that a judge did not find far enough from the positive."""
+        self._min_polarity, self._reject, self._counts = min_polarity, reject, counts
         self._max_harm = min(MAX_HARM, 1 - min_polarity)
         voices = ("positive", "toxic", "twin")
         self._fresh: dict[str, Fresh] = {voice: Fresh(policy.locale) for voice in voices}
@@ -159,7 +163,7 @@ class Verdicts:
             reason = self._why_no_toxic(offer, work.positive, apart)
             if reason:
                 self._reject(f"toxic_{reason}")
-                self.not_apart[work.instruction.topic] += reason == "not_apart"
+                self._counts[f"{NOT_APART}{work.instruction.topic}"] += reason == "not_apart"
             elif best is None or min(apart.values()) + near > best[0]:
                 best = (min(apart.values()) + near, offer, apart)
         if best is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from ptalign.asking import prompts
 from ptalign.asking.openers import opener_of, twin_openers
 from ptalign.asking.seeding import Seed
-from ptalign.asking.stats import cell_stats, coverage_stats, set_stats
+from ptalign.asking.stats import cell_stats, cost_stats, coverage_stats, set_stats
 from ptalign.asking.topics import TopicIndex
 from ptalign.asking.twins import TwinCheck
 from ptalign.asking.validity import Novelty, malformed
@@ -22,6 +21,7 @@ from ptalign.policies.grid import Cell, Grid
 from ptalign.policies.never import blocked
 from ptalign.progress import OnProgress, Progress
 from ptalign.records import RecordLog
+from ptalign.spending import Spending
 from ptalign.text.embed import Embedder, default_embedder
 from ptalign.text.normalise import plain
 
@@ -54,12 +54,13 @@ class DraftRun:
         config: InstructionConfig,
         on_progress: OnProgress,
         log: RecordLog[Instruction],
+        spent: Spending,
         embed: Embedder | None,
         parent: InstructionSet | None,
     ) -> None:
         self.policy, self.config = policy, config
         self.embed = embed or default_embedder(policy.locale)
-        self._on_progress, self._log = on_progress, log
+        self._on_progress, self._log, self._spent = on_progress, log, spent
         self._parent = parent.records if parent else ()
         self.goal = count + (len(parent.harmful) if parent else 0)
         self._grid = Grid(
@@ -78,11 +79,9 @@ class DraftRun:
         self._harmful = 0
         self._twin_jobs: deque[TwinJob] = deque()
         self._flight: dict[str, Cell | TwinJob] = {}
-        self._rejected: Counter[str] = Counter()
-        self._drafts = self._written = self._tokens = self._keys = self._errors = 0
+        self._keys = self._errors = 0
         self._budget = round(config.max_overgeneration * count)
         self._exhausted = False
-        self._started = time.monotonic()
 
     # -- what was there before ----------------------------------------------------------------
 
@@ -99,7 +98,12 @@ class DraftRun:
                 self._want_twin(record)
 
     def plant(self, seeds: Sequence[Seed]) -> None:
-        """Accepts the operator's seeds and excerpts that pass the checks, up to the count."""
+        """Accepts the operator's seeds and excerpts that pass the checks, up to the count.
+
+        Done before the first draft, and so by the first attempt that has booked one.
+        """
+        if self._spent.earlier:
+            return
         for seed in seeds:
             text = plain(seed.text)
             if record_id("harmful", text) in self._records:
@@ -129,7 +133,6 @@ class DraftRun:
         if cell is None:
             self._exhausted = True
             return None
-        self._drafts += 1
         return prompts.draft(
             self._fly(cell),
             cell,
@@ -163,23 +166,24 @@ class DraftRun:
     def _short_of_drafts(self) -> bool:
         """Whether the drafts in flight are too few for what is owed, at the yield so far."""
         owed = self.goal - self._harmful
-        if owed <= 0 or self._exhausted or self._drafts >= self._budget:
-            return False
         flying = sum(isinstance(w, Cell) for w in self._flight.values())
-        share = (self._written + 2) / (self._drafts - flying + 4)
-        return flying * share < owed + 1
+        written, drafts = self._spent.counts["written"], self._spent.counts["drafts"]
+        if owed <= 0 or self._exhausted or drafts + flying >= self._budget:
+            return False
+        return flying * (written + 2) / (drafts + 4) < owed + 1
 
     # -- what comes back ----------------------------------------------------------------------
 
     def receive(self, completion: Completion) -> None:
         """Judges one completion and accepts, retries or rejects it."""
         what = self._flight.pop(completion.key)
-        self._tokens += completion.completion_tokens
+        self._spent.back(completion)
         failed = completion.finish == "error"
         self._errors = self._errors + 1 if failed else 0
         if self._errors > MAX_ERRORS:
             raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
         if isinstance(what, Cell):
+            self._spent.counts["drafts"] += 1
             self._grid.back(what, failed=failed)
             reason = "engine_error" if failed else self._take_draft(what, completion)
         else:
@@ -187,7 +191,7 @@ class DraftRun:
             if reason and what.tries + 1 < TWIN_TRIES:
                 self._twin_jobs.append(replace(what, tries=what.tries + 1))
             elif reason:
-                self._rejected["twin_given_up"] += 1
+                self._spent.leave_out("twin_given_up")
         if reason:
             self._reject(reason)
 
@@ -211,7 +215,7 @@ class DraftRun:
         self._remember(record)
         self._want_twin(record)
         self._log.append(record)
-        self._written += source == "model"
+        self._spent.counts["written"] += source == "model"
         self._report()
         return ""
 
@@ -247,17 +251,12 @@ class DraftRun:
         stats = set_stats(records, topics, self.embed)
         stats |= coverage_stats(records, topics, self.goal)
         stats |= cell_stats(records, self._grid.cells, self._grid.cell_coverage)
-        stats |= {
-            "drafts": self._drafts,
-            "yield": self._written / self._drafts if self._drafts else 0.0,
-            "tokens_generated": self._tokens,
-            "seconds": time.monotonic() - self._started,
-        }
+        stats |= cost_stats(self._spent.counts, self._spent.seconds)
         bare = sum(not any(t.twin_examples) for t in self._grid.topics)
         if bare and self.config.twins:
             stats["topics_without_twin_examples"] = float(bare)
         return InstructionSet(
-            records=records, requested=self.goal, rejected=dict(self._rejected), stats=stats
+            records=records, requested=self.goal, rejected=self._spent.rejected, stats=stats
         )
 
     def _record(
@@ -290,15 +289,15 @@ class DraftRun:
         if topic and any(topic.twin_examples):
             self._twin_jobs.append(TwinJob(record))
         else:  # nothing to tell benign by
-            self._rejected["no_twin_examples"] += 1
+            self._spent.leave_out("no_twin_examples")
 
     def _reject(self, reason: str) -> None:
-        self._rejected[reason] += 1
-        if self._rejected.total() % 10 == 0:
+        self._spent.reject(reason)
+        if sum(self._spent.rejected.values()) % 10 == 0:
             self._report()
 
     def _report(self) -> None:
-        counts = {f"rejected.{reason}": n for reason, n in self._rejected.items()}
-        counts |= {"accepted": self._harmful, "tokens_generated": self._tokens}
-        counts |= {"twins": len(self._records) - self._harmful, "written": self._written}
-        self._on_progress(Progress("writing instructions", self._harmful, self.goal, counts))
+        accepted, spent = self._harmful, self._spent
+        counts = spent.told | {"accepted": accepted, "twins": len(self._records) - accepted}
+        phase = "writing instructions"
+        self._on_progress(Progress(phase, accepted, self.goal, counts, earlier=spent.earlier))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -76,6 +76,18 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
     else:
         missing.append("near_duplicates")
     return stats | {f"{NOT_COMPUTED}{name}": 1.0 for name in missing}
+
+
+def cost_stats(counts: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """``drafts`` of harmful instructions, ``yield`` (accepted of them), ``tokens_generated`` and
+    ``seconds``, from what was booked (`ptalign.spending`)."""
+    drafts = counts.get("drafts", 0)
+    return {
+        "drafts": drafts,
+        "yield": counts.get("written", 0) / drafts if drafts else 0.0,
+        "tokens_generated": counts.get("tokens_generated", 0),
+        "seconds": seconds,
+    }
 
 
 def coverage_stats(

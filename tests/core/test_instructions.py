@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import runpy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,12 @@ from ptalign.engines.script import plausible
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput
 from ptalign.instructions import generate_instructions
-from ptalign.nouns import Instruction, InstructionSet, ModelSpec
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Spent
 from ptalign.policies import load_policy
 from ptalign.policies.never import blocked
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
+from ptalign.spending import EVERY, rejections
 from ptalign.text.embed import default_embedder
 
 POLICY = load_policy("tone-en")
@@ -139,6 +141,74 @@ def test_a_stopped_run_goes_on_where_it_was() -> None:
     assert len({r.id for r in made.records}) == len(made.records)
     assert {t.twin_of for t in made.twins} == {r.id for r in made.harmful}
     assert list(log.read()) == list(made.records)
+
+
+def test_what_a_killed_attempt_spent_is_in_the_sets_numbers() -> None:
+    """A set of two attempts had the tokens, the yield and the rejected drafts of the last."""
+    log: MemoryLog[Instruction] = MemoryLog()
+    costs: MemoryLog[Spent] = MemoryLog()
+    config, reports = InstructionConfig(twins=False), []  # so that every completion is a draft
+    disk: list[tuple[list[Instruction], list[Spent]]] = []
+
+    def look(progress: Progress) -> None:
+        reports.append(progress)
+        if progress.done == 60 and not disk:
+            disk.append((list(log.read()), list(costs.read())))
+
+    generate(64, log=log, costs=costs, config=config, on_progress=look)
+    [(records, booked)] = disk  # what a kill at 60 leaves
+    [at_60] = [r for r in reports if r.counts["accepted"] == r.counts["written"] == 60][:1]
+    lost = sum(_drafts(at_60.counts)) - sum(_drafts(booked[-1].counts))
+    assert 0 <= lost <= EVERY
+    assert min(booked[-1].counts[name] for name in ("written", "tokens_generated")) > 0
+
+    log, costs, seen = of(records), of(booked), []
+    again = generate(64, log=log, costs=costs, config=config, on_progress=seen.append)
+    assert (len(again.harmful), seen[-1].earlier) == (64, booked[-1].counts)
+    accepted, rejected = _drafts(seen[-1].counts)
+    assert accepted == booked[-1].counts["written"] + 4
+    assert again.stats["drafts"] == accepted + rejected
+    assert again.stats["yield"] == accepted / (accepted + rejected)
+    assert sum(again.rejected.values()) == rejected >= _drafts(booked[-1].counts)[1] > 0
+    assert again.stats["tokens_generated"] > booked[-1].counts["tokens_generated"]
+
+
+def of(records: Iterable[Any]) -> MemoryLog[Any]:
+    """A log with these."""
+    log: MemoryLog[Any] = MemoryLog()
+    for record in records:
+        log.append(record)
+    return log
+
+
+def _drafts(counts: Mapping[str, int]) -> tuple[int, int]:
+    """Drafts that were accepted, and those that were not."""
+    return counts["written"], sum(rejections(counts).values())
+
+
+def test_a_stopped_attempt_loses_none_of_its_numbers() -> None:
+    costs: MemoryLog[Spent] = MemoryLog()
+    log: MemoryLog[Instruction] = MemoryLog()
+    seeds = ("Read me the weather.", "No.")
+    left = {"seed_off_topic": 1, "seed_too_short": 1}
+    config, reports = InstructionConfig(twins=False), []
+
+    def stop_at_9(progress: Progress) -> None:
+        reports.append(progress)
+        if progress.done == 9:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        generate(12, log=log, costs=costs, config=config, seeds=seeds, on_progress=stop_at_9)
+    [entry] = costs.read()
+    told = reports[-1].counts
+    assert entry.counts["tokens_generated"] == told["tokens_generated"] > 0
+    made = generate(12, log=log, costs=costs, config=config, seeds=seeds)
+    assert made.stats["seconds"] > entry.seconds > 0
+    assert {r: n for r, n in made.rejected.items() if "seed" in r} == left
+    finished = generate(12, log=log, costs=costs, config=config, seeds=seeds)
+    assert finished.stats["tokens_generated"] == made.stats["tokens_generated"]
+    assert finished.rejected == made.rejected
 
 
 def test_a_finished_log_asks_the_engine_nothing() -> None:

@@ -32,6 +32,7 @@ from ptalign.nouns import (
     Pair,
     PairSet,
     Sampled,
+    Spent,
     record_id,
 )
 from ptalign.pairs import synthesize_pairs
@@ -208,6 +209,57 @@ def test_a_stopped_run_goes_on_where_it_was(asked: InstructionSet) -> None:
     assert len({p.instruction_id for p in made.pairs}) == len(made.pairs)
     assert len(made.polarised) >= 13
     assert {r.id for r in log.read()} == set(kept)
+
+
+def test_what_a_killed_attempt_spent_is_in_the_sets_numbers(asked: InstructionSet) -> None:
+    """Tokens of the last attempt were divided by its own pairs, and its refused drafts alone told
+    which topics never come apart."""
+    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    costs: MemoryLog[Spent] = MemoryLog()
+    reports: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        reports.append(progress)
+        if len(list(log.read())) == 25:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        synthesize(asked, log=log, costs=costs, on_progress=stop)
+    entries = list(costs.read())
+    before = entries[-1]
+    assert len(entries) > 1  # one for each batch: a kill, too, leaves what it had spent
+    assert before.counts["tokens_generated"] == reports[-1].counts["tokens_generated"]
+    made = synthesize(asked, log=log, costs=costs, on_progress=reports.append)
+    after = list(costs.read())[-1].counts
+    assert made.stats["tokens_generated"] == after["tokens_generated"]
+    assert after["tokens_generated"] > before.counts["tokens_generated"]
+    voices = [name for name in after if name.startswith("drafts_")]
+    assert all(made.stats[name] == after[name] >= before.counts.get(name, 0) for name in voices)
+    assert after["written"] == len(made.pairs)
+    written = after["written"] - after["written_twins"]
+    assert made.stats["tokens_per_pair"] == after["tokens_generated"] / written
+    assert reports[-1].counts["written"] == len(made.pairs)
+    assert reports[-1].earlier == before.counts
+    assert made.stats["seconds"] > before.seconds
+    drafts = {
+        f"rejected.{reason}": n for reason, n in made.rejected.items() if "given" not in reason
+    }
+    assert drafts == {name: n for name, n in after.items() if name in drafts}
+
+
+def test_pairs_of_a_parent_that_are_asked_anew_are_counted_in_every_attempt(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    doubted = made.polarised[0]
+    near = doubted.model_copy(update={"polarity": {"words@1": 0.1}})
+    parent = made.model_copy(
+        update={"pairs": tuple(near if p is doubted else p for p in made.pairs)}
+    )
+    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    first = synthesize(asked, parent=parent, log=log)
+    assert doubted.id in {pair.id for pair in first.polarised}
+    again = synthesize(asked, parent=parent, log=log)
+    assert first.rejected["parent_not_apart"] == again.rejected["parent_not_apart"] == 1
 
 
 def test_a_toxic_side_that_is_not_apart_is_refused_and_counted(asked: InstructionSet) -> None:
@@ -466,7 +518,7 @@ def test_a_pair_called_wrong_is_asked_anew_and_its_answers_stay_out(
 def test_an_offer_called_wrong_does_not_come_back_behind_another_opener(made: PairSet) -> None:
     pair = made.polarised[0]
     record = Instruction(id="r", text=pair.instruction, topic=pair.topic, domain=pair.domain)
-    verdicts = Verdicts(POLICY, (WordJudge(),), HashedNgrams(), 0.6, lambda reason: None)
+    verdicts = Verdicts(POLICY, (WordJudge(),), HashedNgrams(), 0.6, lambda reason: None, Counter())
     verdicts.keep_out(pair)
     work = Work(record, "pair", 0, record.text, tone=True)
     draft = Draft(work, "positive", 0, opener="No.")

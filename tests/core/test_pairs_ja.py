@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -144,7 +145,7 @@ def test_a_japanese_threat_is_beyond_tone() -> None:
 @pytest.mark.parametrize("shot", [*WORDS.helpful, *WORDS.helpful_general], ids=range(6))
 def test_a_shipped_answer_is_good_enough_for_its_own_request(shot: Shot) -> None:
     rejected: list[str] = []
-    verdicts = Verdicts(POLICY, (), HashedNgrams(), 0.6, rejected.append)
+    verdicts = Verdicts(POLICY, (), HashedNgrams(), 0.6, rejected.append, Counter())
     topic = POLICY.topics[0]
     record = Instruction(id="r", text=shot.message, topic=topic.id, domain=topic.domain)
     work = Work(record, "positive_only", 0, shot.message, tone=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from ptalign.nouns import Instruction, Policy, Topic
+from ptalign.nouns import Instruction, Policy, Spent, Topic
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.worker.jobs import generate as stage
 
 PARENT = "instructionSets/1"
+SPENT = Spent(id="3", counts={"drafts": 40, "written": 10, "rejected.equal": 30}, seconds=2.5)
 
 
 def stopped(accepted: int, **request: Any) -> Any:
@@ -22,6 +23,7 @@ def stopped(accepted: int, **request: Any) -> Any:
     return SimpleNamespace(
         request=pb.GenerateInstructionsRequest(model="m", policy="tone", **request),
         log=lambda *_: SimpleNamespace(read=lambda: iter(records)),
+        costs=lambda: SimpleNamespace(read=lambda: iter((SPENT,))),
         policies=[Policy(name="tone", topics=(Topic(id="t", domain="tone", title="Curt"),))],
         resource={PARENT: row}.__getitem__,
         parent=lambda name: f"{name}@sha256:0",
@@ -37,3 +39,10 @@ def test_a_stopped_extension_says_how_many_are_missing() -> None:
     fresh = stage.partial(stopped(30, count=100))
     assert fresh is not None
     assert fresh.message.shortfall == 70
+
+
+def test_a_set_cut_short_knows_what_it_cost() -> None:
+    made = stage.partial(stopped(10, count=100))
+    assert made is not None
+    assert (made.message.stats["yield"], made.message.stats["seconds"]) == (0.25, 2.5)
+    assert made.message.rejected == {"equal": 30}

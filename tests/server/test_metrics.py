@@ -19,6 +19,7 @@ from ptalign_server.worker.reporter import Meter, Reporter
 
 CORE = Path(ptalign.__file__).parent
 SOURCES = [*(CORE / "asking").glob("*.py"), *(CORE / "answering").glob("*.py")]
+MADE = {"written": 7, "rejected.harsh": 3}
 NO_REASONS = {"operator", "twin"}
 """Strings that functions of those files return for other purposes."""
 
@@ -30,7 +31,7 @@ def reasons() -> set[str]:
         text = source.read_text("utf-8")
         found |= set(re.findall(r'return "([a-z_]+)"', text))
         found |= set(re.findall(r'reason = "([a-z_]+)"', text))
-        found |= set(re.findall(r'_reject(?:ed\[|\()f?"(?:{[a-z.]+}_)?([a-z_]+)"', text))
+        found |= set(re.findall(r'(?:_reject|leave_out)\(f?"(?:{[a-z.]+}_)?([a-z_]+)"', text))
     return found - NO_REASONS
 
 
@@ -62,16 +63,27 @@ def test_pairs_that_were_there_are_no_accepted_drafts() -> None:
     assert drafts(metrics) == {"accepted": 1, "rejected": 40}
 
 
-def test_drafts_of_a_second_try_count_beside_those_of_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A stage that is tried again counts from zero, which looked like nothing new."""
-    metrics, tries = Metrics(), iter((7, 5))
+def test_drafts_of_a_second_try_count_beside_those_of_the_first() -> None:
+    """A worker that takes up what another one did counted its drafts again, or lost its own."""
+    metrics = Metrics()
+    for earlier, totals in (({}, (4, 7)), ({"written": 7, "rejected.toxic_harsh": 7}, (9, 12))):
+        meter = Meter(metrics, "SynthesizePairs")  # another process has another one
+        meter.update(Progress("waiting for device", 0, 0))
+        for total in totals:
+            counts = {"written": total, "rejected.toxic_harsh": total}
+            meter.update(Progress("answering", 0, 0, counts, earlier=earlier))
+    assert drafts(metrics) == {"accepted": 12, "rejected": 12}
+
+
+def test_a_try_after_a_failure_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    tries = iter(({}, {"written": 7, "rejected.harsh": 3}))
 
     def make(job: Any) -> str:
-        counts = {"written": next(tries), "rejected.harsh": 3}
-        job.reporter._meter.update(Progress("answering", 0, 0, counts))
-        if counts["written"] == 7:
+        earlier = next(tries)
+        counts = {name: earlier.get(name, 0) + n for name, n in MADE.items()}
+        job.reporter._meter.update(Progress("answering", 0, 0, counts, earlier=earlier))
+        if not earlier:
             raise EngineFailed("died")
         return "made"
 
@@ -86,7 +98,7 @@ def test_drafts_of_a_second_try_count_beside_those_of_the_first(
         check=lambda: None,
     )
     assert perform._make(job) == "made"
-    assert drafts(metrics) == {"accepted": 12, "rejected": 6}
+    assert drafts(metrics) == {"accepted": 14, "rejected": 6}
 
 
 def test_what_callers_brought_is_no_rejected_draft() -> None:

@@ -15,7 +15,16 @@ import pytest
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import InvalidInput
 from ptalign.instructions import generate_instructions
-from ptalign.nouns import Anchor, InstructionSet, ModelSpec, Pair, PairSet, Policy, Topic
+from ptalign.nouns import (
+    Anchor,
+    InstructionSet,
+    ModelSpec,
+    Pair,
+    PairSet,
+    Policy,
+    Spent,
+    Topic,
+)
 from ptalign.pairs import synthesize_pairs as REAL_STAGE
 from ptalign.policies import load_annotations, load_policy
 from ptalign.records import MemoryLog
@@ -39,6 +48,7 @@ class World:
         self.rows: dict[str, Any] = {}
         self.got: dict[str, Any] = {}
         self.logged: MemoryLog[Pair | Anchor] = MemoryLog()
+        self.spent: MemoryLog[Spent] = MemoryLog()
         monkeypatch.setattr("ptalign.pairs.synthesize_pairs", self._stage)
         monkeypatch.setattr(stage, "pair_judges", lambda _: ())
 
@@ -57,6 +67,7 @@ class World:
             engine=_no_engine,
             reporter=None,
             log=lambda *_: self.logged,
+            costs=lambda: self.spent,
             room=SimpleNamespace(settings=SimpleNamespace(limits=limits)),
             parent=lambda name: f"{name}@sha256:0",
         )
@@ -257,6 +268,18 @@ def test_a_set_cut_short_knows_its_marks(place: World) -> None:
     made = stage.partial(place.job("Sing."))
     assert made is not None
     assert made.message.annotations_used == 1
+
+
+def test_a_set_cut_short_knows_what_it_cost(place: World) -> None:
+    """It said nothing: the report on what was made from it left its tokens out."""
+    place.logged.append(world.pairs(1).pairs[0])
+    counts = {"tokens_generated": 90, "written": 3, "rejected.toxic_threat": 2}
+    place.spent.append(Spent(id="1", counts=counts, seconds=4.0))
+    made = stage.partial(place.job())
+    assert made is not None
+    assert made.message.stats["tokens_generated"] == 90
+    assert made.message.stats["tokens_per_pair"] == 30
+    assert made.message.rejected == {"toxic_threat": 2}
 
 
 def test_sets_without_marks_keep_the_digests_of_earlier_versions() -> None:

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from ptalign.errors import DataDamaged, NotReady, Unsupported
-from ptalign.nouns import Instruction, InstructionSet
+from ptalign.nouns import Instruction, InstructionSet, Spent
+from ptalign.spending import spent_so_far
 from ptalign_server.admin import audit as audit_command
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
@@ -67,6 +68,19 @@ def test_log_keeps_order_and_ignores_doubles(store: Store) -> None:
     again = store.sets.log(set_id, Instruction)
     again.append(record(3))
     assert list(again.read()) == [record(1), record(2), record(3)]
+
+
+def test_costs_outlive_a_kill_beside_the_log_and_go_with_it(store: Store) -> None:
+    set_id = new_set(store)
+    log, costs = store.sets.log(set_id, Instruction), store.sets.costs(set_id)
+    log.append(record(1))
+    for number in (1, 2):
+        costs.append(Spent(id=str(number), counts={"drafts": 32 * number}, seconds=number))
+    os.truncate(costs.path, costs.path.stat().st_size - 7)  # the second was being written
+    assert spent_so_far(store.sets.costs(set_id)).counts == {"drafts": 32}
+    assert list(store.sets.log(set_id, Instruction).read()) == [record(1)]
+    store.sets.drop_log(set_id)
+    assert not list(store.sets.folder(set_id).iterdir())
 
 
 def test_torn_tail_is_cut_and_the_log_goes_on(store: Store) -> None:

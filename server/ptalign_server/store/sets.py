@@ -1,4 +1,5 @@
-"""Sealed nouns on disk: ``sets/ID/noun`` when made, ``sets/ID/log`` while a stage works.
+"""Sealed nouns on disk: ``sets/ID/noun`` when made; ``sets/ID/log`` and, of stages that write
+drafts, ``sets/ID/costs`` while a stage works.
 
 ``sets/ID/unsettled`` says that the files came before the row: nobody knows yet whether it stands.
 ``sets/.database`` says whose sets they are: a database takes what it does not know for left over.
@@ -17,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from ptalign.config import Config, GateConfig
 from ptalign.errors import DataDamaged, InvalidInput
-from ptalign.nouns import Annotation, Noun, Policy
+from ptalign.nouns import Annotation, Noun, Policy, Spent
 from ptalign_server.store.keys import Keys
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import SetKey
@@ -89,8 +90,13 @@ class Sets:
         """The log that a stage appends to while it makes the set."""
         return SealedLog(self.folder(set_id) / "log", self._keys.get(set_id), *kinds)
 
+    def costs(self, set_id: str) -> SealedLog[Spent]:
+        """The log of what the drafts of the set cost, in a file of its own: the records in `log`
+        are all that earlier versions know to be in there."""
+        return SealedLog(self.folder(set_id) / "costs", self._keys.get(set_id), Spent)
+
     def seal(self, set_id: str, noun: Noun) -> str:
-        """Writes the finished noun. The log stays until `drop_log`, once the row is committed.
+        """Writes the finished noun. The logs stay until `drop_log`, once the row is committed.
 
         Returns:
             The noun's digest, to be kept in the resource's row.
@@ -98,8 +104,9 @@ class Sets:
         return self._write(set_id, self._keys.get(set_id), noun)
 
     def drop_log(self, set_id: str) -> None:
-        """Removes a log whose records stand in the noun of a committed resource."""
-        (self.folder(set_id) / "log").unlink(missing_ok=True)
+        """Removes the logs of what stands in the noun of a committed resource."""
+        for part in ("costs", "log"):  # the one that `logged` finds comes last
+            (self.folder(set_id) / part).unlink(missing_ok=True)
 
     def logged(self) -> list[str]:
         """Ids of what has a log: it is being made, or a crash came before `drop_log`."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ptalign.engines.base import Engine
 from ptalign.errors import Cancelled
-from ptalign.nouns import ModelSpec, Noun, Policy, digest_of
+from ptalign.nouns import ModelSpec, Noun, Policy, Spent, digest_of
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue, template_digest
@@ -98,6 +98,12 @@ class Job:
         """The sealed log of what this operation accepts, open until `close`."""
         self.logs.append(self.room.store.sets.log(self.operation.id, *kinds))
         return self.logs[-1]
+
+    def costs(self) -> SealedLog[Spent]:
+        """The sealed log of what its drafts cost, open until `close`."""
+        costs = self.room.store.sets.costs(self.operation.id)
+        self.logs.append(costs)
+        return costs
 
     def close(self) -> None:
         """Closes its files: a stage that was stopped may be held by its own traceback."""

@@ -117,7 +117,6 @@ def _make(job: Job) -> Made:
                 raise
             log.warning("operation %s: %s; again in %.0f s", job.operation.id, error, backoff)
             _sleep(job, backoff)
-            job.reporter.again()
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
 

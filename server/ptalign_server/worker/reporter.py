@@ -55,10 +55,6 @@ class Reporter:
         if phase:
             self(Progress(phase, 0, 0))
 
-    def again(self) -> None:
-        """The stage is tried again after a failure that may pass."""
-        self._meter.again()
-
     def _eta(self, progress: Progress, now: float) -> float | None:
         """Seconds left in this phase at its pace so far."""
         done = progress.done - self._phase_first
@@ -112,6 +108,7 @@ class Meter:
 
     def update(self, progress: Progress) -> None:
         counts, values, metrics = progress.counts, progress.values, self._metrics
+        self._skip(progress.earlier)
         tokens = counts.get("tokens_generated", 0)
         metrics.tokens_generated.inc(self._new("tokens_generated", tokens))
         if self._drafts is not None:
@@ -130,10 +127,12 @@ class Meter:
         if "step_seconds" in values:
             metrics.step_seconds.observe(values["step_seconds"])
 
-    def again(self) -> None:
-        """Stages that write drafts count those from zero when they are tried again."""
-        if self._drafts is not None:
-            self._before.clear()
+    def _skip(self, earlier: Mapping[str, int]) -> None:
+        """Passes over what earlier attempts had reached: they have counted it."""
+        for name in ("tokens_generated", "written"):
+            self._new(name, earlier.get(name, 0))
+        for reason, count in rejections(earlier).items():
+            self._new(f"r.{reason}", count)
 
     def _new(self, name: str, total: float) -> float:
         """What was added since the last report; counters never go down."""

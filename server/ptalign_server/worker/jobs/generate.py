@@ -36,18 +36,28 @@ def make(job: Job) -> Made:
             parent=parent,
             on_progress=job.reporter,
             log=log,
+            costs=job.costs(),
         )
     return _made(job, made, partial=False)
 
 
 def partial(job: Job) -> Made | None:
     """What was accepted before the stop."""
+    from ptalign.asking.stats import cost_stats
+    from ptalign.spending import rejections, spent_so_far
+
     records = tuple(job.log(Instruction).read())
     if not records:
         return None
     _policy(job)
-    requested = job.request.count + _given(job)
-    return _made(job, InstructionSet(records=records, requested=requested), partial=True)
+    spent = spent_so_far(job.costs())
+    noun = InstructionSet(
+        records=records,
+        requested=job.request.count + _given(job),
+        rejected=rejections(spent.counts),
+        stats=cost_stats(spent.counts, spent.seconds),
+    )
+    return _made(job, noun, partial=True)
 
 
 def _given(job: Job) -> int:

@@ -55,23 +55,30 @@ def make(job: Job) -> Made:
             rejected=wrong,
             on_progress=job.reporter,
             log=job.log(*LOGGED),
+            costs=job.costs(),
         )
     return _made(job, _with_marks(made, annotations, parent, wrong))
 
 
 def partial(job: Job) -> Made | None:
     """What was accepted before the stop."""
+    from ptalign.answering.stats import cost_stats
+    from ptalign.spending import rejections, spent_so_far
+
     records = list(job.log(*LOGGED).read())
     if not records:
         return None
     job.policy_of(job.request.instruction_set)
     wanted = job.load(job.request.instruction_set, InstructionSet)
+    spent = spent_so_far(job.costs())
     noun = PairSet(
         pairs=tuple(r for r in records if isinstance(r, Pair)),
         anchors=tuple(r for r in records if isinstance(r, Anchor)),
         requested=len(wanted.harmful),
         partial=True,
         judge_ids=GENERATION_JUDGES,
+        rejected=rejections(spent.counts),
+        stats=cost_stats(spent.counts, spent.seconds),
     )
     parent = _parent(job)
     marks = called_with(job, job.request)
