@@ -92,6 +92,10 @@ class Metrics:
         self.engine_up = gauge(
             "engine_up", "1 while the engine takes requests, or training has its device", "engine"
         )
+        self.device_wait_seconds = gauge(
+            "device_wait_seconds",
+            "How long the first job in line has waited for another model to leave the device",
+        )
         self.engine_running = gauge("engine_running", "Requests in flight", "engine")
         self.tokens_generated = counter("tokens_generated_total", "Tokens the engine generated")
         self.instructions = counter(

@@ -42,6 +42,9 @@ class LimitSettings(BaseModel):
     """Generation and evaluation operations running at once in one worker."""
     trainings: int = Field(1, ge=1, le=16)
     """Align operations running at once in one worker."""
+    turn_seconds: float = Field(300, ge=0)
+    """How long a model may go on taking jobs on the one device while another model's wait for it.
+    Changing engines costs their start, so much less than that wastes the device."""
     floor: float = Field(0.25, ge=0, le=1)
     """Share of the count asked for below which a set fails instead of being called short."""
     engine_attempts: int = Field(5, ge=1, le=100)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +15,11 @@ from ptalign.errors import Cancelled, InvalidInput, NotReady
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
-from ptalign_server.pool import State
-from ptalign_server.settings import EngineSettings, Settings
+from ptalign_server.pool import EngineStatus, State
+from ptalign_server.settings import EngineSettings, LimitSettings, Settings
 from ptalign_server.worker import engines
-from ptalign_server.worker.engines import Pools
+from ptalign_server.worker.engines import Pools, key_of
+from ptalign_server.worker.turns import Turns
 
 OLD, NEW = (ModelSpec(name="m", path="x", weights_digest=f"sha256:{d}") for d in "12")
 OTHER = ModelSpec(name="other", path="x")
@@ -37,6 +38,9 @@ class FakePool:
     def stop(self) -> None:
         self.running = False
 
+    def status(self) -> list[EngineStatus]:
+        return []
+
     @contextmanager
     def paused(self, *_: object) -> Iterator[None]:
         self.lent = True
@@ -49,9 +53,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def pools_of(kind: Any, state: Path, monkeypatch: pytest.MonkeyPatch) -> Pools:
+def pools_of(
+    kind: Any, state: Path, monkeypatch: pytest.MonkeyPatch, turn_seconds: float = 300
+) -> Pools:
     monkeypatch.setattr(engines, "Pool", FakePool)
-    settings = Settings(state=state, engine=EngineSettings(kind=kind))
+    limits = LimitSettings(turn_seconds=turn_seconds)
+    settings = Settings(state=state, engine=EngineSettings(kind=kind), limits=limits)
     return Pools(settings, Catalogue(settings))
 
 
@@ -108,6 +115,104 @@ def test_a_job_waits_until_no_other_job_uses_the_engine(
     assert opened == [wanted]
     assert not first.running
     assert told == ["waiting for device", ""]
+
+
+def test_jobs_that_keep_coming_do_not_keep_another_model_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each came before the last one ended, and the other model's operation waited for ever."""
+    pools = pools_of("vllm", tmp_path, monkeypatch, turn_seconds=0.2)
+    opened, ended = threading.Event(), threading.Event()
+
+    def keep_coming() -> None:
+        while not ended.is_set():
+            with pools.use(OLD, ended.is_set):
+                ended.wait(0.05)
+
+    def other() -> None:
+        with pools.use(OTHER, lambda: False) as pool:
+            assert pool.model == OTHER
+            opened.set()
+
+    busy = [threading.Thread(target=ignoring(Cancelled, keep_coming)) for _ in range(4)]
+    with pools.use(OLD):  # at no time is the engine free
+        for thread in busy:
+            thread.start()
+    waiting = threading.Thread(target=other)
+    waiting.start()
+    try:
+        assert opened.wait(10)
+    finally:
+        ended.set()
+        for thread in (*busy, waiting):
+            thread.join()
+
+
+def ignoring(error: type[Exception], call: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        with suppress(error):
+            call()
+
+    return run
+
+
+def test_a_chat_is_let_in_as_long_as_jobs_use_the_engine_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chats that overlap would keep the other model out, too; refusing one beside a job of hours
+    would help nobody."""
+    pools, metrics = pools_of("vllm", tmp_path, monkeypatch, turn_seconds=0), Metrics()
+    joined = threading.Event()
+
+    def other() -> None:
+        with pools.use(OTHER, lambda: False, lambda _: joined.set()):
+            pass
+
+    waiting = threading.Thread(target=other)
+    with pools.use(OLD):
+        with pools.use(OLD, lambda: False):
+            waiting.start()
+            assert joined.wait(5)
+            with pools.use(OLD):
+                pass
+            pools.publish(metrics)
+            assert metrics.device_wait_seconds._value.get() > 0
+        with pytest.raises(NotReady, match="the turn of other on the device; m waits"):
+            pools.use(OLD).__enter__()
+    waiting.join()
+    pools.publish(metrics)
+    assert metrics.device_wait_seconds._value.get() == 0
+
+
+class Clock:
+    """A time that stands until it is told to go on."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+A, B, C = (key_of(ModelSpec(name=name, path="")) for name in "abc")
+
+
+def test_a_turn_lasts_its_seconds_and_then_goes_to_who_waits_longest() -> None:
+    clock = Clock()
+    turns = Turns(300, clock)
+    clock.now = 1000
+    assert (turns.over(A), turns.first, turns.waited) == (None, None, 0)
+    places = [turns.join(B)]
+    clock.now = 1299
+    places += [turns.join(C), turns.join(B)]
+    assert turns.over(A) is None  # an engine's start is not paid for each job
+    clock.now = 1300
+    assert (turns.over(A), turns.over(B), turns.waited) == (B, None, 300)
+    turns.begin()
+    turns.leave(places[0])
+    clock.now = 1599
+    assert (turns.first, turns.over(B)) == (C, None)  # the rest of B's need no change of engines
+    clock.now = 1600
+    assert (turns.over(B), turns.over(C)) == (C, B)
 
 
 @pytest.mark.parametrize("catalogue", [[OTHER], [OLD, OTHER], [OTHER, OLD]])

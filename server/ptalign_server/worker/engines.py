@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,8 +17,8 @@ from ptalign_server.pool import Pool, PoolSettings, State
 from ptalign_server.pool.pool import WAITING, OnWait, say_nothing
 from ptalign_server.profiles import profile
 from ptalign_server.settings import Settings
+from ptalign_server.worker.turns import Key, Place, Turns
 
-Key = tuple[str, str]
 POLL_SECONDS = 0.1
 UP = frozenset({State.READY, State.PAUSED})
 
@@ -31,8 +32,8 @@ class Pools:
     """Starts a model's pool when it is first needed.
 
     Local engines share one device, so there is one local pool at a time: a job of another model
-    waits until the pool has no users and takes its place. A pool serves the weights it was started
-    on: when a catalogue entry is replaced, jobs get a new one.
+    waits until the pool has no users and takes its place, in the order of `Turns`. A pool serves
+    the weights it was started on: when a catalogue entry is replaced, jobs get a new one.
     """
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
@@ -40,7 +41,10 @@ class Pools:
         self._catalogue = catalogue
         self._local = settings.engine.kind == "vllm"
         self._pools: dict[Key, Pool] = {}
-        self._users: dict[Key, int] = {}
+        self._users: Counter[Key] = Counter()
+        self._jobs: Counter[Key] = Counter()
+        """Of the users, those that would wait for an engine: chats do not."""
+        self._turns = Turns(settings.limits.turn_seconds)
         self._leases = 0
         self._lock = threading.Lock()
 
@@ -67,7 +71,7 @@ class Pools:
         """The model's pool, kept running inside the block.
 
         An engine that must be started waits while an executor job, or another model's, has the
-        device.
+        device. One that runs is not given to further jobs once its model's turn is over.
 
         Args:
             should_stop: Asked while waiting; without it, nobody waits.
@@ -75,7 +79,7 @@ class Pools:
 
         Raises:
             NotReady: Nobody waits, and an executor job has the device, or the device's engine
-                serves other weights to jobs that are not done.
+                serves other weights to jobs that are not done, or it is another model's turn.
             InvalidInput: The remote engines run another model.
             Cancelled: `should_stop` said so.
         """
@@ -86,6 +90,7 @@ class Pools:
         finally:
             with self._lock:
                 self._users[key] -= 1
+                self._jobs[key] -= should_stop is not None
 
     @contextmanager
     def lease(self, should_stop: Callable[[], bool], on_wait: OnWait) -> Iterator[None]:
@@ -127,6 +132,8 @@ class Pools:
 
     def publish(self, metrics: Metrics) -> None:
         """Moves the engine gauges."""
+        # Without the lock, which is held while an engine is stopped.
+        metrics.device_wait_seconds.set(self._turns.waited)
         for pool in list(self._pools.values()):
             for status in pool.status():
                 metrics.engine_up.labels(status.name).set(float(status.state in UP))
@@ -139,34 +146,58 @@ class Pools:
         should_stop: Callable[[], bool] | None,
         on_wait: OnWait,
     ) -> Pool:
-        waited = False
-        while True:
-            with self._lock:
-                taken = self._taken(key)
-                if not taken:
-                    pool = self._open(key, model)
-                    self._users[key] = self._users.get(key, 0) + 1
-                    break
+        with self._lock:
+            taken = self._taken(key, waits=should_stop is not None)
+            if not taken:
+                return self._take(key, model, waits=should_stop is not None)
             if should_stop is None:
                 raise NotReady(f"{taken}; {model.name} waits for it")
-            if should_stop():
-                raise Cancelled("stopped while waiting for the device")
-            if not waited:
-                on_wait(WAITING)
-            waited = True
-            time.sleep(POLL_SECONDS)
-        if waited:
-            on_wait("")
+            place = self._turns.join(key)
+        try:
+            on_wait(WAITING)
+            pool = self._wait(place, model, should_stop)
+        finally:
+            with self._lock:
+                self._turns.leave(place)
+        on_wait("")
         return pool
 
-    def _taken(self, wanted: Key) -> str:
-        """Why these weights get no engine on the device now; empty when they do."""
-        if not self._local or wanted in self._pools:
+    def _wait(self, place: Place, model: ModelSpec, should_stop: Callable[[], bool]) -> Pool:
+        while not should_stop():
+            with self._lock:
+                if not self._taken(place.key, waits=True):
+                    return self._take(place.key, model, waits=True)
+            time.sleep(POLL_SECONDS)
+        raise Cancelled("stopped while waiting for the device")
+
+    def _take(self, key: Key, model: ModelSpec, *, waits: bool) -> Pool:
+        pool = self._open(key, model)
+        self._users[key] += 1
+        self._jobs[key] += waits
+        return pool
+
+    def _taken(self, wanted: Key, *, waits: bool) -> str:
+        """Why these weights get no engine on the device now; empty when they do.
+
+        Args:
+            waits: Whether who asks would wait. A chat would not: it is brief, and let in while jobs
+                use the engine anyway.
+        """
+        if not self._local:
             return ""
+        if wanted in self._pools:
+            due = self._turns.over(wanted)
+            held = not waits and self._jobs[wanted] > 0
+            return f"it is the turn of {due[0]} on the device" if due and not held else ""
         if self._leases:
             return "a training job has the device"
-        busy = next((name for name, digest in self._pools if self._users.get((name, digest))), "")
-        return f"the engine serves {busy} to other jobs" if busy else ""
+        busy = next((key[0] for key in self._pools if self._users[key]), "")
+        if busy:
+            return f"the engine serves {busy} to other jobs"
+        first = self._turns.first
+        if first is None or first == wanted:
+            return ""
+        return f"{first[0]} has waited longer for the device"
 
     def _open(self, key: Key, model: ModelSpec) -> Pool:
         if key in self._pools:
@@ -176,6 +207,7 @@ class Pools:
         pool = Pool(self._pool_settings(), model)
         pool.start()
         self._pools[key] = pool
+        self._turns.begin()
         return pool
 
     def _make_room(self, wanted: Key) -> None:
@@ -183,7 +215,7 @@ class Pools:
         for key in list(self._pools):
             if not self._local and key[0] != wanted[0]:
                 continue
-            if not self._users.get(key, 0):
+            if not self._users[key]:
                 self._pools.pop(key).stop()
 
     def _pool_settings(self) -> PoolSettings:
