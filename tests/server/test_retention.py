@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import FAILED, QUEUED, SUCCEEDED, Operation, new_id
+from ptalign_server.store.operations import FAILED, QUEUED, RUNNING, SUCCEEDED, Operation, new_id
 from ptalign_server.store.schema import audit, operations, resources, set_keys
 
 LATER = 31 * DAY_SECONDS
@@ -175,6 +176,50 @@ def test_the_working_folder_goes_with_a_stopped_operation(store: Store, settings
     (folder / "run" / "checkpoints").mkdir(parents=True)
     assert expire(store, settings, time.time() + LATER) == 1
     assert not folder.exists()
+
+
+def run_through(store: Store, ended: float, *, reports: int = 12) -> str:
+    """An operation with its events, ended then."""
+    found = put_operation(store, QUEUED, resource="pairSets/1")
+    for number in range(reports):
+        store.operations.advance(found, lambda o, n=number: replace(o, attempt=n))
+    store.operations.advance(found, lambda o: replace(o, state=SUCCEEDED, ended=ended))
+    return found
+
+
+async def test_old_operations_keep_the_event_that_ends_a_watch(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every event of every operation stayed for ever: up to 9,000 of an hour's work."""
+    monkeypatch.setattr("ptalign_server.store.operations.DROPPED_AT_ONCE", 5)
+    now = time.time() + LATER
+    old, held, young = run_through(store, 1.0), run_through(store, 1.0), run_through(store, now)
+    running = put_operation(store, QUEUED)
+    store.operations.advance(running, lambda o: replace(o, state=RUNNING))
+    hold(store, f"operations/{held}")
+    expire(store, settings, now)
+    kept = {name: len(store.operations.events(name, 0)) for name in (old, held, young, running)}
+    assert kept == {old: 1, held: 14, young: 14, running: 2}
+    last = store.operations.get(old).sequence
+    for after in (0, 3, last):  # from the start, and where a watcher was cut off
+        told = [event async for event in Feeds(store).events(old, after) if event.sequence <= last]
+        assert [event.sequence for event in told] == ([last] if after < last else [])
+
+
+def test_without_retention_every_event_stays(store: Store, settings: Settings) -> None:
+    old = run_through(store, 1.0)
+    never = settings.model_copy(update={"retention_days": 0.0})
+    expire(store, never, time.time() + LATER)
+    assert len(store.operations.events(old, 0)) == 14
+
+
+def test_history_is_looked_for_page_by_page(store: Store) -> None:
+    ids = [run_through(store, 1.0, reports=1) for _ in range(5)]
+    damage(store, operations.update().where(operations.c.id == ids[2]).values(identity="x"))
+    told: list[str] = []
+    found = [o.id for o in store.operations.with_history(2.0, told.append, size=2)]
+    assert sorted(found) == sorted({*ids} - {ids[2]})
+    assert told == [f"operations/{ids[2]}"]
 
 
 def fields(message: Any, path: str = "") -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Record text does not stay for ever: sets past their time are purged, unless they are held.
 
 Purged like by hand: key first, then files, with an audit entry. Adapters, evaluations, counts and
-digests stay. A stopped operation that made nothing loses its call and its log at the same age.
+digests stay. A stopped operation that made nothing loses its call and its log at the same age, and
+an ended one its events but for the last: who watches it then is told how it ended.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ptalign_server.in_use import Skip, in_use
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+from ptalign_server.store.operations import Operation
 from ptalign_server.store.resources import Resource
 
 log = logging.getLogger("ptalign.server")
@@ -101,6 +103,9 @@ def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
         if operation.id not in ids:
             forget = partial(_forget, store, operation.id)
             turn.done += turn.each(wire.operation_name(operation.id), forget)
+    for operation in store.operations.with_history(cutoff, turn.skip):
+        if operation.id not in ids:
+            turn.each(wire.operation_name(operation.id), partial(_drop_history, store, operation))
 
 
 def drop_finished_logs(store: Store, skip: Skip) -> None:
@@ -148,3 +153,11 @@ def _forget(store: Store, operation_id: str) -> None:
 
     store.write(change).result()
     store.keys.truncate_wal()
+
+
+def _drop_history(store: Store, operation: Operation) -> None:
+    def some(connection: sa.Connection) -> bool:
+        return store.operations.drop_history(connection, operation)
+
+    while store.write(some).result():
+        pass

@@ -33,6 +33,8 @@ REMEMBERED_BYTES = 4096
 """Of a row's call; a larger one is checked each time, and not read on the event loop."""
 MAX_REMEMBERED = 1024
 """Rows of one `Operations`: 8 MB at most."""
+DROPPED_AT_ONCE = 5000
+"""Events removed in one transaction: some 20 ms of the one writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +212,8 @@ class Operations:
         Args:
             damaged: Told the name of each row that was changed on disk; it is left out.
         """
-        columns, last = operations.c, ""
-        query = sa.select(operations).where(columns.state.not_in(TERMINAL)).order_by(columns.id)
-        while True:
-            with reading(self._engine) as connection:
-                page = query.where(columns.id > last).limit(size)
-                rows = connection.execute(page).mappings().all()
-            yield from self._intact_ones(rows, damaged)
-            if len(rows) < size:
-                return
-            last = str(rows[-1]["id"])
+        query = sa.select(operations).where(operations.c.state.not_in(TERMINAL))
+        return self._in_pages(query, damaged, size)
 
     def ended_before(self, cutoff: float, damaged: Damaged) -> list[Operation]:
         """Operations that made nothing, ended before `cutoff`, and whose key is still there.
@@ -236,6 +230,34 @@ class Operations:
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
         return list(self._intact_ones(rows, damaged))
+
+    def with_history(self, cutoff: float, damaged: Damaged, size: int = 500) -> Iterator[Operation]:
+        """Operations that ended before `cutoff` and have events before their last, oldest first.
+
+        Args:
+            damaged: Told the name of each row that was changed on disk; it is left out.
+        """
+        earlier = sa.exists().where(
+            events.c.operation == operations.c.id, events.c.sequence < operations.c.sequence
+        )
+        query = sa.select(operations).where(
+            operations.c.state.in_(TERMINAL), operations.c.ended < cutoff, earlier
+        )
+        return self._in_pages(query, damaged, size)
+
+    def drop_history(self, connection: sa.Connection, operation: Operation) -> bool:
+        """Removes the oldest events of an operation that has ended, never the last.
+
+        Returns:
+            Whether any were there. At most `DROPPED_AT_ONCE` go, or callers' commits would wait.
+        """
+        own, number = events.c.operation == operation.id, events.c.sequence
+        first = connection.execute(sa.select(sa.func.min(number)).where(own)).scalar()
+        if first is None or first >= operation.sequence:
+            return False
+        end = min(first + DROPPED_AT_ONCE, operation.sequence)
+        connection.execute(events.delete().where(own, number < end))
+        return True
 
     def ids_in(self, states: Iterable[str]) -> list[str]:
         """Ids alone, for polling."""
@@ -302,6 +324,17 @@ class Operations:
 
     def _mac(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("operation", *(values[f] for f in Operation.__slots__))
+
+    def _in_pages(self, query: sa.Select[Any], damaged: Damaged, size: int) -> Iterator[Operation]:
+        last = ""
+        while True:
+            page = query.where(operations.c.id > last).order_by(operations.c.id).limit(size)
+            with reading(self._engine) as connection:
+                rows = connection.execute(page).mappings().all()
+            yield from self._intact_ones(rows, damaged)
+            if len(rows) < size:
+                return
+            last = str(rows[-1]["id"])
 
     def _intact_ones(
         self, rows: Iterable[Mapping[Any, Any]], damaged: Damaged
