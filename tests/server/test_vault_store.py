@@ -271,6 +271,24 @@ def test_audit_chain_names_the_first_bad_entry(store: Store) -> None:
     assert store.audit.first_bad() == 2
 
 
+@pytest.mark.parametrize(("cut", "bad"), [(audit.c.sequence == 3, 3), (sa.true(), 3)])
+def test_a_trail_that_was_cut_stays_bad_whatever_comes_after(
+    store: Store, cut: Any, bad: int
+) -> None:
+    """The next entry took the place of the one that was gone, and nothing was to be seen."""
+
+    def add(target: str) -> None:
+        store.write(lambda c: store.audit.add(c, "default", "me", "read", target, {})).result()
+
+    for number in range(3):
+        add(f"x/{number}")
+    with store.engine.begin() as connection:
+        connection.execute(audit.delete().where(cut))
+    for number in range(2):
+        add(f"y/{number}")
+    assert store.audit.first_bad() == bad
+
+
 def test_the_audit_trail_is_read_by_action_and_target_newest_last(store: Store) -> None:
     for n in range(6):
         action, target = ("read", "purge")[n % 2], f"x/{n // 3}"

@@ -22,6 +22,20 @@ APPEND_LOCK = 70747
 """PostgreSQL advisory lock of the trail's end, held to the end of the writer's transaction."""
 
 
+# Built once: making an expression costs more than running it, and every call adds an entry.
+_ENDS = (
+    sa.select(audit.c.sequence, audit.c.hash, audit.c.target)
+    .where(
+        (audit.c.sequence == HEAD)
+        | (audit.c.sequence == sa.select(sa.func.max(audit.c.sequence)).scalar_subquery())
+    )
+    .order_by(audit.c.sequence)
+)
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(APPEND_LOCK))
+_INSERT = audit.insert()
+_MOVE_HEAD = audit.update().where(audit.c.sequence == HEAD)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Who did what to which resource, and with what said."""
@@ -45,7 +59,7 @@ class Audit:
 
     def begin(self, connection: sa.Connection) -> None:
         """Writes the head of an empty trail: one without a head was cut."""
-        self._move_head(connection, 0, "")
+        connection.execute(_INSERT, self._head(0, ""))
 
     def add(
         self,
@@ -59,15 +73,9 @@ class Audit:
         """Appends one entry; `detail` holds counts and purposes, never text of records."""
         if connection.dialect.name == "postgresql":
             # Locking the newest row is not enough: who waited for it would still see it as newest.
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPEND_LOCK)))
-        newest = (
-            sa.select(audit.c.sequence, audit.c.hash)
-            .where(audit.c.sequence > HEAD)
-            .order_by(audit.c.sequence.desc())
-            .limit(1)
-        )
-        last = connection.execute(newest).first()
-        sequence = 1 if last is None else int(last.sequence) + 1
+            connection.execute(_LOCK)
+        newest, hash_before, counted = self._end(connection)
+        sequence = max(newest, counted) + 1  # after a cut the gap stays, and with it the proof
         values = {
             "sequence": sequence,
             "time": time.time(),
@@ -76,11 +84,13 @@ class Audit:
             "action": action,
             "target": target,
             "detail": json.dumps(detail, sort_keys=True),
-            "previous": "" if last is None else str(last.hash),
+            "previous": hash_before,
         }
         failpoints.hit("audit_write.before")
-        connection.execute(audit.insert().values(**values, hash=self._hash(values)))
-        self._move_head(connection, sequence, self._hash(values))
+        made = self._hash(values)
+        connection.execute(_INSERT, {**values, "hash": made})
+        # Moved, never made anew: a trail that was wiped stays bad.
+        connection.execute(_MOVE_HEAD, self._head(sequence, made))
         failpoints.hit("audit_write.after")
 
     def first_bad(self) -> int:
@@ -127,11 +137,18 @@ class Audit:
             query = sa.select(sa.func.count()).where(audit.c.sequence > HEAD)
             return int(connection.execute(query).scalar_one())
 
-    def _move_head(self, connection: sa.Connection, count: int, last: str) -> None:
+    def _end(self, connection: sa.Connection) -> tuple[int, str, int]:
+        """Sequence number and hash of the newest entry, and how many the head says there are."""
+        rows = connection.execute(_ENDS).all()
+        last = rows[-1] if rows and rows[-1].sequence > HEAD else None
+        told = rows[0].target if rows and rows[0].sequence == HEAD else ""
+        counted = int(told) if told.isdecimal() else 0
+        return (0, "", counted) if last is None else (int(last.sequence), str(last.hash), counted)
+
+    def _head(self, count: int, last: str) -> dict[str, Any]:
         """Row 0 says how long the trail is, so that a cut end is seen."""
-        connection.execute(audit.delete().where(audit.c.sequence == HEAD))
         values = _head(count, last)
-        connection.execute(audit.insert().values(**values, hash=self._hash(values)))
+        return {**values, "hash": self._hash(values)}
 
     def _ends_at(self, head: Mapping[Any, Any] | None, count: int, last: str) -> bool:
         if head is None:
