@@ -61,6 +61,9 @@ class Resource:
     purged: bool = False
     """The record text, or an adapter's files, are destroyed; counts and digests stay."""
     operation: str = ""
+    made_by: str = ""
+    """Name of the token that submitted its operation, or that imported, merged or marked it; empty
+    where an earlier version made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +312,11 @@ class Progress:
     """Of dry runs only."""
     resource: str = ""
     """What it made, also when partial."""
+    submitted_by: str = ""
+    """Name of the caller's token; ``local`` on a loopback without one."""
+    cancelled_by: str = ""
+    """Whoever asked first; empty: nobody did, or an earlier version was told."""
+    cancel_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ class Stage(Noun):
     tokens: int = 0
     """Generated, or trained on."""
     annotator_minutes: float = 0.0
+    made_by: str = ""
+    """Who asked for it, by name; empty where that is not known."""
 
 
 class PairCounts(Noun):

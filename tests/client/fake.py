@@ -85,6 +85,8 @@ class Job:
     cancelled: bool = False
     error: status_pb2.Status | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    people: dict[str, str] = field(default_factory=dict)
+    """submitted_by, cancelled_by."""
     phases: tuple[str, ...] = ()
     """They take turns, instead of a phase per step."""
 
@@ -105,6 +107,7 @@ class Job:
             attempt=1,
             eta_seconds=float(self.steps - sequence),
             counts={"accepted": 10 * sequence, "rejected.duplicate": sequence},
+            **self.people,
         )
         progress.create_time.GetCurrentTime()
         if self.phases and not done:

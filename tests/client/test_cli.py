@@ -572,6 +572,27 @@ def test_ops(cli: Any) -> None:
     assert "forgotten" in cli("ops", "delete", "1").stderr
 
 
+def test_operations_and_resources_name_who_asked(cli: Any, served: Any) -> None:
+    cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    served.service.jobs["operations/1"].people = {"submitted_by": "alice", "cancelled_by": "bob"}
+    served.service.resources["adapters/1"].meta.made_by = "alice"
+    assert "Align, by alice" in cli("ops", "list").stdout
+    said = cli("ops", "get", "1").stdout
+    assert said.split("submitted")[1].splitlines()[0].rstrip().endswith(" by alice")
+    assert said.split("cancelled")[1].splitlines()[0].rstrip().endswith("by bob")
+    assert "tiny, by alice" in cli("list", "adapters").stdout
+    assert cli("get", "adapters/1").stdout.split("made_by")[1].split()[0] == "alice"
+
+
+def test_who_asked_an_earlier_server_is_unknown(cli: Any) -> None:
+    cli("align", "pairSets/1", "-m", "tiny", "--detach")
+    cli("ops", "cancel", "1")
+    assert "Align, by unknown" in cli("ops", "list").stdout
+    said = cli("ops", "get", "1").stdout
+    assert said.count("by unknown") == 2
+    assert cli("get", "adapters/1").stdout.split("made_by")[1].split()[0] == "unknown"
+
+
 def test_ops_cancel(cli: Any) -> None:
     cli("align", "pairSets/1", "-m", "tiny", "--detach")
     assert cli("ops", "cancel", "1").exit_code == 0

@@ -135,6 +135,17 @@ def report():
     )
 
 
+def test_the_costs_name_who_asked_for_each_stage_where_that_is_known(report):
+    assert "Asked for by" not in build(report)[0]
+    pairs, evaluation = report.stages
+    named = evaluation.model_copy(update={"made_by": "<bob>"})
+    page, document = build(report.model_copy(update={"stages": (pairs, named)}))
+    assert "<th>Asked for by</th>" in page
+    assert "<td>unknown</td>" in page
+    assert "<td>&lt;bob&gt;</td>" in page
+    assert [stage["made_by"] for stage in document["stages"]] == ["", "<bob>"]
+
+
 def test_json_has_the_contracts_fields(report):
     _, document = build(report)
     assert json.loads(json.dumps(document)) == document

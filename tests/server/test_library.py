@@ -96,6 +96,11 @@ async def bring(shelf: Shelf, count: int = 3, **changes: Any) -> str:
     return str(answer.name)
 
 
+def actions(shelf: Shelf) -> list[str]:
+    """What the audit trail says was done."""
+    return [entry.action for entry in shelf.store.audit.entries()]
+
+
 async def text_of(call: Any) -> tuple[str, str]:
     """Status code name and text of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -133,10 +138,10 @@ async def test_safe_view_masks_harmful_text_and_full_view_is_audited(shelf: Shel
         assert record.toxic.startswith("<sealed ")
         assert set(record.masked) == {"instruction", "toxic"}
         assert record.positive.startswith("Here is a kind note")
-    assert shelf.store.audit.count() == 0
+    assert actions(shelf) == ["import"]
     full = await records(shelf, name, view=lib.RECORD_VIEW_FULL, purpose="checking labels")
     assert all(CANARY in r.toxic and CANARY in r.instruction for r in full)
-    assert shelf.store.audit.count() == 1
+    assert actions(shelf) == ["import", "read records"]
     assert [r.id for r in await records(shelf, name, offset=1, limit=1)] == [full[1].id]
 
 
@@ -161,7 +166,7 @@ async def test_full_view_and_exports_need_the_reader_role(tmp_path: Path) -> Non
         request = lib.DownloadRequest(name=answer.name, part="export.jsonl", purpose="curiosity")
         code, _ = await text_of(shelf.library.Download(request, metadata=metadata))
         assert code == "PERMISSION_DENIED"
-        assert shelf.store.audit.count() == 0
+        assert actions(shelf) == ["import"]
 
 
 async def test_no_audit_entry_no_text(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +411,7 @@ async def test_purge_removes_text_key_and_leaves_the_facts(shelf: Shelf) -> None
     assert kept.pairs == 3
     code, text = await text_of(shelf.library.StreamRecords(lib.StreamRecordsRequest(name=name)))
     assert (code, "purged" in text) == ("FAILED_PRECONDITION", True)
-    assert shelf.store.audit.count() == 1
+    assert actions(shelf) == ["import", "purge"]
     assert shelf.store.audit.first_bad() == 0
 
 
@@ -418,7 +423,7 @@ async def test_a_held_set_is_not_purged_and_the_caller_learns_how_to_lift_it(she
     assert (code, f"hold remove {name}" in text) == ("FAILED_PRECONDITION", True)
     records = shelf.library.StreamRecords(lib.StreamRecordsRequest(name=name))
     assert [record.kind async for record in records] == ["pair"] * 3
-    assert shelf.store.audit.count() == 0
+    assert actions(shelf) == ["import"]
 
 
 async def test_a_purge_cut_short_is_finished_at_the_next_start(

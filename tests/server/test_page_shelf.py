@@ -131,6 +131,7 @@ def test_what_is_handed_over_is_an_annotation_set_with_its_parent(place: Place) 
     assert message.count == 3
     assert message.annotator_minutes == pytest.approx(2.0)
     assert message.meta.parents[0].startswith(f"{place.pairs}@sha256:")
+    assert message.meta.made_by == ANN.name
     assert (row.model, row.policy) == ("m", "tone")
 
 

@@ -25,6 +25,7 @@ class World:
     def __init__(self) -> None:
         self.rows: dict[str, Resource] = {}
         self.request = pb.EvaluateRequest(target=pb.Target(model="m", adapter="adapters/a"))
+        self.operation = SimpleNamespace(identity="bob")
         none = SimpleNamespace(get=self.resource)
         self.room = SimpleNamespace(store=SimpleNamespace(operations=none))
 
@@ -73,6 +74,14 @@ def test_minutes_of_one_set_of_marks_stand_at_the_pairs_made_with_it() -> None:
     world.marks("page", 12.0, "pairSets/first")
     world.pairs("second", "annotationSets/page", "pairSets/first")
     assert world.minutes("pairSets/second") == [0.0, 12.0, 0.0, 0.0]
+
+
+def test_stages_name_who_asked_for_them() -> None:
+    world = World()
+    world.add("pairSets/first", res.PairSet(meta=res.ResourceMeta(made_by="alice")))
+    world.add("adapters/a", res.Adapter(), "pairSets/first")
+    stages = _stages(world, EVALUATION)  # type: ignore[arg-type]
+    assert [stage.made_by for stage in stages] == ["alice", "", "bob"]
 
 
 def test_a_later_hand_over_adds_only_what_came_since() -> None:

@@ -176,6 +176,9 @@ def test_the_working_folder_goes_with_a_stopped_operation(store: Store, settings
     (folder / "run" / "checkpoints").mkdir(parents=True)
     assert expire(store, settings, time.time() + LATER) == 1
     assert not folder.exists()
+    (entry,) = store.audit.entries()
+    assert (entry.identity, entry.action) == ("retention", "purge")
+    assert entry.target == f"operations/{found}"
 
 
 def run_through(store: Store, ended: float, *, reports: int = 12) -> str:

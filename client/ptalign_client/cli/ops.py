@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import typer
@@ -138,7 +139,8 @@ def _table(found: list[Progress]) -> Table:
     for p in found:
         state = Text(str(p.state) or "-", style=STYLES.get(p.state, "cyan"))
         share = f"{p.done}/{p.total}" if p.total else ""
-        name = Text(f"{p.operation}\n").append(f"  {p.kind}", style="dim")
+        under = f"  {p.kind}, by {p.submitted_by or show.UNKNOWN}"
+        name = Text(f"{p.operation}\n").append(under, style="dim")
         table.add_row(name, state, show.age(p.create_time), share, Text(p.phase))
     return table
 
@@ -160,13 +162,24 @@ def _details(p: Progress, why: str) -> Table:
         "suite": p.suite,
         "why": why,
         "made": p.resource,
-        "created": show.when(p.create_time),
+        "submitted": _by(p.create_time, p.submitted_by),
+        "cancelled": _by(p.cancel_time, p.cancelled_by) if _cancelled(p) else "",
         "ended": show.when(p.end_time) if p.end_time else "",
     }
     for key, value in rows.items():
         if value != "":
             table.add_row(key, Text(str(value)))
     return table
+
+
+def _by(time: datetime | None, who: str) -> str:
+    said = f"by {who or show.UNKNOWN}"
+    return f"{show.when(time)} {said}" if time else said
+
+
+def _cancelled(p: Progress) -> bool:
+    """Somebody asked for its end, though it may have come to another one first."""
+    return bool(p.cancelled_by) or p.state in (State.CANCELLING, State.CANCELLED)
 
 
 def _past(state: State) -> str:

@@ -35,6 +35,8 @@ RATES = (
     ("unscored_rate", "unscored", False),
 )
 """Key, words, and whether more is better."""
+UNKNOWN = "unknown"
+"""Who it was, where an earlier version of the server did not say."""
 VERDICTS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 
 
@@ -81,7 +83,8 @@ def listing(resources: Sequence[Resource]) -> Table:
     table.add_column("HOLDS", overflow="fold")
     for item in resources:
         state = " [purged]" if item.purged else " [partial]" if item.partial else ""
-        name = Text(item.name, style="cyan").append(f"\n  {item.model}", style="dim not cyan")
+        under = f"\n  {item.model}, by {item.made_by or UNKNOWN}"
+        name = Text(item.name, style="cyan").append(under, style="dim not cyan")
         table.add_row(name, age(item.create_time), Text(summary(item) + state))
     return table
 
@@ -93,6 +96,7 @@ def details(resource: Resource) -> Table:
     table.add_column(overflow="fold")
     for spec in fields(resource):
         value = getattr(resource, spec.name)
+        value = value or UNKNOWN if spec.name == "made_by" else value
         if value in ("", (), {}, None, False) or (value == 0 and spec.name == "shortfall"):
             continue
         table.add_row(spec.name, Text(_words(value)))

@@ -37,7 +37,7 @@ VERDICT_FAIL: Verdict
 VERDICT_INCONCLUSIVE: Verdict
 
 class ResourceMeta(_message.Message):
-    __slots__ = ("name", "digest", "tenant", "create_time", "model", "model_digest", "policy", "policy_digest", "parents", "config_digest", "template_digest", "judges", "partial", "purged", "operation")
+    __slots__ = ("name", "digest", "tenant", "create_time", "model", "model_digest", "policy", "policy_digest", "parents", "config_digest", "template_digest", "judges", "partial", "purged", "operation", "made_by")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class ResourceMeta(_message.Message):
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     PURGED_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
+    MADE_BY_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tenant: str
@@ -68,7 +69,8 @@ class ResourceMeta(_message.Message):
     partial: bool
     purged: bool
     operation: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., config_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., judges: _Optional[_Iterable[str]] = ..., partial: bool = ..., purged: bool = ..., operation: _Optional[str] = ...) -> None: ...
+    made_by: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., config_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., judges: _Optional[_Iterable[str]] = ..., partial: bool = ..., purged: bool = ..., operation: _Optional[str] = ..., made_by: _Optional[str] = ...) -> None: ...
 
 class InstructionSet(_message.Message):
     __slots__ = ("meta", "harmful", "twins", "shortfall", "by_topic", "rejected", "stats")

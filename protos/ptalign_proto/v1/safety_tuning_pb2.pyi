@@ -222,7 +222,7 @@ class GateSpec(_message.Message):
     def __init__(self, min_harm_reduction: _Optional[float] = ..., max_over_refusal_increase: _Optional[float] = ..., max_usefulness_loss: _Optional[float] = ..., max_benign_kl: _Optional[float] = ..., max_unscored: _Optional[float] = ..., min_samples: _Optional[int] = ..., max_strong_harm_increase: _Optional[float] = ..., max_ordinary_refusal_increase: _Optional[float] = ...) -> None: ...
 
 class OperationProgress(_message.Message):
-    __slots__ = ("operation", "kind", "state", "phase", "done", "total", "attempt", "eta_seconds", "counts", "create_time", "start_time", "update_time", "end_time", "estimate", "resource")
+    __slots__ = ("operation", "kind", "state", "phase", "done", "total", "attempt", "eta_seconds", "counts", "create_time", "start_time", "update_time", "end_time", "estimate", "resource", "submitted_by", "cancelled_by", "cancel_time")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,9 @@ class OperationProgress(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_BY_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_BY_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_TIME_FIELD_NUMBER: _ClassVar[int]
     operation: str
     kind: str
     state: OperationState
@@ -260,7 +263,10 @@ class OperationProgress(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     estimate: Estimate
     resource: str
-    def __init__(self, operation: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., attempt: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., counts: _Optional[_Mapping[str, int]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., resource: _Optional[str] = ...) -> None: ...
+    submitted_by: str
+    cancelled_by: str
+    cancel_time: _timestamp_pb2.Timestamp
+    def __init__(self, operation: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., attempt: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., counts: _Optional[_Mapping[str, int]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., resource: _Optional[str] = ..., submitted_by: _Optional[str] = ..., cancelled_by: _Optional[str] = ..., cancel_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Estimate(_message.Message):
     __slots__ = ("seconds", "memory_bytes", "disk_bytes", "basis")

@@ -29,9 +29,12 @@ def verify() -> None:
 @app.command("list")
 def show(
     action: Annotated[
-        str, typer.Option(help='Only these: "read records", page.reveal, purge, hold, ...')
+        str, typer.Option(help='Only these: submit, cancel, import, "read records", purge, ...')
     ] = "",
-    target: Annotated[str, typer.Option(help="Only of one resource: pairSets/ID.")] = "",
+    target: Annotated[
+        str, typer.Option(help="Only of pairSets/ID or the like, and the operation that made it.")
+    ] = "",
+    identity: Annotated[str, typer.Option(help="Only what this token's name did.")] = "",
     last: Annotated[int, typer.Option(min=0, help="So many of the newest; 0: all.")] = 50,
     lines: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -40,7 +43,8 @@ def show(
     Then the trail is verified: where it was changed, that is said and the exit status is 1.
     """
     with open_store() as store:
-        for entry in store.audit.entries(action=action, target=target, last=last):
+        asked = {"action": action, "target": target, "identity": identity}
+        for entry in store.audit.entries(**asked, last=last):
             typer.echo(json.dumps(asdict(entry)) if lines else _line(entry))
         _refuse_changed(store)
 

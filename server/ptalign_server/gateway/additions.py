@@ -66,6 +66,8 @@ ROOM_BYTES = 64 * 1024 * 1024
 class Addition:
     """A set ready to be sealed."""
 
+    action: str
+    """What the audit trail calls it: ``annotate``, ``import``, ``merge``."""
     collection: str
     noun: Noun
     message: Any
@@ -104,7 +106,8 @@ async def annotate(
     message = res.AnnotationSet(
         count=len(noun.records), annotator_minutes=request.annotator_minutes
     )
-    addition = Addition("annotationSets", noun, message, model.name, model.weights_digest, policy)
+    kind = "annotate", "annotationSets"
+    addition = Addition(*kind, noun, message, model.name, model.weights_digest, policy)
     seen = ticket(store.vault, identity.tenant, "CreateAnnotationSet", request)
     return await _add(addition, identity, store, seen)
 
@@ -176,7 +179,8 @@ async def take_in(
         why = ", ".join(f"{n} {r}" for r, n in noun.rejected.items())
         why = why or ("anchors alone make no set" if anchors else "none was sent")
         raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
-    addition = Addition(header.kind, noun, message, model.name, model.weights_digest, policy)
+    kind = "import", header.kind
+    addition = Addition(*kind, noun, message, model.name, model.weights_digest, policy)
     seen = await asyncio.to_thread(_import_ticket, store, identity, header, records)
     name = await _add(addition, identity, store, seen)
     return lib.ImportSetResponse(name=name, accepted=accepted + anchors, rejected=noun.rejected)
@@ -348,7 +352,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
     return (
-        Addition(collection, noun, message, found[0].model, digest, policy, parents),
+        Addition("merge", collection, noun, message, found[0].model, digest, policy, parents),
         doubled,
     )
 
@@ -523,7 +527,7 @@ def _joined_policy(policies: list[Policy]) -> Policy:
 
 
 async def _add(addition: Addition, identity: Identity, store: Store, seen: Ticket | None) -> str:
-    """Seals the files, then commits key and row; a repeated call leaves no second set."""
+    """Seals the files, then commits key, row and audit entry: sent again, a call adds none."""
     set_id = new_id()
     key, wrapped = store.vault.fresh_key(set_id)
     digest = await asyncio.to_thread(store.sets.write, set_id, key, addition.noun)
@@ -534,6 +538,8 @@ async def _add(addition: Addition, identity: Identity, store: Store, seen: Ticke
         def make() -> str:
             store.keys.insert(connection, set_id, wrapped)
             store.resources.insert(connection, resource)
+            who, detail = (identity.tenant, identity.name), {"parents": addition.parents}
+            store.audit.add(connection, *who, addition.action, resource.name, detail)
             return resource.name
 
         return once(connection, seen, make)
@@ -561,6 +567,7 @@ def _row(addition: Addition, set_id: str, digest: str, identity: Identity) -> Re
         policy=addition.policy.name,
         policy_digest=addition.policy.digest,
         parents=addition.parents,
+        made_by=identity.name,
     )
     addition.message.meta.CopyFrom(meta)
     return Resource(

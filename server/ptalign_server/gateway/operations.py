@@ -31,7 +31,7 @@ from ptalign_server.store.operations import (
     WAITING,
     Operation,
 )
-from ptalign_server.wire import KINDS
+from ptalign_server.wire import KINDS, cancelled_by
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 500
@@ -91,12 +91,19 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         return await self._store.glances.read(lambda shelf: answer(found, shelf))
 
     async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
-        found = await self._get(request.name)
-        await asyncio.wrap_future(
-            self._store.write(
-                lambda connection: self._store.operations.advance_in(connection, found.id, cancel)
-            )
-        )
+        found, identity = await self._get(request.name), caller()
+
+        def change(connection: sa.Connection) -> None:
+            def told(operation: Operation) -> Operation | None:
+                after = cancel(operation, identity.name)
+                if after is not None:
+                    who = identity.tenant, identity.name
+                    self._store.audit.add(connection, *who, "cancel", request.name, {})
+                return after
+
+            self._store.operations.advance_in(connection, found.id, told)
+
+        await asyncio.wrap_future(self._store.write(change))
         return empty_pb2.Empty()
 
     async def DeleteOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
@@ -130,10 +137,11 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         return await self._store.glances.read(lambda shelf: shelf.operations.get(found, tenant))
 
 
-def cancel(operation: Operation) -> Operation | None:
+def cancel(operation: Operation, who: str) -> Operation | None:
     """What Cancel does to an operation: one that waits ends at once, one that runs is told."""
     if operation.state in TERMINAL or operation.state == CANCELLING:
         return None
+    operation = replace(operation, metadata=cancelled_by(operation, who))
     if operation.state in WAITING:
         error = status_of(Cancelled("cancelled before it started")).SerializeToString()
         return replace(operation, state=CANCELLED, error=error, ended=time.time())

@@ -101,7 +101,7 @@ def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
             turn.done += turn.each(found.name, partial(_purge, store, found, reason))
     for operation in store.operations.ended_before(cutoff, turn.skip):
         if operation.id not in ids:
-            forget = partial(_forget, store, operation.id)
+            forget = partial(_forget, store, operation, reason)
             turn.done += turn.each(wire.operation_name(operation.id), forget)
     for operation in store.operations.with_history(cutoff, turn.skip):
         if operation.id not in ids:
@@ -144,12 +144,14 @@ def _purge(store: Store, found: Resource, reason: str) -> None:
     erase(store, found.id)
 
 
-def _forget(store: Store, operation_id: str) -> None:
+def _forget(store: Store, operation: Operation, reason: str) -> None:
     def change(connection: sa.Connection) -> None:
-        store.keys.destroy(connection, operation_id)
+        store.keys.destroy(connection, operation.id)
+        name, detail = wire.operation_name(operation.id), {"reason": reason}
+        store.audit.add(connection, operation.tenant, WHO, "purge", name, detail)
         # Before the commit: after a crash its key shows that it is due.
-        store.sets.erase(operation_id)
-        shutil.rmtree(store.work(operation_id), ignore_errors=True)
+        store.sets.erase(operation.id)
+        shutil.rmtree(store.work(operation.id), ignore_errors=True)
 
     store.write(change).result()
     store.keys.truncate_wal()

@@ -174,6 +174,9 @@ class _Insert:
             updated=now,
             ended=0.0,
         )
+        who = operation.tenant, operation.identity
+        name, detail = wire.operation_name(operation.id), {"kind": operation.kind}
+        store.audit.add(connection, *who, "submit", name, detail)
         return store.operations.insert(connection, operation)
 
 

@@ -163,7 +163,7 @@ class Shelf:
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
-        made = _resource(row, set_id, digest, noun)
+        made = _resource(row, set_id, digest, noun, visitor.name)
 
         def change(connection: sa.Connection) -> None:
             store = self._store
@@ -295,7 +295,7 @@ def _check_sides(mark: Mark, pair: Pair) -> None:
         raise InvalidInput("bad", "must be absent: this pair has no bad answer", "Leave it out.")
 
 
-def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet) -> Resource:
+def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet, who: str) -> Resource:
     """The row of a new annotation set beside the pair set it was made from."""
     parent = res.PairSet.FromString(row.body).meta
     name, now = f"annotationSets/{set_id}", time.time()
@@ -303,7 +303,7 @@ def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet) -> R
         count=noun.marks, annotator_minutes=noun.annotator_minutes, rejected=noun.rejected
     )
     meta = message.meta
-    meta.name, meta.digest, meta.tenant = name, digest, row.tenant
+    meta.name, meta.digest, meta.tenant, meta.made_by = name, digest, row.tenant, who
     meta.create_time.CopyFrom(wire.timestamp(now))
     meta.model, meta.model_digest = row.model, parent.model_digest
     meta.policy, meta.policy_digest = row.policy, parent.policy_digest

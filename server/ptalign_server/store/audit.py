@@ -111,17 +111,24 @@ class Audit:
                 previous, expected = str(row["hash"]), expected + 1
         return 0 if self._ends_at(head, expected - 1, previous) else expected
 
-    def entries(self, *, action: str = "", target: str = "", last: int = 0) -> Iterator[Entry]:
+    def entries(
+        self, *, action: str = "", target: str = "", identity: str = "", last: int = 0
+    ) -> Iterator[Entry]:
         """Entries in order, as they are: whether nobody changed them says `first_bad`.
 
         Args:
             action: Only these, such as ``purge``; empty: all.
-            target: Only those of one resource, by its name; empty: all.
+            target: Only those of one resource, by its name, and of the operation that made it,
+                which has its id; empty: all.
+            identity: Only what this one did, in all tenants; empty: all.
             last: At most so many, the newest; 0: all.
         """
         query = sa.select(audit).where(audit.c.sequence > HEAD)
-        for column, wanted in ((audit.c.action, action), (audit.c.target, target)):
+        for column, wanted in ((audit.c.action, action), (audit.c.identity, identity)):
             query = query.where(column == wanted) if wanted else query
+        if target:
+            made_by = f"operations/{target.partition('/')[2]}"
+            query = query.where(audit.c.target.in_((target, made_by)))
         if last:
             newest = query.order_by(audit.c.sequence.desc()).limit(last).subquery()
             query = sa.select(newest)

@@ -156,4 +156,5 @@ class Job:
             judges=made.judges,
             partial=made.partial,
             operation=wire.operation_name(self.operation.id),
+            made_by=self.operation.identity,
         )

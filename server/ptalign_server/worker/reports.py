@@ -93,7 +93,12 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
         if resource.collection in STAGES:
             yield _stage(job, resource, minutes.get(resource.name, 0.0))
     seconds = sum(evaluation.seconds.values())
-    yield Stage(name="Evaluate", seconds=seconds, tokens=evaluation.tokens_generated)
+    yield Stage(
+        name="Evaluate",
+        seconds=seconds,
+        tokens=evaluation.tokens_generated,
+        made_by=job.operation.identity,
+    )
 
 
 def _stage(job: Job, resource: Resource, minutes: float) -> Stage:
@@ -110,6 +115,7 @@ def _stage(job: Job, resource: Resource, minutes: float) -> Stage:
         seconds=_seconds(job, message.meta.operation),
         tokens=tokens,
         annotator_minutes=minutes,
+        made_by=message.meta.made_by,
     )
 
 

@@ -69,7 +69,7 @@ def fill(running: Running) -> dict[str, Any]:
         "operation": instructions.meta.operation,
         "under_way": under_way,
         "acknowledged": [r.text for r in accepted(running.state, operation)],
-        "audit": 3,
+        "audit": 8,
     }
 
 
