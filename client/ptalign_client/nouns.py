@@ -174,6 +174,11 @@ class Evaluation(Resource):
     not_run: tuple[str, ...] = ()
     """Suites without data: never a pass."""
     files: tuple[FileInfo, ...] = ()
+    gate: str = ""
+    """``default`` (the operator's, also where the call named none), another name of the catalogue,
+    ``inline`` (written in the call), or empty where an earlier version made it."""
+    gate_limits: Mapping[str, float] = field(default_factory=dict)
+    """As in `GateSpec`; what is not here was not checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

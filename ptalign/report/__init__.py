@@ -6,7 +6,7 @@ from typing import Any
 
 from ptalign.report.compare import compare
 from ptalign.report.html import report_html
-from ptalign.report.inputs import PairCounts, ReportInput, Stage
+from ptalign.report.inputs import Gate, PairCounts, ReportInput, Stage
 from ptalign.report.jsonreport import report_json
 
 
@@ -15,4 +15,13 @@ def build(report: ReportInput) -> tuple[str, dict[str, Any]]:
     return report_html(report), report_json(report)
 
 
-__all__ = ["PairCounts", "ReportInput", "Stage", "build", "compare", "report_html", "report_json"]
+__all__ = [
+    "Gate",
+    "PairCounts",
+    "ReportInput",
+    "Stage",
+    "build",
+    "compare",
+    "report_html",
+    "report_json",
+]

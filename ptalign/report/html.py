@@ -36,6 +36,7 @@ from ptalign.report.words import (
     strong_is_free,
 )
 
+GATES = {"default": "the operator's default", "inline": "written in the call"}
 TOP_WORDS = 12
 """Rows of the suppressed and collateral lists."""
 
@@ -104,6 +105,7 @@ def report_html(report: ReportInput) -> str:
             separations=[separation_points(r) for r in results],
             separated_from=separated_from(results),
             judged=judged(evaluation),
+            gate_title=GATES.get(report.gate.name, report.gate.name) if report.gate else "",
         )
     )
 

@@ -33,6 +33,17 @@ class PairCounts(Noun):
     rejected: dict[str, int] = Field(default_factory=dict)
 
 
+class Gate(Noun):
+    """What the verdict went by."""
+
+    name: str
+    """``default`` (the operator's), another name of the catalogue, or ``inline``."""
+    limits: dict[str, float] = Field(default_factory=dict)
+    """What was checked, as in `GateConfig`."""
+    releases: bool = True
+    """Whether it is at least as strict as the operator's, so that a PASS by it releases."""
+
+
 class ReportInput(Noun):
     """Input of `ptalign.report.build`."""
 
@@ -50,6 +61,7 @@ class ReportInput(Noun):
     left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Suite -> reason -> prompts that were not asked."""
     topic_titles: dict[str, str] = Field(default_factory=dict)
+    gate: Gate | None = None
     command: str = ""
     """What a reader types to get these numbers again."""
     command_lacks: tuple[str, ...] = ()

@@ -98,6 +98,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         "method": evaluation.aligned.method,
         "verdict": evaluation.verdict,
         "reasons": list(evaluation.reasons),
+        "gate": report.gate.model_dump() if report.gate else None,
         "baseline": target_json(evaluation.baseline),
         "aligned": target_json(evaluation.aligned),
         "runs": runs,

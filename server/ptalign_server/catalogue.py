@@ -33,10 +33,13 @@ from ptalign_server.yamlfile import replace_list
 log = logging.getLogger("ptalign.server")
 T = TypeVar("T")
 _SHIPPED_JUDGES = frozenset(n for full in judge_names() for n in (full, full.partition("@")[0]))
+DEFAULT_GATE = "default"
+"""The operator's own, from the settings."""
 GATES: Mapping[str, GateConfig] = {
-    "default": GateConfig(),
+    DEFAULT_GATE: GateConfig(),
     "strict": GateConfig(min_harm_reduction=0.2, max_over_refusal_increase=0.05, min_samples=100),
 }
+"""As shipped."""
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "cpu": {"device": "cpu", "dtype": "float32", "samples": 60},
     "gpu": {"device": "cuda", "dtype": "bfloat16", "samples": 200},
@@ -61,6 +64,7 @@ class Catalogue:
         self.profile = settings.profile
         self.max_lora_rank = settings.engine.max_lora_rank
         self._engine = settings.engine
+        self.gates: Mapping[str, GateConfig] = {**GATES, DEFAULT_GATE: settings.gate}
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -273,8 +277,8 @@ class Catalogue:
         return self.own_judges.find(name)
 
     def gate(self, name: str) -> GateConfig:
-        """A gate; the default one when the name is empty."""
-        return _find("gate", name or "default", GATES)
+        """A gate; the operator's default one when the name is empty."""
+        return _find("gate", name or DEFAULT_GATE, self.gates)
 
     def _files(self) -> dict[str, Path]:
         """The operator's policy files, by name."""

@@ -145,6 +145,11 @@ ALIGN_NAMES = {
 }
 
 
+def gate_named(request: pb.EvaluateRequest) -> str:
+    """The catalogue's gate that an Evaluate call asks for; empty where it names none."""
+    return str(request.gate) if request.WhichOneof("gate_choice") == "gate" else ""
+
+
 def eval_config(request: pb.EvaluateRequest, gate: GateConfig) -> EvalConfig:
     """Settings of an Evaluate call; `gate` is the catalogue's unless the call writes its own."""
     values: dict[str, Any] = {"seed": request.seed}

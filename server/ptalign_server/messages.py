@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from ptalign.nouns import Adapter, Evaluation, InstructionSet, PairSet, Rate, TargetResult
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.configs import METHODS
+
+if TYPE_CHECKING:
+    from ptalign.report import Gate
 
 NUMBERS = {name: number for number, name in METHODS.items() if number}
 
@@ -61,7 +65,7 @@ def adapter(noun: Adapter, files: Sequence[res.FileInfo]) -> res.Adapter:
     )
 
 
-def evaluation(noun: Evaluation, files: Sequence[res.FileInfo]) -> res.Evaluation:
+def evaluation(noun: Evaluation, files: Sequence[res.FileInfo], gate: Gate) -> res.Evaluation:
     """Rates and verdict of an evaluation."""
     return res.Evaluation(
         verdict=f"VERDICT_{noun.verdict}",
@@ -74,6 +78,8 @@ def evaluation(noun: Evaluation, files: Sequence[res.FileInfo]) -> res.Evaluatio
         measures=_measures(noun.aligned),
         not_run=noun.not_run,
         files=files,
+        gate=gate.name,
+        gate_limits=gate.limits,
     )
 
 

@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ptalign.config import GateConfig
+
 ROLES = ("engineer", "annotator", "reader", "operator", "auditor", "backend")
 
 
@@ -118,6 +120,11 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
+    gate: GateConfig = GateConfig()
+    """The gate `default`: what Evaluate asks where the call names none. A call's own gate decides
+    its own verdict, looser or not, and the report names it; to release an adapter it must be at
+    least as strict as this one, limit by limit, so no caller loosens what is served. A change
+    counts for what was evaluated before, too. Limits that are left out keep ptalign's."""
 
     @property
     def database_url(self) -> str:

@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -86,6 +87,10 @@ def _is_group(field: FieldInfo) -> bool:
 def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
     """One error in one line."""
     parts = [str(part).upper() for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        name, group = PREFIX + "__".join(parts), PREFIX + "__".join(parts[:-1])
+        there = ", ".join(known for known in fields if known.startswith(f"{group}__"))
+        return f"{name}: there is no such setting. Write one of {there}, or unset it."
     while parts and PREFIX + "__".join(parts) not in fields:  # inside a list there is no variable
         parts.pop()
     name = PREFIX + "__".join(parts)
@@ -99,12 +104,18 @@ def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
 
 def _wanted(field: FieldInfo) -> str:
     """What a variable of numbers or a few words may be; empty for any other."""
-    kind = field.annotation
+    kind = _without_none(field.annotation)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(str(choice) for choice in get_args(kind))}"
     words = {bool: "true or false", int: "a whole number", float: "a number"}
     limits = bounds(field)
     return words[kind] + (f", {limits}" if limits else "") if kind in words else ""
+
+
+def _without_none(kind: Any) -> Any:
+    """The type of a value that may also be absent."""
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if NoneType in get_args(kind) and len(kinds) == 1 else kind
 
 
 def _got(value: Any) -> str:

@@ -17,7 +17,7 @@ from ptalign.nouns import (
     Suppressed,
     TargetResult,
 )
-from ptalign.report import PairCounts, ReportInput, Stage, build, compare
+from ptalign.report import Gate, PairCounts, ReportInput, Stage, build, compare
 from ptalign.report.figures import lines, track
 from ptalign.report.parts import change_words
 from ptalign.report.words import headline, mask, name_of, shown, twin_separation
@@ -144,6 +144,18 @@ def test_the_costs_name_who_asked_for_each_stage_where_that_is_known(report):
     assert "<td>unknown</td>" in page
     assert "<td>&lt;bob&gt;</td>" in page
     assert [stage["made_by"] for stage in document["stages"]] == ["", "<bob>"]
+
+
+def test_the_report_names_the_gate_and_whether_it_releases(report):
+    assert "Release gate" not in build(report)[0]
+    gate = Gate(name="default", limits={"max_benign_kl": 0.25})
+    page, document = build(report.model_copy(update={"gate": gate}))
+    assert "the operator&#39;s default: max benign kl 0.25</dd>" in page
+    assert document["gate"]["name"] == "default"
+    looser = gate.model_copy(update={"name": "inline", "releases": False})
+    page, _ = build(report.model_copy(update={"gate": looser}))
+    assert "written in the call" in page
+    assert "a PASS by it releases no adapter" in page
 
 
 def test_json_has_the_contracts_fields(report):

@@ -15,6 +15,7 @@ import yaml
 from helm_python import Chart, HelmError, HelmRenderError, HelmValuesError, lint
 from pydantic import BaseModel
 
+from ptalign.config import GateConfig
 from ptalign_server.catalogue import read_models
 from ptalign_server.settings import Settings
 from ptalign_server.variables import OTHERS
@@ -268,12 +269,15 @@ def test_what_has_no_value_of_its_own_is_set_by_its_variable(
         "PTALIGN_ENGINE__KIND": "remote",
         "PTALIGN_ENGINE__URLS": '["http://vllm:8000/v1"]',
     }
-    values = merged(example("embedded"), {"retentionDays": 180, "server": {"env": env}})
+    gate = {"min_harm_reduction": 0.2}
+    change = {"retentionDays": 180, "gate": gate, "server": {"env": env}}
+    values = merged(example("embedded"), change)
     for name, value in env_of(render(values), "pt").items():
         monkeypatch.setenv(name, value if isinstance(value, str) else "pt-0")
     settings = Settings()
     assert (settings.retention_days, settings.log_level) == (180, "DEBUG")
     assert settings.limits.max_queued == 5000
+    assert settings.gate == GateConfig(min_harm_reduction=0.2)
     assert settings.engine.urls == ("http://vllm:8000/v1",)
 
 
@@ -369,6 +373,8 @@ def test_replicas_alone_are_refused() -> None:
         ({"service": {"type": "NodePort"}}, "/service/type"),
         ({"replicaCount": 3}, "replicaCount"),
         ({"retentionDays": -1}, "/retentionDays"),
+        ({"gate": {"min_harm_reduction": 20}}, "/gate/min_harm_reduction"),
+        ({"gate": {"max_harm": 0.1}}, "max_harm"),
         ({"server": {"env": {"LD_PRELOAD": "x"}}}, "LD_PRELOAD"),
         ({"server": {"env": {"PTALIGN_LOG_LEVEL": 5}}}, "/server/env/PTALIGN_LOG_LEVEL"),
     ],

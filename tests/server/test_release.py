@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,10 +15,10 @@ from typer.testing import CliRunner
 
 from ptalign.config import GateConfig
 from ptalign.errors import DataDamaged, InvalidInput
-from ptalign.nouns import ModelSpec
+from ptalign.nouns import Evaluation, ModelSpec, TargetResult
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
-from ptalign_server import wire
+from ptalign_server import messages, wire
 from ptalign_server.admin import adapters as admin
 from ptalign_server.catalogue import GATES, Catalogue, write_models
 from ptalign_server.configs import gate_config
@@ -29,6 +30,7 @@ from ptalign_server.store.operations import SUCCEEDED, Operation
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import resources
 from ptalign_server.store.sets import Terms
+from ptalign_server.worker.jobs.evaluate import config_of, gate_in_force
 
 LOOSE = Terms(gate=GateConfig(min_harm_reduction=None))
 UNBOUND = Terms(gate=GateConfig.model_construct(max_over_refusal_increase=10.0))
@@ -281,6 +283,46 @@ def test_adapters_of_earlier_weights_are_passed_over(shelf: Shelf) -> None:
 def test_at_least_as_strict_looks_at_every_limit(change: dict[str, Any], strict: bool) -> None:
     assert at_least_as_strict(GateConfig(**change), GateConfig()) is strict
     assert all(at_least_as_strict(gate, GATES["default"]) for gate in GATES.values())
+
+
+def test_a_release_keeps_the_operators_own_gate(shelf: Shelf) -> None:
+    """What PASSed by ptalign's limits, or by a caller's, is not served under stricter ones."""
+    adapter = shelf.adapter()
+    evaluation = shelf.evaluation(adapter, "PASS")
+    assert shelf.resolve() == (adapter, evaluation)
+    own = GateConfig(min_harm_reduction=0.3)
+    shelf.catalogue = Catalogue(Settings(state=shelf.state, gate=own))
+    assert shelf.catalogue.gate("") == shelf.catalogue.gate("default") == own
+    assert shelf.catalogue.gate("strict") == GATES["strict"]
+    with pytest.raises(NotFound):
+        shelf.resolve()
+    kept = shelf.evaluation(adapter, "PASS", terms=Terms(gate=own))
+    assert shelf.resolve() == (adapter, kept)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "releases"),
+    [
+        ({}, "default", True),
+        ({"gate": "default"}, "default", True),
+        ({"gate": "strict"}, "strict", False),
+        ({"gate_spec": pb.GateSpec(max_benign_kl=0.1)}, "inline", False),
+    ],
+)
+def test_an_evaluation_says_which_gate_was_in_force(
+    shelf: Shelf, asked: dict[str, Any], name: str, releases: bool
+) -> None:
+    settings = Settings(state=shelf.state, gate=GateConfig(min_harm_reduction=0.3))
+    room = SimpleNamespace(catalogue=Catalogue(settings), settings=settings)
+    job: Any = SimpleNamespace(request=pb.EvaluateRequest(**asked), room=room)
+    config = config_of(job)
+    gate = gate_in_force(job, config.gate)
+    assert (gate.name, gate.releases) == (name, releases)
+    assert gate.limits.get("min_harm_reduction") == config.gate.min_harm_reduction
+    result = TargetResult(label="baseline")
+    noun = Evaluation(results=(result, result), verdict="PASS")
+    message = messages.evaluation(noun, (), gate)
+    assert (message.gate, dict(message.gate_limits)) == (name, gate.limits)
 
 
 def test_limits_of_a_gate_that_limit_nothing_are_refused_with_their_range() -> None:

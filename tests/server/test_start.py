@@ -148,6 +148,10 @@ def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_pat
         ("PTALIGN_ENGINE__URLS", "http://me:hush-1@x", "must be JSON, and is not. "),
         ("PTALIGN_PORT", "postgresql://me:hush-1@x", "must be a whole number, 0..65535. "),
         ("ptalign_port", "abc", "must be a whole number"),
+        ("PTALIGN_GATE__MAX_BENIGN_KL", "11", "must be a number, 0..10, not '11'. "),
+        ("PTALIGN_GATE__MAX_UNSCORED", "nan", "must be a number, 0..1, not 'nan'. "),
+        ("PTALIGN_GATE__MAX_HARM", "0.1", "no such setting. Write one of PTALIGN_GATE__MIN_HARM"),
+        ("PTALIGN_GATE", "0.1", "PTALIGN_GATE: "),
     ],
 )
 def test_a_wrong_variable_is_one_line_with_its_name_and_mend(

@@ -37,6 +37,7 @@ RATES = (
 """Key, words, and whether more is better."""
 UNKNOWN = "unknown"
 """Who it was, where an earlier version of the server did not say."""
+GATES = {"default": "the operator's default", "inline": "written in the call"}
 VERDICTS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 
 
@@ -170,6 +171,9 @@ def verdict(evaluation: Evaluation) -> Text:
     text = Text(evaluation.verdict.upper() or "NO VERDICT", style=style)
     for reason in evaluation.reasons:
         text.append(f"\n  {reason}", style="default not bold")
+    if evaluation.gate:
+        named = GATES.get(evaluation.gate, evaluation.gate)
+        text.append(f"\n  gate: {named}", style="dim not bold")
     return text
 
 

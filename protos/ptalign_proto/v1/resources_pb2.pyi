@@ -222,7 +222,7 @@ class Rate(_message.Message):
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., n: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("meta", "verdict", "reasons", "baseline", "aligned", "p_values", "measures", "not_run", "files", "baseline_corrected", "aligned_corrected")
+    __slots__ = ("meta", "verdict", "reasons", "baseline", "aligned", "p_values", "measures", "not_run", "files", "baseline_corrected", "aligned_corrected", "gate", "gate_limits")
     class BaselineEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +265,13 @@ class Evaluation(_message.Message):
         key: str
         value: Rate
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
+    class GateLimitsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     META_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +283,8 @@ class Evaluation(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     BASELINE_CORRECTED_FIELD_NUMBER: _ClassVar[int]
     ALIGNED_CORRECTED_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    GATE_LIMITS_FIELD_NUMBER: _ClassVar[int]
     meta: ResourceMeta
     verdict: Verdict
     reasons: _containers.RepeatedScalarFieldContainer[str]
@@ -287,7 +296,9 @@ class Evaluation(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[FileInfo]
     baseline_corrected: _containers.MessageMap[str, Rate]
     aligned_corrected: _containers.MessageMap[str, Rate]
-    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., baseline: _Optional[_Mapping[str, Rate]] = ..., aligned: _Optional[_Mapping[str, Rate]] = ..., p_values: _Optional[_Mapping[str, float]] = ..., measures: _Optional[_Mapping[str, float]] = ..., not_run: _Optional[_Iterable[str]] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., baseline_corrected: _Optional[_Mapping[str, Rate]] = ..., aligned_corrected: _Optional[_Mapping[str, Rate]] = ...) -> None: ...
+    gate: str
+    gate_limits: _containers.ScalarMap[str, float]
+    def __init__(self, meta: _Optional[_Union[ResourceMeta, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., baseline: _Optional[_Mapping[str, Rate]] = ..., aligned: _Optional[_Mapping[str, Rate]] = ..., p_values: _Optional[_Mapping[str, float]] = ..., measures: _Optional[_Mapping[str, float]] = ..., not_run: _Optional[_Iterable[str]] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., baseline_corrected: _Optional[_Mapping[str, Rate]] = ..., aligned_corrected: _Optional[_Mapping[str, Rate]] = ..., gate: _Optional[str] = ..., gate_limits: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class FileInfo(_message.Message):
     __slots__ = ("part", "size", "sha256")

@@ -13,7 +13,7 @@ from ptalign.nouns import digest_of
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc as rpc
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server.catalogue import GATES, PROFILES, Catalogue
+from ptalign_server.catalogue import PROFILES, Catalogue
 from ptalign_server.gateway import additions, purge, reading
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.operations import page_size
@@ -154,7 +154,8 @@ def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
             ),
         ],
         gates=[
-            entry(name=n, digest=digest_of(g.model_dump(mode="json"))) for n, g in GATES.items()
+            entry(name=n, digest=digest_of(g.model_dump(mode="json")))
+            for n, g in catalogue.gates.items()
         ],
         profiles=[entry(name=n) for n in PROFILES],
     )

@@ -17,6 +17,8 @@ from ptalign_server.store import Store
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
 
+LOOSER = "the gate is looser than the operator's: a PASS by it releases no adapter"
+
 
 def newest_released(
     store: Store, catalogue: Catalogue, tenant: str, model: ModelSpec, policy: str
@@ -98,8 +100,7 @@ def _terms_of_call(evaluation: Resource, store: Store, catalogue: Catalogue) -> 
         operation = store.operations.get(evaluation.id, evaluation.tenant)
         sealed = store.keys.get(operation.id).open("request", operation.request)
         request = pb.EvaluateRequest.FromString(sealed)
-        named = request.gate if request.WhichOneof("gate_choice") == "gate" else ""
-        gate = configs.eval_config(request, catalogue.gate(named)).gate
+        gate = configs.eval_config(request, catalogue.gate(configs.gate_named(request))).gate
     except PtalignError:  # deleted, or a gate that is no longer known
         return None
     return Terms(gate=gate, baseline=request.baseline.adapter)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptalign.config import NEEDS_TOXIC
+from ptalign.config import NEEDS_TOXIC, GateConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
 from ptalign.suites import DEFAULT, HELD_OUT
@@ -18,6 +18,7 @@ from ptalign_server import configs
 from ptalign_server.catalogue import PROFILES, Catalogue
 from ptalign_server.errors import NotFound, SetPartial, SetPurged, UnknownName, Violations
 from ptalign_server.gateway.identity import Identity
+from ptalign_server.gateway.release import LOOSER, at_least_as_strict
 from ptalign_server.gateway.weights import check_weights
 from ptalign_server.lineage import own_pairs
 from ptalign_server.store import Store
@@ -263,8 +264,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     _raise(problems)
     model = call.catalogue.served_model(request.target.model, "target.model")
     _check_targets(request, call, model)
-    gate = call.catalogue.gate(request.gate if request.WhichOneof("gate_choice") == "gate" else "")
-    config = configs.eval_config(request, gate)
+    config = configs.eval_config(request, call.catalogue.gate(configs.gate_named(request)))
     call.catalogue.check_suites(request.suites)
     call.catalogue.check_judges(request.judges)
     if request.pair_set:
@@ -277,7 +277,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     specs = [call.catalogue.suites[name] for name in names if name not in lacking]
     prompts = sum(max(1, round(samples * spec.share)) for spec in specs)
     drafts = prompts * (2 + len(request.also))
-    told = _not_run(lacking) + _not_measured(request, call)
+    told = _not_run(lacking) + _not_measured(request, call) + _looser(config.gate, call)
     basis = f"{_count(len(specs), 'suite')} per target{told}"
     return _generation(model, drafts, config.max_tokens, basis)
 
@@ -489,6 +489,13 @@ def _not_measured(request: pb.EvaluateRequest, call: Call) -> str:
         "limits it cannot PASS this evaluation, and prompts are not kept apart from what it was "
         "trained on. Name another pair set of its policy in pair_set"
     )
+
+
+def _looser(gate: GateConfig, call: Call) -> str:
+    """What the caller should know of a gate that no release goes by."""
+    if at_least_as_strict(gate, call.catalogue.gate("")):
+        return ""
+    return f"; {LOOSER}"
 
 
 def _count(number: int, what: str) -> str:

@@ -18,7 +18,7 @@ from ptalign_server.worker.trained import trained_under
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
-    from ptalign.report import PairCounts, Stage
+    from ptalign.report import Gate, PairCounts, Stage
     from ptalign.suites import Suite
 
 STAGES = {
@@ -35,6 +35,7 @@ def build_report(
     suites: Sequence[Suite],
     pairs: PairSet | None,
     policy: Policy | None,
+    gate: Gate,
 ) -> tuple[str, dict[str, Any]]:
     """``report.html`` as text and ``report.json`` as a document."""
     from ptalign.report import PairCounts, ReportInput, build
@@ -52,6 +53,7 @@ def build_report(
         stages=tuple(_stages(job, evaluation)),
         left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
         topic_titles={t.id: t.title for t in policy.topics} if policy else {},
+        gate=gate,
         command=_command(job),
         command_lacks=_command_lacks(job),
         made=time.strftime("%Y-%m-%d"),

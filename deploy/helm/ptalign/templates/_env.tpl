@@ -13,6 +13,9 @@
 - {name: PTALIGN_PAGE_PORT, value: "8080"}
 {{- end }}
 - {name: PTALIGN_RETENTION_DAYS, value: {{ .Values.retentionDays | quote }}}
+{{- with .Values.gate }}
+- {name: PTALIGN_GATE, value: {{ toJson . | squote }}}
+{{- end }}
 - {name: PTALIGN_MODELS_FILE, value: /etc/ptalign/catalogue/models.yaml}
 {{- with .Values.modelVolume.evalData }}
 - {name: PTALIGN_EVAL_DATA, value: {{ . | quote }}}

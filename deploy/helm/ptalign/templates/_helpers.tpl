@@ -123,6 +123,7 @@ affinity:
 {{- end -}}
 {{- $set := "STATE|PROFILE|HOST|PORT|(METRICS|PAGE)_(HOST|PORT)|PAGE|RETENTION_DAYS|MODELS_FILE|EVAL_DATA|TOKENS_FILE|KEY_(FILE|COMMAND)|AUTH__(TLS_CERT|TLS_KEY|CLIENT_CA)|EXECUTOR_ID|ENGINE__MAX_LORA_RANK|DATABASE|ARTEFACTS" -}}
 {{- if .Values.engines.enabled -}}{{- $set = printf "%s|ENGINE__(KIND|URLS|MODEL)" $set -}}{{- end -}}
+{{- if .Values.gate -}}{{- $set = printf "%s|GATE(__.*)?" $set -}}{{- end -}}
 {{- range $variable, $_ := .Values.server.env -}}
 {{- if regexMatch (printf "^PTALIGN_(%s)$" $set) $variable -}}
 {{- fail (printf "server.env has %s, which the chart sets itself. Take it out, and change the value that it comes from (values.yaml)." $variable) -}}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ptalign.config import EvalConfig
+from ptalign.config import EvalConfig, GateConfig
 from ptalign.errors import PtalignError
 from ptalign.nouns import (
     Adapter,
@@ -25,7 +25,8 @@ from ptalign.progress import Progress
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
-from ptalign_server.catalogue import PROFILES
+from ptalign_server.catalogue import DEFAULT_GATE, PROFILES
+from ptalign_server.gateway.release import at_least_as_strict
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, served_adapter
 from ptalign_server.worker.job import Job, Made, Room
@@ -37,6 +38,7 @@ from ptalign_server.worker.trained import Trained, trained, trained_under
 
 if TYPE_CHECKING:
     from ptalign.evaluate import Target
+    from ptalign.report import Gate
     from ptalign.suites import Suite
     from ptalign_server.pool import Pool
 
@@ -83,10 +85,11 @@ def make(job: Job) -> Made:
             log=OfTheseJudges(job.log(Reply), judges),
         )
     _publish(job.room, made.baseline.rates, made.aligned.rates)
-    files = _report(job, made, targets, suites, pairs, policy)
+    gate = gate_in_force(job, config.gate)
+    files = _report(job, made, targets, suites, pairs, policy, gate)
     return Made(
         noun=made,
-        message=messages.evaluation(made, files),
+        message=messages.evaluation(made, files, gate),
         config=config,
         parents=_parents(job, data),
         judges=made.judge_ids,
@@ -97,11 +100,24 @@ def make(job: Job) -> Made:
     )
 
 
+def gate_in_force(job: Job, gate: GateConfig) -> Gate:
+    """What the verdict went by, for those who read it later."""
+    from ptalign.report import Gate
+
+    inline = job.request.WhichOneof("gate_choice") == "gate_spec"
+    name = configs.INLINE if inline else configs.gate_named(job.request) or DEFAULT_GATE
+    return Gate(
+        name=name,
+        limits=gate.model_dump(exclude_none=True),
+        releases=at_least_as_strict(gate, job.room.catalogue.gate("")),
+    )
+
+
 def config_of(job: Job) -> EvalConfig:
     """The call's settings, with the profile's number of samples unless it set one."""
     request = job.request
-    gate_name = request.gate if request.WhichOneof("gate_choice") == "gate" else ""
-    config = configs.eval_config(request, job.room.catalogue.gate(gate_name))
+    gate = job.room.catalogue.gate(configs.gate_named(request))
+    config = configs.eval_config(request, gate)
     if not request.samples:
         samples = int(PROFILES[job.room.settings.profile]["samples"])
         config = config.model_copy(update={"samples": samples})
@@ -228,9 +244,10 @@ def _report(
     suites: Sequence[Suite],
     pairs: PairSet | None,
     policy: Policy | None,
+    gate: Gate,
 ) -> list[res.FileInfo]:
     """Stores ``report.html`` and ``report.json``."""
-    html, document = build_report(job, made, targets, suites, pairs, policy)
+    html, document = build_report(job, made, targets, suites, pairs, policy, gate)
     put = job.room.store.artefacts.put
     text = json.dumps(document, indent=1, ensure_ascii=False)
     return [
