@@ -292,7 +292,8 @@ def test_a_variable_of_the_chart_is_not_set_twice() -> None:
     names = re.findall(r"name: (PTALIGN_\w+)", text)
     assert len(names) >= 25
     for name in names:
-        values = merged(example("scaled"), {"server": {"env": {name: "x"}}})
+        given = {"gate": {"min_harm_reduction": 0.2}, "server": {"env": {name: "x"}}}
+        values = merged(example("scaled"), given)
         assert f"server.env has {name}, which the chart" in refusal(values, HelmRenderError)
 
 

@@ -155,9 +155,10 @@ def test_an_evaluation_of_an_adapter_whose_sets_are_purged_keeps_its_policy(
     monkeypatch.setattr("ptalign.evaluate.evaluate", lambda *_, **__: found)
     made = evaluating.make(job)
     job.name, job.policies = "evaluations/1", []
-    job.operation = SimpleNamespace(id="1", tenant="default", created=1.0)
+    job.operation = SimpleNamespace(id="1", tenant="default", created=1.0, identity="alice")
     meta = Job.meta(job, made, "sha256:e")
     assert (meta.policy, meta.policy_digest) == ("tone", "sha256:p")
+    assert meta.made_by == "alice"
     job.policies = [Policy(name="called", topics=())]
     assert Job.meta(job, made, "sha256:e").policy == "called"
 
