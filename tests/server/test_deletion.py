@@ -107,8 +107,8 @@ def test_a_released_adapter_is_withdrawn_first(shelf: Shelf) -> None:
     assert state_of(new) == "withdrawn"
     said("delete", new)
     assert state_of(new) == "deleted, withdrawn"
-    assert shelf.resolve()[0] == old
-    said("restore", new)  # there is nothing to serve any more
+    with pytest.raises(AdapterDeleted):  # there is nothing to serve any more
+        said("restore", new)
     assert shelf.resolve()[0] == old
 
 

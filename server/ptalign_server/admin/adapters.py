@@ -9,9 +9,12 @@ import typer
 
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_server.admin.stored import Reason, enter, open_store
+from ptalign_server.errors import AdapterDeleted
 from ptalign_server.settings import Settings
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from ptalign_server.catalogue import Catalogue
     from ptalign_server.store import Store
     from ptalign_server.store.resources import Resource
@@ -34,8 +37,14 @@ def withdraw(name: str, reason: Reason = "") -> None:
 
 @app.command()
 def restore(name: str, reason: Reason = "") -> None:
-    """Let its evaluations decide again; leaves an audit entry."""
-    if not enter("restore", name, reason, lambda store, c: store.withdrawals.remove(c, name)):
+    """Let its evaluations decide again; leaves an audit entry. Not for one that was deleted."""
+
+    def bring_back(store: Store, connection: sa.Connection) -> bool:
+        if store.resources.is_purged(connection, name):
+            raise AdapterDeleted(name)
+        return store.withdrawals.remove(connection, name)
+
+    if not enter("restore", name, reason, bring_back):
         mend = "See: ptalign-server adapters list"
         raise InvalidInput("name", f"{name[:80]!r} is not withdrawn", mend)
     typer.echo(f"restored: {name}")
