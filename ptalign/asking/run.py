@@ -183,7 +183,7 @@ class DraftRun:
         if self._errors > MAX_ERRORS:
             raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
         if isinstance(what, Cell):
-            self._spent.counts["drafts"] += 1
+            self._spent.counts["drafts"] += not failed  # an outage must not use up the budget
             self._grid.back(what, failed=failed)
             reason = "engine_error" if failed else self._take_draft(what, completion)
         else:

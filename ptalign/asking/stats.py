@@ -79,8 +79,8 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
 
 
 def cost_stats(counts: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """``drafts`` of harmful instructions, ``yield`` (accepted of them), ``tokens_generated`` and
-    ``seconds``, from what was booked (`ptalign.spending`)."""
+    """``drafts`` of harmful instructions that the engine answered, ``yield`` (accepted of them),
+    ``tokens_generated`` and ``seconds``, from what was booked (`ptalign.spending`)."""
     drafts = counts.get("drafts", 0)
     return {
         "drafts": drafts,

@@ -314,6 +314,17 @@ def test_a_dead_engine_is_not_asked_for_ever() -> None:
         generate(64, engine=ScriptedEngine(failure_rate=1.0))
 
 
+def test_an_outage_does_not_use_up_the_drafts_of_later_attempts() -> None:
+    """They share one budget, and small sets ended short instead of being tried again."""
+    costs: MemoryLog[Spent] = MemoryLog()
+    for _ in range(4):
+        with pytest.raises(EngineFailed, match="in a row"):
+            generate(10, engine=ScriptedEngine(failure_rate=1.0), costs=costs)
+    made = generate(10, costs=costs)
+    assert len(made.harmful) == 10
+    assert made.rejected["engine_error"] > made.stats["drafts"]
+
+
 def test_single_failures_cost_a_draft_and_no_more() -> None:
     made = generate(12, engine=ScriptedEngine(failure_rate=0.2))
     assert len(made.harmful) == 12

@@ -161,6 +161,15 @@ def test_a_name_that_is_no_adapter_is_refused(shelf: Shelf) -> None:
             said("delete", name)
 
 
+def test_an_adapter_whose_evaluation_is_damaged_hides_no_other(shelf: Shelf) -> None:
+    """The list is what an operator reads when the disk fills."""
+    old, new = put_adapter(shelf.store), put_adapter(shelf.store)
+    evaluation = shelf.evaluation(new, "FAIL")
+    change = resources.update().where(resources.c.name == evaluation).values(verdict="PASS")
+    shelf.store.write(lambda c: c.execute(change)).result()
+    assert (state_of(new), state_of(old)) == ("damaged", "-")
+
+
 def test_a_damaged_adapter_is_listed(shelf: Shelf) -> None:
     whole, broken = put_adapter(shelf.store), put_adapter(shelf.store)
     with shelf.store.engine.begin() as connection:

@@ -111,6 +111,12 @@ def test_recorded_names_are_used() -> None:
     assert [name for name in recorded if name not in text] == []
 
 
+def test_no_two_panels_of_the_dashboard_share_an_id() -> None:
+    """Links to a panel and its editor go by it."""
+    ids = [panel["id"] for panel in json.loads(DASHBOARD.read_text())["panels"]]
+    assert len(ids) == len(set(ids))
+
+
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     for title, expression in queries():
         check(title, expression)

@@ -65,6 +65,28 @@ def test_what_fills_the_state_folder_is_counted_once_by_kind(state: Path) -> Non
     publish_used(metrics, state)
     filled = dict.fromkeys(("work", "sets", "artefacts", "database"), BLOCK)
     assert shown(metrics.state_used) == dict.fromkeys(KINDS, 0) | filled
+    publish_used(metrics, state, should_stop=lambda: True)  # leaves what is shown
+    assert shown(metrics.state_used)["sets"] == BLOCK
     (state / files[1]).unlink()
     publish_used(metrics, state)
     assert shown(metrics.state_used)["sets"] == 0
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the ``lost+found`` of a volume."""
+    for file in ("sets/lost+found/x", "artefacts/y"):
+        (state / file).parent.mkdir(parents=True, exist_ok=True)
+        (state / file).write_bytes(os.urandom(BLOCK))
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    metrics = Metrics()
+    publish_used(metrics, state)
+    assert shown(metrics.state_used)["artefacts"] == BLOCK

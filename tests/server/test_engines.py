@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -182,6 +183,28 @@ def test_a_chat_is_let_in_as_long_as_jobs_use_the_engine_anyway(
     waiting.join()
     pools.publish(metrics)
     assert metrics.device_wait_seconds._value.get() == 0
+
+
+def test_no_turn_passes_while_a_training_has_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next engine would be started for nothing, minutes each time."""
+    pools = pools_of("vllm", tmp_path, monkeypatch, turn_seconds=0.3)
+    joined, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with suppress(Cancelled), pools.use(OTHER, done.is_set, lambda _: joined.set()):
+            pass
+
+    waiting = threading.Thread(target=other)
+    with pools.use(OLD):
+        waiting.start()
+        assert joined.wait(5)
+        with pools.lease(lambda: False, print):
+            time.sleep(0.4)
+        with pools.use(OLD, lambda: True):  # one that had to wait would be cancelled
+            done.set()
+    waiting.join()
 
 
 class Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,21 @@ def test_an_engine_without_an_adapter_in_use_takes_no_requests(
     switch.unlink()
     ready(pool)
     assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
+
+
+def test_an_unused_adapter_whose_files_are_gone_is_not_asked_for_again(
+    open_pool: Open, tmp_path: Path
+) -> None:
+    """It was trimmed from the cache or deleted: each later call ended in another warning."""
+    pool = open_pool()
+    folders = [write_adapter(tmp_path / f"{i}", rank=8, value=i) for i in range(2)]
+    gone, kept = (pool.serve_adapter(f"a{i}", folder) for i, folder in enumerate(folders))
+    pool.release_adapter(gone)
+    shutil.rmtree(folders[0])
+    os.kill(pool.status()[0].pid, signal.SIGKILL)
+    until(lambda: pool.status()[0].restarts)
+    ready(pool)
+    assert pool.status()[0].adapters == (kept,)
 
 
 def test_an_unused_adapter_that_cannot_be_loaded_does_not_keep_the_engine_down(

@@ -257,6 +257,17 @@ def test_an_evaluation_of_an_earlier_version_counts_by_its_call(shelf: Shelf) ->
     assert shelf.resolve() == (first, passed)
 
 
+def test_one_of_an_earlier_version_went_by_the_shipped_gate_whatever_the_operators_is_now(
+    shelf: Shelf,
+) -> None:
+    passed = shelf.old_evaluation(adapter := shelf.adapter(), pb.EvaluateRequest())
+    assert shelf.resolve() == (adapter, passed)
+    own = GateConfig(min_harm_reduction=0.3)
+    shelf.catalogue = Catalogue(Settings(state=shelf.state, gate=own))
+    with pytest.raises(NotFound):
+        shelf.resolve()
+
+
 def test_adapters_of_earlier_weights_are_passed_over(shelf: Shelf) -> None:
     unknown, old = shelf.adapter(), shelf.adapter("sha256:old")
     for adapter in (unknown, old):

@@ -83,6 +83,24 @@ def test_costs_outlive_a_kill_beside_the_log_and_go_with_it(store: Store) -> Non
     assert not list(store.sets.folder(set_id).iterdir())
 
 
+def test_damaged_costs_do_not_cost_the_records(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_id = new_set(store)
+    store.sets.log(set_id, Instruction).append(record(1))
+    costs = store.sets.costs(set_id)
+    costs.append(Spent(id="1", counts={"drafts": 32}, seconds=1))
+    damaged = bytearray(costs.path.read_bytes())
+    damaged[-3] ^= 1
+    costs.path.write_bytes(damaged)
+    again = store.sets.costs(set_id)
+    assert spent_so_far(again).counts == {}
+    assert "not known any more" in caplog.text
+    again.append(Spent(id="1", counts={"drafts": 5}, seconds=1))
+    assert spent_so_far(store.sets.costs(set_id)).counts == {"drafts": 5}
+    assert list(store.sets.log(set_id, Instruction).read()) == [record(1)]
+
+
 def test_torn_tail_is_cut_and_the_log_goes_on(store: Store) -> None:
     set_id = new_set(store)
     log = store.sets.log(set_id, Instruction)

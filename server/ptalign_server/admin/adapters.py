@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ptalign.errors import InvalidInput, NotReady
+from ptalign.errors import DataDamaged, InvalidInput, NotReady
 from ptalign_server.admin.stored import Reason, enter, open_store
 from ptalign_server.errors import AdapterDeleted
 from ptalign_server.settings import Settings
@@ -89,7 +89,7 @@ def show() -> None:
         for found in store.resources.all_of("adapters", broken.append):
             typer.echo("\t".join(shelf.line(found)))
         for name in broken:
-            typer.echo("\t".join((name, *"----", shelf.state(name, damaged=True))))
+            typer.echo("\t".join(shelf.damaged(name)))
 
 
 class _Shelf:
@@ -104,7 +104,17 @@ class _Shelf:
         self._held = {name.partition("/")[2] for name in store.holds.names()}
         self._used = in_use(store, lambda *_: None)
 
+    def damaged(self, name: str) -> tuple[str, ...]:
+        """An adapter whose row, or what judged it, was changed on disk: the others are shown."""
+        return (name, *"----", self.state(name, damaged=True))
+
     def line(self, found: Resource) -> tuple[str, ...]:
+        try:
+            return self._line(found)
+        except DataDamaged:
+            return self.damaged(found.name)
+
+    def _line(self, found: Resource) -> tuple[str, ...]:
         from ptalign_proto.v1 import resources_pb2 as res
         from ptalign_server.gateway.release import released_by
 

@@ -10,7 +10,7 @@ from ptalign.errors import PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
-from ptalign_server.catalogue import Catalogue
+from ptalign_server.catalogue import DEFAULT_GATE, GATES, Catalogue
 from ptalign_server.errors import NotFound
 from ptalign_server.gateway.weights import same_weights
 from ptalign_server.store import Store
@@ -88,19 +88,23 @@ def _released_by(adapter: Resource, store: Store, catalogue: Catalogue) -> Resou
 
 def _counts(evaluation: Resource, store: Store, catalogue: Catalogue) -> bool:
     """Whether the gate was at least the operator's and the baseline the bare model."""
-    terms = store.sets.load_terms(evaluation.name) or _terms_of_call(evaluation, store, catalogue)
+    terms = store.sets.load_terms(evaluation.name) or _terms_of_call(evaluation, store)
     if terms is None:
         return False
     return not terms.baseline and at_least_as_strict(terms.gate, catalogue.gate(""))
 
 
-def _terms_of_call(evaluation: Resource, store: Store, catalogue: Catalogue) -> Terms | None:
-    """What an evaluation of an earlier version went by: its call says it; None once deleted."""
+def _terms_of_call(evaluation: Resource, store: Store) -> Terms | None:
+    """What an evaluation of an earlier version went by: its call says it; None once deleted.
+
+    Gates were as shipped then: the operator's of today decided nothing.
+    """
     try:
         operation = store.operations.get(evaluation.id, evaluation.tenant)
         sealed = store.keys.get(operation.id).open("request", operation.request)
         request = pb.EvaluateRequest.FromString(sealed)
-        gate = configs.eval_config(request, catalogue.gate(configs.gate_named(request))).gate
-    except PtalignError:  # deleted, or a gate that is no longer known
+        shipped = GATES[configs.gate_named(request) or DEFAULT_GATE]
+        gate = configs.eval_config(request, shipped).gate
+    except (PtalignError, KeyError):  # deleted, or limits or a gate that no version takes now
         return None
     return Terms(gate=gate, baseline=request.baseline.adapter)

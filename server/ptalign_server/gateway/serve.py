@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,7 @@ class Gateway:
         self._server = make_server(settings, store, gauges, self._health)
         self._probe = grpc.aio.server()
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = threading.Event()
         self._stop_metrics: Callable[[], None] = lambda: None
         self._stop_page: Callable[[], Awaitable[None]] | None = None
 
@@ -152,6 +154,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Not serving at once; calls in flight finish; the worker checkpoints and ends."""
+        self._stopping.set()
         await self._health.enter_graceful_shutdown()
         for task in self._tasks:
             task.cancel()
@@ -210,7 +213,9 @@ class Gateway:
             try:
                 await asyncio.to_thread(publish_free, self._metrics, self._settings.state)
                 if turn % WALK_EVERY == 0:
-                    await asyncio.to_thread(publish_used, self._metrics, self._settings.state)
+                    await asyncio.to_thread(
+                        publish_used, self._metrics, self._settings.state, self._stopping.is_set
+                    )
             except Exception:
                 log.exception("the state folder's disk could not be measured; trying again")
             await asyncio.sleep(MEASURE_SECONDS)

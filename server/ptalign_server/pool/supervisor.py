@@ -156,6 +156,8 @@ class Supervisor:
                 with contextlib.suppress(EngineFailed):  # a dead engine has no adapters
                     wire.unload(name)
         for name in desired.keys() - self._loaded:
+            if name not in needed and not self._remote and not desired[name].exists():
+                continue  # unused, and trimmed from the cache or deleted meanwhile
             try:
                 self._load(wire, name, desired[name])
             except EngineFailed as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ptalign_server.store.keys import Keys
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import SetKey
 
+log = logging.getLogger("ptalign.server")
 T = TypeVar("T", bound=Noun)
 PARTS = ("records", "pairs", "anchors", "suppressed")
 """Fields of nouns that hold records, each written as a frame of its own."""
@@ -92,8 +94,17 @@ class Sets:
 
     def costs(self, set_id: str) -> SealedLog[Spent]:
         """The log of what the drafts of the set cost, in a file of its own: the records in `log`
-        are all that earlier versions know to be in there."""
-        return SealedLog(self.folder(set_id) / "costs", self._keys.get(set_id), Spent)
+        are all that earlier versions know to be in there. Begun anew where it is damaged: figures
+        must not cost the records."""
+        file, key = self.folder(set_id) / "costs", self._keys.get(set_id)
+        try:
+            with contextlib.closing(SealedLog[Spent](file, key, Spent)) as whole:
+                for _ in whole.read():
+                    pass
+        except DataDamaged as error:
+            log.warning("%s: what its drafts cost so far is not known any more", error)
+            file.unlink()
+        return SealedLog(file, key, Spent)
 
     def seal(self, set_id: str, noun: Noun) -> str:
         """Writes the finished noun. The logs stay until `drop_log`, once the row is committed.

@@ -109,6 +109,8 @@ class Pools:
         finally:
             with self._lock:
                 self._leases -= 1
+                if not self._leases:  # no turn passes while nobody's jobs can run
+                    self._turns.begin()
 
     def status(self) -> dict[str, Any]:
         """Whether any engine takes requests, and what each is doing."""

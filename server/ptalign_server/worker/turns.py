@@ -41,7 +41,7 @@ class Turns:
         self._begun = clock()
 
     def begin(self) -> None:
-        """Another model gets the device."""
+        """A model gets the device, or has it back from a training."""
         self._begun = self._clock()
 
     def join(self, key: Key) -> Place:
