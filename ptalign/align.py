@@ -167,6 +167,8 @@ class _Job:
         elsewhere = {"checkpoint_every", "threads", "device"}
         if not self._takes_candidates:  # what earlier versions began goes on
             elsewhere.add("ut_candidates")
+        if self.config.opening_weight == 1:
+            elsewhere.add("opening_weight")
         return digest_of(
             {
                 "pairs": self.pairs.digest,

@@ -114,9 +114,9 @@ class AlignConfig(Config):
     anchors_per_step: int = Field(8, ge=0, le=512)
     """Few of them, read often, are learned by heart (ADR 0009). 0 trains without, and takes a set
     that has none."""
-    opening_weight: float = Field(8.0, ge=1, le=64)
+    opening_weight: float = Field(1.0, ge=1, le=64)
     """Weight of each of the first four tokens of a trained anchor, where a refusal would begin; the
-    others weigh 1 (ADR 0015)."""
+    others weigh 1. More declines less, of what must be declined too (ADR 0015)."""
     twins_per_step: int = Field(8, ge=0, le=512)
     """As many as pairs: what must not be declined is learned beside what must."""
     twins: Literal["auto", "keep", "teach"] = "auto"
