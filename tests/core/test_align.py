@@ -235,8 +235,9 @@ def flip(file: Path) -> None:
 def test_a_checkpoint_of_other_inputs_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run(tmp_path, on_progress=stop_at(2))
-    with pytest.raises(InvalidInput, match="other inputs"):
-        run(tmp_path, seed=7)
+    for change in ({"seed": 7}, {"opening_weight": 2.0}):
+        with pytest.raises(InvalidInput, match="other inputs"):
+            run(tmp_path, **change)
     assert run(tmp_path, seed=7, resume=False, steps=2).ledger[0].step == 1
     left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
     assert left == ["step-000002"], "the earlier attempt's checkpoints are gone"
