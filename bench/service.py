@@ -292,10 +292,16 @@ async def submit(port: int, calls: int) -> tuple[float, float]:
         library: Any = library_pb2_grpc.LibraryStub(channel)
         asks = await import_set(library, "instructionSets")
         pairs = await import_set(library, "pairSets")
+        align = pb.AlignRequest(
+            model="m",
+            pair_set=pairs,
+            method="METHOD_MLE",  # the set has neither bad answers nor anchors
+            budget=pb.Budget(without_anchors=True),
+        )
         verbs = (
             (stub.GenerateInstructions, GENERATE),
             (stub.SynthesizePairs, pb.SynthesizePairsRequest(model="m", instruction_set=asks)),
-            (stub.Align, pb.AlignRequest(model="m", pair_set=pairs)),
+            (stub.Align, align),
             (stub.Evaluate, pb.EvaluateRequest(target=pb.Target(model="m"))),
         )
 
