@@ -49,6 +49,7 @@ class Spending:
         """What earlier attempts had counted; empty where none got an answer."""
         self.counts = Counter(before.counts)
         self._left_out: Counter[str] = Counter()
+        self._turned_down = sum(rejections(before.counts).values())
         self._entries = int(before.id)
         self._due = 0
         self._began = time.monotonic() - before.seconds
@@ -62,6 +63,11 @@ class Spending:
     def rejected(self) -> dict[str, int]:
         """By reason: what was turned down, and what was left out by this attempt."""
         return dict(Counter(rejections(self.counts)) + self._left_out)
+
+    @property
+    def at_a_tenth(self) -> bool:
+        """Whether ten more were turned down or left out: time to tell."""
+        return self._turned_down % 10 == 0
 
     @property
     def told(self) -> dict[str, int]:
@@ -79,10 +85,12 @@ class Spending:
     def reject(self, reason: str) -> None:
         """A draft, or a seed before them, was turned down."""
         self.counts[f"{REJECTED}{reason}"] += 1
+        self._turned_down += 1
 
     def leave_out(self, reason: str) -> None:
         """Something was left out, as far as this attempt goes."""
         self._left_out[reason] += 1
+        self._turned_down += 1
 
     @contextmanager
     def kept(self) -> Iterator[None]:

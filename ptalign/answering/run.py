@@ -439,7 +439,7 @@ class PairRun:
         self._report_tens()
 
     def _report_tens(self) -> None:
-        if sum(self._spent.rejected.values()) % 10 == 0:
+        if self._spent.at_a_tenth:
             self._report()
 
     def _report(self) -> None:

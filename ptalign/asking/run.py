@@ -293,7 +293,7 @@ class DraftRun:
 
     def _reject(self, reason: str) -> None:
         self._spent.reject(reason)
-        if sum(self._spent.rejected.values()) % 10 == 0:
+        if self._spent.at_a_tenth:
             self._report()
 
     def _report(self) -> None:
