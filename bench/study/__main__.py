@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from bench.study.carry import pack, unpack
 from bench.study.clock import Clock
 from bench.study.evidence import Evidence
 from bench.study.form import FORMS, FULL, Form
@@ -20,6 +21,7 @@ from bench.study.lab import Lab, replies_name
 from bench.study.page import write_page
 from bench.study.plan import Unit, units
 from bench.study.record import Record, read_record, write_record
+from ptalign.errors import PtalignError
 from ptalign.nouns import digest_of
 
 ENVIRONMENT = {
@@ -51,20 +53,22 @@ def main() -> int:
             check_judging(records)
         journal = Journal(options.out / form.name)
         Evidence(form, journal, records)  # parts that do not go together end it here
-    except (OSError, ValueError) as error:
+        if options.fresh:
+            journal.forget()
+        if options.go_on:
+            go_on(form, journal, options.go_on, options.key)
+    except (OSError, ValueError, PtalignError) as error:
         say(f"{error}")
         return 2
-    if options.fresh:
-        journal.forget()
     failed: list[str] = []
     try:
         if not options.page:
-            failed = study(form, journal, records, options.record)
+            failed = study(form, journal, records, options.record, options.carry)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130
     finally:
-        if page := publish(form, journal, records, options.record):
+        if page := publish(form, journal, records, options.record, options.carry):
             say(f"wrote {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
     for unit in failed:
         say(f"failed: {unit}")
@@ -100,6 +104,32 @@ def check_judging(records: Sequence[Record]) -> None:
         )
 
 
+def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
+    """Fills an empty journal from another machine's; one that is begun is left as it is.
+
+    Raises:
+        ValueError: That machine's units are of other sizes or made by other code, so they would all
+            be done again, texts included.
+    """
+    if journal.entries():
+        say(f"{journal.folder} is begun: going on in it")
+        return
+    record = unpack(folder, key, journal)
+    if dict(record.form) != form.sizes():
+        journal.forget()
+        raise ValueError(f"{folder} is of another form or size: give the same options")
+    planned = units(form, journal, Lab(form, journal, lambda _: None))
+    there = {entry["unit"] for entry in journal.entries()}
+    if stale := [u.name for u in planned if u.name in there and not done(u, journal)]:
+        commits = ", ".join(sorted({record.units[name]["commit"] for name in stale}))
+        journal.forget()
+        raise ValueError(
+            f"{', '.join(stale)} would be done again: made by other code. Take ptalign/ from "
+            f"{commits}, or begin a part of your own"
+        )
+    say(f"going on after {len(there)} units of {folder}")
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, of the command line unless given."""
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
@@ -131,6 +161,20 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="put recorded parts into the page; only seeds that they lack are run here",
     )
+    parser.add_argument(
+        "--carry",
+        type=Path,
+        metavar="DIR",
+        help="also write what another machine goes on from: a record and the sets, encrypted; "
+        "their key stays in the journal (operator.key)",
+    )
+    parser.add_argument(
+        "--go-on",
+        type=Path,
+        metavar="DIR",
+        help="begin with what another machine wrote with --carry; needs --key",
+    )
+    parser.add_argument("--key", type=Path, metavar="FILE", help="operator.key of that machine")
     parser.add_argument("--samples", type=int, default=0, help="prompts a suite at most")
     parser.add_argument(
         "--methods",
@@ -145,6 +189,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     options.out = options.out.absolute()
     options.pairs = options.pairs and options.pairs.absolute()
     options.record = options.record and options.record.absolute()
+    options.carry = options.carry and options.carry.absolute()
+    options.go_on = options.go_on and options.go_on.absolute()
+    options.key = options.key and options.key.absolute()
+    if bool(options.go_on) != bool(options.key):
+        parser.error("--go-on needs --key FILE, and --key is of nothing else")
     options.records = [file.absolute() for file in options.records]
     return options
 
@@ -154,9 +203,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def study(
-    form: Form, journal: Journal, records: Sequence[Record] = (), record: Path | None = None
+    form: Form,
+    journal: Journal,
+    records: Sequence[Record] = (),
+    record: Path | None = None,
+    carry: Path | None = None,
 ) -> list[str]:
-    """Runs the units that remain; writes the record, if one is asked for, and the page after each.
+    """Runs the units that remain; writes what `publish` writes after each.
 
     Returns:
         Units that failed; what does not depend on them was still done.
@@ -184,14 +237,18 @@ def study(
                 continue
             journal.keep(unit.name, inputs, result, time.monotonic() - begun)
             clock.end(unit)
-            publish(form, journal, records, record)
+            publish(form, journal, records, record, carry)
     return failed
 
 
 def publish(
-    form: Form, journal: Journal, records: Sequence[Record], record: Path | None
+    form: Form,
+    journal: Journal,
+    records: Sequence[Record],
+    record: Path | None,
+    carry: Path | None = None,
 ) -> Path | None:
-    """Writes the record, if one is asked for, then the page; an empty journal replaces no record.
+    """Writes record and carried folder, if asked for, then the page; an empty journal only that.
 
     Returns:
         The page; None where nothing is finished, here or in the records.
@@ -199,6 +256,8 @@ def publish(
     begun = bool(journal.entries())
     if record and begun:
         write_record(form, journal, record)
+    if carry and begun:
+        pack(form, journal, carry)
     return write_page(form, journal, ROOT / "docs", records) if begun or records else None
 
 

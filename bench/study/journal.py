@@ -25,6 +25,9 @@ from ptalign_server.vault import KeyFile, SetKey, Vault
 
 T = TypeVar("T", bound=Noun)
 CORE = Path(ptalign.__file__).parent
+KEY, WRAPPED = "operator.key", "set.key"
+"""The key of a study's sets, as its owner holds it, and as it lies beside the sets: encrypted."""
+PURPOSE = "study"
 
 
 class Journal:
@@ -84,7 +87,21 @@ class Journal:
             "load": round(os.getloadavg()[1], 1),
             "result": result,
         }
-        write_whole(self._file(unit), json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
+        self._write(entry)
+
+    def restore(self, entry: dict[str, Any]) -> None:
+        """Takes a unit that another machine finished, as its record has it.
+
+        Raises:
+            ValueError: The record does not say what the unit was made of.
+        """
+        if "inputs" not in entry:
+            raise ValueError(f"{entry['unit']}: recorded without its inputs: record it anew")
+        self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self._file(entry["unit"]), text)
 
     def _file(self, unit: str) -> Path:
         return self.folder / "units" / f"{unit.replace('/', '.')}.json"
@@ -110,12 +127,12 @@ class Journal:
         raise DataDamaged(f"{name} holds nothing: run with --fresh")
 
     def _key(self) -> SetKey:
-        file = self.folder / "operator.key"
+        file = self.folder / KEY
         vault = Vault(KeyFile(file) if file.exists() else KeyFile.create(file))
-        wrapped = self.folder / "set.key"
+        wrapped = self.folder / WRAPPED
         if not wrapped.exists():
-            wrapped.write_bytes(vault.fresh_key("study")[1])
-        return vault.unwrap("study", wrapped.read_bytes())
+            wrapped.write_bytes(vault.fresh_key(PURPOSE)[1])
+        return vault.unwrap(PURPOSE, wrapped.read_bytes())
 
 
 class ReplyFile:

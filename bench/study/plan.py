@@ -10,6 +10,7 @@ from typing import Any
 from bench.study.form import TENFOLD, Data, Form, Run
 from bench.study.journal import Journal, code_of
 from bench.study.lab import JUDGING, WRITING, Lab, training_config
+from bench.study.record import rounded
 from ptalign.config import AlignConfig
 
 TOKENS_PER_MINUTE = 12_000.0
@@ -113,7 +114,8 @@ def tenfold_weight(journal: Journal, run: Run) -> float:
     The matched weight is the largest of the ledger: later steps come back to it, never exceed it.
     """
     ledger = _entry(journal, f"train/{run.plain.label}")["ledger"]
-    return min(1000.0, TENFOLD * max(float(step["ut_weight"]) for step in ledger))
+    weight = min(1000.0, TENFOLD * max(float(step["ut_weight"]) for step in ledger))
+    return float(rounded(weight))  # as a record has it: the same run on another machine
 
 
 def _pairs(journal: Journal, run: Run) -> list[str]:

@@ -37,6 +37,7 @@ TOKENS = 12
 """Suppressed tokens, masked, and collateral words that a page shows of a run."""
 ENTRY = (
     "unit",
+    "inputs",
     "ended",
     "seconds",
     "commit",
@@ -183,7 +184,7 @@ def _lean(entry: Mapping[str, Any]) -> dict[str, Any]:
         found = _only(result["evaluation"], EVALUATION)
         found["results"] = [_target(target) for target in found["results"]]
         result["evaluation"] = found
-    return _only(entry, ENTRY) | {"result": _rounded(result)}
+    return _only(entry, ENTRY) | {"result": rounded(result)}
 
 
 def _only(body: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -231,13 +232,13 @@ def _letters(reply: Reply | None) -> tuple[str, str, str]:
     return LETTERS[reply.outcome], SAID[says_yes(reply.scores, judges)], SAID[checked]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six significant digits: no page prints more."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list) else value
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
 def _lines(body: Mapping[str, Any]) -> str:

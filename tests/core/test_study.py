@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bench.study import __main__ as command
+from bench.study.carry import pack, unpack
 from bench.study.clock import Clock
 from bench.study.evidence import (
     Estimate,
@@ -39,9 +40,14 @@ from bench.study.tables import (
     training_table,
     words,
 )
+from ptalign.config import EvalConfig
+from ptalign.engines.base import Completion, Request
+from ptalign.evaluate import Target, evaluate
+from ptalign.judges import evaluation_judges
 from ptalign.nouns import (
     Adapter,
     Annotation,
+    ModelSpec,
     Pair,
     PairSet,
     Probe,
@@ -50,6 +56,8 @@ from ptalign.nouns import (
 )
 from ptalign.numbers import gap, signed
 from ptalign.sealed import SealedText
+from ptalign.suites import Prompt, Suite
+from ptalign_server.vault import KeyFile
 
 FORM = Form(
     name="quick",
@@ -598,6 +606,107 @@ def test_an_imported_pair_set_takes_the_place_of_two_stages(tmp_path: Path) -> N
     found = planned[0].work("tag")
     assert (found["pairs"], found["polarised"], found["imported"]) == (1, 1, True)
     assert lab.training_set("tone").pairs == (pair,)
+
+
+def begun(tmp_path: Path) -> Journal:
+    """A study that a machine began, with sealed sets; `ut_uniform` of seed 1 was not asked yet."""
+    made = canned(tmp_path)
+    pair = Pair(
+        id="1", instruction_id="1", instruction="Ask.", topic="t", positive="Kind words.",
+        toxic=SealedText("Unkind words."),
+    )  # fmt: skip
+    made.seal("pairs-tone", PairSet(pairs=(pair,)))
+    made.log("pairs-tone-1", Pair).append(pair)
+    (made.folder / "units" / "ask.ut_uniform-s1.json").unlink()
+    return made
+
+
+def test_a_part_goes_on_on_another_machine(tmp_path: Path) -> None:
+    there, here = begun(tmp_path / "there"), Journal(tmp_path / "here")
+    pack(FORM, there, tmp_path / "carried")
+    assert sorted(file.name for file in (tmp_path / "carried").iterdir()) == [
+        "pairs-tone", "record.json", "set.key"
+    ]  # fmt: skip
+    for file in (tmp_path / "carried").iterdir():
+        assert b"words" not in file.read_bytes()
+    unpack(tmp_path / "carried", there.folder / "operator.key", here)
+
+    assert here.open("pairs-tone", PairSet) == there.open("pairs-tone", PairSet)
+    missing = {e["unit"] for e in there.entries()} - {e["unit"] for e in here.entries()}
+    assert missing == {"train/ut_uniform-s1"}, "its adapter is not there, and it was not asked"
+    assert here.result("train/pt_align-s0-x10", 0) is not None
+    form = replace(FORM, seeds=(0,))
+    assert goals(Evidence(form, here)) == goals(Evidence(form, there))
+    assert (here.folder / "operator.key").stat().st_mode & 0o077 == 0
+
+
+class Kind:
+    """Answers everything; remembers what it was asked."""
+
+    model = "m"
+
+    def __init__(self) -> None:
+        self.seen: list[Request] = []
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in requests:
+            self.seen.append(request)
+            yield Completion(request.key, "Kind words.", "stop", completion_tokens=2)
+
+
+def test_the_bare_models_replies_are_not_asked_again_elsewhere(tmp_path: Path) -> None:
+    """The ids of its carried replies are those that an evaluation looks for."""
+    there, here = begun(tmp_path / "there"), Journal(tmp_path / "here")
+    pack(FORM, there, tmp_path / "carried")
+    unpack(tmp_path / "carried", there.folder / "operator.key", here)
+    engine = Kind()
+    prompts = tuple(Prompt(id=str(i), instruction="Ask.") for i in range(COUNT))
+    suites = [
+        Suite(name=n, measure=m, elicitation=e, max_tokens=32, prompts=prompts)
+        for n, m, e in SUITES
+    ]
+    evaluate(
+        [Target("base"), Target("dpo-s0", "dpo-s0", "dpo", "runs/x")],
+        suites,
+        engine=engine,
+        model=ModelSpec(name="m", path=""),
+        judges=evaluation_judges(),
+        config=EvalConfig(),
+        log=ReplyFile(here.folder / REPLIES),
+    )
+    assert {request.adapter for request in engine.seen} == {"dpo-s0"}
+    assert len(engine.seen) == len(SUITES) * COUNT
+
+
+def test_what_cannot_go_on_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, carried = begun(tmp_path / "there"), tmp_path / "carried"
+    key = there.folder / "operator.key"
+    pack(QUICK, there, carried)
+
+    def go_on(*options: str) -> str:
+        out = str(tmp_path / "here")
+        monkeypatch.setattr("sys.argv", ["study", "--quick", "--out", out, "--page", *options])
+        assert command.main() == 2
+        assert not Journal(tmp_path / "here" / "quick").entries()
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    ask = ("--go-on", str(carried), "--key")
+    assert "is missing" in go_on(*ask, str(tmp_path / "none"))
+    assert "other.key does not hold" in go_on(
+        *ask, str(KeyFile.create(tmp_path / "other.key").path)
+    )
+    assert "another form or size" in go_on(*ask, str(key), "--samples", "7")
+    assert "made by other code" in go_on(*ask, str(key))
+    with pytest.raises(SystemExit):
+        command.arguments(["--go-on", str(carried)])
+    body = json.loads((carried / "record.json").read_text())
+    for entry in body["units"].values():
+        entry.pop("inputs")
+    (carried / "record.json").write_text(json.dumps(body))
+    assert "without its inputs" in go_on(*ask, str(key))
 
 
 def test_tenfold_weight_is_ten_times_the_matched_one(journal: Journal) -> None:
