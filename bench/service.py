@@ -81,15 +81,14 @@ asyncio.run(main())
 """Answers on one method what it is sent; with a state folder, behind the gateway's interceptors."""
 
 
-async def measure(quick: bool) -> list[dict[str, Any]]:
+async def measure(calls: int, rounds: int, watchers: int = WATCHERS) -> list[dict[str, Any]]:
     """All rows of this file."""
-    calls, rounds = (300, 2) if quick else (2000, 3)
     echoes = [await echo(calls) for _ in range(rounds)]
     with tempfile.TemporaryDirectory(prefix="ptalign-bench-") as folder:
         async with serving(Path(folder)) as (port, pid, seconds):
             reads = await reading(port, calls, rounds)
             verbs = [await submit(port, calls) for _ in range(rounds)]
-            memory, fan_out = await watch(port, pid, WATCHERS)
+            memory, fan_out = await watch(port, pid, watchers)
     rates = [rate for rate, _ in verbs]
     tails = [p99 for _, p99 in verbs]
     return [
@@ -115,20 +114,20 @@ async def measure(quick: bool) -> list[dict[str, Any]]:
         *reads,
         row("service: start; theirs: limit", [seconds], START_SECONDS, 1.0, "s", 1),
         row(
-            f"service: memory of {WATCHERS:,} watchers; theirs: limit",
+            f"service: memory of {watchers:,} watchers; theirs: limit",
             [memory],
             WATCHERS_MB,
             1.0,
             "MB",
-            WATCHERS,
+            watchers,
         ),
         row(
-            f"service: the end of an operation, seen by {WATCHERS:,} watchers; theirs: limit",
+            f"service: the end of an operation, seen by {watchers:,} watchers; theirs: limit",
             [fan_out],
             FAN_OUT_SECONDS,
             1.0,
             "s",
-            WATCHERS,
+            watchers,
         ),
     ]
 
@@ -358,7 +357,8 @@ def main() -> None:
     """Prints the rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    sys.stdout.write(json.dumps(asyncio.run(measure(parser.parse_args().quick)), indent=1) + "\n")
+    size = (300, 2) if parser.parse_args().quick else (2000, 3)
+    sys.stdout.write(json.dumps(asyncio.run(measure(*size)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -460,7 +460,7 @@ def test_changes_that_may_stand_are_not_made_again(store: Store) -> None:
             yield connection
         raise DatabaseAway
 
-    writer = Writer(SimpleNamespace(begin=begin))  # type: ignore[arg-type]
+    writer = Writer(SimpleNamespace(begin=begin), store.audit)  # type: ignore[arg-type]
     tasks = [_Task(lambda _, name=name: made.update([name]), Future()) for name in "ab"]
     writer._commit(tasks)
     assert made == {"a": 1, "b": 1}

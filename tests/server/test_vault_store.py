@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,9 @@ from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
 from ptalign_server.store.artefacts import Artefacts
-from ptalign_server.store.operations import QUEUED, VALIDATING, Operation, new_id
+from ptalign_server.store.operations import LATELY, QUEUED, VALIDATING, Operation, new_id
 from ptalign_server.store.schema import audit, events, holds, operations, withdrawals
+from ptalign_server.store.writer import _Task
 from ptalign_server.vault import KeyFile, Vault
 
 
@@ -273,6 +274,88 @@ def test_group_commit_undoes_only_what_failed(store: Store) -> None:
     with pytest.raises(ValueError):
         broken.result()
     assert len(store.operations.page("default", 100)) == 20
+
+
+def test_entries_of_a_group_stand_with_their_changes_in_one_statement(store: Store) -> None:
+    """A change that fails leaves none, however often it was tried; the others' chain is whole."""
+    inserted: list[int] = []
+
+    @sa.event.listens_for(store.engine, "before_cursor_execute")
+    def note(_: Any, __: Any, statement: str, rows: Any, ___: Any, many: bool) -> None:
+        if statement.startswith("INSERT INTO audit"):
+            inserted.append(len(rows) if many else 1)
+
+    def add(connection: sa.Connection, number: int) -> None:
+        store.audit.add(connection, "default", "me", "submit", f"operations/{number}", {})
+        if number == 2:
+            raise ValueError("no")
+        if number == 4:
+            raise sa.exc.IntegrityError("another has it", {}, Exception())
+
+    tasks = [_Task(lambda c, n=number: add(c, n), Future()) for number in range(6)]
+    store._writer._commit(tasks)
+    failed = [number for number, task in enumerate(tasks) if task.future.exception()]
+    assert failed == [2, 4]
+    targets = [entry.target for entry in store.audit.entries()]
+    assert targets == [f"operations/{number}" for number in (0, 1, 3, 5)]
+    assert (store.audit.first_bad(), inserted) == (0, [4])
+
+
+def test_a_group_whose_entries_cannot_be_written_does_not_stand(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that must be audited is done without its entry, and the next change's entry is."""
+    made = operation()
+
+    def submit(connection: sa.Connection) -> None:
+        store.operations.insert(connection, made)
+        store.audit.add(connection, "default", "me", "submit", f"operations/{made.id}", {})
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ptalign_server.failpoints.hit", full_disk)
+        with pytest.raises(OSError, match="full"):
+            store.write(submit).result()
+    with pytest.raises(NotFound):
+        store.operations.get(made.id)
+    store.write(submit).result()
+    assert [entry.target for entry in store.audit.entries()] == [f"operations/{made.id}"]
+
+
+def test_the_queue_is_counted_once_a_group(store: Store) -> None:
+    """Each submit counted all that wait, so that a call took as long as the queue was."""
+    counted: list[str] = []
+
+    @sa.event.listens_for(store.engine, "before_cursor_execute")
+    def note(_: Any, __: Any, statement: str, *rest: Any) -> None:
+        if "count(*)" in statement:
+            counted.append(statement)
+
+    def submit(connection: sa.Connection) -> int:
+        store.operations.insert(connection, operation())
+        return store.operations.waiting(connection)
+
+    for group in (1, 2):
+        tasks = [_Task(submit, Future()) for _ in range(3)]
+        store._writer._commit(tasks)
+        found = [task.future.result() for task in tasks]
+        assert found == [1 + 3 * (group - 1), 2 + 3 * (group - 1), 3 + 3 * (group - 1)]
+        assert len(counted) == group
+    for _ in range(2):
+        with db.reading(store.engine) as connection:
+            assert store.operations.waiting(connection) == 6
+    store.write(lambda c: c.execute(operations.delete())).result()
+    with db.reading(store.engine) as connection:
+        assert store.operations.waiting(connection) == 0
+        assert store.operations.waited_lately(connection) == 0
+    store.write(submit).result()
+    time.sleep(LATELY)
+    with db.reading(store.engine) as connection:
+        assert store.operations.waited_lately(connection) == 1
+
+
+def full_disk(point: str) -> None:
+    if point == "audit_write.before":
+        raise OSError("full")
 
 
 def test_audit_chain_names_the_first_bad_entry(store: Store) -> None:

@@ -71,6 +71,8 @@ def _refuse_early(store: Store, tenant: str, request: Any, max_queued: int) -> N
     call that was sent before may have its answer waiting, so it goes on.
     """
     with reading(store.engine) as connection:
+        if store.operations.waited_lately(connection) < max_queued:
+            return
         waiting = store.operations.waiting(connection)
         if waiting >= max_queued and not sent_before(connection, tenant, request):
             raise _overloaded(max_queued)

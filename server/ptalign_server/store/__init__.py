@@ -66,7 +66,7 @@ class Store:
         self._work = settings.state / "work"
         # Earlier versions brought adapters there; servers may share that folder now, not its files.
         shutil.rmtree(self._work / "cache", ignore_errors=True)
-        self._writer = Writer(self.engine)
+        self._writer = Writer(self.engine, self.audit)
 
     def claim_sets(self) -> None:
         """Makes sure that the sets are this database's own, before anything of them is erased.

@@ -93,6 +93,9 @@ def _rows(light: bool) -> sa.Select[Any]:
 _GET = {
     light: _rows(light).where(operations.c.id == sa.bindparam("wanted")) for light in (False, True)
 }
+COUNTED = "ptalign.waiting"
+"""Of a connection's `info`: a transaction and how many operations waited in it."""
+LATELY = 0.1
 _WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
 
 
@@ -135,12 +138,15 @@ class Operations:
         self._vault = vault
         self._freeze = freeze
         self._light = light
+        self._lately = 0, -LATELY
         self._intact_rows: dict[str, tuple[tuple[Any, ...], Operation]] = {}
 
     def insert(self, connection: sa.Connection, operation: Operation) -> Operation:
         """Adds a new operation with its first event."""
         connection.execute(_INSERT, self._signed(operation))
         self._emit(connection, operation)
+        if operation.state in WAITING and (known := connection.info.get(COUNTED)):
+            connection.info[COUNTED] = known[0], known[1] + 1
         return operation
 
     def advance(self, operation_id: str, change: Change) -> Operation:
@@ -273,8 +279,25 @@ class Operations:
             return {(str(k), str(s)): int(n) for k, s, n in connection.execute(query)}
 
     def waiting(self, connection: sa.Connection) -> int:
-        """How many operations wait to run."""
-        return int(connection.execute(_WAITING).scalar_one())
+        """How many operations wait to run.
+
+        Counting takes as long as the queue is, so it is done once a transaction; what the
+        transaction inserts is added, and stays in the count where it was undone.
+        """
+        transaction, known = connection.get_transaction(), connection.info.get(COUNTED)
+        if transaction is not None and known is not None and known[0] is transaction:
+            return int(known[1])
+        counted = int(connection.execute(_WAITING).scalar_one())
+        connection.info[COUNTED] = transaction, counted
+        return counted
+
+    def waited_lately(self, connection: sa.Connection) -> int:
+        """The same, `LATELY` seconds old at most: for what the writer looks at again."""
+        counted, at = self._lately
+        if time.monotonic() - at > LATELY:
+            counted = self.waiting(connection)
+            self._lately = counted, time.monotonic()
+        return counted
 
     def delete(self, connection: sa.Connection, operation_id: str) -> None:
         """Removes an operation and its events; what it made stays."""

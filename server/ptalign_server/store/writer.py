@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ptalign_server.store.audit import Audit
 from ptalign_server.store.db import DatabaseAway, DatabaseBusy, DatabaseUnavailable
 
 T = TypeVar("T")
@@ -27,10 +28,15 @@ class _Task:
 
 
 class Writer:
-    """A thread that applies changes in order. A change's future is done once it is committed."""
+    """A thread that applies changes in order. A change's future is done once it is committed.
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    Args:
+        engine: Of the database.
+        audit: Its entries of a transaction are appended together.
+    """
+
+    def __init__(self, engine: sa.Engine, audit: Audit) -> None:
+        self._engine, self._audit = engine, audit
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -71,8 +77,8 @@ class Writer:
         That one is made again when another server's change ended it.
         """
         try:
-            with self._engine.begin() as connection:
-                errors = [_apply(connection, task) for task in batch]
+            with self._engine.begin() as connection, self._audit.gathering(connection) as entries:
+                errors = [_apply(connection, task, entries) for task in batch]
         except DatabaseAway as error:  # all of it may stand: done again, it could stand twice
             _fail(batch, error)
             return
@@ -109,22 +115,26 @@ def _fail(batch: list[_Task], error: BaseException) -> None:
         task.future.set_exception(error)
 
 
-def _apply(connection: sa.Connection, task: _Task) -> Exception | None:
-    """Runs one change in a savepoint; its failure is the caller's alone.
+def _apply(
+    connection: sa.Connection, task: _Task, entries: list[dict[str, Any]]
+) -> Exception | None:
+    """Runs one change in a savepoint; its failure is the caller's alone, and its `entries` go.
 
-    Another server may have inserted the same row (a request id, an audit entry) meanwhile: the
-    change is run again and sees it.
+    Another server may have inserted the same row (a request id) meanwhile: the change is run again
+    and sees it.
     """
     failure: Exception | None = None
+    before = len(entries)
     for _ in range(TRIES):
         try:
             with connection.begin_nested():
                 task.value = task.change(connection)
             return None
-        except sa.exc.IntegrityError as error:
-            failure = error
         except DatabaseUnavailable:
             raise  # for all of the batch: its connection or its locks are gone
         except Exception as error:
-            return error
+            failure = error
+            del entries[before:]
+            if not isinstance(error, sa.exc.IntegrityError):
+                break
     return failure
