@@ -491,6 +491,9 @@ def test_rotate_wraps_under_the_key_that_was_put_first_and_writes_no_file(
     kms.put("second")
     assert text(store, made) == text(opened(), made) == "a mild text"
     assert not list(tmp_path.rglob("*.key*"))
+    entries = [(e.identity, e.action, e.target, dict(e.detail)) for e in store.audit.entries()]
+    assert entries == [("console", "rotate keys", "keys/second", {"wrapped": 2})]
+    assert store.audit.first_bad() == 0
 
 
 def test_no_key_file_is_made_beside_a_command(

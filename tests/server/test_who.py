@@ -16,16 +16,19 @@ from test_library import pair
 from test_policies_own import PACK, Bench, bench, mine, settings
 from typer.testing import CliRunner
 
+from ptalign.errors import InvalidInput
 from ptalign.progress import Progress
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin import audit as audit_command
+from ptalign_server.cli import app
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.gateway.operations import cancel
 from ptalign_server.metrics import Metrics
-from ptalign_server.settings import AuthSettings
+from ptalign_server.settings import AuthSettings, Settings
+from ptalign_server.store import Store
 from ptalign_server.store.operations import RUNNING
 from ptalign_server.worker.reporter import Reporter
 
@@ -180,3 +183,37 @@ async def test_the_command_asks_by_name_and_by_what_came_of_an_operation(
     assert said("--target", name) == said("--target", made) == ["submit", "cancel"]
     assert said("--identity", "bob") == ["cancel"]
     assert said("--target", "instructionSets/other") == []
+
+
+def test_who_may_call_is_in_the_trail_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokens(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["tokens", *arguments])
+        assert done.exit_code == 0, done.exception
+        return done.output.strip()
+
+    state = tmp_path / "state"
+    monkeypatch.setenv("PTALIGN_STATE", str(state))
+    tokens("add", "before", "--role", "reader")
+    assert not (state / "ptalign.db").exists(), "tokens made for a mounted secret need no database"
+
+    Store(Settings(state=state), wire.freeze).close()
+    alice = tokens("add", "alice", "--role", "operator", "--tenant", "red")
+    tokens("remove", "alice", "--tenant", "red")
+    gone = CliRunner().invoke(app, ["tokens", "remove", "alice", "--tenant", "red"])
+    assert isinstance(gone.exception, InvalidInput)
+
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Tokens, "_write", fail)
+    assert CliRunner().invoke(app, ["tokens", "add", "bob", "--role", "reader"]).exit_code
+    store = Store(Settings(state=state), wire.freeze)
+    found = [(e.tenant, e.identity, e.action, e.target, e.detail) for e in store.audit.entries()]
+    assert found == [
+        ("red", "console", "add token", "tokens/alice", {"roles": ["operator"]}),
+        ("red", "console", "remove token", "tokens/alice", {}),
+    ]
+    store.close()
+    assert alice.encode() not in (state / "ptalign.db").read_bytes()

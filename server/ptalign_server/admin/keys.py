@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from ptalign.errors import Unsupported
+from ptalign_server.admin.stored import WHO
 from ptalign_server.settings import Settings
 from ptalign_server.vault import KeyFile, operator_keys
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from ptalign_server.store import Store
 
 app = typer.Typer(help="The operator's keys.", no_args_is_help=True)
@@ -63,9 +66,23 @@ def rotate_all(store: Store) -> tuple[str, int]:
         Id of the fresh key, and how many set keys it wraps.
     """
     key_id = store.vault.keyfile.add()
-    count = store.keys.rotate()
+    count = rewrap_all(store)
     store.vault.keyfile.keep_current()
     return key_id, count
+
+
+def rewrap_all(store: Store) -> int:
+    """Every set's key under the key in force, with an entry of the audit trail.
+
+    Returns:
+        How many were wrapped anew.
+    """
+
+    def enter(connection: sa.Connection, key_id: str, count: int) -> None:
+        detail = {"wrapped": count}
+        store.audit.add(connection, "", WHO, "rotate keys", f"keys/{key_id}", detail)
+
+    return store.keys.rotate(enter)
 
 
 @app.command()
@@ -80,7 +97,7 @@ def rewrap() -> None:
 
     settings = Settings()
     store = Store(settings, freeze)
-    count, key_id = store.keys.rotate(), store.keys.in_force()
+    count, key_id = rewrap_all(store), store.keys.in_force()
     store.close()
     typer.echo(f"key {key_id} wraps {count} more set keys now; {_older(settings, count)}")
 

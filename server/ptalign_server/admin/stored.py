@@ -5,9 +5,10 @@ Imported late: probes run the same program every few seconds and need none of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ptalign_server.store import Store
 
+T = TypeVar("T")
 WHO = "console"
 """Who the audit entry names: whoever may run commands beside the server, on its key."""
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail: a matter's number.")]
@@ -36,6 +38,32 @@ def open_store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def entered(
+    action: str, name: str, tenant: str, detail: Mapping[str, object], act: Callable[[], T]
+) -> T:
+    """Does something outside the database and appends it to the audit trail, where there is one.
+
+    Args:
+        action: What the trail calls it.
+        name: What it is done to, such as ``tokens/NAME``.
+        tenant: Whose it is.
+        detail: What else the trail says; nothing that must stay secret.
+        act: Does it. The entry is written first: what fails leaves none, and nothing is done whose
+            entry cannot be written.
+    """
+    settings = Settings()
+    file = settings.database_url.removeprefix("sqlite:///")
+    if settings.embedded and not Path(file).exists():
+        return act()  # no server has run on this folder: there is no trail yet
+    with open_store() as store:
+
+        def change(connection: sa.Connection) -> T:
+            store.audit.add(connection, tenant, WHO, action, name, detail)
+            return act()
+
+        return store.write(change).result()
 
 
 def enter(action: str, name: str, reason: str, act: Callable[[Store, sa.Connection], bool]) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ptalign.errors import InvalidInput
+from ptalign_server.admin.stored import entered
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.settings import ROLES, Settings
 
@@ -29,7 +30,12 @@ def add(
     for one in role:
         if one not in ROLES:
             raise InvalidInput("--role", f"must be one of {', '.join(ROLES)}", "Choose one.")
-    typer.echo(_tokens().add(name, tenant, role))
+    tokens = _tokens()
+
+    def act() -> str:
+        return tokens.add(name, tenant, role)
+
+    typer.echo(entered("add token", f"tokens/{name}", tenant, {"roles": role}, act))
 
 
 @app.command()
@@ -38,7 +44,13 @@ def remove(
     tenant: Annotated[str, typer.Option(help="Whose token of the name.")] = "default",
 ) -> None:
     """Remove a token: its next call is refused."""
-    if not _tokens().remove(name, tenant):
+    tokens = _tokens()
+    known = any((e.name, e.tenant) == (name, tenant) for e in tokens.entries())
+
+    def act() -> bool:
+        return tokens.remove(name, tenant)
+
+    if not known or not entered("remove token", f"tokens/{name}", tenant, {}, act):
         limit = f"no token of the tenant {tenant} is named {name!r}"
         raise InvalidInput("name", limit, "See: ptalign-server tokens list")
     typer.echo(f"removed {name}")

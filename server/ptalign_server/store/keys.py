@@ -107,8 +107,12 @@ class Keys:
         finally:
             raw.close()
 
-    def rotate(self) -> int:
+    def rotate(self, enter: Callable[[sa.Connection, str, int], None] | None = None) -> int:
         """Wraps every key under the operator's current key.
+
+        Args:
+            enter: Told the key's id and how many were wrapped anew, inside the transaction, where
+                there are any: for the audit trail.
 
         Returns:
             How many were wrapped anew.
@@ -126,6 +130,8 @@ class Keys:
                 if key_id_of(bytes(row.wrapped)) != key_id:
                     self._wrap_anew(connection, row.set_id, bytes(row.wrapped), key_id)
                     count += 1
+            if count and enter is not None:
+                enter(connection, key_id, count)
         return count
 
     def in_force(self) -> str:
