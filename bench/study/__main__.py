@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench.study.carry import pack, unpack
+from bench.study.carry import RECORD, pack, unpack
 from bench.study.clock import Clock
 from bench.study.evidence import Evidence
 from bench.study.form import FORMS, FULL, Form
@@ -108,25 +109,39 @@ def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
     """Fills an empty journal from another machine's; one that is begun is left as it is.
 
     Raises:
-        ValueError: That machine's units are of other sizes or made by other code, so they would all
-            be done again, texts included.
+        OSError: The folder is not one of `--carry`.
+        ValueError: That machine's study was of other sizes or seeds, or its units were made by
+            other code, so that all would be done again, texts included.
+        NotReady, DataDamaged: As `unpack`.
     """
-    if journal.entries():
+    if journal.begun:
         say(f"{journal.folder} is begun: going on in it")
         return
-    record = unpack(folder, key, journal)
-    if dict(record.form) != form.sizes():
-        journal.forget()
-        raise ValueError(f"{folder} is of another form or size: give the same options")
-    planned = units(form, journal, Lab(form, journal, lambda _: None))
-    there = {entry["unit"] for entry in journal.entries()}
-    if stale := [u.name for u in planned if u.name in there and not done(u, journal)]:
-        commits = ", ".join(sorted({record.units[name]["commit"] for name in stale}))
-        journal.forget()
+    record = read_record(folder / RECORD)
+    if dict(record.form) != form.sizes() or not set(record.seeds) <= set(form.seeds):
         raise ValueError(
-            f"{', '.join(stale)} would be done again: made by other code. Take ptalign/ from "
-            f"{commits}, or begin a part of your own"
+            f"{folder} is of another form or size, or has seeds {list(record.seeds)} that are not "
+            "asked for: give the same options"
         )
+    if key.parent == folder:
+        raise ValueError(f"{key} lies beside the sets that it opens: take it away from there")
+    filled = Journal(journal.folder.with_name(f"{journal.folder.name}.partial"))
+    shutil.rmtree(filled.folder)  # of a try that was cut short
+    filled = Journal(filled.folder)
+    try:
+        unpack(folder, key, filled)
+        planned = units(form, filled, Lab(form, filled, lambda _: None))
+        there = {entry["unit"] for entry in filled.entries()}
+        if stale := [u.name for u in planned if u.name in there and not done(u, filled)]:
+            commits = ", ".join(sorted({record.units[name]["commit"] for name in stale}))
+            raise ValueError(
+                f"{', '.join(stale)} would be done again: made by other code, or of another "
+                f"--pairs. Take ptalign/ from {commits}, or begin a part of your own"
+            )
+        shutil.rmtree(journal.folder)
+        filled.folder.replace(journal.folder)  # whole or not at all
+    finally:
+        shutil.rmtree(filled.folder, ignore_errors=True)
     say(f"going on after {len(there)} units of {folder}")
 
 
@@ -194,6 +209,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     options.key = options.key and options.key.absolute()
     if bool(options.go_on) != bool(options.key):
         parser.error("--go-on needs --key FILE, and --key is of nothing else")
+    if options.go_on and options.fresh:
+        parser.error("--go-on begins in an empty folder: name another --out in place of --fresh")
     options.records = [file.absolute() for file in options.records]
     return options
 
@@ -248,7 +265,9 @@ def publish(
     record: Path | None,
     carry: Path | None = None,
 ) -> Path | None:
-    """Writes record and carried folder, if asked for, then the page; an empty journal only that.
+    """Writes record and carried folder, if asked for, then the page.
+
+    Where nothing is finished, a record or folder of before stays as it is.
 
     Returns:
         The page; None where nothing is finished, here or in the records.

@@ -49,6 +49,12 @@ class Journal:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.folder / "units").mkdir(mode=0o700)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything is there, if only texts that a stage has not finished."""
+        there = (self.folder / KEY, self.folder / "sets", *(self.folder / "units").iterdir())
+        return any(path.exists() for path in there)
+
     def result(self, unit: str, inputs: Any) -> dict[str, Any] | None:
         """What a finished unit gave; None when it is not there or had other inputs."""
         entry = self.entry(unit)

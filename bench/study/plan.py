@@ -94,6 +94,11 @@ def _asking(form: Form, journal: Journal, lab: Lab, run: Run) -> Unit:
     def trained() -> dict[str, Any]:
         return _entry(journal, f"train/{run.label}")
 
+    def work(_: str) -> dict[str, Any]:
+        if "folder" not in trained():
+            raise LookupError(f"the adapter of {run.label} is on another machine: begin anew here")
+        return lab.ask(run, trained()["folder"])
+
     return Unit(
         f"ask/{run.label}",
         (2 if first else 1) * tokens / TOKENS_PER_MINUTE,
@@ -104,7 +109,7 @@ def _asking(form: Form, journal: Journal, lab: Lab, run: Run) -> Unit:
             form.usefulness_tokens,
             code_of(*JUDGING),
         ],
-        lambda _: lab.ask(run, trained()["folder"]),
+        work,
     )
 
 

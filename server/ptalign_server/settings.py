@@ -39,7 +39,8 @@ class LimitSettings(BaseModel):
     """Limits that an operator sets."""
 
     max_queued: int = Field(2000, ge=1)
-    """Operations waiting at once; more are refused with RESOURCE_EXHAUSTED."""
+    """Operations waiting at once; more are refused with RESOURCE_EXHAUSTED. Several servers on one
+    PostgreSQL may each let in the rest of a group of 64 calls beyond it."""
     generations: int = Field(4, ge=1, le=64)
     """Generation and evaluation operations running at once in one worker."""
     trainings: int = Field(1, ge=1, le=16)

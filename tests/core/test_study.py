@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from ptalign.judges import evaluation_judges
 from ptalign.nouns import (
     Adapter,
     Annotation,
+    InstructionSet,
     ModelSpec,
     Pair,
     PairSet,
@@ -616,6 +618,12 @@ def begun(tmp_path: Path) -> Journal:
         toxic=SealedText("Unkind words."),
     )  # fmt: skip
     made.seal("pairs-tone", PairSet(pairs=(pair,)))
+    made.seal("instructions-tone", InstructionSet(records=(), requested=0))
+    for name, kind in (("pairs-tone", PairSet), ("instructions-tone", InstructionSet)):
+        entry = made.entry(name)
+        assert entry is not None
+        entry["result"]["digest"] = made.open(name, kind).digest
+        made.restore(entry)
     made.log("pairs-tone-1", Pair).append(pair)
     (made.folder / "units" / "ask.ut_uniform-s1.json").unlink()
     return made
@@ -625,7 +633,7 @@ def test_a_part_goes_on_on_another_machine(tmp_path: Path) -> None:
     there, here = begun(tmp_path / "there"), Journal(tmp_path / "here")
     pack(FORM, there, tmp_path / "carried")
     assert sorted(file.name for file in (tmp_path / "carried").iterdir()) == [
-        "pairs-tone", "record.json", "set.key"
+        "instructions-tone", "pairs-tone", "record.json", "set.key"
     ]  # fmt: skip
     for file in (tmp_path / "carried").iterdir():
         assert b"words" not in file.read_bytes()
@@ -633,7 +641,9 @@ def test_a_part_goes_on_on_another_machine(tmp_path: Path) -> None:
 
     assert here.open("pairs-tone", PairSet) == there.open("pairs-tone", PairSet)
     missing = {e["unit"] for e in there.entries()} - {e["unit"] for e in here.entries()}
-    assert missing == {"train/ut_uniform-s1"}, "its adapter is not there, and it was not asked"
+    assert missing == {"train/ut_uniform-s1", "train/ut_uniform-s1-x10"}, (
+        "its adapter is not there, and it was not asked"
+    )
     assert here.result("train/pt_align-s0-x10", 0) is not None
     form = replace(FORM, seeds=(0,))
     assert goals(Evidence(form, here)) == goals(Evidence(form, there))
@@ -678,35 +688,85 @@ def test_the_bare_models_replies_are_not_asked_again_elsewhere(tmp_path: Path) -
     assert len(engine.seen) == len(SUITES) * COUNT
 
 
-def test_what_cannot_go_on_says_why(
+@pytest.fixture
+def go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command for its page alone, in a folder of its own: exit status and what it says."""
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(command, "write_page", lambda *_: tmp_path)
+
+    def run(*options: str) -> tuple[int, str]:
+        out = str(tmp_path / "here")
+        monkeypatch.setattr("sys.argv", ["study", "--quick", "--out", out, "--page", *options])
+        return command.main(), capsys.readouterr().err
+
+    return run
+
+
+def test_the_command_goes_on_once(
+    tmp_path: Path, go_on: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    there, carried = begun(tmp_path / "there"), tmp_path / "carried"
+    monkeypatch.setattr(command, "done", lambda *_: True)  # made with no inputs that are any run's
+    pack(replace(QUICK, seeds=(0, 1)), there, carried)
+    options = ("--seeds", "0", "1", "--go-on", str(carried), "--key")
+    options += (str(there.folder / "operator.key"), "--carry", str(tmp_path / "further"))
+    status, said = go_on(*options)
+    assert (status, "going on after 15 units" in said) == (0, True), said
+    here = Journal(tmp_path / "here" / "quick")
+    assert len(here.entries()) == 15
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "further", again)
+    assert sorted(f.name for f in again.iterdir()) == sorted(f.name for f in carried.iterdir())
+    unpack(again, here.folder / "operator.key", Journal(tmp_path / "third"))
+
+    (here.folder / "units" / "pairs-tone.json").unlink()
+    status, said = go_on(*options)
+    assert (status, "is begun" in said) == (0, True)
+    assert len(here.entries()) == 14, "nothing is taken over what is there"
+
+
+def test_what_cannot_go_on_says_why(tmp_path: Path, go_on: Callable[..., tuple[int, str]]) -> None:
     there, carried = begun(tmp_path / "there"), tmp_path / "carried"
     key = there.folder / "operator.key"
     pack(QUICK, there, carried)
 
-    def go_on(*options: str) -> str:
-        out = str(tmp_path / "here")
-        monkeypatch.setattr("sys.argv", ["study", "--quick", "--out", out, "--page", *options])
-        assert command.main() == 2
-        assert not Journal(tmp_path / "here" / "quick").entries()
-        return capsys.readouterr().err
+    def refused(*options: str) -> str:
+        status, said = go_on(*options)
+        assert status == 2
+        assert not Journal(tmp_path / "here" / "quick").begun
+        return said
 
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     ask = ("--go-on", str(carried), "--key")
-    assert "is missing" in go_on(*ask, str(tmp_path / "none"))
-    assert "other.key does not hold" in go_on(
-        *ask, str(KeyFile.create(tmp_path / "other.key").path)
-    )
-    assert "another form or size" in go_on(*ask, str(key), "--samples", "7")
-    assert "made by other code" in go_on(*ask, str(key))
-    with pytest.raises(SystemExit):
-        command.arguments(["--go-on", str(carried)])
-    body = json.loads((carried / "record.json").read_text())
+    assert "is missing" in refused(*ask, str(tmp_path / "none"))
+    other = KeyFile.create(tmp_path / "other.key").path
+    assert "other.key does not hold" in refused(*ask, str(other))
+    assert "another form or size" in refused(*ask, str(key), "--samples", "7")
+    assert "seeds [0] that are not asked for" in refused(*ask, str(key), "--seeds", "1")
+    assert "made by other code" in refused(*ask, str(key))
+    shutil.copy(key, carried)
+    assert "beside the sets that it opens" in refused(*ask, str(carried / "operator.key"))
+    for options in (["--go-on", "x"], ["--key", "x"], ["--go-on", "x", "--key", "y", "--fresh"]):
+        with pytest.raises(SystemExit):
+            command.arguments(options)
+
+    record = carried / "record.json"
+    whole = record.read_text()
+    body = json.loads(whole)
+    body["units"]["pairs-tone"]["result"]["digest"] = "another"
+    record.write_text(json.dumps(body))
+    assert "is not the set that record.json was made with" in refused(*ask, str(key))
     for entry in body["units"].values():
         entry.pop("inputs")
-    (carried / "record.json").write_text(json.dumps(body))
-    assert "without its inputs" in go_on(*ask, str(key))
+    body["units"].pop("pairs-tone")
+    record.write_text(json.dumps(body))
+    assert "without its inputs" in refused(*ask, str(key))
+    record.write_text(whole)
+    (carried / "pairs-tone").unlink()
+    assert "pairs-tone is missing" in refused(*ask, str(key))
+    record.unlink()
+    assert "record.json" in refused(*ask, str(key))
 
 
 def test_tenfold_weight_is_ten_times_the_matched_one(journal: Journal) -> None:

@@ -207,8 +207,13 @@ def test_who_may_call_is_in_the_trail_where_there_is_one(
     def fail(*_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(Tokens, "_write", fail)
-    assert CliRunner().invoke(app, ["tokens", "add", "bob", "--role", "reader"]).exit_code
+    with monkeypatch.context() as patched:
+        patched.setattr(Tokens, "_write", fail)
+        assert CliRunner().invoke(app, ["tokens", "add", "bob", "--role", "reader"]).exit_code
+    with monkeypatch.context() as patched:
+        patched.setattr("ptalign_server.failpoints.hit", fail)
+        assert CliRunner().invoke(app, ["tokens", "remove", "before"]).exit_code
+    assert "before" in tokens("list"), "nothing is done whose entry cannot be written"
     store = Store(Settings(state=state), wire.freeze)
     found = [(e.tenant, e.identity, e.action, e.target, e.detail) for e in store.audit.entries()]
     assert found == [
@@ -216,4 +221,7 @@ def test_who_may_call_is_in_the_trail_where_there_is_one(
         ("red", "console", "remove token", "tokens/alice", {}),
     ]
     store.close()
+    (state / "operator.key").rename(state / "away.key")
+    assert "no entry" in tokens("remove", "before")
+    assert tokens("list") == ""
     assert alice.encode() not in (state / "ptalign.db").read_bytes()

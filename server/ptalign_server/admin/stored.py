@@ -53,17 +53,15 @@ def entered(
         act: Does it. The entry is written first: what fails leaves none, and nothing is done whose
             entry cannot be written.
     """
+    import sqlalchemy as sa
+
     settings = Settings()
-    file = settings.database_url.removeprefix("sqlite:///")
-    if settings.embedded and not Path(file).exists():
+    file = sa.make_url(settings.database_url).database
+    if settings.embedded and file and not Path(file).exists():
         return act()  # no server has run on this folder: there is no trail yet
-    with open_store() as store:
-
-        def change(connection: sa.Connection) -> T:
-            store.audit.add(connection, tenant, WHO, action, name, detail)
-            return act()
-
-        return store.write(change).result()
+    with open_store() as store, store.engine.begin() as connection:  # not gathered, so written here
+        store.audit.add(connection, tenant, WHO, action, name, detail)
+        return act()
 
 
 def enter(action: str, name: str, reason: str, act: Callable[[Store, sa.Connection], bool]) -> bool:

@@ -149,7 +149,7 @@ def _forget(store: Store, operation: Operation, reason: str) -> None:
         store.keys.destroy(connection, operation.id)
         name, detail = wire.operation_name(operation.id), {"reason": reason}
         store.audit.add(connection, operation.tenant, WHO, "purge", name, detail)
-        # Before the commit: after a crash its key shows that it is due.
+        # Before the commit: after a crash, or an entry without room, its key shows that it is due.
         store.sets.erase(operation.id)
         shutil.rmtree(store.work(operation.id), ignore_errors=True)
 

@@ -70,9 +70,9 @@ def _refuse_early(store: Store, tenant: str, request: Any, max_queued: int) -> N
     Overload is when the writer is busiest: its own look at the queue stays the one that counts. A
     call that was sent before may have its answer waiting, so it goes on.
     """
+    if store.operations.waited_lately() < max_queued:
+        return
     with reading(store.engine) as connection:
-        if store.operations.waited_lately(connection) < max_queued:
-            return
         waiting = store.operations.waiting(connection)
         if waiting >= max_queued and not sent_before(connection, tenant, request):
             raise _overloaded(max_queued)

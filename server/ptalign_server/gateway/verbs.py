@@ -230,7 +230,7 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     if request.resume_from:
         _check_resume(request, call)
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
-    size = _weights_bytes(model.path, model.weights_digest)
+    size = _weights_bytes(model)
     per_row = size / 538e6 * 0.35
     trained = pairs.pairs + pairs.positive_only - int(pairs.stats["held_out_pairs"])
     steps = config.steps_for(trained)
@@ -523,7 +523,7 @@ def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) ->
 
 
 def _generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Estimate:
-    size = _weights_bytes(model.path, model.weights_digest)
+    size = _weights_bytes(model)
     rate = 96 * 538e6 / max(size, 1e6)
     return Estimate(
         seconds=drafts * tokens * 0.8 / rate,
@@ -533,7 +533,17 @@ def _generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Est
     )
 
 
+def _weights_bytes(model: ModelSpec) -> int:
+    if model.weights_digest:
+        return _bytes_of(model.path, model.weights_digest)
+    return _bytes_now(model.path)
+
+
 @lru_cache(maxsize=64)
-def _weights_bytes(path: str, weights_digest: str) -> int:
-    """Asked once for each digest of a model: listing its folder took a tenth of a call."""
+def _bytes_of(path: str, weights_digest: str) -> int:
+    """Looked up once for each digest: listing the folder took a tenth of a call."""
+    return _bytes_now(path)
+
+
+def _bytes_now(path: str) -> int:
     return sum(f.stat().st_size for f in Path(path).glob("*.safetensors"))

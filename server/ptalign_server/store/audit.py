@@ -46,7 +46,7 @@ class Entry:
 
     sequence: int
     time: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, when it was asked for: of several servers not quite in order."""
     tenant: str
     identity: str
     action: str
@@ -76,7 +76,8 @@ class Audit:
     ) -> None:
         """Appends one entry; `detail` holds counts and purposes, never text of records.
 
-        Inside `gathering` it is appended with the others of the transaction, at its end.
+        Inside `gathering` it is appended with the others of the transaction, at its end: nothing is
+        written yet when this returns, and what cannot be undone must wait for the commit.
         """
         entry = {
             "time": time.time(),

@@ -291,11 +291,12 @@ class Operations:
         connection.info[COUNTED] = transaction, counted
         return counted
 
-    def waited_lately(self, connection: sa.Connection) -> int:
+    def waited_lately(self) -> int:
         """The same, `LATELY` seconds old at most: for what the writer looks at again."""
         counted, at = self._lately
         if time.monotonic() - at > LATELY:
-            counted = self.waiting(connection)
+            with reading(self._engine) as connection:
+                counted = self.waiting(connection)
             self._lately = counted, time.monotonic()
         return counted
 
