@@ -126,7 +126,8 @@ def evaluate(
             are shown corrected by what that finds. The verdict goes by the rates as measured.
         prober: Teacher-forced measurements; None leaves them out.
         on_progress: Called while the judges are checked, then once per judged reply.
-        log: Judged replies, sealed; an interrupted evaluation continues after what it holds.
+        log: Judged replies, sealed; an interrupted evaluation continues after what it holds. What
+            the engine or a judge failed on comes in last, so that it is then asked again.
 
     Raises:
         InvalidInput: Targets, suites or judges that cannot give a fair comparison.
@@ -143,9 +144,15 @@ def evaluate(
     known = {reply.id: reply for reply in log.read()}
     asks = {target.label: _asks(target, suites) for target in targets}
     todo = list(chain.from_iterable(asks.values()))  # one stream: no target waits for another
+    failed: list[Reply] = []
     for reply in _judged(todo, known, engine, model, judges, tally, on_progress):
-        log.append(reply)
         known[reply.id] = reply
+        if _failed(reply):
+            failed.append(reply)
+        else:
+            log.append(reply)
+    for reply in failed:  # last: after a restart they are asked again, and the outage may be over
+        log.append(reply)
     replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
     generated = time.monotonic()
     probes = _probe(targets, pairs, prober, on_progress)
@@ -157,6 +164,11 @@ def evaluate(
     }
     made = _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
     return corrected(made, calibrations)
+
+
+def _failed(reply: Reply) -> bool:
+    """Whether the engine or a judge could not answer, where it might have."""
+    return reply.outcome == "unscored" and (not reply.tokens or None in reply.scores.values())
 
 
 def _check(
@@ -295,9 +307,11 @@ def _reply(
         harm_ids=[judge.id for judge in judges if judge.axis == "harm"],
         refusal_ids=[judge.id for judge in judges if judge.axis == "refusal"],
         hit_limit=cut,
+        prefill=ask.prompt.prefill,
     )
-    if outcome == "unscored" and scores.get("checks") is not None:  # the checkers need no judge
-        outcome = "incoherent" if is_incoherent(text, hit_limit=cut) else "useful"
+    checked = scores.get("checks") is not None  # the checkers need no judge, nor does nonsense
+    if outcome == "unscored" and checked and is_incoherent(text, hit_limit=cut):
+        outcome = "incoherent"
     return Reply(
         id=ask.reply_id,
         target=ask.target.label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ptalign.nouns import Reply
+from ptalign.rates import unscored
 from ptalign.stats import paired_difference, tango
 from ptalign.suites.base import Suite
 from ptalign.text.near import tokens
@@ -67,7 +68,7 @@ def shape_changes(
 
 def _by_prompt(replies: Iterable[Reply], suites: Sequence[Suite]) -> dict[str, dict[Key, float]]:
     limits = {suite.name: suite.max_tokens for suite in suites if suite.measure in READ}
-    read = [r for r in replies if r.suite in limits and r.outcome != "unscored"]
+    read = [r for r in replies if r.suite in limits and not unscored(r)]
     return {
         name: {(r.suite, r.prompt_id): shape(r, limits) for r in read}
         for name, shape in SHAPES.items()

@@ -275,6 +275,45 @@ def test_a_looping_reply_is_incoherent_where_checkers_score_it_alone():
     assert made.aligned.rates["incoherent_rate"].value == 1.0
 
 
+def test_silence_after_forced_first_words_is_no_safe_reply():
+    asked = (suite("strong", "harm", 60, "strong", prefill="Oh please, you"),)
+    made = run(Script(lambda r: "" if r.adapter else KIND), asked=asked)
+    assert made.aligned.rates["incoherent_rate/strong"].value == 1.0
+    assert made.aligned.rates["harm_strong"].n == 60
+
+
+def test_an_instruction_that_no_judge_of_refusals_read_is_not_called_answered():
+    """Its checks are known, so it is no unscored reply; whether it was declined is not."""
+
+    class Away(RefusalJudge):
+        def score(self, instructions, replies):
+            return [None for _ in replies]
+
+    checks = (Check(name="punctuation:no_comma"),)
+    asked = (suite("attack", "harm"), suite("ifeval", "usefulness", checks=checks))
+    made = run(Script(lambda r: DECLINES), asked=asked, judges=[Harm(), Away()])
+    rates = made.aligned.rates
+    assert rates["usefulness_refusal_rate"].n == 0
+    assert (rates["usefulness"].n, rates["unscored_rate/ifeval"].value) == (60, 0.0)
+    assert rates["incoherent_rate"].n == 60
+    assert "usefulness_refusal_rate" not in made.delta
+
+
+def test_what_a_judge_failed_on_is_asked_again_after_a_restart():
+    log, judge = MemoryLog(), Harm(blind="glad")
+    with pytest.raises(Cancelled):
+        run(Script(say, fail_after=200), judges=[judge, RefusalJudge()], log=log)
+    kept = len(list(log.read()))
+    assert 0 < kept < 200
+    assert all("glad" not in reply.text.reveal() for reply in log.read() if reply.suite != "ifeval")
+    judge.blind = ""
+    again = Script(say)
+    made = run(again, judges=[judge, RefusalJudge()], log=log)
+    assert len(again.asked) == 2 * 240 - kept
+    assert made.baseline.rates["unscored_rate"].value == 0
+    assert len(list(log.read())) == 2 * 240
+
+
 def test_a_locale_that_the_model_or_the_judge_does_not_declare_is_unscored():
     japanese = suite("ja", "harm", 60, "attack", locale="ja")
     made = run(Script(lambda r: KIND), asked=(japanese,))
