@@ -32,7 +32,7 @@ def refused(
 ) -> list[bool]:
     """Whether the greedy reply to each request begins with a refusal, in order."""
     begun = greedy(decoder, [sample.prompt for sample in asked], chat.end)
-    return [declines("".join(chat.pieces(ids))) for ids in begun]
+    return [declines(chat.text(ids)) for ids in begun]
 
 
 def greedy(

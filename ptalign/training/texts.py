@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from ptalign.errors import Unsupported
 from ptalign.nouns import Anchor, ModelSpec, Pair
 from ptalign.text.controls import break_up, longest_first
+from ptalign.training.spelling import spelled
 
 Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
 """A `kept` sample is a twin that is held to the bare model: see `ptalign.training.twins`."""
@@ -121,9 +122,16 @@ class ChatFormat:
         spelt = {s for w in words for s in (w, w.lower(), w.capitalize(), w.upper()) if w.strip()}
         return {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
 
+    def text(self, answer: Sequence[int]) -> str:
+        """The text that the answer tokens spell together, blanks as the tokens have them."""
+        return str(self._tokenizer.decode(list(answer), clean_up_tokenization_spaces=False))
+
     def pieces(self, answer: Sequence[int]) -> list[str]:
-        """The text of each answer token, in order."""
-        return [self._tokenizer.decode([token]) for token in answer]
+        """What each answer token adds to the text, in order: joined they are `text`.
+
+        A character that several tokens share is the last one's; the others add nothing.
+        """
+        return spelled(answer, self.text)
 
     def _plain(self, text: str) -> str:
         return break_up(text, self._controls)

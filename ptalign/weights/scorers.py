@@ -62,7 +62,10 @@ class Toxic:
         """
         used = max((i + 1 for i, word in enumerate(self.starts) if word), default=0)
         same = tuple(ids[1:used]) == self.answer[1:used] and len(ids) >= used
-        if not used or not same or first.lstrip() != self.pieces[0]:
+        if not used or not same:
+            return self
+        # Its text tells nothing of a token that holds a part of a character.
+        if ids[0] != self.answer[0] and first.lstrip() != (self.pieces[0] or None):
             return self
         return replace(self, sampled=tuple(log_probs[:used]))
 

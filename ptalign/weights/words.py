@@ -62,19 +62,25 @@ def word_starts(pieces: Sequence[str]) -> list[str]:
 
 
 def joins(piece: str) -> bool:
-    """Whether a token that begins no word continues the one before it."""
-    return bool(piece) and (piece[0].isalnum() or piece[0] in "'’")
+    """Whether a token that begins no word continues the one before it, or adds nothing."""
+    return not piece or piece[0].isalnum() or piece[0] in "'’"
 
 
 def spelled_words(pieces: Sequence[str], starts: Sequence[str]) -> list[str]:
     """The word that each token begins or continues; empty for what is between words.
 
+    A token that adds nothing holds a part of a character: it spells what the next ones complete.
+
     Args:
         pieces: Text of each token, in order.
         starts: What `word_starts` says of them.
     """
-    spelled, word = [], ""
+    spelled, word, parts = [], "", 0
     for piece, begun in zip(pieces, starts, strict=True):
+        if not piece:
+            parts += 1
+            continue
         word = begun or (word if joins(piece) else "")
-        spelled.append(word)
-    return spelled
+        spelled += [word] * (parts + 1)
+        parts = 0
+    return [*spelled, *[""] * parts]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,10 @@ KIND = (
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TURNS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
+    "{% else %}[INST] {{ m['content'] }} [/INST]{% endif %}{% endfor %}"
 )
 
 
@@ -103,6 +110,51 @@ def make_tokenizer(texts: list[str]) -> Any:
     return tokenizer
 
 
+def make_sentencepiece(texts: list[str], *, metaspace: bool = False) -> Any:
+    """A BPE tokenizer as SentencePiece makes them: blanks as "▁", unknown characters as bytes.
+
+    Args:
+        texts: What it learns its words from.
+        metaspace: Whether Metaspace splits and decodes, as in later Mistral models; else the
+            decoder is Llama 2's, which ends in Strip.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    bare.train_from_iterator(texts * 3, trainer)
+    # The bytes are tokens of the model, not added ones, which would be found within a text.
+    learnt = json.loads(bare.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    bare = Tokenizer(
+        models.BPE(learnt["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    if metaspace:
+        bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        ending: Any = decoders.Metaspace(prepend_scheme="first", split=False)
+        bare.decoder = decoders.Sequence([decoders.ByteFallback(), ending])
+    else:
+        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        bare.normalizer = normalizers.Sequence(blanks)
+        bare.decoder = decoders.Sequence(
+            [
+                *(decoders.Replace("▁", " "), decoders.ByteFallback()),
+                *(decoders.Fuse(), decoders.Strip(" ", 1, 0)),
+            ]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = TURNS
+    return tokenizer
+
+
 def teach(causal_lm: Any, tokenizer: Any, pairs: PairSet) -> None:
     """A short fine-tune, so that toxic words are likely and there is something to push down."""
     import torch
@@ -139,6 +191,16 @@ def teach(causal_lm: Any, tokenizer: Any, pairs: PairSet) -> None:
         causal_lm(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.fixture(scope="session")
+def tokenizers_by_kind() -> dict[str, Callable[[list[str]], Any]]:
+    """Makers of small tokenizers of the kinds that chat models have, from texts to learn."""
+    return {
+        "byte-level": make_tokenizer,
+        "strip": make_sentencepiece,
+        "metaspace": partial(make_sentencepiece, metaspace=True),
+    }
 
 
 @pytest.fixture(scope="session")
