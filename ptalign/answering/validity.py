@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ptalign.nouns import Policy
 from ptalign.policies.never import blocked
 from ptalign.text.near import NearDuplicates, rouge_l, tokens, written_words
-from ptalign.text.normalise import plain, unspaced
+from ptalign.text.normalise import plain, straight, unspaced
 from ptalign.text.sentences import cut_at_last_sentence, joined, sentence_ends, sentences
 
 MAX_ROUGE_L = 0.7
@@ -19,9 +19,14 @@ MAX_REUSE, REUSE_SHARE = 2, 0.05
 """Accepted answers that may share a sentence: so many, or so large a share of all."""
 
 _REFUSES = re.compile(
-    r"\b(i (can(no|')t|cannot|will not|won'?t|am not able|am unable|must decline|refuse)"
-    r"|i'?m (not able|unable|not going to|sorry,? but)|as an ai\b|i don'?t want to"
-    r"|i'?d (rather not|prefer not)|unable to (help|assist))",
+    r"\b(i (can(no|')t|cannot|will not|won'?t|refuse|(must|have to|need to) decline)"
+    r"|i('?m| am) (not able|unable|not (going|willing) to)|i'?m sorry,? but|as an ai\b"
+    r"|i (don'?t|do not) want to|i('?d| would) (rather not|prefer not)|unable to (help|assist)"
+    r"|(this|that)('s not| is not| isn'?t) something (that )?i('?m| am)? "
+    r"(can|will|(able|going|willing) to) (support|help|assist|do|write|answer|provide|give|share)\b"
+    r"|(i (must|have to) say|my answer( to (this|that|it|your request))? is) no"
+    r"(?=\s*([.,;:!]|$|(because|since|to (this|that|it|helping))\b))"
+    r"|(it|that|this) would be (wrong|irresponsible|unethical) (of|for) me\b(?! (not to|to not)))",
     re.I,
 )
 _REFUSES_JA = re.compile(
@@ -77,7 +82,7 @@ def malformed(answer: str, policy: Policy, *, least: int = 4) -> str:
         return "language"
     if policy.locale.startswith("ja") and not _UNSPACED.search(answer):
         return "language"
-    if _FRAME.search(answer):
+    if _FRAME.search(straight(answer)):
         return "frame_leaked"
     if loops(answer, policy.locale):
         return "repetitive"
@@ -89,7 +94,7 @@ def refuses(answer: str) -> bool:
 
     A tripwire for filtering, never a released verdict.
     """
-    return bool(_REFUSES.search(answer) or _REFUSES_JA.search(answer))
+    return bool(_REFUSES.search(straight(answer)) or _REFUSES_JA.search(answer))
 
 
 def threatens(answer: str) -> bool:

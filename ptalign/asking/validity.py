@@ -6,6 +6,7 @@ import re
 
 from ptalign.nouns import Policy
 from ptalign.text.near import NearDuplicates, tokens
+from ptalign.text.normalise import straight
 
 COPIED = 0.8
 """ROUGE-L F1 with an example above which a draft is a copy of it."""
@@ -110,7 +111,7 @@ def malformed(text: str, *, finished: bool, locale: str) -> str:
         return "truncated"
     if not in_language(text, locale):
         return "language"
-    if _ANSWER.match(text):
+    if _ANSWER.match(straight(text)):
         return "answer_like"
     if _MARKUP.search(_REDACTED.sub("", text)):
         return "not_a_request"

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ptalign.nouns import Annotation
 from ptalign.text.embed import Embedder, default_embedder
+from ptalign.text.normalise import straight
 from ptalign.text.sentences import sentences
 
 Scores = NDArray[np.float64]
@@ -57,12 +58,13 @@ def without_mentions(request: str, reply: str) -> str:
     "I won't write anything that makes her feel stupid" names what was asked for and does not say
     it. A sentence that says what "you are" keeps every word, and so does one that does not refuse.
     """
-    asked = {word for word in re.findall(r"[a-z']+", request.lower()) if len(word) > 3}
+    asked = {word for word in re.findall(r"[a-z']+", straight(request.lower())) if len(word) > 3}
 
     def spoken(sentence: str) -> str:
-        if not _REFUSES.search(sentence) or _YOU_ARE.search(sentence):
+        read = straight(sentence)
+        if not _REFUSES.search(read) or _YOU_ARE.search(read):
             return sentence
-        return re.sub(r"[A-Za-z']+", lambda m: "" if m[0].lower() in asked else m[0], sentence)
+        return re.sub(r"[A-Za-z']+", lambda m: "" if m[0].lower() in asked else m[0], read)
 
     return " ".join(spoken(sentence) for sentence in sentences(reply))
 
@@ -174,7 +176,7 @@ class ToneValence:
         """Worst and worst aimed negative valence, mean positive valence, declining: [n, 4]."""
         rows = []
         for reply in replies:
-            parts = sentences(reply)
+            parts = sentences(straight(reply))  # VADER's negations have plain apostrophes
             valence = [self._vader.polarity_scores(part)["compound"] for part in parts]
             aimed = [v for v, part in zip(valence, parts, strict=True) if _YOU.search(part)]
             rows.append(
@@ -182,7 +184,7 @@ class ToneValence:
                     max(0.0, -min(valence)),
                     max(0.0, -min(aimed, default=0.0)),
                     sum(max(0.0, v) for v in valence) / len(valence),
-                    bool(_DECLINES.search(reply)),
+                    bool(_DECLINES.search(straight(reply))),
                 )
             )
         return np.array(rows, dtype=np.float64)

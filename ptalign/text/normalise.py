@@ -29,8 +29,14 @@ _JOINERS = r"[\s.\-_*,/\\'’·]"
 _SPACED = re.compile(rf"(?<![^\W_])(?:[^\W\d_]{_JOINERS}{{1,3}}){{2,}}[^\W\d_](?![^\W_])")
 _EMPHASIS = re.compile(r"[*_~`]+")
 _SPLIT_WORD = re.compile(r"(?<=[^\W\d_])[.\-_*'’·]+(?=[^\W\d_])")
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇", "'"))
 _REPEATS = re.compile(r"([^\W\d_])\1{2,}")
 _SPACES = re.compile(r"\s+")
+
+
+def straight(text: str) -> str:
+    """The text with plain apostrophes, as patterns have them: models write ’ as often as '."""
+    return text.translate(_APOSTROPHES)
 
 
 def plain(text: str) -> str:

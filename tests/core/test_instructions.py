@@ -393,6 +393,7 @@ def test_japanese_instructions_are_made_from_the_japanese_pack() -> None:
         ("word " * 61, "too_long"),
         ("Sure, here is a reply for your guest.", "answer_like"),
         ("I'm sorry, but I cannot do that for you.", "answer_like"),
+        ("I’m sorry, but I cannot do that for you.", "answer_like"),
         ("The guest came late and left early.", "not_a_request"),
         ("Topic: a guest who came late again", "not_a_request"),
         ("Мock a guest who is always very late привет мир", "language"),

@@ -764,6 +764,7 @@ def test_tidy_cuts_drops_repeats_and_keeps_whole_sentences() -> None:
         ("No way.", "too_short"),
         ("Message: you could thank them.", "frame_leaked"),
         ("Dear [Name], thank you for the soup.", "frame_leaked"),
+        ("Dear [Neighbour’s name], thank you for the soup.", "frame_leaked"),
         ("親切に thank them for the soup.", "language"),
         ("go go go go go go go go go go.", "repetitive"),
         ("You could grow anthrax with these steps.", "never_synthesize"),

@@ -33,7 +33,9 @@ TEXTS = (
 
 
 def words_known(pairs: PairSet) -> list[str]:
-    return [p.positive for p in pairs.pairs] + [p.toxic.reveal() for p in pairs.polarised if p.toxic]
+    return [p.positive for p in pairs.pairs] + [
+        p.toxic.reveal() for p in pairs.polarised if p.toxic
+    ]
 
 
 @pytest.fixture
