@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 from markupsafe import Markup
 
 from ptalign.nouns import Rate
 
-COLOURS = ("#64748b", "#0f766e", "#b45309", "#6d28d9", "#be185d", "#1d4ed8")
-"""Baseline, target, then the others: told apart in grey print and by colour-blind readers."""
+COLOURS = (
+    *("#64748b", "#0f766e", "#b45309", "#6d28d9", "#be185d"),
+    *("#1d4ed8", "#15803d", "#7f1d1d", "#111827", "#86198f"),
+)
+"""Baseline, target, then the others: as many as one Evaluate takes, all dark enough to be read as
+words on white. No ten are told apart in grey print: every list keeps the order of the legend."""
 
 _ROW = 18.0
 """Height of one interval, in CSS pixels."""
+
+
+def colours_of(count: int) -> tuple[str, ...]:
+    """One colour per target; from the eleventh on they come again."""
+    return tuple(islice(cycle(COLOURS), count))
 
 
 def track(rates: Sequence[Rate | None], colours: Sequence[str], scale: float = 1.0) -> Markup:

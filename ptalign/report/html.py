@@ -12,7 +12,7 @@ from ptalign.nouns import COLLATERAL, Adapter, TargetResult
 from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
 from ptalign.report.contribution import contribution
-from ptalign.report.figures import COLOURS, lines, track
+from ptalign.report.figures import COLOURS, colours_of, lines, track
 from ptalign.report.inputs import ReportInput
 from ptalign.report.parts import parts
 from ptalign.report.words import (
@@ -68,7 +68,7 @@ def report_html(report: ReportInput) -> str:
     """The page."""
     evaluation = report.evaluation
     results = evaluation.results
-    colours = COLOURS[: len(results)]
+    colours = colours_of(len(results))
     return (
         _environment()
         .get_template("report.html.j2")

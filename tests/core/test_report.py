@@ -18,7 +18,7 @@ from ptalign.nouns import (
     TargetResult,
 )
 from ptalign.report import Gate, PairCounts, ReportInput, Stage, build, compare
-from ptalign.report.figures import lines, track
+from ptalign.report.figures import COLOURS, lines, track
 from ptalign.report.parts import change_words
 from ptalign.report.words import headline, mask, name_of, shown, twin_separation
 from ptalign.sealed import SealedText
@@ -422,6 +422,21 @@ def test_figures_draw_what_they_are_given():
     assert "&lt;losses&gt;" in chart
     assert ">5<" in chart
     assert "nan" not in chart
+
+
+@pytest.mark.parametrize("count", [7, 10, 12])
+def test_as_many_targets_as_are_asked_have_a_report(report, count):
+    """There were six colours: with more targets the page failed after every reply was paid for."""
+    known = report.evaluation
+    more = tuple(target(f"run-{number}", "mle", 1) for number in range(3, count))
+    told = known.model_copy(update={"results": (*known.results, *more)})
+    page, document = build(report.model_copy(update={"evaluation": told}))
+    legend = re.search(r'<div class="legend">.*?</div>', page, re.DOTALL)[0]
+    shown = re.findall(r"background:(#\w{6})", legend)
+    assert len(shown) == count == len(document["runs"]) + 1
+    assert len(set(shown)) == min(count, len(COLOURS))
+    first = page[page.index('class="row"') :]
+    assert re.findall(r"<b style=\"color:(#\w{6})", first)[:count] == shown
 
 
 def test_two_evaluations_side_by_side():

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from ptalign.nouns import Evaluation, TargetResult
+from ptalign.report.figures import COLOURS
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
+from ptalign_server.gateway.verbs import MAX_ALSO
 from ptalign_server.store.resources import Resource
 from ptalign_server.worker.reports import _command, _command_lacks, _same_pairs, _stages
 
@@ -170,3 +172,8 @@ def test_what_the_command_cannot_say_is_told() -> None:
         "the baseline adapters/old",
         "a gate of its own (max_benign_kl 0.5, min_samples 40)",
     )
+
+
+def test_every_target_that_a_call_may_name_has_a_colour_of_its_own() -> None:
+    """Baseline, target and those beside: with six colours the report failed from the seventh on."""
+    assert len(set(COLOURS)) >= 2 + MAX_ALSO
