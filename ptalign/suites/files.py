@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -49,10 +50,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(ending: str, text: str, name: str) -> Any:
+    """Lines end at U+000A alone: `splitlines` ends them at U+2028 and U+0085 too, which may stand
+    in a text. Reading the file has made one of U+000D U+000A.
+    """
     if ending == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        return list(csv.DictReader(io.StringIO(text)))
     if ending == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     if ending == ".json":
         return json.loads(text)
     if ending in (".yaml", ".yml"):

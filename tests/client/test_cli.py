@@ -528,6 +528,16 @@ def test_a_missing_seeds_file_is_told_with_its_flag(cli: Any) -> None:
     assert "one a line" in result.stderr
 
 
+def test_a_seed_ends_at_a_line_feed_alone(cli: Any, served: Any, tmp_path: Path) -> None:
+    """One that was copied with a U+2028 in it was sent as two halves."""
+    seeds = ["Mock my poem,\u2028my garden too.", "Mock my\x85singing."]
+    (tmp_path / "seeds.txt").write_bytes("\r\n".join([*seeds, " ", ""]).encode())
+    words = ("generate", "-m", "tiny", "-p", "tone-en", "-n", "3", "--seeds")
+    assert cli(*words, str(tmp_path / "seeds.txt")).exit_code == 0
+    (request,) = served.service.called("GenerateInstructions")
+    assert list(request.seeds) == seeds
+
+
 def test_detach_prints_the_name_alone(cli: Any) -> None:
     result = cli("align", "pairSets/1", "-m", "tiny", "--detach")
     assert result.stdout == "operations/1\n"

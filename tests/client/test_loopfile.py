@@ -109,6 +109,15 @@ def test_annotations_in_both_formats(tmp_path: Path, name: str) -> None:
     assert [(item.instruction, item.good, item.bad) for item in marks.items] == [("i", "g", "")]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+def test_an_annotation_ends_at_a_line_feed_alone(tmp_path: Path, mark: str) -> None:
+    """Editors and web pages leave U+2028 in a text: the whole file was "not JSON"."""
+    item = f'{{"instruction": "Mock{mark}my poem.", "good": "g"}}'
+    (tmp_path / "m.jsonl").write_bytes(f"{item}\r\n\r\n{item}\n".encode())
+    marks = read_annotations(tmp_path / "m.jsonl")
+    assert [found.instruction for found in marks.items] == [f"Mock{mark}my poem."] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [

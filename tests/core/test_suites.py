@@ -169,6 +169,21 @@ def test_a_file_that_does_not_fit_says_which_column_or_why(tmp_path):
         read_rows(tmp_path / "p.txt")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c"])
+def test_a_row_ends_at_a_line_feed_and_at_nothing_that_may_stand_in_a_text(tmp_path, mark, end):
+    """A raw U+2028 made a whole JSONL suite unreadable; in a CSV it made two rows of one."""
+    said, quoted = f"Is it{mark}late?", f"Who,{mark}\n\ncalled?"
+    text = f'q,kind\n{said},a\n"{quoted}",b\n'
+    (tmp_path / "p.csv").write_bytes(text.replace("\n", end).encode())
+    rows = [{"q": said, "kind": "a"}, {"q": quoted, "kind": "b"}]
+    assert read_rows(tmp_path / "p.csv") == rows
+    if mark > "\x1f":  # JSON has no raw control characters
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / "p.jsonl").write_bytes(end.join([*lines, "", ""]).encode())
+        assert read_rows(tmp_path / "p.jsonl") == rows
+
+
 @pytest.mark.parametrize(
     "entry",
     [

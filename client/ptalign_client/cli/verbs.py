@@ -427,7 +427,8 @@ def _lines(flag: str, file: Path | None) -> Sequence[str]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError(f"{flag}: {file}: {why}", "Name a text file with one a line.") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # `splitlines` would make two of a text with U+2028 or U+0085 in it
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def register(app: typer.Typer) -> None:
