@@ -84,7 +84,8 @@ def align(
         InvalidInput: The set is empty, partial, without anchors though `anchors_per_step` asks for
             some, or has swapped columns, ut_weight does not belong to the method, or the checkpoint
             is of other inputs.
-        TrainingFailed: A part has no tokens, a loss is not finite, or the adapter is inert.
+        TrainingFailed: A part has no tokens, a loss, a weight or benign KL is not finite, or the
+            adapter is inert.
         GuardTripped: A budget was exceeded and guards abort.
         Unsupported: The model's shape cannot be trained.
         DataDamaged: All checkpoints, or the parent adapter, are damaged.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptalign.errors import Unsupported
+from ptalign.errors import TrainingFailed, Unsupported
 from ptalign.losses import Head, margins
 from ptalign.training.attention import attending, spans_of, use_tree_attention
 from ptalign.training.fused import Swap, fused, swaps_of
@@ -103,19 +103,25 @@ class Decoder:
             samples: A few that share prompts; run as a tree and alone.
 
         Raises:
+            TrainingFailed: The model's own hidden states are not finite.
             Unsupported: Head or padded rows do not reproduce the model's own numbers.
         """
         rows = pack([samples], 10**9)
         if not rows:
             return
         with torch.no_grad():
+            kind = type(self.causal_lm).__name__
             alone = self._alone(rows[0])
+            if not all(bool(states.isfinite().all()) for states in alone):
+                raise TrainingFailed(
+                    f"{kind}: its hidden states are not finite before the first step; its weights, "
+                    "or those of the parent adapter, are damaged or overflow in its dtype"
+                )
             gap = self._gap(rows[0], alone)
-            if gap > TOLERANCE[self.dtype]:
-                kind = type(self.causal_lm).__name__
+            if not gap <= TOLERANCE[self.dtype]:  # NaN is over it too
                 self.layout = "padded"
                 self.reason = f"{kind}: a tree's mask changes hidden states by {gap:.1e}"
-                if self._gap(rows[0], alone) > TOLERANCE[self.dtype]:
+                if not self._gap(rows[0], alone) <= TOLERANCE[self.dtype]:
                     raise Unsupported(f"{kind}: padded rows change its hidden states")
             self._check_head(samples[0], alone[0])
 

@@ -162,7 +162,7 @@ class Run:
         """Trains one step and returns its ledger entry.
 
         Raises:
-            TrainingFailed: A loss or gradient is not finite.
+            TrainingFailed: A loss, a gradient, a weight or benign KL is not finite.
             GuardTripped: Benign KL is over its limit and guards abort.
         """
         begun = time.perf_counter()
@@ -174,6 +174,7 @@ class Run:
         total = float(torch.nn.utils.clip_grad_norm_(values, self.config.clip))
         self._check_finite(losses, total)
         self.optimizer.step()
+        self._check_weights(values)
         self.optimizer.zero_grad(set_to_none=True)
         self.balance.observe(float(losses.mle), float(losses.twin))
         used, twins = self.balance.ut_weight, _tokens(groups, "twin", "kept")
@@ -238,6 +239,13 @@ class Run:
                 f"step {self.done + 1}: a loss or gradient is not finite; lower learning_rate"
             )
 
+    def _check_weights(self, values: Sequence[Tensor]) -> None:
+        """Before a checkpoint holds them: after the last step no loss would tell."""
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise TrainingFailed(
+                f"step {self.done + 1}: a weight is not finite; lower learning_rate"
+            )
+
     def refused(self, most: int | None = None) -> tuple[list[bool], list[bool]]:
         """Whether each of the twins asked is refused: by the bare model, and now.
 
@@ -265,7 +273,7 @@ class Run:
             self.balance.adjust(self.done + 1, kl, self.config, rise)
         limit = self.config.max_benign_kl
         # A few samples are noisy: only a clear excess ends a run before its final measurement.
-        if kl is not None and kl > 2 * limit and self.config.guards == "abort":
+        if kl is not None and not kl <= 2 * limit and self.config.guards == "abort":
             raise GuardTripped("benign_kl", kl, limit)
         return kl
 
@@ -319,7 +327,11 @@ def benign_kl(
     samples: Sequence[Sample],
     on_row: OnRow = lambda done, total: None,
 ) -> float:
-    """KL(bare || adapted), nats per answer token, on samples that were not trained on."""
+    """KL(bare || adapted), nats per answer token, on samples that were not trained on.
+
+    Raises:
+        TrainingFailed: It is not finite: no budget can be kept by it, whatever guards do.
+    """
     total, tokens = 0.0, 0
     rows = pack([[s] for s in samples], ANCHOR_ROW)
     for done, row in enumerate(rows, 1):
@@ -330,6 +342,11 @@ def benign_kl(
         total += float(kl_divergence(bare, adapted, decoder.head).sum())
         tokens += len(bare)
         on_row(done, len(rows))
+    if not math.isfinite(total):
+        raise TrainingFailed(
+            "benign KL is not finite: the adapter, or the model without it, makes no "
+            "probabilities; lower learning_rate"
+        )
     return total / tokens if tokens else 0.0
 
 
@@ -355,7 +372,7 @@ def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
         checks = [check for check in checks if check[0] != "mle_fit"]
     found: dict[str, Any] = {}
     for name, value, most, judged in checks:
-        if judged and value > most and config.guards == "abort":
+        if judged and not value <= most and config.guards == "abort":
             raise GuardTripped(name, value, most)
         state = "not judged" if not judged else "ok" if value <= most else "exceeded"
         found[name] = f"{state}: {value:.3f}, limit {most:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -178,7 +179,7 @@ def check_live(decoder: Decoder, folder: Path, row: Row) -> float:
         Largest change of a margin that the adapter makes, nats.
 
     Raises:
-        TrainingFailed: The folder is inert, or acts differently from what was trained.
+        TrainingFailed: The folder is inert, acts differently from what was trained, or makes NaNs.
     """
     from peft import PeftModel
 
@@ -192,8 +193,10 @@ def check_live(decoder: Decoder, folder: Path, row: Row) -> float:
         again, _ = reloaded.margins(row)
     change = float((trained - base).abs().max())
     error = float((again - trained).abs().max())
+    if not math.isfinite(change):
+        raise TrainingFailed("the adapter's logits are not finite; lower learning_rate")
     if change < 1e-4:
         raise TrainingFailed("the adapter is inert: it leaves every checked logit as it was")
-    if error > max(1e-3, 0.02 * change):
+    if not error <= max(1e-3, 0.02 * change):  # NaN differs too
         raise TrainingFailed(f"the saved adapter differs from the trained one by {error:.1e} nats")
     return change

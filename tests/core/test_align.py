@@ -427,6 +427,39 @@ def test_an_inert_adapter_is_refused(
         run(tmp_path, steps=1)
 
 
+@pytest.mark.parametrize("guards", ["abort", "record"])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_benign_kl_that_is_no_number_ends_the_run(
+    steps: int, guards: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is over no limit: the adapter was kept, "exceeded: nan", and lambda went on rising."""
+    import torch
+
+    monkeypatch.setattr(
+        "ptalign.training.loop.kl_divergence", lambda bare, *_: torch.full((len(bare),), torch.nan)
+    )
+    with pytest.raises(TrainingFailed, match="benign KL is not finite"):
+        run(tmp_path, steps=steps, guards=guards)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_weights_that_are_no_numbers_end_the_run_before_a_checkpoint_holds_them(
+    run: Run, mild_pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss had been finite: nothing looks at the last step's weights but what comes after."""
+    import torch
+
+    def broken(self: Any) -> None:
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    bare = changed(mild_pairs, anchors=())
+    with pytest.raises(TrainingFailed, match="step 1: a weight is not finite"):
+        run(tmp_path, bare, anchors_per_step=0, steps=1)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
 def test_progress_tells_what_metrics_need(run: Run, tmp_path: Path) -> None:
     seen: list[Progress] = []
     run(tmp_path, on_progress=seen.append)

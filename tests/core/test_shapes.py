@@ -12,14 +12,15 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from ptalign.config import LoraConfig
-from ptalign.errors import InvalidInput, Unsupported
+from ptalign.errors import InvalidInput, TrainingFailed, Unsupported
 from ptalign.losses import margins_of_logits, mle, unlikelihood
 from ptalign.nouns import Method
+from ptalign.training.decoder import Decoder
 from ptalign.training.lora import attach, check_live, refuse_foreign, save_adapter, trainable
 from ptalign.training.pools import bare_states
 from ptalign.training.step import STILL, Objective, accumulate, accumulate_apart
 from ptalign.training.texts import Sample
-from ptalign.training.tree import inputs_of, pack
+from ptalign.training.tree import Row, inputs_of, pack
 
 SMALL = {
     "vocab_size": 97,
@@ -369,6 +370,54 @@ def test_a_shape_that_ignores_the_mask_falls_back_to_padded_rows() -> None:
     losses = accumulate(decoder, groups, objective, UT_WEIGHT, TWIN_WEIGHT)
     got = float(objective.total(losses, UT_WEIGHT, TWIN_WEIGHT))
     assert got == pytest.approx(naive_loss(model, groups).item(), rel=2e-5)
+
+
+@pytest.mark.parametrize("layouts", [("tree",), ("tree", "padded")])
+def test_rows_of_nan_are_not_taken_for_the_models_own(
+    layouts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that makes NaN under a tree's mask: NaN, over no tolerance, was let through."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    hidden = Decoder.hidden
+
+    def broken(self: Decoder, row: Row) -> torch.Tensor:
+        return hidden(self, row) * (torch.nan if self.layout in layouts else 1)
+
+    monkeypatch.setattr(Decoder, "hidden", broken)
+    if "padded" in layouts:
+        with pytest.raises(Unsupported, match="LlamaForCausalLM: padded rows change"):
+            decoder.settle(make_groups()[0])
+    else:
+        decoder.settle(make_groups()[0])
+        assert decoder.layout == "padded"
+        assert decoder.reason.endswith("changes hidden states by nan")
+
+
+def test_a_model_or_parent_of_nan_is_told_as_such() -> None:
+    """It was refused for its head, which has nothing to do with it."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    with torch.no_grad():
+        next(iter(trainable(decoder).values())).fill_(torch.nan)
+    with pytest.raises(TrainingFailed, match=r"not finite before.*parent adapter"):
+        decoder.settle(make_groups()[0])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_adapter_of_nan_is_not_live(trained: bool, tmp_path: Path) -> None:
+    """Its change was "up to nan nats", and the check said ok."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+    warm(trainable(decoder))
+    good = [value.clone() for value in trainable(decoder).values()]
+    row = pack([[s for g in make_groups() for s in g]], 10**9)[0]
+    with torch.no_grad():
+        next(iter(trainable(decoder).values())).fill_(torch.nan)
+        save_adapter(decoder, tmp_path / "adapter")
+        if trained:  # what is on disk alone is broken
+            for value, kept in zip(trainable(decoder).values(), good, strict=True):
+                value.copy_(kept)
+    words = "differs from the trained one by nan" if trained else "logits are not finite"
+    with pytest.raises(TrainingFailed, match=words):
+        check_live(decoder, tmp_path / "adapter", row)
 
 
 def test_an_unknown_logit_scale_is_refused_by_name() -> None:
