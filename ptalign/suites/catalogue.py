@@ -88,7 +88,8 @@ def build(
         catalogue: The operator's suites beside the shipped ones.
         data: Folder of evaluation files; PTALIGN_EVAL_DATA unless given.
         held_out: What the ``held-out`` suites ask: requests of the policy that were not trained on.
-        embed: Embedder of the similarity check; MiniLM unless given.
+        embed: Embedder of the similarity check in every language; unless given, English is compared
+            by MiniLM, other languages by their words (`far_from`).
 
     Returns:
         One suite per name; a suite whose file is missing has ``not_run == "no data"``, and a

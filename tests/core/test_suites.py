@@ -121,6 +121,38 @@ def test_minilm_finds_a_paraphrase_of_a_training_request():
     assert [p.id for p in far_from(prompts, texts)] == ["2"]
 
 
+def test_japanese_is_compared_by_its_characters():
+    """MiniLM reads most kanji as unknown: it has .89 for the near copy, .88 for the other request.
+
+    An English prompt of the same suite is still compared by what it means.
+    """
+    prompts = [
+        Prompt(id="copy", locale="ja", instruction="醤油の染みの抜き方を教えて"),
+        Prompt(id="other", locale="ja-JP", instruction="鉛筆の芯の削り方は？"),
+        Prompt(id="english", instruction="What is the way to get a soy stain out of a shirt?"),
+        Prompt(id="bread", instruction="How do I keep bread fresh for longer?"),
+    ]
+    texts = [
+        "醤油の染みの抜き方は？",
+        "鞄の紐の縫い方は？",
+        "What's the way to get a soy stain out of my shirt?",
+    ]
+    assert [p.id for p in far_from(prompts, texts)] == ["other", "bread"]
+
+
+def test_held_out_requests_in_japanese_are_kept_apart_from_training():
+    records = tuple(
+        Instruction(id=text, text=text, topic="t", domain="d", locale="ja")
+        for text in ("醤油の染みの抜き方を教えて", "鉛筆の芯の削り方は？")
+    )
+    asked = InstructionSet(records=records, requested=2)
+    pairs = training_set("醤油の染みの抜き方は？", anchors=["鞄の紐の縫い方は？"])
+    config = EvalConfig(samples=40)
+    (plain,) = build(["held-out-plain"], config=config, pairs=pairs, held_out=asked)
+    assert [p.instruction for p in plain.prompts] == ["鉛筆の芯の削り方は？"]
+    assert plain.left_out == {"near training": 1}
+
+
 def test_a_suite_without_its_file_is_not_run_and_says_so(tmp_path):
     suites = build(DEFAULT, config=EvalConfig(samples=5), data=tmp_path)
     missing = {s.name: s.not_run for s in suites if not s.prompts}
