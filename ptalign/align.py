@@ -81,9 +81,9 @@ def align(
         The adapter with its ledger, guard results and explanation.
 
     Raises:
-        InvalidInput: The set is empty, partial, without anchors though `anchors_per_step` asks for
-            some, or has swapped columns, ut_weight does not belong to the method, or the checkpoint
-            is of other inputs.
+        InvalidInput: The set is empty, partial, without anchors that fit `max_length` though
+            `anchors_per_step` asks for some, or has swapped columns, ut_weight does not belong to
+            the method, or the checkpoint is of other inputs.
         TrainingFailed: A part has no tokens, a loss, a weight or benign KL is not finite, or the
             adapter is inert.
         GuardTripped: A budget was exceeded and guards abort.
@@ -107,7 +107,7 @@ def align(
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
     plan = settled(plan, job.asked(plan, decoder, chat), config)
-    plan = pools.with_bare(plan, decoder, job.rows("reading anchors and twins"))
+    plan = pools.with_bare(plan, decoder, config, job.rows("reading anchors and twins"))
     place = out / "checkpoints"
     run = Run.start(
         decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None

@@ -53,6 +53,9 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
     Held-out pairs are in no pool; held-out twins are kept to ask.
+
+    Raises:
+        InvalidInput: Steps take anchors, and every one of the set is too long.
     """
     longest, left_out = config.max_length, 0
     both: list[tuple[Sample, ...]] = []
@@ -78,6 +81,8 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
     seen = [anchor_sample(a, chat, opening) for a in pairs.anchors if not a.held_out]
     held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
     anchors, bad_count = fitting(seen, longest)
+    if config.anchors_per_step and seen and not anchors:
+        raise _no_anchor_fits(seen, longest)
     held_out, held_count = fitting(held, longest)
     return Pools(
         pairs=both,
@@ -89,6 +94,17 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         asked=fitting(asked, longest)[0],
         asked_unseen=bool(unseen_twins),
         left_out=left_out + bad_count + held_count,
+    )
+
+
+def _no_anchor_fits(anchors: Sequence[Sample], longest: int) -> InvalidInput:
+    least = min((a.length for a in anchors if a.answer), default=0)
+    mend = f"Raise it to {least} or more" if least else "Use a set whose anchors have answers"
+    return InvalidInput(
+        "max_length",
+        f"is {longest}, and no anchor of the set fits: without them a model refuses ordinary "
+        "requests too, and no guard can tell",
+        f"{mend}, or set anchors_per_step to 0 to train without.",
     )
 
 
@@ -223,9 +239,13 @@ def with_reference(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
     return replace(pools, reference={key: sum(values) for key, values in found.items()})
 
 
-def with_bare(pools: Pools, decoder: Decoder, on_row: OnRow) -> Pools:
-    """Pools with the bare model's states on what holds it: trained anchors and kept twins."""
-    groups = (*pools.anchors, *pools.twins)
+def with_bare(pools: Pools, decoder: Decoder, config: AlignConfig, on_row: OnRow) -> Pools:
+    """Pools with the bare model's states on what holds it: trained anchors and kept twins.
+
+    Steps alone use them, so where these draw no anchor none is read: benign KL and the explanation
+    run both models on what they measure.
+    """
+    groups = (*(pools.anchors if config.anchors_per_step else ()), *pools.twins)
     still = [sample for group in groups for sample in group if sample.part in STILL]
     return replace(pools, bare=bare_states(decoder, still, on_row))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from ptalign.probe import probe
 from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
+from ptalign.training.batches import Pools
 from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
 from ptalign.training.pools import make_pools, with_bare
 from ptalign.training.texts import ChatFormat, positive_sample
@@ -416,6 +418,21 @@ def test_long_samples_are_counted_and_left_out(run: Run, tmp_path: Path) -> None
     assert "samples over max_length" in adapter.guards["left_out"]
 
 
+def test_anchors_that_are_all_too_long_are_no_anchors(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """They were left out one by one, and training went on without any, as nobody had asked for."""
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    long = tuple(a.model_copy(update={"answer": a.answer * 9}) for a in mild_pairs.anchors)
+    pairs = changed(mild_pairs, anchors=long)
+    words = r"max_length: is 96, and no anchor .*fits.*Raise it to (\d+) or more.*anchors_per_step"
+    with pytest.raises(InvalidInput, match=words) as caught:
+        make_pools(pairs, chat, AlignConfig(max_length=96))
+    least = int(re.findall(r"to (\d+) or more", str(caught.value))[0])
+    assert make_pools(pairs, chat, AlignConfig(max_length=least)).anchors
+    assert not make_pools(pairs, chat, AlignConfig(max_length=96, anchors_per_step=0)).anchors
+
+
 def test_an_inert_adapter_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,11 +597,15 @@ def test_twins_are_taught_where_the_bare_model_refuses_them(
     assert [found(24, twins="keep"), found(0, twins="teach")] == ["kept", "taught"]
     assert found(24, twins_per_step=0) == "left out"
     kept = settled(plan, [], AlignConfig())
-    bare = with_bare(kept, decoder, lambda done, total: None).bare
-    assert {s.key for group in kept.twins for s in group} <= set(bare)
-    nothing = with_bare(settled(plan, [], AlignConfig(twins_per_step=0, twins="teach")), decoder,
-                        lambda done, total: None)  # fmt: skip
-    assert set(nothing.bare) == {s.key for group in plan.anchors for s in group}
+
+    def read(plan: Pools, **changes: Any) -> set[str]:
+        return set(with_bare(plan, decoder, AlignConfig(**changes), lambda done, total: None).bare)
+
+    bare = read(kept)
+    assert {s.key for group in kept.twins for s in group} <= bare
+    anchors = {s.key for group in plan.anchors for s in group}
+    assert read(settled(plan, [], AlignConfig(twins_per_step=0, twins="teach"))) == anchors
+    assert read(kept, anchors_per_step=0) == bare - anchors != set(), "no step holds one to them"
 
 
 def test_a_resumed_run_does_not_ask_the_bare_model_again(
