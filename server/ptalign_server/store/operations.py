@@ -145,8 +145,11 @@ class Operations:
         """Adds a new operation with its first event."""
         connection.execute(_INSERT, self._signed(operation))
         self._emit(connection, operation)
-        if operation.state in WAITING and (known := connection.info.get(COUNTED)):
-            connection.info[COUNTED] = known[0], known[1] + 1
+        if operation.state in WAITING:
+            if known := connection.info.get(COUNTED):
+                connection.info[COUNTED] = known[0], known[1] + 1
+            counted, at = self._lately
+            self._lately = counted + 1, at
         return operation
 
     def advance(self, operation_id: str, change: Change) -> Operation:
