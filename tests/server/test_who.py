@@ -225,3 +225,18 @@ def test_who_may_call_is_in_the_trail_where_there_is_one(
     assert "no entry" in tokens("remove", "before")
     assert tokens("list") == ""
     assert alice.encode() not in (state / "ptalign.db").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [("name", ["x" * 101]), ("name", [""]), ("--tenant", ["bob", "--tenant", "x" * 65])],
+)
+def test_a_name_that_no_row_could_hold_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, options: list[str]
+) -> None:
+    """PostgreSQL refused every submit by its token."""
+    monkeypatch.setenv("PTALIGN_STATE", str(tmp_path / "state"))
+    done = CliRunner().invoke(app, ["tokens", "add", *options, "--role", "reader"])
+    assert isinstance(done.exception, InvalidInput)
+    assert done.exception.field == field
+    assert not list((tmp_path / "state").glob("tokens*"))

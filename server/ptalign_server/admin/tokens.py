@@ -11,6 +11,9 @@ from ptalign_server.admin.stored import entered
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.settings import ROLES, Settings
 
+MAX_NAME, MAX_TENANT = 100, 64
+"""Characters: both stand in rows of operations and of the audit trail, `tokens/NAME` too."""
+
 app = typer.Typer(help="Bearer tokens: stored as hashes, shown once.", no_args_is_help=True)
 
 
@@ -30,6 +33,9 @@ def add(
     for one in role:
         if one not in ROLES:
             raise InvalidInput("--role", f"must be one of {', '.join(ROLES)}", "Choose one.")
+    for field, given, most in (("name", name, MAX_NAME), ("--tenant", tenant, MAX_TENANT)):
+        if not 1 <= len(given) <= most:
+            raise InvalidInput(field, f"must be 1 to {most} characters", "Choose a shorter one.")
     tokens = _tokens()
 
     def act() -> str:
