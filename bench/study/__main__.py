@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench.study.carry import RECORD, pack, unpack
+from bench.study.carry import pack, unpack
 from bench.study.clock import Clock
 from bench.study.evidence import Evidence
 from bench.study.form import FORMS, FULL, Form
@@ -117,19 +117,18 @@ def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
     if journal.begun:
         say(f"{journal.folder} is begun: going on in it")
         return
-    record = read_record(folder / RECORD)
-    if dict(record.form) != form.sizes() or not set(record.seeds) <= set(form.seeds):
-        raise ValueError(
-            f"{folder} is of another form or size, or has seeds {list(record.seeds)} that are not "
-            "asked for: give the same options"
-        )
     if key.parent == folder:
         raise ValueError(f"{key} lies beside the sets that it opens: take it away from there")
-    filled = Journal(journal.folder.with_name(f"{journal.folder.name}.partial"))
-    shutil.rmtree(filled.folder)  # of a try that was cut short
-    filled = Journal(filled.folder)
+    partial = journal.folder.with_name(f"{journal.folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a try that was cut short
+    filled = Journal(partial)
     try:
-        unpack(folder, key, filled)
+        record = unpack(folder, key, filled)
+        if dict(record.form) != form.sizes() or not set(record.seeds) <= set(form.seeds):
+            raise ValueError(
+                f"{folder} is of another form or size, or has seeds {list(record.seeds)} that are "
+                "not asked for: give the same options"
+            )
         planned = units(form, filled, Lab(form, filled, lambda _: None))
         there = {entry["unit"] for entry in filled.entries()}
         if stale := [u.name for u in planned if u.name in there and not done(u, filled)]:
@@ -139,9 +138,9 @@ def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
                 f"--pairs. Take ptalign/ from {commits}, or begin a part of your own"
             )
         shutil.rmtree(journal.folder)
-        filled.folder.replace(journal.folder)  # whole or not at all
+        partial.replace(journal.folder)  # whole or not at all
     finally:
-        shutil.rmtree(filled.folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     say(f"going on after {len(there)} units of {folder}")
 
 

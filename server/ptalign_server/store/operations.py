@@ -96,6 +96,7 @@ _GET = {
 COUNTED = "ptalign.waiting"
 """Of a connection's `info`: a transaction and how many operations waited in it."""
 LATELY = 0.1
+"""Seconds that a count of the queue may be old, where the writer counts again."""
 _WAITING = sa.select(sa.func.count()).where(operations.c.state.in_(WAITING))
 
 
@@ -291,7 +292,8 @@ class Operations:
         if transaction is not None and known is not None and known[0] is transaction:
             return int(known[1])
         counted = int(connection.execute(_WAITING).scalar_one())
-        connection.info[COUNTED] = transaction, counted
+        if transaction is not None:  # a read has none
+            connection.info[COUNTED] = transaction, counted
         return counted
 
     def waited_lately(self) -> int:
