@@ -1,8 +1,8 @@
 """A part of a study that goes on where the machine that began it is gone (docs/adr/0016).
 
-What is carried: the record of its numbers, with an outcome a reply, and its sets, encrypted. What is
-not: the key that opens them (`operator.key` of the journal), which travels another way, the texts
-of replies, and adapters, which are made again where they are needed.
+What is carried: the record of its numbers, with an outcome a reply, and its sets, encrypted. What
+is not: the key that opens them (`operator.key` of the journal), which travels another way, the
+texts of replies, and adapters, which are made again where they are needed.
 """
 
 from __future__ import annotations
