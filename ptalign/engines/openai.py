@@ -188,6 +188,7 @@ class _Flight:
         self._done: queue.SimpleQueue[tuple[Completion, bool]] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[str | PtalignError] = queue.SimpleQueue()
         self._open: set[Future[None]] = set()
+        """What runs: an event loop itself keeps only weak references to its tasks."""
         self._count = 0
         self._places = asyncio.Semaphore(engine.concurrency)
         self._loop = asyncio.new_event_loop()
@@ -220,8 +221,6 @@ class _Flight:
 
     def close(self) -> None:
         """Cancels what is in flight and ends the thread."""
-        for future in list(self._open):
-            future.cancel()
         with contextlib.suppress(TimeoutError):  # a connection that will not close is left behind
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -243,7 +242,7 @@ class _Flight:
 
     async def _shut(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
+        for task in tasks:  # in one turn of the loop: a freed place must not be taken by the next
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._client is not None:

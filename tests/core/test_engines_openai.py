@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -251,6 +252,22 @@ def test_should_stop_raises_cancelled_within_a_second() -> None:
         list(made.stream(asks(10)))
     assert time.monotonic() - began < 1.2
     assert transport.cancelled == 4
+
+
+def test_closing_begins_no_request_that_waited_for_a_place() -> None:
+    """Aborted one by one, each that ended gave its place to the next in hand."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the loop gets its turn between any two steps of the closing
+    try:
+        for _ in range(20):
+            stop = threading.Event()
+            made, transport = engine(forever, concurrency=16, should_stop=stop.is_set)
+            threading.Timer(0.05, stop.set).start()
+            with pytest.raises(Cancelled):
+                list(made.stream(asks(60)))
+            assert transport.cancelled == 16
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_reply_that_is_no_completion_is_an_error_completion() -> None:
