@@ -180,10 +180,10 @@ def head(evidence: Evidence) -> list[str]:
     entries = evidence.entries()
     commits = list(dict.fromkeys(entry["commit"] for entry in entries if entry["commit"]))
     form = evidence.form
-    wanted = [f"train/{r.label}" for r in evidence.runs]
-    wanted += [f"ask/{r.label}" for r in evidence.runs if not r.tenfold]
     there = {entry["unit"] for entry in entries}
-    missing = [unit for unit in wanted if unit not in there]
+    untrained = [r.label for r in evidence.runs if f"train/{r.label}" not in there]
+    unasked = [r.label for r in evidence.runs if not r.tenfold and f"ask/{r.label}" not in there]
+    unasked = [label for label in unasked if label not in untrained]
     dates = f"{entries[0]['ended'][:10]} to {entries[-1]['ended'][:10]}" if entries else "–"
     seeds = ", ".join(map(str, form.seeds))
     nice = sorted({entry["nice"] for entry in entries})
@@ -216,8 +216,13 @@ def head(evidence: Evidence) -> list[str]:
             f"({'; '.join(part.title for part in evidence.parts)}), {shared}. Each run is compared "
             "with the base and the runs of its own part only."
         )
-    if missing:
-        found.append(f"**Unfinished**: {len(missing)} units are missing: {', '.join(missing)}.")
+    if untrained or unasked:
+        lists = [f"not run: {', '.join(untrained)}"] if untrained else []
+        lists += [f"trained, not evaluated: {', '.join(unasked)}"] if unasked else []
+        found.append(
+            f"**Unfinished**, {len(untrained) + len(unasked)} of {len(evidence.runs)} runs: "
+            f"{'; '.join(lists)}."
+        )
     return found
 
 

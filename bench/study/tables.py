@@ -94,10 +94,12 @@ ODDS = (
 def ordered(names: Iterable[str]) -> list[str]:
     """Rates in the report's order, parts after their whole.
 
-    Shares of unscored replies by suite are left to the journal: the gate alone reads them.
+    Shares of unscored replies by suite are left to the journal: the gate alone reads them. So is
+    the gate's name for the refusals of twins: they are a part of over-refusal here.
     """
     order = {key: i for i, (key, _, _) in enumerate(RATES)}
-    names = (name for name in names if not name.startswith("unscored_rate/"))
+    gates = ("unscored_rate/", "twin_refusal_rate")
+    names = (name for name in names if not name.startswith(gates))
     return sorted(names, key=lambda n: (order.get(n.partition("/")[0], 99), n))
 
 

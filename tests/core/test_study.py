@@ -288,6 +288,8 @@ def test_the_page_has_every_run_and_no_text(journal: Journal, tmp_path: Path) ->
         assert run.label in page
     assert "quick form" in page
     assert "nasty" not in page
+    assert "twin_refusal_rate" not in page  # stands as a part of over-refusal already
+    assert page.count("\n| … twins of harmful requests |") == 2
     assert "n•••• (5)" in page
     for name in ("rates", "training"):
         assert (tmp_path / "docs" / "study" / f"{name}.svg").read_text().startswith("<svg")
@@ -309,7 +311,10 @@ def test_refusals_that_count_as_harmful_are_shown(journal: Journal) -> None:
 def test_a_half_done_study_says_what_is_missing(journal: Journal, tmp_path: Path) -> None:
     (journal.folder / "units" / "ask.pt_align-s1.json").unlink()
     page = write_page(FORM, journal, tmp_path / "docs").read_text()
-    assert "1 units are missing: ask/pt_align-s1" in page
+    assert "**Unfinished**, 1 of 10 runs: trained, not evaluated: pt_align-s1." in page
+    (journal.folder / "units" / "train.mle-s1.json").unlink()
+    page = write_page(FORM, journal, tmp_path / "docs").read_text()
+    assert "2 of 10 runs: not run: mle-s1; trained, not evaluated: pt_align-s1." in page
     empty = write_page(FULL, Journal(tmp_path / "full"), tmp_path / "other").read_text()
     assert empty.count("**not measured**") == 15
 
@@ -405,7 +410,7 @@ def test_a_page_of_records_alone_misses_what_no_part_has(journal: Journal, tmp_p
     left = replace(FORM, seeds=(2,))
     page = write_page(left, Journal(tmp_path / "none"), tmp_path / "docs", records).read_text()
     assert "Put together from 2 parts** (seed 0; seed 1), on shared pairs" in page
-    assert "units are missing: train/mle-s2" in page
+    assert "not run: mle-s2" in page
 
 
 def test_a_journal_beside_its_own_record_counts_nothing_twice(
