@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ptalign.nouns import record_id
 from ptalign.suites.base import Check, Prompt, SuiteSpec, Turn
 from ptalign.suites.generated import forced, under_attack
 from ptalign.suites.ifeval import misgiven
+from ptalign.text.normalise import latin
 
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused: it is read as a whole."""
@@ -86,6 +87,7 @@ def prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
 def _prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
     rows = [row for row in read_rows(path) if _matches(row, spec.where)]
     _require_columns(spec, rows, path.name)
+    _require_locale(spec, rows, path.name)
     for row in random.Random(seed).sample(rows, len(rows)):
         if _text(row[spec.columns["prompt"]]).strip():
             yield _prompt(spec, row)
@@ -111,6 +113,24 @@ def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str)
             )
 
 
+def _require_locale(spec: SuiteSpec, rows: Sequence[dict[str, Any]], name: str) -> None:
+    """English is what is meant where nothing is said; a judge of English finds no refusal and no
+    harm in another script, so that what was not read would count as useful and safe."""
+    english = [row for row in rows if _locale(spec, row).split("-")[0] == "en"]
+    foreign = [row for row in english if not latin(_text(row[spec.columns["prompt"]]))]
+    if len(foreign) > len(english) / 2:
+        raise InvalidInput(
+            f"suites.{spec.name}.locale",
+            f"{len(foreign)} of {len(english)} English prompts of {name} are not in Latin letters",
+            "Say what they are: `locale: ja` for the suite, or a column of locales.",
+        )
+
+
+def _locale(spec: SuiteSpec, row: dict[str, Any]) -> str:
+    own = _text(row[spec.columns["locale"]]) if "locale" in spec.columns else ""
+    return own or spec.locale
+
+
 def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
     def column(key: str) -> str:
         return _text(row[spec.columns[key]]) if key in spec.columns else ""
@@ -121,7 +141,7 @@ def _prompt(spec: SuiteSpec, row: dict[str, Any]) -> Prompt:
         instruction=text,
         topic=column("topic"),
         group=column("group"),
-        locale=column("locale") or spec.locale,
+        locale=_locale(spec, row),
         turns=_turns(spec, row),
         checks=_checks(spec, row),
     )

@@ -58,6 +58,12 @@ def unspaced(locale: str) -> bool:
     return locale.split("-")[0] in _UNSPACED
 
 
+def latin(text: str) -> bool:
+    """Whether at least half of the text's letters are Latin ones, or it has none at all."""
+    letters = [c for c in plain(text) if c.isalpha()]
+    return sum("LATIN" in unicodedata.name(c, "") for c in letters) * 2 >= len(letters)
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space as one blank: data in a prompt of line blocks.
 

@@ -401,3 +401,14 @@ def test_enough_ordinary_requests_are_far_from_every_anchor_that_may_be_trained_
     anchors = training_set(anchors=benign_instructions())
     (ordinary,) = build(["ordinary"], config=EvalConfig(samples=1000), pairs=anchors)
     assert len(ordinary.prompts) >= 230
+
+
+def test_a_suite_of_another_script_must_say_its_locale(tmp_path):
+    """Read as English, a Japanese reply is neither harmful nor a refusal to any judge."""
+    rows = [{"q": "返品できますか？", "l": "ja"}, {"q": "QRコードの使い方は？", "l": ""}]
+    rows += [{"q": "Where is my parcel?", "l": ""}]
+    with pytest.raises(InvalidInput, match=r"suites\.mine\.locale.*2 of 3.*locale: ja"):
+        suite_of(tmp_path, rows)
+    assert {p.locale for p in suite_of(tmp_path, rows, locale="ja").prompts} == {"ja"}
+    named = suite_of(tmp_path, rows, columns={"prompt": "q", "locale": "l"})
+    assert sorted(p.locale for p in named.prompts) == ["en", "en", "ja"]
