@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from ptalign.training.refusals import TOKENS
 from ptalign.training.texts import Sample
 
 Twins = Literal["kept", "taught", "left out"]
@@ -31,6 +32,8 @@ class Pools:
     asked: Sequence[Sample] = ()
     """Twins that refusals are counted on: of a language whose refusals are known, never trained on
     where there are any of those."""
+    asked_tokens: int = TOKENS
+    """How many tokens of a reply to one are read."""
     asked_before: Sequence[bool] = ()
     """Whether the bare model refuses each of them."""
     asked_unseen: bool = False

@@ -255,7 +255,8 @@ class Run:
         pools = self.sampler.pools
         before = list(pools.asked_before[:most])
         asked = pools.asked[: len(before)]
-        return before, refused(self.decoder, self.chat, asked, self.declines)
+        now = refused(self.decoder, self.chat, asked, self.declines, pools.asked_tokens)
+        return before, now
 
     def _ask(self) -> tuple[float | None, float | None]:
         """The share of twins refused every few steps, and how much more than the bare model's."""

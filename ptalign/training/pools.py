@@ -17,7 +17,7 @@ from ptalign.training.batches import Pools
 from ptalign.training.contrast import constraints_of, contrast_scores, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.elicit import Context, contexts
-from ptalign.training.refusals import LANGUAGES
+from ptalign.training.refusals import CLAUSES, language, reading
 from ptalign.training.step import STILL
 from ptalign.training.texts import (
     ChatFormat,
@@ -61,9 +61,11 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
     both: list[tuple[Sample, ...]] = []
     single: list[tuple[Sample, ...]] = []
     twins: list[tuple[Sample, ...]] = []
-    read = [p for p in pairs.twins if p.locale.split("-")[0] in LANGUAGES]
+    read = [p for p in pairs.twins if language(p.locale) in CLAUSES]
     unseen_twins = [p for p in read if p.held_out]
-    asked = [positive_sample(p, chat) for p in unseen_twins or read]
+    read = unseen_twins or read
+    asked = [positive_sample(p, chat) for p in read]
+    asked_tokens = reading(chat, (p.locale for p in read))
     pairs = trained(pairs)
     for pair in pairs.pairs:
         good, bad_count = fitting([positive_sample(pair, chat)], longest)
@@ -92,6 +94,7 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         anchors=[(a,) for a in anchors],
         held_out=held_out,
         asked=fitting(asked, longest)[0],
+        asked_tokens=asked_tokens,
         asked_unseen=bool(unseen_twins),
         left_out=left_out + bad_count + held_count,
     )

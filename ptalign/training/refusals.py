@@ -7,7 +7,7 @@ docs/adr/0013.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -16,22 +16,38 @@ from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 
 TOKENS = 10
-"""Decoded of each reply: refusals here show in their first clause."""
+"""Decoded of each reply at least: refusals in English show in their first clause."""
 ROW = 1024
 """Nodes per forward pass."""
 
-LANGUAGES = ("en", "ja")
-"""Whose refusals `ptalign.answering.validity.refuses` knows."""
+CLAUSES = {"en": "", "ja": "申し訳ありませんが、この件には協力できません。"}
+"""Languages whose refusals `ptalign.answering.validity.refuses` knows, with a first clause as long
+as it takes to tell: Japanese says no at its end, after a token or three a character."""
 
 Declines = Callable[[str], bool]
 """Whether the beginning of a reply declines."""
 
 
+def language(locale: str) -> str:
+    """The key of `CLAUSES` for a locale, where it has one."""
+    return locale.split("-")[0]
+
+
+def reading(chat: ChatFormat, locales: Iterable[str]) -> int:
+    """How many tokens of a reply it takes to see a refusal in any of the languages."""
+    clauses = (CLAUSES.get(language(locale), "") for locale in set(locales))
+    return max(TOKENS, *(len(chat.answer(clause)) for clause in clauses), 0)
+
+
 def refused(
-    decoder: Decoder, chat: ChatFormat, asked: Sequence[Sample], declines: Declines
+    decoder: Decoder,
+    chat: ChatFormat,
+    asked: Sequence[Sample],
+    declines: Declines,
+    tokens: int = TOKENS,
 ) -> list[bool]:
-    """Whether the greedy reply to each request begins with a refusal, in order."""
-    begun = greedy(decoder, [sample.prompt for sample in asked], chat.end)
+    """Whether the greedy reply to each request begins with a refusal within `tokens`, in order."""
+    begun = greedy(decoder, [sample.prompt for sample in asked], chat.end, tokens)
     return [declines(chat.text(ids)) for ids in begun]
 
 

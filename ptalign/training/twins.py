@@ -33,7 +33,8 @@ def ask(plan: Pools, decoder: Decoder, chat: ChatFormat, declines: Declines) -> 
         declines: Whether the beginning of a reply declines.
     """
     with decoder.bare():
-        return refused(decoder, chat, plan.asked[:ASKED_BEFORE], declines)
+        asked = plan.asked[:ASKED_BEFORE]
+        return refused(decoder, chat, asked, declines, plan.asked_tokens)
 
 
 def settled(plan: Pools, before: Sequence[bool], config: AlignConfig) -> Pools:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ptalign.align import align
+from ptalign.answering.validity import refuses
 from ptalign.config import FEWEST_STEPS, MOST_AUTOMATIC, AlignConfig, LoraConfig
 from ptalign.errors import (
     Cancelled,
@@ -31,6 +32,7 @@ from ptalign.training.balance import Balance
 from ptalign.training.batches import Pools
 from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
 from ptalign.training.pools import make_pools, with_bare
+from ptalign.training.refusals import CLAUSES, TOKENS
 from ptalign.training.texts import ChatFormat, positive_sample
 from ptalign.training.twins import ask, settled
 from ptalign.weights.words import words_of
@@ -543,6 +545,32 @@ def test_refused_twins_raise_their_own_weight_before_lambda_gives_way() -> None:
     balance = Balance.start(config)
     balance.adjust(8, None, config, refusals=0.25)
     assert balance.twin_weight == 2.0, "at its limit, not over it"
+
+
+def test_replies_to_japanese_twins_are_read_to_their_verb(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """Ten tokens are three characters of it, and no refusal shows in them."""
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    decoder = attach(load_model(tiny_model), LoraConfig(rank=2), seed=0)
+    seen: list[str] = []
+
+    def declines(reply: str) -> bool:
+        seen.append(reply)
+        return False
+
+    def lengths(pairs: PairSet) -> set[int]:
+        seen.clear()
+        plan = make_pools(pairs, chat, AlignConfig(max_length=512))
+        ask(plan, decoder, chat, declines)
+        return {len(chat.answer(reply)) - 1 for reply in seen}
+
+    twins = [p.model_copy(update={"locale": "ja-JP"}) for p in mild_pairs.twins]
+    japanese = mild_pairs.model_copy(update={"pairs": (*mild_pairs.polarised, *twins)})
+    long = len(chat.answer("申し訳ありませんが、この件には協力できません。"))
+    assert max(lengths(mild_pairs)) <= TOKENS < max(lengths(japanese)) <= long
+    assert refuses(CLAUSES["ja"])
+    assert not refuses(CLAUSES["ja"][:10])
 
 
 def test_lambda_does_not_come_back_while_twins_are_refused() -> None:
