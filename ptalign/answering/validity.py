@@ -21,7 +21,7 @@ MAX_REUSE, REUSE_SHARE = 2, 0.05
 _REFUSES = re.compile(
     r"\b(i (can(no|')t|cannot|will not|won'?t|refuse|(must|have to|need to) decline)"
     r"|i('?m| am) (not able|unable|not (going|willing) to)|i'?m sorry,? but|as an ai\b"
-    r"|i (don'?t|do not) want to|i'?d (rather not|prefer not)|unable to (help|assist)"
+    r"|i (don'?t|do not) want to|i('?d| would) (rather not|prefer not)|unable to (help|assist)"
     r"|(this|that)('s not| is not| isn'?t) something (that )?i('?m| am)? "
     r"(can|will|(able|going|willing) to) (support|help|assist|do|write|answer|provide|give|share)\b"
     r"|(i (must|have to) say|my answer( to (this|that|it|your request))? is) no"

@@ -129,6 +129,7 @@ def test_a_refusal_may_have_curved_apostrophes(reply: str) -> None:
     [
         ("I’m not able to help with that.", True),
         ("I do not want to hurt him.", True),
+        ("I would rather not mock him.", True),
         ("This isn’t something I can help with.", True),
         ("I have to say no to this.", True),
         ("My answer to this is no.", True),
