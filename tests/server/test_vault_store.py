@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,6 +60,36 @@ def new_set(store: Store) -> str:
     _, wrapped = store.vault.fresh_key(set_id)
     store.write(lambda c: store.keys.insert(c, set_id, wrapped)).result()
     return set_id
+
+
+def test_a_change_waits_for_another_process_and_then_says_that_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "LOCKED_SECONDS", 1)
+    engine = db.connect(Settings(state=tmp_path).database_url)
+    count = sa.text("select count(*) from sqlite_master")
+    with engine.begin():  # a connection to use again
+        looked: list[float] = []
+    other = sqlite3.connect(tmp_path / "ptalign.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def look(seconds: float) -> None:
+        looked.append(seconds)
+        if len(looked) == 3:
+            other.execute("COMMIT")
+
+    monkeypatch.setattr(time, "sleep", look)
+    with engine.begin() as connection:
+        assert connection.execute(count).scalar() == 0
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000, "for reads"
+    assert looked == [db.LOOK_SECONDS] * 3, "it looks as often whatever it has waited"
+
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(db.DatabaseBusy) as refused, engine.begin():
+        pass
+    assert refused.value.waited
+    other.close()
+    engine.dispose()
 
 
 def test_log_keeps_order_and_ignores_doubles(store: Store) -> None:
