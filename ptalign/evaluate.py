@@ -19,6 +19,7 @@ from ptalign.gate import decide, examine
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Annotation,
+    Answers,
     Axis,
     Calibration,
     Evaluation,
@@ -51,8 +52,12 @@ from ptalign.suites.ifeval import passes
 BATCH = 16
 """Replies judged together: a judge with a model is faster in batches."""
 
-Prober = Callable[[PairSet, Mapping[str, str]], Mapping[str, Probe]]
-"""Teacher-forced measurements: (pairs, adapter folder per label) -> Probe per label."""
+READ = 8
+"""Plain replies of a suite that the prober reads."""
+
+Prober = Callable[[PairSet, Mapping[str, str], Mapping[str, Answers]], Mapping[str, Probe]]
+"""Teacher-forced measurements: (pairs, adapter folder per label, some replies per label) -> Probe
+per label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,7 @@ def evaluate(
         log.append(reply)
     replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
     generated = time.monotonic()
-    probes = _probe(targets, pairs, prober, on_progress)
+    probes = _probe(targets, pairs, prober, asks, replies, on_progress)
     seconds = {
         "calibrate": started - begun,
         "generate": generated - started - tally.judge_seconds,
@@ -330,13 +335,27 @@ def _probe(
     targets: Sequence[Target],
     pairs: PairSet | None,
     prober: Prober | None,
+    asks: Mapping[str, Sequence[_Ask]],
+    replies: Mapping[str, Sequence[Reply]],
     on_progress: OnProgress,
 ) -> Mapping[str, Probe]:
     folders = {t.label: t.folder for t in targets if t.folder or not t.adapter_name}
     if prober is None or pairs is None:
         return {}
     on_progress(Progress("measuring probabilities", 0, len(folders)))
-    return prober(pairs, folders)
+    answers = {label: _plain_answers(asks[label], replies[label]) for label in folders}
+    return prober(pairs, folders, answers)
+
+
+def _plain_answers(asks: Sequence[_Ask], replies: Sequence[Reply]) -> list[tuple[str, str]]:
+    """Replies to requests that stand alone, some of each suite, as the prober reads them."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for ask, reply in zip(asks, replies, strict=True):
+        prompt = ask.prompt
+        alone = not (prompt.turns or prompt.preface or prompt.prefill)
+        if alone and reply.tokens:
+            found.setdefault(reply.suite, []).append((prompt.instruction, reply.text.reveal()))
+    return [answer for of_suite in found.values() for answer in of_suite[:READ]]
 
 
 def _compare(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -384,6 +384,10 @@ PROBED = (
 """Measures of a `Probe`, in the order in which they are shown."""
 
 
+Answers = Sequence[tuple[str, str]]
+"""(request, reply) pairs of one target, decoded greedily."""
+
+
 class Probe(Noun):
     """Teacher-forced measurements of one target against the bare model (no sampling)."""
 
@@ -419,6 +423,14 @@ class Probe(Noun):
     trained_harm_word_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
     trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
     """The same two in toxic answers that were trained on, where held-out ones decide."""
+    engine_agreement: float | None = Field(None, exclude_if=lambda value: value is None)
+    """Share of the tokens of the engine's greedy replies for this target that are the likeliest
+    here: near 1 where the engine serves what was trained. Left out of digests where no reply was
+    read; so are the next two."""
+    engine_agreement_bare: float | None = Field(None, exclude_if=lambda value: value is None)
+    """The same under the bare model, for an adapter: higher where the engine leaves it out."""
+    engine_tokens: int = Field(0, exclude_if=lambda value: not value)
+    """Tokens that were read for it."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] | None = Field(default_factory=dict)
     """Ordinary words that lost more than `COLLATERAL`; None where no ordinary answer was read."""

@@ -18,12 +18,13 @@ from torch.nn.functional import logsigmoid
 
 from ptalign.config import EvalConfig
 from ptalign.losses import kl_divergence, margins
-from ptalign.nouns import ModelSpec, PairSet, Policy, Probe
+from ptalign.nouns import Answers, ModelSpec, PairSet, Policy, Probe
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.stats import ratio_interval
 from ptalign.training import explain, lora, pools
 from ptalign.training.contrast import constraints_of
 from ptalign.training.decoder import Decoder
+from ptalign.training.served import agreement, replies
 from ptalign.training.texts import ChatFormat, Sample, anchor_sample, toxic_sample
 from ptalign.training.tree import Row, Targets, pack
 
@@ -36,6 +37,7 @@ BENIGN = 64
 def probe(
     pairs: PairSet,
     adapters: Mapping[str, str | Path],
+    answers: Mapping[str, Answers] | None = None,
     *,
     model: ModelSpec,
     config: EvalConfig | None = None,
@@ -53,6 +55,8 @@ def probe(
         pairs: Toxic answers and held-out anchors come from here; toxic answers that are held out
             decide, where there are enough.
         adapters: Label -> PEFT folder; an empty path is the bare model itself.
+        answers: Label -> (request, reply) pairs that an engine decoded greedily for it: whether
+            they are this model's own (`Probe.engine_agreement`). None leaves that out.
         model: The model entry.
         config: `samples` caps the toxic answers read.
         policy: Generic constraints and protected words.
@@ -76,7 +80,8 @@ def probe(
     for done, (label, folder) in enumerate(adapters.items(), 1):
         decoder, unload = _with_adapter(causal_lm, folder)
         decoder.layout = bare.layout
-        found[label] = texts.measure(decoder)
+        served = _served(decoder, replies((answers or {}).get(label, ()), chat))
+        found[label] = texts.measure(decoder).model_copy(update=served)
         causal_lm = unload()
         on_progress(Progress("probing", done, len(adapters)))
     return found
@@ -91,6 +96,18 @@ def _with_adapter(causal_lm: Any, folder: str | Path) -> tuple[Decoder, Any]:
     lora.refuse_foreign(Path(folder))
     peft = PeftModel.from_pretrained(causal_lm, str(folder)).eval()
     return Decoder(causal_lm, peft), peft.unload
+
+
+def _served(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The fields of a `Probe` that say whether an engine's replies are the model's own."""
+    if not samples:
+        return {}
+    same, tokens = agreement(decoder, samples)
+    found: dict[str, Any] = {"engine_tokens": tokens, "engine_agreement": same / tokens}
+    if decoder.peft is not None:
+        with decoder.bare():
+            found["engine_agreement_bare"] = agreement(decoder, samples)[0] / tokens
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ptalign.config import AlignConfig, EvalConfig, InstructionConfig, PairConfi
 from ptalign.nouns import (
     Adapter,
     Anchor,
+    Answers,
     Evaluation,
     Instruction,
     InstructionSet,
@@ -178,10 +179,13 @@ class Lab:
         folder = self._journal.folder / adapter
         name = self.pool.serve_adapter(run.label.replace("_", "-"), folder)
 
-        def prober(pairs: PairSet, folders: Mapping[str, str]) -> dict[str, Probe]:
+        def prober(
+            pairs: PairSet, folders: Mapping[str, str], answers: Mapping[str, Answers]
+        ) -> dict[str, Probe]:
             return probe(
                 pairs,
                 folders,
+                answers,
                 model=self.model,
                 config=config,
                 policy=policy("tone"),

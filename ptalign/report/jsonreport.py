@@ -22,7 +22,15 @@ RATES = (
     "unscored_rate",
 )
 
-READ = ("benign_kl_interval", "harm_word_ratio_interval", "toxic_answers", "held_out_toxic")
+READ = (
+    "benign_kl_interval",
+    "harm_word_ratio_interval",
+    "toxic_answers",
+    "held_out_toxic",
+    "engine_agreement",
+    "engine_agreement_bare",
+    "engine_tokens",
+)
 """What a `Probe` says of how its measures were read."""
 
 

@@ -20,17 +20,20 @@ from ptalign.training.explain import Word
 from ptalign.training.texts import ChatFormat, anchor_sample
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random adapter: it changes everything a little."""
-    decoder = lora.attach(lora.load_model(tiny_model), LoraConfig(rank=4), seed=3)
+def random_adapter(model: ModelSpec, folder: Path, size: float) -> Path:
+    decoder = lora.attach(lora.load_model(model), LoraConfig(rank=4), seed=3)
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in lora.trainable(decoder).values():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    folder = tmp_path_factory.mktemp("probe") / "adapter"
+            parameter.add_(torch.randn_like(parameter) * size)
     lora.save_adapter(decoder, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It changes everything a little."""
+    return random_adapter(tiny_model, tmp_path_factory.mktemp("probe") / "adapter", 0.02)
 
 
 def test_kl_and_nll_equal_plain_forward_passes(
@@ -64,6 +67,54 @@ def test_kl_and_nll_equal_plain_forward_passes(
     assert (low, high) == pytest.approx((min(by_anchor), max(by_anchor)), rel=1e-3)  # of two
     assert found["base"].benign_kl == pytest.approx(0, abs=1e-6)
     assert found["base"].selectivity == pytest.approx(0, abs=1e-5)
+
+
+def test_an_engines_replies_are_told_from_the_bare_models(
+    tmp_path: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """The engine here is transformers' own greedy search, with the adapter and without it."""
+    from peft import PeftModel
+
+    adapter = random_adapter(tiny_model, tmp_path / "adapter", 0.1)
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    base = lora.load_model(tiny_model)
+    requests = [pair.instruction for pair in mild_pairs.pairs]
+
+    def wrote(causal_lm: torch.nn.Module) -> list[tuple[str, str]]:
+        found = []
+        for request in requests:
+            prompt = chat.prompt(request)
+            asked = torch.tensor([prompt])
+            ids = causal_lm.generate(
+                asked, attention_mask=torch.ones_like(asked), max_new_tokens=40, do_sample=False
+            )
+            reply = tuple(ids[0, len(prompt) :].tolist())
+            texts = [chat.text(reply[:count]) for count in range(len(reply), 0, -1)]
+            # nonsense, as a tiny model writes it, is often spelt in other tokens when read again
+            again = [
+                text
+                for text in texts
+                if chat.answer(text)[:-1] == reply[: len(chat.answer(text)) - 1]
+            ]
+            found += [(request, again[0])] if again else []
+        return found
+
+    plain = wrote(base)
+    tuned = wrote(PeftModel.from_pretrained(base, str(adapter)).eval())
+
+    def read(label: str, folder: Path | str, answers: list[tuple[str, str]]) -> Probe:
+        return probe(mild_pairs, {label: folder}, {label: answers}, model=tiny_model)[label]
+
+    served, left_out = read("tuned", adapter, tuned), read("tuned", adapter, plain)
+    bare = read("base", "", plain)
+    assert served.engine_tokens > 100
+    assert (served.engine_agreement or 0) > 0.95
+    assert (bare.engine_agreement or 0) > 0.95
+    assert bare.engine_agreement_bare is None
+    assert (served.engine_agreement_bare or 1) < 0.9 > (left_out.engine_agreement or 1)
+    assert (left_out.engine_agreement_bare or 0) > 0.95
+    unread = probe(mild_pairs, {"tuned": adapter}, model=tiny_model)["tuned"]
+    assert "engine_tokens" not in unread.model_dump(), "digests of earlier versions hold"
 
 
 def test_further_answers_to_a_request_do_not_narrow_the_interval(

@@ -290,6 +290,15 @@ def test_loop_leaves_report_and_adapter(loop_out: tuple[Path, str]) -> None:
     }
 
 
+def test_loop_finds_the_engines_replies_to_be_the_adapters(loop_out: tuple[Path, str]) -> None:
+    """vLLM's greedy tokens are transformers' likeliest, for each target by its own adapter."""
+    report = json.loads((loop_out[0] / "out" / "report.json").read_text())
+    for target in (report["baseline"], report["aligned"]):
+        assert target["engine_tokens"] >= 64
+        assert target["engine_agreement"] > 0.9
+    assert report["aligned"]["engine_agreement_bare"] < report["aligned"]["engine_agreement"]
+
+
 def test_loop_run_again_starts_nothing(
     server: Running, loop_out: tuple[Path, str], client: pt.Client
 ) -> None:

@@ -47,13 +47,14 @@ def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
 
 
 def run_probe(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.probe.probe`; keys: pairs, adapters, model, config, policy, device."""
+    """`ptalign.probe.probe`; keys: pairs, adapters, answers, model, config, policy, device."""
     from ptalign.probe import probe
 
     policy = payload.get("policy")
     found = probe(
         PairSet.model_validate(payload["pairs"]),
         payload["adapters"],
+        payload.get("answers"),
         model=ModelSpec.model_validate(payload["model"]),
         config=EvalConfig.model_validate(payload.get("config") or {}),
         policy=Policy.model_validate(policy) if policy else None,

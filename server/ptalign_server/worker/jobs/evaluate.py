@@ -13,6 +13,7 @@ from ptalign.config import EvalConfig, GateConfig
 from ptalign.errors import PtalignError
 from ptalign.nouns import (
     Adapter,
+    Answers,
     Evaluation,
     InstructionSet,
     ModelSpec,
@@ -62,8 +63,10 @@ def make(job: Job) -> Made:
     policy = job.policy_of(data.name) if pairs is not None else None
     suites = _suites(job, config, data.seen)
 
-    def prober(pairs: PairSet, folders: Mapping[str, str]) -> dict[str, Probe]:
-        return _probe(job, model, config, policy, pairs, folders)
+    def prober(
+        pairs: PairSet, folders: Mapping[str, str], answers: Mapping[str, Answers]
+    ) -> dict[str, Probe]:
+        return _probe(job, model, config, policy, pairs, folders, answers)
 
     with (
         evaluation_judges(request.judges, job.room.catalogue, job.should_stop) as judges,
@@ -193,11 +196,13 @@ def _probe(
     policy: Policy | None,
     pairs: PairSet,
     folders: Mapping[str, str],
+    answers: Mapping[str, Answers],
 ) -> dict[str, Probe]:
     """`ptalign.probe.probe` in an executor subprocess."""
     payload: dict[str, Any] = {
         "pairs": pairs.model_dump(mode="json", context=REVEAL),
         "adapters": dict(folders),
+        "answers": {label: list(some) for label, some in answers.items()},
         "model": model.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json") if policy else None,
