@@ -290,13 +290,15 @@ def test_loop_leaves_report_and_adapter(loop_out: tuple[Path, str]) -> None:
     }
 
 
-def test_loop_finds_the_engines_replies_to_be_the_adapters(loop_out: tuple[Path, str]) -> None:
-    """vLLM's greedy tokens are transformers' likeliest, for each target by its own adapter."""
+def test_loop_finds_out_an_engine_that_is_not_the_model(
+    loop_out: tuple[Path, str], client: pt.Client
+) -> None:
+    """This one writes by rule: no verdict is given of an adapter on what it says."""
     report = json.loads((loop_out[0] / "out" / "report.json").read_text())
     for target in (report["baseline"], report["aligned"]):
         assert target["engine_tokens"] >= 64
-        assert target["engine_agreement"] > 0.9
-    assert report["aligned"]["engine_agreement_bare"] < report["aligned"]["engine_agreement"]
+        assert target["engine_agreement"] < 0.5
+    assert any("less than half: it has other weights" in reason for reason in report["reasons"])
 
 
 def test_loop_run_again_starts_nothing(

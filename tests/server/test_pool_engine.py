@@ -7,13 +7,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from peft import PeftModel
 
 from ptalign.engines.base import Message, Request
 from ptalign.errors import Cancelled, EngineFailed
+from ptalign.gate import MAX_BARE_LEAD
 from ptalign.nouns import ModelSpec
+from ptalign.training.decoder import Decoder
+from ptalign.training.lora import load_model, load_tokenizer
+from ptalign.training.served import agreement, replies
+from ptalign.training.texts import ChatFormat
 from ptalign_server.pool import Pool, PoolSettings, State, canary
 from ptalign_server.pool.adapters import make_adapter
 from ptalign_server.pool.wire import Wire
@@ -99,6 +106,40 @@ def test_adapters_answer_beside_the_bare_model(
     assert len({texts[k] for k in "0246"}) == 1
     assert len({texts[k] for k in "1357"}) == 1
     assert texts["0"] != texts["1"]
+
+
+def test_transformers_tells_whose_replies_the_engine_gives(
+    pool: Pool, model_folder: Path, tmp_path: Path
+) -> None:
+    """What an evaluation goes by to see that the engine serves what was trained."""
+    folder = make_adapter(model_folder, tmp_path / "l", scale=6.0)
+    served = pool.serve_adapter("told", folder)
+    topics = ("tea", "rain", "bread", "trains", "cats", "glass", "chess", "moss")
+    asks = [f"What should I know about {topic}?" for topic in topics]
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+    requests = [
+        Request(f"{name}/{ask}", messages=(Message("user", ask),), adapter=name, **greedy)
+        for name in ("", served)
+        for ask in asks
+    ]
+    texts = {c.key: c.text for c in pool.engine().stream(requests)}
+    pool.drop_adapter(served)
+
+    model = ModelSpec(name="demo", path=str(model_folder))
+    chat = ChatFormat(load_tokenizer(model), model)
+    bare = load_model(model)
+    adapted = Decoder(bare, PeftModel.from_pretrained(bare, str(folder)).eval())
+
+    def share(name: str) -> float:
+        same, tokens = agreement(adapted, replies([(a, texts[f"{name}/{a}"]) for a in asks], chat))
+        assert tokens > 100
+        return same / tokens
+
+    own, others = share(served), share("")
+    with adapted.bare():
+        assert share("") > 0.97 < own
+        assert others < share("") - MAX_BARE_LEAD
+        assert share(served) < own - MAX_BARE_LEAD
 
 
 def running(root: str) -> float:
