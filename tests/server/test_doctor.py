@@ -120,3 +120,12 @@ def test_a_server_that_nobody_can_call_is_said_to_lack_tokens(tmp_path: Path) ->
     assert not tokens.ok
     assert tokens.needed
     assert len(list(check_access(Settings(state=tmp_path)))) == 1, "loopback needs none"
+
+
+def test_a_page_off_loopback_needs_tls_and_tokens_as_grpc_does(tmp_path: Path) -> None:
+    access, tokens = check_access(Settings(state=tmp_path, page_host="0.0.0.0"))
+    assert not access.ok
+    assert "PTALIGN_PAGE_HOST" in access.mend
+    assert not tokens.ok
+    (access,) = check_access(Settings(state=tmp_path, page_host="0.0.0.0", page=False))
+    assert access.ok

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import page_world as world
 import pytest
+from starlette.testclient import TestClient
 
 from ptalign.errors import InvalidInput
 from ptalign.sealed import SealedText
@@ -16,6 +17,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
 from ptalign_server.gateway.additions import mark_id
 from ptalign_server.gateway.identity import Tokens
+from ptalign_server.page import create_app
 from ptalign_server.page.library import LIMIT, Full, Mark, Visitor
 from ptalign_server.page.marks import counted, keep
 from ptalign_server.page.sessions import fingerprint
@@ -456,6 +458,25 @@ def test_visitors_come_from_the_servers_tokens(place: Place) -> None:
     tokens.remove("ann", "default")
     assert place.shelf.visitor(fingerprint(token)) is None
     assert place.shelf.local() is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "page_host", "free"),
+    [
+        ("127.0.0.1", "localhost", True),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("0.0.0.0", "127.0.0.1", False),
+    ],
+)
+def test_a_page_that_others_can_reach_asks_for_a_token(
+    place: Place, host: str, page_host: str, free: bool
+) -> None:
+    """It went by gRPC's address alone: anybody who sent `Host: localhost` came in."""
+    settings = place.settings.model_copy(update={"host": host, "page_host": page_host})
+    shelf = Shelf(settings, place.store)
+    assert (shelf.local() is not None) == free
+    page = TestClient(create_app(shelf), "http://localhost", follow_redirects=False)
+    assert page.get("/").status_code == (200 if free else 303)
 
 
 def test_replicas_share_the_cookie_key(place: Place) -> None:

@@ -23,7 +23,7 @@ from ptalign_server.gateway.identity import Tokens
 from ptalign_server.health import serves
 from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data
-from ptalign_server.settings import Settings
+from ptalign_server.settings import Settings, is_loopback
 from ptalign_server.vault import operator_keys
 
 JUDGE_SECONDS = 10.0
@@ -222,10 +222,13 @@ def check_object_store(settings: Settings) -> Iterator[Finding]:
 def check_access(settings: Settings) -> Iterator[Finding]:
     """Off loopback, TLS and tokens."""
     tls = settings.auth.tls_cert is not None and settings.auth.tls_key is not None
-    mend = "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or PTALIGN_HOST=127.0.0.1."
-    shown = "TLS" if tls else "in clear" + (", loopback only" if settings.loopback else "")
-    yield Finding("access", settings.loopback or tls, shown, mend)
-    if settings.loopback and not settings.auth.tokens_on_loopback:
+    page = settings.page and not is_loopback(settings.page_host)
+    here = settings.loopback and not page
+    host = "PTALIGN_HOST" if not settings.loopback else "PTALIGN_PAGE_HOST"
+    mend = f"Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or {host}=127.0.0.1."
+    shown = "TLS" if tls else "in clear" + (", loopback only" if here else "")
+    yield Finding("access", here or tls, shown, mend)
+    if here and not settings.auth.tokens_on_loopback:
         return
     try:
         tokens = len(Tokens(settings.tokens_path).entries())

@@ -38,7 +38,7 @@ from ptalign_server.page.marks import (
     skipped,
 )
 from ptalign_server.page.ordering import most_informative
-from ptalign_server.settings import Settings
+from ptalign_server.settings import Settings, is_loopback
 from ptalign_server.store import Store
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
@@ -60,7 +60,8 @@ class Shelf:
         self._store = store
         self._tokens = Tokens(settings.tokens_path)
         auth = settings.auth
-        free = settings.loopback and not auth.tokens_on_loopback
+        here = settings.loopback and is_loopback(settings.page_host)
+        free = here and not auth.tokens_on_loopback
         self._local = Visitor("local", "default", frozenset(auth.loopback_roles)) if free else None
 
     def secret(self) -> bytes:
