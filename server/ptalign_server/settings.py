@@ -44,7 +44,9 @@ class LimitSettings(BaseModel):
     generations: int = Field(4, ge=1, le=64)
     """Generation and evaluation operations running at once in one worker."""
     trainings: int = Field(1, ge=1, le=16)
-    """Align operations running at once in one worker."""
+    """Align operations running at once in one worker. Where engines are remote, trainings and
+    probes of evaluations together: so many hold a model in the device's memory at once. Beside
+    local engines these take turns in any case."""
     turn_seconds: float = Field(300, ge=0)
     """How long a model may go on taking jobs on the one device while another model's wait for it.
     Changing engines costs their start, so much less than that wastes the device."""

@@ -207,6 +207,40 @@ def test_no_turn_passes_while_a_training_has_the_device(
     waiting.join()
 
 
+def test_trainings_and_probes_take_turns_beside_engines_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each loaded its model at once, and the device ran out of memory."""
+    pools = pools_of("scripted", tmp_path, monkeypatch)
+    says, told, got = threading.Event(), list[str](), threading.Event()
+
+    def probe() -> None:
+        with pools.lease(lambda: False, tell):
+            got.set()
+
+    def tell(phase: str) -> None:
+        told.append(phase)
+        says.set()
+
+    waiting = threading.Thread(target=probe)
+    with pools.use(OLD) as pool, pools.lease(lambda: False, told.append):
+        assert told == []
+        with pytest.raises(Cancelled), pools.lease(lambda: True, print):
+            pass
+        waiting.start()
+        assert says.wait(5)
+        assert not got.wait(0.3)
+        assert pool.running
+        assert not pool.lent
+    assert got.wait(5)
+    waiting.join()
+    assert told == ["waiting for device", ""]
+    with suppress(ZeroDivisionError), pools.lease(lambda: True, print):
+        _ = 1 / 0
+    with pools.lease(lambda: True, print):  # one that had to wait would be cancelled
+        pass
+
+
 class Clock:
     """A time that stands until it is told to go on."""
 

@@ -46,6 +46,8 @@ class Pools:
         """Of the users, those that would wait for an engine: chats do not."""
         self._turns = Turns(settings.limits.turn_seconds)
         self._leases = 0
+        self._slots = threading.BoundedSemaphore(settings.limits.trainings)
+        """Executor jobs beside engines elsewhere."""
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -94,9 +96,14 @@ class Pools:
 
     @contextmanager
     def lease(self, should_stop: Callable[[], bool], on_wait: OnWait) -> Iterator[None]:
-        """Lends the device to an executor job; engines elsewhere go on."""
+        """Lends the device to an executor job; engines elsewhere go on.
+
+        Executor jobs take turns there too: a training, and the probe of each evaluation, is a
+        model of its own in the device's memory.
+        """
         if not self._local:
-            yield
+            with self._slot(should_stop, on_wait):
+                yield
             return
         with self._lock:  # from here on none is added
             self._leases += 1
@@ -140,6 +147,19 @@ class Pools:
             for status in pool.status():
                 metrics.engine_up.labels(status.name).set(float(status.state in UP))
                 metrics.engine_running.labels(status.name).set(status.outstanding)
+
+    @contextmanager
+    def _slot(self, should_stop: Callable[[], bool], on_wait: OnWait) -> Iterator[None]:
+        if not self._slots.acquire(blocking=False):
+            on_wait(WAITING)
+            while not self._slots.acquire(timeout=POLL_SECONDS):
+                if should_stop():
+                    raise Cancelled("stopped while waiting for the device")
+            on_wait("")
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     def _enter(
         self,
