@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     page_port: int = Field(8080, ge=0, le=65535)
     profile: Literal["cpu", "gpu"] = "cpu"
     executor_id: str = "local"
-    """Stable name of this replica: a pod's name in a StatefulSet."""
+    """Stable name of this replica: a pod's name in a StatefulSet. Jobs belong to the name of the
+    server that runs them, so each server of one PostgreSQL needs its own, the same at each start;
+    a second server of one name does not start."""
     application_version: str = "1"
     """Version of the durable jobs; a change leaves running jobs to the old version."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -14,16 +14,18 @@ import sqlalchemy as sa
 from test_deploy_scaled import database  # noqa: F401
 from test_gateway import put_set
 
-from ptalign.errors import InvalidInput
+from ptalign.errors import InvalidInput, NotReady
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import OnHold
+from ptalign_server.gateway import serve
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.submit import Submission, _Insert
-from ptalign_server.settings import Settings
+from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import HEAD, current_revision, migrate
+from ptalign_server.store.names import Name
 from ptalign_server.store.operations import QUEUED, new_id
 from ptalign_server.store.requests import ticket
 from ptalign_server.store.resources import Resource
@@ -233,3 +235,60 @@ def test_a_hold_waits_for_a_purge_that_was_first(stores: tuple[Store, Store]) ->
     with pytest.raises(InvalidInput, match="has no text"):
         holding.result()
     assert second.holds.names() == []
+
+
+def test_a_second_server_of_one_name_does_not_start(stores: tuple[Store, Store]) -> None:
+    """Each took up what the other ran, at every start, and both wrote one log."""
+    first, second = (Name(store.engine, "local") for store in stores)
+    first.take(0)
+    with pytest.raises(NotReady, match=r"'local'.*PTALIGN_EXECUTOR_ID"):
+        second.take(0.5)
+    other = Name(stores[1].engine, "ptalign-1")
+    other.take(0)
+    other.close()
+    first.close()
+    second.take(0)
+    second.close()
+
+
+async def test_a_server_asks_for_its_name_before_it_touches_anything(
+    stores: tuple[Store, Store],
+    database: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "NAME_SECONDS", 0)
+    monkeypatch.setattr(serve.metrics, "prepare", lambda _: None)
+    monkeypatch.setattr(Store, "claim_sets", lambda _: pytest.fail("it started"))
+    key, engine = tmp_path / "operator.key", EngineSettings(kind="scripted")
+    name = Name(stores[0].engine, "local")
+    name.take(0)
+    settings = Settings(state=tmp_path / "third", database=database, key_file=key, engine=engine)
+    with pytest.raises(NotReady, match="another server of this database"):
+        await serve.serve(settings, lambda _: None)
+    name.close()
+
+
+def test_a_servers_name_is_taken_again_after_its_connection_was_lost(
+    stores: tuple[Store, Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Name(store.engine, "local") for store in stores)
+    first.take(0)
+    for taken_meanwhile in (False, True):
+        drop_holders(stores[1])
+        if taken_meanwhile:
+            second.take(1)
+            first.keep()
+            assert "another server of this database is called 'local'" in caplog.text
+            second.close()
+        first.keep()
+        with pytest.raises(NotReady):
+            second.take(0)
+    first.close()
+
+
+def drop_holders(store: Store) -> None:
+    """Ends the connections that hold names."""
+    holders = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'"
+    with store.engine.connect() as connection:
+        assert connection.execute(sa.text(holders)).scalars().all() == [True]

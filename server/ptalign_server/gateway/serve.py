@@ -34,6 +34,7 @@ from ptalign_server.gateway.workers import WorkerProcess
 from ptalign_server.process import hold
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
+from ptalign_server.store.names import KEEP_SECONDS, Name
 from ptalign_server.store.requests import forget_old
 
 log = logging.getLogger("ptalign.server")
@@ -47,6 +48,8 @@ ENGINE = "ptalign.engine"
 GRACE_SECONDS = 10.0
 LOCK_SECONDS = 3.0
 """How long a killed server of the same state folder may take to be gone."""
+NAME_SECONDS = 40.0
+"""How long the database may take to see that a server of our name is gone."""
 FORGET_EVERY = 600
 MEASURE_SECONDS = 30.0
 WALK_EVERY = 20
@@ -80,6 +83,8 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)
+    name = Name(store.engine, settings.executor_id)
+    name.take(NAME_SECONDS)
     store.claim_sets()
     finish_purges(store)
     gateway = Gateway(settings, store, gauges)
@@ -88,10 +93,22 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     ready(await gateway.start())
+    keeping = asyncio.create_task(_keep(name))
     await stop.wait()
+    keeping.cancel()
     await gateway.stop()
+    name.close()
     store.close()
     held.close()
+
+
+async def _keep(name: Name) -> None:
+    while True:
+        await asyncio.sleep(KEEP_SECONDS)
+        try:
+            await asyncio.to_thread(name.keep)
+        except Exception:
+            log.exception("this server's name could not be looked at; trying again")
 
 
 def make_server(
