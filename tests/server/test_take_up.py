@@ -20,7 +20,14 @@ from ptalign_server.errors import reason_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, RUNNING, VALIDATING
+from ptalign_server.store.operations import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    VALIDATING,
+)
 from ptalign_server.worker import patience, perform, run
 from ptalign_server.worker.patience import Patience
 from ptalign_server.worker.run import Worker
@@ -117,6 +124,25 @@ def test_a_worker_follows_the_newest_evaluation_of_any_server(
         bench.clock += seconds
         bench.worker._look()
         assert len(shown) == times
+
+
+def test_a_queue_longer_than_a_thousand_is_whole_after_the_job_database_was_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest stayed QUEUED until another start."""
+    store, count = bench.store, 1002
+    first = store.operations.get(put_operation(store, QUEUED))
+    rows = [replace(first, id=f"{first.id}{n:04}") for n in range(1, count)]
+    store.write(lambda c: [store.operations.insert(c, row) for row in rows]).result()
+    monkeypatch.setattr(run, "DBOS", SimpleNamespace(get_workflow_status=lambda _: None))
+    found: list[str] = []
+    bench.worker._enqueue = lambda o, _: found.append(o.id)  # type: ignore[method-assign]
+    bench.worker._running = {first.id}
+    bench.worker._recover()
+    assert found == [row.id for row in rows]
+    found.clear()
+    bench.worker._recover((RUNNING, CANCELLING))
+    assert found == []
 
 
 def test_what_never_passes_fails_in_the_end(bench: Bench) -> None:

@@ -28,7 +28,8 @@ FAILED = "FAILED"
 CANCELLED = "CANCELLED"
 WAITING = (VALIDATING, QUEUED)
 TERMINAL = (SUCCEEDED, FAILED, CANCELLED)
-STATES = (VALIDATING, QUEUED, RUNNING, CANCELLING, *TERMINAL)
+UNDER_WAY = (VALIDATING, QUEUED, RUNNING, CANCELLING)
+STATES = (*UNDER_WAY, *TERMINAL)
 REMEMBERED_BYTES = 4096
 """Of a row's call; a larger one is checked each time, and not read on the event loop."""
 MAX_REMEMBERED = 1024
@@ -216,13 +217,16 @@ class Operations:
             rows = connection.execute(query.order_by(operations.c.id).limit(limit)).mappings().all()
         return [found for row in rows if (found := self._intact(row)) is not None]
 
-    def under_way(self, damaged: Damaged, size: int = 500) -> Iterator[Operation]:
+    def under_way(
+        self, damaged: Damaged, size: int = 500, states: Iterable[str] = UNDER_WAY
+    ) -> Iterator[Operation]:
         """Every operation of all tenants that is not done, oldest first, `size` rows at a time.
 
         Args:
             damaged: Told the name of each row that was changed on disk; it is left out.
+            states: Those alone that are in one of these.
         """
-        query = sa.select(operations).where(operations.c.state.not_in(TERMINAL))
+        query = sa.select(operations).where(operations.c.state.in_(tuple(states)))
         return self._in_pages(query, damaged, size)
 
     def ended_before(self, cutoff: float, damaged: Damaged) -> list[Operation]:

@@ -224,7 +224,8 @@ class Worker:
     def _recover(self, states: Iterable[str] = (QUEUED, RUNNING, CANCELLING)) -> None:
         """Operations that dbos has no living workflow for are enqueued again."""
         self._recovered = time.monotonic()
-        for operation in self.room.store.operations.in_states(states):
+        # Each damaged row is in the log already.
+        for operation in self.room.store.operations.under_way(lambda _: None, states=states):
             if operation.id in self._running:
                 continue
             status = DBOS.get_workflow_status(operation.id)
