@@ -33,6 +33,7 @@ from ptalign_server import wire
 from ptalign_server.admin import hold as admin
 from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import OnHold, SetPurged
+from ptalign_server.gateway import serve
 from ptalign_server.gateway.identity import Identity, _caller
 from ptalign_server.gateway.operations import Operations
 from ptalign_server.gateway.purge import purge
@@ -141,6 +142,40 @@ def test_a_full_pass_moves_the_gauge(store: Store, settings: Settings) -> None:
     assert gauges.retention_success._value.get() == now
     expire(store, settings.model_copy(update={"retention_days": 0.0}), now + 1, gauges)
     assert gauges.retention_success._value.get() == now + 1
+
+
+def test_a_pass_stops_with_the_server_and_the_next_goes_on(
+    store: Store, settings: Settings
+) -> None:
+    """A long one went on after SIGTERM, and then waited for ever for a store that was closed."""
+    names = [put_set(store, "pairSets") for _ in range(3)]
+
+    def purged() -> int:
+        return sum(store.resources.get(name, "default").purged for name in names)
+
+    now, gauges = time.time() + LATER, Metrics()
+    assert expire(store, settings, now, gauges, lambda: purged() > 0) == 1
+    assert gauges.retention_success._value.get() != now
+    assert purged() == 1
+    assert expire(store, settings, now, gauges) == 2
+
+
+async def test_retention_is_told_that_the_server_stops(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    gateway = serve.Gateway(settings, store, Metrics())
+
+    def expire_once(*_: Any, should_stop: Any, **__: Any) -> None:
+        gateway._stopping.set()
+        told.append(should_stop())
+
+    monkeypatch.setattr(serve, "expire", expire_once)
+    loop = asyncio.create_task(gateway._expire())
+    while not told:
+        await asyncio.sleep(0.01)
+    loop.cancel()
+    assert told == [True]
 
 
 def test_a_set_that_cannot_be_erased_does_not_keep_the_next(

@@ -307,6 +307,16 @@ def test_group_commit_undoes_only_what_failed(store: Store) -> None:
     assert len(store.operations.page("default", 100)) == 20
 
 
+def test_a_closed_store_takes_no_change_that_nobody_would_make(tmp_path: Path) -> None:
+    """Whoever waited for it waited for ever."""
+    store = Store(Settings(state=tmp_path / "closed"), frozen)
+    last = store.write(lambda _: 1)
+    store.close()
+    assert last.result(0) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        store.write(lambda _: 2)
+
+
 def test_entries_of_a_group_stand_with_their_changes_in_one_statement(store: Store) -> None:
     """A change that fails leaves none, however often it was tried; the others' chain is whole."""
     inserted: list[int] = []

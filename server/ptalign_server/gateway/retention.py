@@ -38,11 +38,16 @@ FAILURES = (PtalignError, OSError, sa.exc.SQLAlchemyError, DecodeError)
 """What one row or file may fail with, while others can still be purged."""
 
 
+class _Stopped(Exception):
+    """The server ends: the next one's first round goes on."""
+
+
 class _Pass:
     """One round: what lost its text, and what had to be left for somebody to look at."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, should_stop: Callable[[], bool]) -> None:
         self.store = store
+        self.should_stop = should_stop
         self.done = 0
         self.skipped = 0
 
@@ -52,7 +57,13 @@ class _Pass:
         log.error("retention: %s is left out: %s", name, why)
 
     def each(self, name: str, act: Callable[[], None]) -> bool:
-        """Whether it went through."""
+        """Whether it went through.
+
+        Raises:
+            _Stopped: It was not begun.
+        """
+        if self.should_stop():
+            raise _Stopped
         try:
             act()
         except FAILURES as error:
@@ -63,7 +74,11 @@ class _Pass:
 
 
 def expire(
-    store: Store, settings: Settings, now: float | None = None, gauges: Metrics | None = None
+    store: Store,
+    settings: Settings,
+    now: float | None = None,
+    gauges: Metrics | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Purges what is past its time; at once where a crash left it half done.
 
@@ -71,17 +86,21 @@ def expire(
 
     Args:
         gauges: Told the time when nothing had to be left out.
+        should_stop: Asked before each; True leaves the rest to the next round.
 
     Returns:
         How many sets and operations lost their text.
     """
     now = time.time() if now is None else now
-    turn = _Pass(store)
-    drop_finished_logs(store, turn.skip)
-    for set_id in store.sets.unsettled(now - UNSETTLED_SECONDS):
-        turn.each(f"set {set_id}", partial(_settle, store, set_id))
-    if settings.retention_days:
-        _expire(turn, settings, now - settings.retention_days * DAY_SECONDS)
+    turn = _Pass(store, should_stop)
+    try:
+        drop_finished_logs(store, turn.skip)
+        for set_id in store.sets.unsettled(now - UNSETTLED_SECONDS):
+            turn.each(f"set {set_id}", partial(_settle, store, set_id))
+        if settings.retention_days:
+            _expire(turn, settings, now - settings.retention_days * DAY_SECONDS)
+    except _Stopped:
+        return turn.done
     if turn.done:
         log.info("retention: the text of %d sets and stopped operations was destroyed", turn.done)
     if turn.skipped:

@@ -219,7 +219,13 @@ class Gateway:
         """Retention, now and then."""
         while True:
             try:
-                await asyncio.to_thread(expire, self._store, self._settings, gauges=self._metrics)
+                await asyncio.to_thread(
+                    expire,
+                    self._store,
+                    self._settings,
+                    gauges=self._metrics,
+                    should_stop=self._stopping.is_set,
+                )
             except Exception:
                 log.exception("retention failed; trying again")
             await asyncio.sleep(PAUSE_SECONDS)

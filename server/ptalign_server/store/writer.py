@@ -38,18 +38,29 @@ class Writer:
     def __init__(self, engine: sa.Engine, audit: Audit) -> None:
         self._engine, self._audit = engine, audit
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._closed = False
+        self._ends = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     def submit(self, change: Callable[[sa.Connection], T]) -> Future[T]:
-        """Queues a change; an exception in it undoes that change alone."""
+        """Queues a change; an exception in it undoes that change alone.
+
+        Raises:
+            RuntimeError: After `close`: nobody would ever make it.
+        """
         future: Future[T] = Future()
-        self._tasks.put(_Task(change, future))
+        with self._ends:
+            if self._closed:
+                raise RuntimeError("the store is closed")
+            self._tasks.put(_Task(change, future))
         return future
 
     def close(self) -> None:
         """Finishes what is queued."""
-        self._tasks.put(None)
+        with self._ends:
+            self._closed = True
+            self._tasks.put(None)
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
