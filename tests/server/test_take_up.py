@@ -145,6 +145,23 @@ def test_a_queue_longer_than_a_thousand_is_whole_after_the_job_database_was_lost
     assert found == []
 
 
+def test_the_job_library_does_not_wait_for_a_silent_database_either(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Launched(Exception): ...
+
+    def launch(*, config: Any) -> None:
+        raise Launched(config)
+
+    monkeypatch.setattr(run, "DBOS", launch)
+    for url, waits in (("", False), ("postgresql://me@h/d?connect_timeout=3", True)):
+        bench.worker.settings = Settings(state=tmp_path, database=url)
+        with pytest.raises(Launched) as caught:
+            bench.worker._launch()
+        given = caught.value.args[0].get("db_engine_kwargs", {}).get("connect_args", {})
+        assert ("tcp_user_timeout" in given, "connect_timeout" in given) == (waits, False)
+
+
 def test_what_never_passes_fails_in_the_end(bench: Bench) -> None:
     found = put_operation(bench.store, VALIDATING)
     bench.raises = [LOCKED] * 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -315,6 +316,21 @@ def test_a_closed_store_takes_no_change_that_nobody_would_make(tmp_path: Path) -
     assert last.result(0) == 1
     with pytest.raises(RuntimeError, match="closed"):
         store.write(lambda _: 2)
+
+
+def test_a_database_that_fell_silent_is_away_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failover that closed no connection stopped every change for a quarter of an hour."""
+    url = "postgresql://me@127.0.0.1/d?connect_timeout=3&keepalives_idle=60"
+    assert set(db.TIMEOUTS) - set(db.timeouts(url)) == {"connect_timeout", "keepalives_idle"}
+    assert db.timeouts("postgres://me@h/d") == db.timeouts("postgresql+psycopg://h/d")
+    assert db.timeouts("sqlite:///x") == {}
+    monkeypatch.setitem(db.TIMEOUTS, "connect_timeout", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, never answers
+        engine = db.connect(f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/d")
+        with pytest.raises(db.DatabaseAway):
+            engine.connect()
 
 
 def test_entries_of_a_group_stand_with_their_changes_in_one_statement(store: Store) -> None:

@@ -26,7 +26,7 @@ from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.db import DatabaseUnavailable
+from ptalign_server.store.db import DatabaseUnavailable, timeouts
 from ptalign_server.store.operations import (
     CANCELLING,
     FAILED,
@@ -188,6 +188,9 @@ class Worker:
             "enable_otlp": False,
             "use_listen_notify": not settings.embedded,
         }
+        if not settings.embedded:
+            known = {"application_name": "dbos_transact", **timeouts(settings.jobs_url)}
+            config["db_engine_kwargs"] = {"connect_args": known}
         DBOS(config=config)
 
         @DBOS.step(name="work")
