@@ -197,7 +197,7 @@ def _check(
     if shared:
         raise InvalidInput(
             "judges",
-            f"{', '.join(shared)} already filtered the training pairs",
+            f"{', '.join(shared)} already filtered the training pairs, or weighed their tokens",
             "A judge that made the data must not grade the result: name another.",
         )
 

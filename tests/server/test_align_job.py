@@ -66,6 +66,26 @@ def test_checkpoints_outlive_the_training(store: Store, monkeypatch: pytest.Monk
     assert (job.folder / "run" / "checkpoints" / "step-000006").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "weighting", "judges"),
+    [("pt_align", "judge", 1), ("pt_align", "blend", 0), ("ut_uniform", "judge", 0)],
+)
+def test_an_adapter_names_the_judge_that_weighed_its_tokens(
+    method: str, weighting: str, judges: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(_: Any, __: Any, ___: Any, payload: dict[str, Any]) -> dict[str, Any]:
+        asked.append(payload["judge"])
+        return trained(payload)
+
+    monkeypatch.setattr(align, "run", run)
+    request = pb.AlignRequest(model="m", pair_set="pairSets/1", token_weighting=weighting)
+    request.method = f"METHOD_{method.upper()}"  # type: ignore[assignment]
+    made = align.make(job_of(store, request))
+    assert made.judges == tuple(asked[:judges])
+
+
 def performed(store: Store, operation: str) -> str:
     room: Any = SimpleNamespace(
         store=store,

@@ -97,6 +97,20 @@ def test_the_sets_of_the_whole_lineage_are_kept_away_from() -> None:
     assert found.judged.pairs == world.nouns["pairSets/own"].pairs
 
 
+def test_a_judge_that_weighed_tokens_must_not_grade_either() -> None:
+    """Imported pairs name no judge: the one that weighed their tokens could release its adapter."""
+    world = World(target=SECOND)
+    world.pairs("base", judges=[])
+    world.pairs("own", judges=[])
+    message = res.Adapter.FromString(world.rows["adapters/first"].body)
+    message.meta.judges.append("tone-valence@1")
+    world.rows["adapters/first"] = row("adapters/first", message)
+    found = trained_of(world)  # type: ignore[arg-type]
+    assert found.judge_ids == ("tone-valence@1",)
+    assert found.judged is not None
+    assert found.judged.judge_ids == found.judge_ids
+
+
 def test_a_set_that_the_call_names_only_adds() -> None:
     world = World(target=SECOND, pair_set="pairSets/called")
     found = trained_of(world)  # type: ignore[arg-type]

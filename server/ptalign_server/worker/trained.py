@@ -1,4 +1,4 @@
-"""What the targets of an evaluation were trained on, and by which judges it was filtered."""
+"""What the targets of an evaluation were trained on, and which judges filtered or weighed it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ptalign.nouns import PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.lineage import own_pairs
+from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.lineage import lineage
 
@@ -25,7 +26,7 @@ class Trained:
     seen: PairSet | None
     """All pairs and anchors that a target saw, or that the call adds; None: nothing is known."""
     judge_ids: tuple[str, ...]
-    """Judges that filtered any of them, those of purged sets too."""
+    """Judges that filtered any of them, those of purged sets too, or weighed their tokens."""
 
     @property
     def judged(self) -> PairSet | None:
@@ -46,10 +47,11 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
         adapters: Of the targets, the one of the verdict first; empty for the bare model.
         named: A pair set that the call names: it adds to the others. May be empty.
     """
-    line = [r for r in lineage(job, *adapters, named) if r.collection == "pairSets"]
-    loaded = {r.name: pairs for r in line if (pairs := _pairs(job, r.name)) is not None}
+    line = [r for r in lineage(job, *adapters, named) if r.collection in ("adapters", "pairSets")]
+    sets = [r.name for r in line if r.collection == "pairSets"]
+    loaded = {name: pairs for name in sets if (pairs := _pairs(job, name)) is not None}
     judges = {j for pairs in loaded.values() for j in pairs.judge_ids}
-    judges |= {j for r in line for j in res.PairSet.FromString(r.body).meta.judges}
+    judges |= {j for r in line for j in COLLECTIONS[r.collection].FromString(r.body).meta.judges}
     name = next((n for n in (_own(job, adapters[0]), named) if n in loaded), "")
     return Trained(name, loaded.get(name), _union(list(loaded.values())), tuple(sorted(judges)))
 

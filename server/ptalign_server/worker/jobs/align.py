@@ -26,6 +26,9 @@ TOKEN_SHEET = "token_weights.json"
 """Beside that folder: which tokens were weighed, masked. `ptalign.training.lora` names it too;
 importing that would load torch into the worker."""
 
+WEIGHING_JUDGE = GENERATION_JUDGES[-1]
+"""One that is not used to evaluate unless asked for: what weighs tokens must not measure."""
+
 
 def validate(job: Job) -> None:
     """Reads the pair set, whose digest must hold and which must be whole."""
@@ -52,8 +55,7 @@ def make(job: Job) -> Made:
         "policy": policy.model_dump(mode="json"),
         "parent": str(adapter_folder(job.room.store, parent)) if parent else "",
         "out": str(out.absolute()),
-        # One that is not used to evaluate: what is trained on must not be what measures.
-        "judge": GENERATION_JUDGES[-1] if config.scorer == "judge" else "",
+        "judge": WEIGHING_JUDGE if config.scorer == "judge" else "",
     }
     result = run(job, model, "align", payload)
     adapter = Adapter.model_validate(result)
@@ -134,5 +136,11 @@ def _made(job: Job, noun: Adapter, config: AlignConfig, files: list[res.FileInfo
         message=messages.adapter(noun, files),
         config=config,
         parents=tuple(job.parent(name) for name in names if name),
+        judges=(WEIGHING_JUDGE,) if _weighed_by_judge(config) else (),
         model=request.model,
     )
+
+
+def _weighed_by_judge(config: AlignConfig) -> bool:
+    """Whether a judge weighed the tokens; `ptalign.training.pools.scorer_of` loads torch."""
+    return config.method == "pt_align" and config.scorer == "judge"
