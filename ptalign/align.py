@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ def align(
         decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
     )
     if resume:
-        run.resume()
+        run.resume(job.fingerprints)
     else:
         run.forget()
     before = sum(entry.seconds for entry in run.ledger)
@@ -163,8 +163,17 @@ class _Job:
         """Digest of all that decides the result; a resume under another one is refused.
 
         Threads and device are left out: they move the last bits, and a job whose machine was
-        replaced must be able to go on.
+        replaced must be able to go on. Guards stop a run and change no weight: one that they
+        stopped may be kept.
         """
+        return self._digest("abort")
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """With the one that earlier versions gave a run that records."""
+        return self.fingerprint, self._digest("record")
+
+    def _digest(self, guards: str) -> str:
         elsewhere = {"checkpoint_every", "threads", "device"}
         if not self._takes_candidates:  # what earlier versions began goes on
             elsewhere.add("ut_candidates")
@@ -174,7 +183,10 @@ class _Job:
             {
                 "pairs": self.pairs.digest,
                 "model": self.model.model_dump(mode="json", exclude={"path"}),
-                "config": self.config.model_dump(mode="json", exclude=elsewhere),
+                "config": {
+                    **self.config.model_dump(mode="json", exclude=elsewhere),
+                    "guards": guards,
+                },
                 "policy": self.policy.digest if self.policy else "",
                 "parent": lora.sha256_of(self.parent / lora.WEIGHTS) if self.parent else "",
                 "judge": self.judge.id if self.judge else "",
@@ -186,7 +198,7 @@ class _Job:
         if self.config.method == "mle":
             return plan
         file = self.out / "token_weights.safetensors"
-        weights, found = _read_weights(file, self.fingerprint), None
+        weights, found = _read_weights(file, self.fingerprints), None
         if weights is None:
             found = pools.weigh_pairs(
                 self.pairs,
@@ -222,7 +234,7 @@ class _Job:
         file = self.out / "twins.json"
         if file.is_file():
             known = json.loads(file.read_text("utf-8"))
-            if known["fingerprint"] == self.fingerprint:
+            if known["fingerprint"] in self.fingerprints:
                 return list(known["refused"])
         self.on_progress(Progress("asking twins", 0, 0))
         found = ask(plan, decoder, chat, refuses)
@@ -308,12 +320,12 @@ def _write_weights(file: Path, weights: dict[str, tuple[float, ...]], fingerprin
         save_file(tensors, partial, metadata={"fingerprint": fingerprint})
 
 
-def _read_weights(file: Path, fingerprint: str) -> dict[str, tuple[float, ...]] | None:
+def _read_weights(file: Path, fingerprints: Sequence[str]) -> dict[str, tuple[float, ...]] | None:
     """Weights of an earlier attempt with the same inputs; None when there are none."""
     if not file.is_file():
         return None
     with safe_open(file, "pt") as stored:
-        if (stored.metadata() or {}).get("fingerprint") != fingerprint:
+        if (stored.metadata() or {}).get("fingerprint") not in fingerprints:
             return None
         return {key: tuple(stored.get_tensor(key).tolist()) for key in stored.keys()}  # noqa: SIM118
 

@@ -180,7 +180,8 @@ class Verbs(Base):
             budget: Steps, batch, learning rate and the limit on benign KL.
             guards: ``abort`` (unless set) or ``record``.
             seed: Of the sampler and the adapter's start.
-            resume_from: A cancelled or failed Align operation with the same inputs.
+            resume_from: A cancelled or failed Align operation with the same inputs; `guards` may
+                differ.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
     return final
 
 
-def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
+def latest(folder: Path, *fingerprints: str) -> Checkpoint | None:
     """The newest undamaged checkpoint; None when there is none.
 
     Raises:
@@ -82,7 +82,7 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
     damage: DataDamaged | None = None
     for step in reversed(_steps(folder)):
         try:
-            return _read(step, fingerprint)
+            return _read(step, fingerprints)
         except DataDamaged as error:
             damage = damage or error
     if damage is not None:
@@ -90,10 +90,10 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
     return None
 
 
-def _read(folder: Path, fingerprint: str) -> Checkpoint:
+def _read(folder: Path, fingerprints: Sequence[str]) -> Checkpoint:
     _check_manifest(folder)
     body = json.loads((folder / "state.json").read_text("utf-8"))
-    if body["fingerprint"] != fingerprint:
+    if body["fingerprint"] not in fingerprints:
         raise InvalidInput(
             "resume_from",
             "its checkpoint comes from other inputs (pairs, model, method or settings)",

@@ -120,9 +120,13 @@ class Run:
         """Drops the checkpoints of an earlier attempt."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def resume(self) -> None:
-        """Goes to the newest checkpoint, if there is one."""
-        found = checkpoint.latest(self.folder, self.fingerprint)
+    def resume(self, fingerprints: Sequence[str]) -> None:
+        """Goes to the newest checkpoint, if there is one.
+
+        Args:
+            fingerprints: Its inputs must have one of these.
+        """
+        found = checkpoint.latest(self.folder, *fingerprints)
         if found is None:
             return
         with torch.no_grad():

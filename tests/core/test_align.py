@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ptalign.align import align
+from ptalign.align import _Job, align
 from ptalign.answering.validity import refuses
 from ptalign.config import FEWEST_STEPS, MOST_AUTOMATIC, AlignConfig, LoraConfig
 from ptalign.errors import (
@@ -335,6 +335,35 @@ def test_benign_kl_over_its_limit_is_recorded(run: Run, tmp_path: Path) -> None:
     adapter = run(tmp_path, max_benign_kl=1e-4)
     assert adapter.guards["benign_kl"].startswith("exceeded")
     assert adapter.retain_kl > 1e-4
+
+
+def test_a_run_that_a_guard_stopped_is_kept_by_recording(run: Run, tmp_path: Path) -> None:
+    """The error said so, and going on with guards=record was refused: "other inputs"."""
+    with pytest.raises(GuardTripped, match="'record' to keep the run"):
+        run(tmp_path / "kept", guards="abort", max_benign_kl=1e-4)
+    kept = run(tmp_path / "kept", guards="record", max_benign_kl=1e-4, on_progress=refuse_step(2))
+    assert kept.guards["benign_kl"].startswith("exceeded")
+    whole = run(tmp_path / "whole", guards="record", max_benign_kl=1e-4)
+    assert kept.weights_sha256 == whole.weights_sha256
+
+
+def refuse_step(step: int) -> Callable[[Progress], None]:
+    """Says whether a run that goes on makes this step again."""
+
+    def on_progress(progress: Progress) -> None:
+        assert progress.phase != "training" or progress.done != step, "it began anew"
+
+    return on_progress
+
+
+def test_what_earlier_versions_began_with_guards_record_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their fingerprint names the guards."""
+    with monkeypatch.context() as earlier, pytest.raises(Cancelled):
+        earlier.setattr(_Job, "fingerprint", property(lambda job: job._digest("record")))
+        run(tmp_path, on_progress=stop_at(3))
+    assert len(run(tmp_path, on_progress=refuse_step(2)).ledger) == 6
 
 
 def changed(original: PairSet, **fields: Any) -> PairSet:

@@ -16,6 +16,7 @@ from ptalign.nouns import Adapter, ModelSpec, PairSet
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
+from ptalign_server.gateway import verbs
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -171,3 +172,16 @@ def test_resume_from_goes_on_where_it_can(store: Store) -> None:
     assert (align._run_folder(job) / "checkpoints").exists()
     (store.work(ran.id) / "run" / "checkpoints").rmdir()
     assert (align._run_folder(job) / "checkpoints").exists()  # its own by now
+
+
+def test_guards_may_differ_from_those_of_the_run_that_is_resumed(store: Store) -> None:
+    """A finished run that tripped one was to be kept by recording, which was refused."""
+    before = pb.AlignRequest(model="m", pair_set="pairSets/1", seed=3)
+    earlier = put_operation(store, FAILED, "Align", before)
+    call: Any = SimpleNamespace(store=store, identity=SimpleNamespace(tenant="default"))
+    again = pb.AlignRequest(resume_from=f"operations/{earlier}", guards="record")
+    again.MergeFrom(before)
+    verbs._check_resume(again, call)
+    again.seed = 4
+    with pytest.raises(InvalidInput, match="seed: differs"):
+        verbs._check_resume(again, call)

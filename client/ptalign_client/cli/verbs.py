@@ -199,12 +199,17 @@ def align(
         list[str] | None, typer.Option(help="A word that is never suppressed; repeat.")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank; 16 unless set.")] = None,
-    parent: Annotated[str, typer.Option(help="Train on from this adapter.")] = "",
+    parent: Annotated[
+        str, typer.Option(help="Train on from this adapter, in its shape: without --rank.")
+    ] = "",
     guards: Annotated[
         Literal["abort", "record"], typer.Option(help="What an exceeded budget does.")
     ] = "abort",
     resume_from: Annotated[
-        str, typer.Option(help="A cancelled or failed Align operation with the same inputs.")
+        str,
+        typer.Option(
+            help="A cancelled or failed Align operation with the same inputs; --guards may differ."
+        ),
     ] = "",
     seed: Seed = 0,
     dry_run: DryRun = False,

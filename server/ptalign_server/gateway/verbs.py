@@ -413,7 +413,10 @@ def _doubled(values: Iterable[str]) -> list[str]:
 
 
 def _check_resume(request: pb.AlignRequest, call: Call) -> None:
-    """`resume_from` continues with the same inputs: any other would train something else."""
+    """`resume_from` continues with the same inputs: any other would train something else.
+
+    Guards may differ: they stop a run, and one that they stopped may be kept.
+    """
     earlier = call.store.operations.get(
         request.resume_from.removeprefix("operations/"), call.identity.tenant
     )
@@ -425,7 +428,7 @@ def _check_resume(request: pb.AlignRequest, call: Call) -> None:
         )
     key = call.store.keys.get(earlier.id)
     before = pb.AlignRequest.FromString(key.open("request", earlier.request))
-    ignored = {"request_id", "dry_run", "resume_from"}
+    ignored = {"request_id", "dry_run", "resume_from", "guards"}
     for descriptor in pb.AlignRequest.DESCRIPTOR.fields:
         name = descriptor.name
         if name not in ignored and getattr(before, name) != getattr(request, name):
