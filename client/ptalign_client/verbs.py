@@ -169,7 +169,7 @@ class Verbs(Base):
             model: Catalogue name.
             pair_set: What `synthesize_pairs` made.
             method: ``pt_align``, ``ut_uniform``, ``mle``, ``dpo`` or ``npo``.
-            parent_adapter: Train on from this one.
+            parent_adapter: Train on from this one, in its shape: leave `lora` out.
             ut_weight: lambda, above 0; automatic unless set; ``pt_align`` and ``ut_uniform``.
             token_weighting: Which toxic tokens count, and how much.
             flagged_share: 0.01..0.5 of the toxic tokens; 0.2 unless set.

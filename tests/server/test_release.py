@@ -361,6 +361,19 @@ def reweigh(calls: Calls, state: Path, digest: str) -> None:
     write_models(Settings(state=state).models_path, {MODEL: spec})
 
 
+async def test_an_adapter_that_is_trained_on_takes_no_other_shape(tmp_path: Path) -> None:
+    """It was accepted, and what came out had the parent's."""
+    async with serving(tmp_path / "state") as calls:
+        parent = put(calls.store, "adapters/" + "a" * 24, res.Adapter())
+        align = pb.AlignRequest(model=MODEL, pair_set=put_set(calls.store, "pairSets"))
+        align.parent_adapter, align.lora.rank = parent, 4
+        code, text, _, _ = await refused(calls.tuning.Align(align))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert text.startswith(f"lora.rank: has no meaning with parent_adapter: {parent}")
+        align.lora.rank = 0
+        assert (await calls.tuning.Align(align)).name
+
+
 async def test_an_adapter_of_earlier_weights_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with serving(state) as calls:

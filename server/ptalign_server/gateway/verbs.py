@@ -227,6 +227,8 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         raise _without_anchors(request.pair_set)
     if request.parent_adapter:
         call.adapter("parent_adapter", request.parent_adapter, model)
+        if not request.resume_from:  # those that were begun before this was refused go on
+            _check_shape(request)
     if request.resume_from:
         _check_resume(request, call)
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
@@ -241,6 +243,16 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         disk_bytes=int(size * 0.04 * config.lora.rank / 16 * 3),
         basis=f"{steps} steps; measured on a 135M model on two cores, scaled by weights and rows",
     )
+
+
+def _check_shape(request: pb.AlignRequest) -> None:
+    """An adapter that is trained on keeps its shape."""
+    for field, _ in request.lora.ListFields():
+        raise InvalidInput(
+            f"lora.{field.name}",
+            f"has no meaning with parent_adapter: {request.parent_adapter} keeps its own shape",
+            "Leave lora out, or parent_adapter to begin an adapter of this shape.",
+        )
 
 
 def _without_anchors(name: str) -> InvalidInput:
