@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy" / "alerts"
 DASHBOARD = ROOT / "deploy" / "dashboards" / "ptalign.json"
 OPERATIONS = ROOT / "docs" / "operations.md"
-FOREIGN = {"instance", "job", "le"}
+FOREIGN = {"instance", "job", "le", "namespace", "service"}
 """Labels that Prometheus adds."""
+VARIABLE = re.compile(r"\$(instance|namespace|service)\b")
 METRIC = re.compile(r"\b(ptalign_[a-z0-9_]+)(?:\{([^}]*)\})?")
 LABEL = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
 Find = Callable[..., str]
@@ -40,10 +41,10 @@ def queries() -> Iterator[tuple[str, str]]:
     board = json.loads(DASHBOARD.read_text())
     for panel in board["panels"]:
         for target in panel.get("targets", []):
-            yield panel["title"], target["expr"].replace("$instance", ".*")
+            yield panel["title"], VARIABLE.sub(".*", target["expr"])
     for variable in board["templating"]["list"]:
-        if found := re.match(r"label_values\((\w+), *\w+\)", variable["query"]):
-            yield variable["name"], found[1]
+        if found := re.match(r"label_values\((.+), *\w+\)", variable["query"]):
+            yield variable["name"], VARIABLE.sub(".*", found[1])
 
 
 def known() -> dict[str, set[str]]:
@@ -103,6 +104,27 @@ def test_every_alert_has_a_runbook() -> None:
 def test_alerts_ask_for_metrics_that_exist() -> None:
     for rule in rules():
         check(rule.get("alert") or rule["record"], rule["expr"])
+
+
+def test_no_rule_adds_releases_up() -> None:
+    """One Prometheus watches several; each has its own alerts."""
+    for rule in rules():
+        kept = re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"])
+        assert all(k.startswith("namespace, service") for k in kept), rule["expr"]
+        assert re.search(r"\b(sum|max|min|count|avg) ?\(", rule["expr"]) is None, rule["expr"]
+
+
+def test_the_dashboard_can_show_one_release() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    names = [variable["name"] for variable in board["templating"]["list"]]
+    assert {"namespace", "service"} <= set(names)
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            chosen = expression.count('{namespace=~"$namespace",service=~"$service"')
+            assert chosen == len(METRIC.findall(expression)), panel["title"]
+            for extreme in re.findall(r"\b(?:max|min)\b.{5}(.{18})", expression):
+                assert extreme == "namespace, service", panel["title"]
 
 
 def test_recorded_names_are_used() -> None:
