@@ -349,6 +349,14 @@ def test_more_than_one_server_needs_what_they_share(missing: str) -> None:
     assert f"/{missing}/" in message
 
 
+def test_tokens_do_not_stay_in_a_pod_without_a_volume() -> None:
+    """They were left in the pod, and nobody could call once it had been replaced."""
+    gone = {"persistence": {"enabled": False}, "server": {"replicas": 1}}
+    values = merged(example("scaled"), gone | {"secrets": {"tokens": {"existingSecret": ""}}})
+    assert "/secrets/tokens/existingSecret" in refusal(values)
+    render(merged(example("scaled"), gone))
+
+
 def test_replicas_alone_are_refused() -> None:
     message = refusal(merged(example("embedded"), {"server": {"replicas": 2}}))
     assert "/database/existingSecret" in message
@@ -466,3 +474,12 @@ def test_notes_warn_when_the_network_is_open() -> None:
     with Chart.load(CHART) as chart:
         files = chart.render(values, name="pt", namespace="ml")
     assert "WARNING" in next(text for name, text in files.items() if name.endswith("NOTES.txt"))
+
+
+def test_notes_warn_of_what_goes_with_a_pod_without_a_volume() -> None:
+    values = merged(example("scaled"), {"persistence": {"enabled": False}})
+    with Chart.load(CHART) as chart:
+        files = chart.render(values, name="pt", namespace="ml")
+    notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
+    warning = notes.partition("WARNING")[2]
+    assert re.findall(r"policies/|\w+\.yaml", warning) == ["policies/", "judges.yaml", "suites.yaml"]
