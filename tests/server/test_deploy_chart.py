@@ -481,5 +481,5 @@ def test_notes_warn_of_what_goes_with_a_pod_without_a_volume() -> None:
     with Chart.load(CHART) as chart:
         files = chart.render(values, name="pt", namespace="ml")
     notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
-    warning = notes.partition("WARNING")[2]
-    assert re.findall(r"policies/|\w+\.yaml", warning) == ["policies/", "judges.yaml", "suites.yaml"]
+    named_there = re.findall(r"policies/|\w+\.yaml", notes.partition("WARNING")[2])
+    assert named_there == ["policies/", "judges.yaml", "suites.yaml"]

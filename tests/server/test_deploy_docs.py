@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,8 @@ def read(state: Path, name: str, **settings: Any) -> PairSet:
         store.close()
 
 
-def backup(state: Path, target: Path) -> None:
-    script = block("# backup STATE TARGET")
+def backup(state: Path, target: Path, pause: str = "1") -> None:
+    script = block("# backup STATE TARGET").replace("sleep 1", f"sleep {pause}")
     subprocess.run(["sh", "-c", script, "backup", str(state), str(target)], check=True)
 
 
@@ -76,6 +78,50 @@ def test_a_copy_made_while_the_server_runs_restores(
     (copy / "operator.key").chmod(0o600)
     assert len(read(copy, name).polarised) == 5
     assert admin("audit", "verify", PTALIGN_STATE=str(copy)).returncode == 0
+
+
+def test_a_copy_made_during_a_training_is_whole(
+    kept: tuple[Path, str, Any], tmp_path: Path
+) -> None:
+    """`cp` ended at the first checkpoint that was gone, before tokens, policies and catalogues."""
+    state, copy = kept[0], tmp_path / "elsewhere" / "state"
+    (state / "tokens.json").write_text("[]")
+    runs = [state / "work" / f"run-{i}" for i in range(20)]
+    for run in runs:
+        (run / "step-0").mkdir(parents=True)
+        (run / "step-0" / "manifest.json").write_text("{}")
+
+    def train() -> None:
+        """A new checkpoint of every run in the place of its old one, until cp has met it."""
+        end = time.monotonic() + 60
+        for step in range(1_000_000):
+            for run in runs:
+                (run / f"step-{step}").rename(run / f"step-{step + 1}")
+            if (copy / "work").exists():
+                end = min(end, time.monotonic() + 1)
+            if time.monotonic() > end:
+                return
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        backup(state, copy)
+    finally:
+        trainer.join()
+    assert (copy / "tokens.json").read_text() == "[]"
+    for newest in state.glob("work/*/step-*/manifest.json"):
+        assert (copy / newest.relative_to(state)).exists()
+
+
+def test_a_copy_that_stays_incomplete_is_an_error(
+    kept: tuple[Path, str, Any], tmp_path: Path
+) -> None:
+    state, copy = kept[0], tmp_path / "elsewhere" / "state"
+    (state / "work" / "run").mkdir(parents=True)
+    (copy / "work").mkdir(parents=True)
+    (copy / "work" / "run").write_text("in the way")
+    with pytest.raises(subprocess.CalledProcessError):
+        backup(state, copy, pause="0")
 
 
 def test_a_copy_without_its_key_tells_nothing(kept: tuple[Path, str, Any], tmp_path: Path) -> None:
