@@ -28,7 +28,8 @@ class AuthSettings(BaseModel):
     """Server certificate chain, PEM; read again when the file changes."""
     tls_key: Path | None = None
     client_ca: Path | None = None
-    """When set, clients must present a certificate signed by it (mutual TLS)."""
+    """When set, callers of gRPC must present a certificate signed by it (mutual TLS), beside their
+    token. The page asks for none: browsers have a token's session."""
     loopback_roles: tuple[str, ...] = ROLES
     """Roles of callers on loopback without a token: the person at this machine. Narrow it, or
     set `tokens_on_loopback`, where other people can log in."""

@@ -466,6 +466,7 @@ def test_notes_teach_the_next_step() -> None:
     notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
     assert "2 servers on PostgreSQL" in notes
     assert "Back up the secret ptalign-operator-key" in notes
+    assert "--tls-cert client.crt" in notes  # mutual TLS
     assert "WARNING" not in notes
 
 

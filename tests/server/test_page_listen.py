@@ -67,6 +67,18 @@ async def serial_at(port: int) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
+async def test_mutual_tls_is_for_grpc_alone(tmp_path: Path) -> None:
+    """Browsers have a token and no certificate: docs/security.md says so."""
+    auth = make_certificate(tmp_path, serial=1)
+    auth = auth.model_copy(update={"client_ca": auth.tls_cert})
+    port, stop = await listen(APP, "127.0.0.1", 0, auth)
+    async with httpx.AsyncClient(verify=False) as browser:
+        assert (await browser.get(f"https://127.0.0.1:{port}/")).text == "https"
+    await stop()
+    words = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    assert "**The page does not ask for one**" in words
+
+
 async def test_loopback_may_be_in_clear() -> None:
     port, stop = await listen(APP, "127.0.0.1", 0, AuthSettings())
     async with httpx.AsyncClient() as client:
