@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+GAUGES = "livemostrecent"
+"""What several processes' values of a gauge become: the newest of those that live."""
+RESERVED = 256 * 1024
+"""Bytes of each metric file; all methods with all codes take about 100 kB."""
 
 
 def prepare(folder: Path) -> None:
@@ -47,14 +51,15 @@ def forget(pid: int) -> None:
 
 
 def _reserve() -> None:
-    """Gives this process's metric files their bytes on disk.
+    """Gives this process's metric files their bytes on disk, before prometheus_client maps them.
 
-    They are sparse and mapped into memory: touching a new page on a full disk is a SIGBUS.
+    Its own are sparse, and doubled as labels come up: touching a new page of a map on a full disk
+    is a SIGBUS.
     """
     folder = os.environ.get(VARIABLE)
-    for file in Path(folder).glob(f"*_{os.getpid()}.db") if folder else ():
-        with file.open("r+b") as stream, contextlib.suppress(OSError):
-            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    for kind in ("counter", f"gauge_{GAUGES}", "histogram") if folder else ():
+        with contextlib.suppress(OSError), Path(folder, f"{kind}_{os.getpid()}.db").open("ab") as f:
+            os.posix_fallocate(f.fileno(), 0, RESERVED)
 
 
 class Metrics:
@@ -63,6 +68,7 @@ class Metrics:
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+        _reserve()
         # A registry of their own: several servers may live in one test process.
         own = CollectorRegistry()
         fast = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -71,9 +77,7 @@ class Metrics:
             return Counter(f"ptalign_{name}", text, labels, registry=own)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(
-                f"ptalign_{name}", text, labels, registry=own, multiprocess_mode="livemostrecent"
-            )
+            return Gauge(f"ptalign_{name}", text, labels, registry=own, multiprocess_mode=GAUGES)
 
         self.rpcs = counter("rpcs_total", "Calls by method and status code", "method", "code")
         self.rpc_seconds = Histogram(
@@ -128,7 +132,6 @@ class Metrics:
         )
         self.worker_up = gauge("worker_up", "1 while the server has a worker process")
         self.worker_restarts = counter("worker_restarts_total", "Times the worker was restarted")
-        _reserve()
 
     def failed(self, error: BaseException) -> None:
         """Counts what ended a call or an operation, where it is damage to stored data."""

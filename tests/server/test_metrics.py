@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ import ptalign
 from ptalign.errors import DataDamaged, EngineFailed
 from ptalign.progress import Progress
 from ptalign_server.gateway.interceptor import _Watch
-from ptalign_server.metrics import REASONS, Metrics, rejections
+from ptalign_server.metrics import REASONS, RESERVED, Metrics, rejections
 from ptalign_server.worker import perform
 from ptalign_server.worker.reporter import Meter, Reporter
 
@@ -99,6 +102,29 @@ def test_a_try_after_a_failure_is_counted_on(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert perform._make(job) == "made"
     assert drafts(metrics) == {"accepted": 14, "rejected": 6}
+
+
+EVERY_CALL = """
+import grpc
+from ptalign_server.gateway.identity import RULES
+from ptalign_server.metrics import Metrics
+metrics = Metrics()
+for method in (*RULES, "other"):
+    metrics.rpc_seconds.labels(method).observe(1)
+    for code in grpc.StatusCode:
+        metrics.rpcs.labels(method, code.name).inc()
+"""
+
+
+def test_metric_files_have_their_bytes_before_a_disk_is_full(tmp_path: Path) -> None:
+    """A page of a map that the disk cannot hold is a SIGBUS: they grew with the labels, sparse."""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", EVERY_CALL], env=environment, check=True)
+    files = {file.name.rpartition("_")[0]: file.stat() for file in tmp_path.iterdir()}
+    assert set(files) == {"counter", "gauge_livemostrecent", "histogram"}
+    for name, stat in files.items():
+        assert stat.st_size == RESERVED, name
+        assert stat.st_blocks * 512 >= stat.st_size, name
 
 
 def test_what_callers_brought_is_no_rejected_draft() -> None:
