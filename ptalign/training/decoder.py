@@ -128,6 +128,8 @@ class Decoder:
     def _gap(self, row: Row, alone: list[Tensor]) -> float:
         try:
             states, targets = self.target_states(row)
+        except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the layout
+            raise
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             if self.layout == "padded":
                 raise Unsupported(

@@ -393,6 +393,21 @@ def test_rows_of_nan_are_not_taken_for_the_models_own(
         assert decoder.reason.endswith("changes hidden states by nan")
 
 
+def test_too_little_memory_is_not_taken_for_a_tree_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Padded rows, which take more, were tried next, and the reason named the model."""
+    decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(Decoder, "hidden", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.settle(make_groups()[0])
+    assert decoder.layout == "tree"
+
+
 def test_a_model_or_parent_of_nan_is_told_as_such() -> None:
     """It was refused for its head, which has nothing to do with it."""
     decoder = attach(make_model("llama"), LoraConfig(rank=4), seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ptalign import errors
 from ptalign.progress import Progress
 from ptalign_server.executor import run, run_job
+from ptalign_server.executor.events import error_event, error_of, line
 from ptalign_server.profiles import TrainerBudget
 
 JOB = """
@@ -109,6 +112,16 @@ def test_an_unexpected_error_names_its_place_and_keeps_its_words(records: Path) 
         run_job("fail", {"how": "surprise"}, workdir=records)
     assert "heron" not in str(caught.value)
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
+def test_out_of_memory_says_what_to_lower(kind: type[Exception]) -> None:
+    """It was an unexpected error of a line, which names no setting."""
+    crossed = json.loads(line(error_event(kind("heron-7431 of the lake"))))
+    with pytest.raises(errors.TrainingFailed, match=r"budget\.pairs_per_step") as caught:
+        raise error_of(crossed)
+    assert "bfloat16" in str(caught.value)
+    assert "heron" not in str(caught.value)
 
 
 def test_unknown_kind_and_several_processes_are_refused(records: Path) -> None:

@@ -44,6 +44,14 @@ def error_event(error: BaseException) -> dict[str, Any]:
         fields = {name: getattr(error, name) for name in _FIELDS.get(type(error), ())}
         content = {"class": type(error).__name__, "message": str(error), "fields": fields}
         return {"event": "error", "retryable": error.retryable} | content
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return error_event(
+            errors.TrainingFailed(
+                f"its device has too little free memory (at {_place(error)}). See what else uses "
+                "it, lower budget.pairs_per_step and budget.anchors_per_step of a training, or "
+                "make bfloat16 the model's dtype in the catalogue: it halves the weights"
+            )
+        )
     if isinstance(error, OSError) and error.errno:
         return {"event": "error", "class": "OSError", "errno": error.errno}
     return {"event": "error", "class": type(error).__name__, "place": _place(error)}
