@@ -90,7 +90,8 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for being many (Holm 1979), in the order given.
 
-    Below 0.05 means: not chance, although so many tests were made.
+    Below 0.05 means: not chance, although so many tests were made; provided that each was right by
+    itself. McNemar's is too small where prompts share a situation: `tango`'s interval knows that.
     """
     ordered = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0

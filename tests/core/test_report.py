@@ -395,6 +395,7 @@ def test_each_topic_says_what_changed_and_whether_that_could_be_chance():
     assert "60 prompts; −30 points (−52 to −8), p 0.020" in page
     assert "60 prompts; −30 points (−52 to −8), p under 0.001" in page
     assert "Holm" in page
+    assert "p takes each for itself and is too small" in page  # prompts of one situation
     assert document["aligned"]["change_by_topic"]["work"]["harm_rate"]["p_adjusted"] == 0.0204
     assert change_words(change, wilson(0, 60), wilson(0, 59)).startswith("−30 points")
 
