@@ -40,11 +40,9 @@ class TrainerBudget(_Frozen):
     device: str = "cpu"
     """torch device."""
     threads: int = Field(1, ge=1, le=1024)
-    """OpenMP threads of each process."""
+    """OpenMP threads."""
     niceness: int = Field(5, ge=0, le=19)
     """Added to the job's scheduling priority, so that the gateway stays quick."""
-    processes: int = Field(1, ge=1, le=64)
-    """Processes on this node; more than one goes through torchrun."""
 
 
 class Profile(_Frozen):

@@ -124,11 +124,9 @@ def test_out_of_memory_says_what_to_lower(kind: type[Exception]) -> None:
     assert "heron" not in str(caught.value)
 
 
-def test_unknown_kind_and_several_processes_are_refused(records: Path) -> None:
+def test_an_unknown_kind_is_refused(records: Path) -> None:
     with pytest.raises(errors.Unsupported, match="known are align"):
         run_job("other", {}, workdir=records)
-    with pytest.raises(errors.Unsupported, match="trainer processes = 2"):
-        run_job("echo", {}, workdir=records, budget=TrainerBudget(processes=2))
 
 
 def test_cancel_ends_it_at_its_next_report(records: Path) -> None:

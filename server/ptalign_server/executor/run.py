@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptalign.engines.openai import never
-from ptalign.errors import Cancelled, TrainingFailed, Unsupported
+from ptalign.errors import Cancelled, TrainingFailed
 from ptalign.progress import OnProgress, ignore
 from ptalign_server import failpoints
 from ptalign_server.executor.events import error_of, line, progress_of
@@ -53,10 +53,6 @@ def run_job(
         TrainingFailed: It broke a rule (not retryable), or was killed (retryable).
         PtalignError, OSError: What the stage raised, with its fields or errno.
     """
-    if budget.processes > 1:
-        raise Unsupported(
-            f"trainer processes = {budget.processes}: align trains in one process; set it to 1"
-        )
     child = spawn(
         [*COMMAND, str(budget.niceness)],
         name=f"job-{kind}-{time.monotonic_ns():x}",
