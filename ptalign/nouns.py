@@ -61,6 +61,7 @@ class ModelSpec(Noun):
     """Extra keyword arguments of `apply_chat_template`."""
     locales: tuple[str, ...] = ("en",)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What trainer and probe load the weights in; an engine goes by its own setting."""
 
 
 class Topic(Noun):

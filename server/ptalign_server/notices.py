@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 
 from ptalign.errors import InvalidInput, PtalignError
+from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.profiles import profile
 from ptalign_server.settings import Settings
 from ptalign_server.variables import unknown
 
@@ -34,6 +36,22 @@ def missing_data(settings: Settings) -> str:
     return ", ".join(f"{file} (suite {suite})" for suite, file in lacking.items())
 
 
+def two_types(settings: Settings, model: ModelSpec) -> tuple[str, str] | None:
+    """That a model is trained in another type than it is served in, and the mend."""
+    served = profile(settings.profile).engine.dtype
+    if settings.engine.kind != "vllm" or model.dtype == served:
+        return None
+    found = (
+        f"trainer and probe load its weights in {model.dtype}, as its entry says, and the "
+        f"engine in {served}, as the profile {settings.profile} does"
+    )
+    mend = (
+        f"Set dtype: {served} in its entry (models add --dtype {served}), unless you mean it: "
+        "float32 takes twice the memory of bfloat16."
+    )
+    return found, mend
+
+
 def _unread_variables() -> Iterator[str]:
     for name, nearest in unknown(os.environ):
         mend = f"Did you mean {nearest}?" if nearest else "Unset it, or correct its name."
@@ -52,6 +70,8 @@ def _weights(settings: Settings) -> Iterator[str]:
                 f"model {model.name} has no weights_digest: {NO_DIGEST}. Give its entry what "
                 f"`ptalign-server models digest {model.path}` prints."
             )
+        if two := two_types(settings, model):
+            yield f"model {model.name}: {two[0]}. {two[1]}"
 
 
 def _evaluation_data(settings: Settings) -> Iterator[str]:

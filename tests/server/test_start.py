@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from ptalign.errors import DataDamaged
+from ptalign.nouns import ModelSpec
 from ptalign_proto import __version__
-from ptalign_server.admin.doctor import check_evaluation_data, check_policies
-from ptalign_server.catalogue import Catalogue
+from ptalign_server.admin.doctor import check_evaluation_data, check_model, check_policies
+from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.notices import notices
-from ptalign_server.settings import Settings
+from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.variables import explained, unknown
 
 FILES = ("xstest_prompts.csv", "ifeval_en_odd.jsonl")
@@ -55,6 +56,27 @@ def test_missing_evaluation_data_is_said_before_an_evaluation_is_wasted(
     assert not list(notices(settings))
     (found,) = check_evaluation_data(settings)
     assert found.ok
+
+
+def test_a_model_that_is_trained_in_another_type_than_it_is_served_in_is_named(
+    tmp_path: Path,
+) -> None:
+    """The gpu profile serves bfloat16, and an entry is float32 unless told: 28 GB of a 7B model."""
+    entry = ModelSpec(name="own", path=str(tmp_path), weights_digest="sha256:0")
+    write_models(tmp_path / "models.yaml", {"own": entry})
+    settings = Settings(state=tmp_path, profile="gpu")
+    [found] = [f for f in check_model(settings) if f.what == "type of own"]
+    [notice] = [n for n in notices(settings) if "own" in n]
+    assert (found.ok, found.needed) == (False, False)
+    for words in ("float32", "bfloat16", "--dtype bfloat16"):
+        assert words in found.found + found.mend
+        assert words in notice
+    remote = settings.model_copy(update={"engine": EngineSettings(kind="remote")})
+    alike = entry.model_copy(update={"dtype": "bfloat16"})
+    for told, model in ((settings, alike), (remote, entry), (Settings(state=tmp_path), entry)):
+        write_models(tmp_path / "models.yaml", {"own": model})
+        assert not [f for f in check_model(told) if f.what == "type of own"]
+        assert not [n for n in notices(told) if "own" in n]
 
 
 def test_a_damaged_suites_file_is_named_and_stops_neither_doctor_nor_start(tmp_path: Path) -> None:

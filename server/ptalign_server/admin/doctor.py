@@ -22,7 +22,7 @@ from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.health import serves
 from ptalign_server.judges import called, read_file
-from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data
+from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data, two_types
 from ptalign_server.settings import Settings, is_loopback
 from ptalign_server.vault import operator_keys
 
@@ -120,6 +120,8 @@ def check_model(settings: Settings) -> Iterator[Finding]:
         if not model.weights_digest:
             mend = f"Give it what `ptalign-server models digest {model.path}` prints: {NO_DIGEST}."
             yield Finding(f"digest of {model.name}", False, "none", mend, needed=False)
+        if two := two_types(settings, model):
+            yield Finding(f"type of {model.name}", False, *two, needed=False)
         mend = "Set PTALIGN_ENGINE__MODEL to the entry whose weights the remote engines run."
         if not catalogue.serves(model.name):
             yield Finding(f"engine of {model.name}", False, "none", mend, needed=False)
