@@ -85,6 +85,7 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
         lora_alpha=lora.alpha or 2 * lora.rank,
         lora_dropout=lora.dropout,
         target_modules=sorted(lora.target_modules) or names,
+        exclude_modules=_beside_text(causal_lm) or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -96,17 +97,30 @@ def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = No
 
 
 def linear_names(causal_lm: Any) -> list[str]:
-    """Last name parts of all linear layers but the output head, sorted."""
+    """Last name parts of the linear layers that text runs through, but the output head; sorted."""
+    names = set(_linears(causal_lm)) - set(_beside_text(causal_lm))
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _beside_text(causal_lm: Any) -> list[str]:
+    """Linear layers outside the text decoder, sorted: those of a vision tower and its projector.
+
+    No text reaches them, so they would only be noise in the adapter, without a gradient.
+    """
+    inside = set(causal_lm.get_decoder().modules())
+    return sorted(name for name, module in _linears(causal_lm).items() if module not in inside)
+
+
+def _linears(causal_lm: Any) -> dict[str, torch.nn.Module]:
+    """All linear layers but the output head, by name."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     head = causal_lm.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in causal_lm.named_modules()
-            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-        }
-    )
+    return {
+        name: module
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
 
 
 def trainable(decoder: Decoder) -> dict[str, Tensor]:

@@ -260,7 +260,9 @@ def accumulate_apart(
         result = result.plus(losses)
         for part in fields(Apart):
             share, sums = getattr(losses, part.name), getattr(apart, part.name)
-            _add(sums, torch.autograd.grad(share, parameters, retain_graph=True))
+            # A row may leave some out: a parent adapter's on a vision tower, an expert unasked.
+            more = torch.autograd.grad(share, parameters, retain_graph=True, allow_unused=True)
+            _add(sums, more)
     return result, apart
 
 
@@ -269,9 +271,10 @@ def _zeros(decoder: Decoder) -> Losses:
     return Losses(*(zero for _ in fields(Losses)))
 
 
-def _add(sums: Sequence[Tensor], more: Sequence[Tensor]) -> None:
+def _add(sums: Sequence[Tensor], more: Sequence[Tensor | None]) -> None:
     for total, grad in zip(sums, more, strict=True):
-        total.add_(grad)
+        if grad is not None:
+            total.add_(grad)
 
 
 def norm(grads: Sequence[Tensor]) -> float:

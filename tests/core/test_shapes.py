@@ -51,6 +51,22 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "gemma3 beside a vision tower": (
+        "Gemma3Config",
+        {
+            "text_config": {**SMALL, "head_dim": 8, "sliding_window": 6},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+            "mm_tokens_per_image": 4,
+            "image_token_index": 96,
+        },
+    ),
     "gpt-neox": ("GPTNeoXConfig", {}),
     "granite, logits scaling": ("GraniteConfig", {"logits_scaling": 4.0}),
     "gpt2": ("GPT2Config", {}),
@@ -453,6 +469,28 @@ def test_an_adapter_on_the_head_is_refused_by_name(tmp_path: Path) -> None:
     get_peft_model(make_model("llama"), settings).save_pretrained(str(tmp_path / "parent"))
     with pytest.raises(Unsupported, match="LlamaForCausalLM: the output head is trained"):
         attach(make_model("llama"), LoraConfig(rank=4), seed=1, parent=tmp_path / "parent")
+
+
+def test_a_vision_tower_gets_no_adapter_and_a_parents_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its layers, which no text reaches, ended the default method at the step that sets lambda."""
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    name = "gemma3 beside a vision tower"
+    assert not [
+        label for label in trainable(attach(make_model(name), LoraConfig(), 1)) if "vis" in label
+    ]
+    with pytest.raises(InvalidInput, match=r"fc1 cannot be tuned"):
+        attach(make_model(name), LoraConfig(target_modules=("fc1",)), seed=1)
+    settings = PeftLora(r=2, target_modules=["q_proj", "fc1"], task_type="CAUSAL_LM")
+    get_peft_model(make_model(name), settings).save_pretrained(str(tmp_path / "parent"))
+    decoder = attach(make_model(name), LoraConfig(), seed=1, parent=tmp_path / "parent")
+    parameters = trainable(decoder)
+    warm(parameters)
+    objective = Objective("pt_align", 0.1, {})
+    _, apart = accumulate_apart(decoder, make_groups(), objective, list(parameters.values()))
+    for label, grad in zip(parameters, apart.whole(UT_WEIGHT, TWIN_WEIGHT), strict=True):
+        assert bool(grad.any()) == ("vision" not in label), label
 
 
 def test_unknown_target_modules_are_named_with_the_known_ones() -> None:
