@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ def align(
     config: AlignConfig,
     policy: Policy | None = None,
     parent: Path | None = None,
+    taught: Collection[str] = (),
     resume: bool = True,
     judge: Judge | None = None,
     on_progress: OnProgress = ignore,
@@ -73,6 +74,8 @@ def align(
         config: Method, weights, budget, guards, seed.
         policy: Protected words and generic constraints.
         parent: Adapter folder to continue training.
+        taught: Ids of pairs that the parent was trained on, though this set holds them out: none
+            of them is asked as a twin that training never saw.
         resume: Continue from the newest checkpoint under `out`.
         judge: For the scorers `judge` and `blend`.
         on_progress: Called after each step; may raise `Cancelled`, which keeps a checkpoint.
@@ -98,7 +101,7 @@ def align(
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    plan = pools.make_pools(pairs, chat, config, policy.locale if policy else "en")
+    plan = pools.make_pools(pairs, chat, config, policy.locale if policy else "en", taught)
     causal_lm = lora.load_model(model, config.device)
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]
@@ -232,13 +235,15 @@ class _Job:
     def asked(self, plan: Pools, decoder: Decoder, chat: ChatFormat) -> list[bool]:
         """Which twins the bare model refuses: asked once, so that a resume decides alike."""
         file = self.out / "twins.json"
+        now = {"fingerprint": self.fingerprint, "asked": [s.key for s in plan.asked]}
         if file.is_file():
             known = json.loads(file.read_text("utf-8"))
-            if known["fingerprint"] in self.fingerprints:
+            of_this = known["fingerprint"] in self.fingerprints
+            if of_this and known.get("asked") == now["asked"]:
                 return list(known["refused"])
         self.on_progress(Progress("asking twins", 0, 0))
         found = ask(plan, decoder, chat, refuses)
-        _write_json(file, {"fingerprint": self.fingerprint, "refused": found})
+        _write_json(file, {**now, "refused": found})
         return found
 
     def finish(self, run: Run, chat: ChatFormat, begun: float) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,7 +42,13 @@ UNSEEN = 5
 """Fewer held-out toxic answers than this say too little about words: trained ones are read."""
 
 
-def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: str = "en") -> Pools:
+def make_pools(
+    pairs: PairSet,
+    chat: ChatFormat,
+    config: AlignConfig,
+    locale: str = "en",
+    taught: Collection[str] = (),
+) -> Pools:
     """Tokenises a pair set; toxic answers carry no weights yet.
 
     Args:
@@ -50,6 +56,7 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
         chat: Tokenises.
         config: Method, lengths, seed and the elicited share.
         locale: Language of the personas of eliciting contexts.
+        taught: Ids of pairs that the parent adapter was trained on.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
     Held-out pairs are in no pool; held-out twins are kept to ask.
@@ -62,7 +69,7 @@ def make_pools(pairs: PairSet, chat: ChatFormat, config: AlignConfig, locale: st
     single: list[tuple[Sample, ...]] = []
     twins: list[tuple[Sample, ...]] = []
     read = [p for p in pairs.twins if language(p.locale) in CLAUSES]
-    unseen_twins = [p for p in read if p.held_out]
+    unseen_twins = [p for p in read if p.held_out and p.id not in taught]
     read = unseen_twins or read
     asked = [positive_sample(p, chat) for p in read]
     asked_tokens = reading(chat, (p.locale for p in read))

@@ -43,10 +43,13 @@ def bare(tiny_model: ModelSpec) -> tuple[Decoder, ChatFormat]:
     return Decoder(lora.load_model(tiny_model)), chat
 
 
-def trained_on(pairs: PairSet, tiny_model: ModelSpec, out: Path, **changes: Any) -> Adapter:
+def trained_on(
+    pairs: PairSet, tiny_model: ModelSpec, out: Path, taught: Any = (), **changes: Any
+) -> Adapter:
     short: dict[str, Any] = {"steps": 8, "pairs_per_step": 4, "anchors_per_step": 2}
     short |= {"lora": LoraConfig(rank=4), "guards": "record", "elicited_share": 0.0}
-    return align(pairs, model=tiny_model, out=out, config=AlignConfig(**(short | changes)))
+    config = AlignConfig(**(short | changes))
+    return align(pairs, model=tiny_model, out=out, config=config, taught=taught)
 
 
 def asked(harmful: int, twins: int) -> InstructionSet:
@@ -91,6 +94,22 @@ def test_held_out_pairs_are_in_no_pool(marked: Marked, bare: tuple[Decoder, Chat
     assert [s.key for s in plan.asked] == [p.id for p in pairs.twins if p.held_out]
     weights = pools.weigh_pairs(pairs, *bare, AlignConfig(scorer="log_odds"))
     assert not kept & set(weights.by_key)
+
+
+def test_a_twin_that_the_parent_was_taught_is_not_asked_as_unseen(
+    marked: Marked, tiny_model: ModelSpec, bare: tuple[Decoder, ChatFormat], tmp_path: Path
+) -> None:
+    """The set it was trained on was too small to hold any out."""
+    pairs = marked(twins=2)
+    known, unknown = (p.id for p in pairs.twins if p.held_out)
+    plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught={known})
+    assert ([s.key for s in plan.asked], plan.asked_unseen) == ([unknown], True)
+    adapter = trained_on(pairs, tiny_model, tmp_path, steps=1)
+    assert adapter.guards["twin_refusals"].endswith("2 held-out twins")
+    again = trained_on(pairs, tiny_model, tmp_path, taught={known}, steps=1)  # other twins asked
+    assert again.guards["twin_refusals"].endswith("1 held-out twins")
+    plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught={known, unknown})
+    assert (len(plan.asked), plan.asked_unseen) == (3, False)
 
 
 def test_greedy_is_what_the_model_itself_would_write(

@@ -12,7 +12,7 @@ import pytest
 from test_retention import put_operation
 
 from ptalign.errors import InvalidInput, TrainingFailed
-from ptalign.nouns import Adapter, ModelSpec, PairSet
+from ptalign.nouns import Adapter, ModelSpec, Pair, PairSet
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
@@ -85,6 +85,30 @@ def test_an_adapter_names_the_judge_that_weighed_its_tokens(
     request.method = f"METHOD_{method.upper()}"  # type: ignore[assignment]
     made = align.make(job_of(store, request))
     assert made.judges == tuple(asked[:judges])
+
+
+def test_training_knows_what_its_parent_was_taught(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins of the parent's were asked as ones that training never saw."""
+    given: list[dict[str, Any]] = []
+
+    def run(job: Any, model: Any, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+        given.append(payload)
+        return trained(payload)
+
+    monkeypatch.setattr(align, "run", run)
+    monkeypatch.setattr(align, "adapter_folder", lambda *_: Path("parent"))
+    monkeypatch.setattr(align, "taught", lambda *_: {"a", "b"})
+    job = job_of(store, pb.AlignRequest(model="m", pair_set="s", parent_adapter="adapters/1"))
+    marks = {"a": True, "b": False, "c": True}
+    pairs = tuple(
+        Pair(id=i, instruction_id=i, instruction="?", topic="t", positive="p", held_out=held_out)
+        for i, held_out in marks.items()
+    )
+    job.load = lambda *_, **__: PairSet(pairs=pairs)
+    align.make(job)
+    assert given[0]["taught"] == ["a"]
 
 
 def performed(store: Store, operation: str) -> str:

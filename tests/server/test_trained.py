@@ -22,6 +22,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.jobs import evaluate as evaluating
 from ptalign_server.worker.jobs.evaluate import _publish, publish_newest, trained_of
+from ptalign_server.worker.trained import taught as taught_by
 
 
 def row(name: str, message: Any, *, created: float = 0.0) -> Resource:
@@ -109,6 +110,29 @@ def test_a_judge_that_weighed_tokens_must_not_grade_either() -> None:
     assert found.judge_ids == ("tone-valence@1",)
     assert found.judged is not None
     assert found.judged.judge_ids == found.judge_ids
+
+
+def held_out_of(world: World) -> list[str]:
+    found = trained_of(world).pairs  # type: ignore[arg-type]
+    assert found is not None
+    return [p.id for p in found.pairs if p.held_out]
+
+
+@pytest.mark.parametrize("trainer", ["parent", "beside", "no one"])
+def test_held_out_is_what_no_target_was_trained_on(trainer: str) -> None:
+    """A small set holds nothing out, and one of more instructions marked what it had taught."""
+    beside = pb.Target(model="m", adapter="adapters/other")
+    world = World(target=SECOND, also=[beside] if trainer == "beside" else [])
+    (own,) = world.nouns["pairSets/own"].pairs
+    marks = [own.model_copy(update={"id": i, "held_out": True}) for i in ("twice", "once")]
+    world.nouns["pairSets/own"] = PairSet(pairs=(own, *marks))
+    earlier = {"parent": "base", "beside": "beside", "no one": "called"}[trainer]
+    taught = own.model_copy(update={"id": "twice"})
+    world.nouns[f"pairSets/{earlier}"] = PairSet(pairs=(taught, marks[1]))
+    kept = ["twice", "once"] if trainer == "no one" else ["once"]
+    assert held_out_of(world) == kept
+    known = taught_by(world, "adapters/second")  # type: ignore[arg-type]
+    assert known == {"own"} | ({"twice"} if trainer == "parent" else {"base"})
 
 
 def test_a_set_that_the_call_names_only_adds() -> None:

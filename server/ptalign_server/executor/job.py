@@ -26,7 +26,10 @@ REVEAL = {"reveal": True}
 
 
 def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.align.align`; keys: pairs, model, out, config, policy, parent, resume, judge."""
+    """`ptalign.align.align`.
+
+    Keys: pairs, model, out, config, policy, parent, taught, resume, judge.
+    """
     from ptalign.align import align
     from ptalign.judges import judge
 
@@ -39,6 +42,7 @@ def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
         config=AlignConfig.model_validate(payload.get("config") or {}),
         policy=Policy.model_validate(policy) if policy else None,
         parent=Path(payload["parent"]) if payload.get("parent") else None,
+        taught=payload.get("taught", ()),
         resume=payload.get("resume", True),
         judge=judge(payload["judge"]) if payload.get("judge") else None,
         on_progress=on_progress,

@@ -1,14 +1,15 @@
-"""What the targets of an evaluation were trained on, and which judges filtered or weighed it."""
+"""What adapters were trained on, and which judges filtered or weighed it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ptalign.nouns import PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.lineage import own_pairs
+from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.lineage import lineage
@@ -22,7 +23,7 @@ class Trained:
     """The pair set that is measured on and reported: the target adapter's own. Where it has none
     with text, the one that the call names. Empty: there is none."""
     pairs: PairSet | None
-    """Its content."""
+    """Its content; held out in it is only what no target was trained on, however long ago."""
     seen: PairSet | None
     """All pairs and anchors that a target saw, or that the call adds; None: nothing is known."""
     judge_ids: tuple[str, ...]
@@ -47,13 +48,43 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
         adapters: Of the targets, the one of the verdict first; empty for the bare model.
         named: A pair set that the call names: it adds to the others. May be empty.
     """
-    line = [r for r in lineage(job, *adapters, named) if r.collection in ("adapters", "pairSets")]
+    whole = list(lineage(job, *adapters, named))
+    line = [r for r in whole if r.collection in ("adapters", "pairSets")]
     sets = [r.name for r in line if r.collection == "pairSets"]
     loaded = {name: pairs for name in sets if (pairs := _pairs(job, name)) is not None}
     judges = {j for pairs in loaded.values() for j in pairs.judge_ids}
     judges |= {j for r in line for j in COLLECTIONS[r.collection].FromString(r.body).meta.judges}
     name = next((n for n in (_own(job, adapters[0]), named) if n in loaded), "")
-    return Trained(name, loaded.get(name), _union(list(loaded.values())), tuple(sorted(judges)))
+    pairs = loaded.get(name)
+    if pairs is not None:
+        pairs = _without_marks(pairs, _taught(whole, loaded))
+    return Trained(name, pairs, _union(list(loaded.values())), tuple(sorted(judges)))
+
+
+def taught(job: Job, adapter: str) -> set[str]:
+    """Ids of the pairs that an adapter, and those it continues, were trained on.
+
+    A small set holds nothing out, and a larger one of the same instructions does. Sets whose text
+    was purged are passed over.
+    """
+    line = list(lineage(job, adapter))
+    names = {r.name for r in line if r.collection == "pairSets"}
+    loaded = {name: pairs for name in names if (pairs := _pairs(job, name)) is not None}
+    return _taught(line, loaded)
+
+
+def _taught(line: Iterable[Resource], loaded: Mapping[str, PairSet]) -> set[str]:
+    sets = {own_pairs(r) for r in line if r.collection == "adapters"}
+    return {p.id for name in sets & loaded.keys() for p in loaded[name].pairs if not p.held_out}
+
+
+def _without_marks(pairs: PairSet, ids: Collection[str]) -> PairSet:
+    """The set with the pairs of these ids as trained ones."""
+    marked = (
+        p.model_copy(update={"held_out": False}) if p.held_out and p.id in ids else p
+        for p in pairs.pairs
+    )
+    return pairs.model_copy(update={"pairs": tuple(marked)})
 
 
 def trained_under(job: Job) -> tuple[str, str]:

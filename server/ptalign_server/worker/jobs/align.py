@@ -18,6 +18,7 @@ from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder
 from ptalign_server.worker.job import Job, Made
+from ptalign_server.worker.trained import taught
 
 REVEAL = {"reveal": True}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -46,14 +47,15 @@ def make(job: Job) -> Made:
         update={"device": budget.device, "threads": budget.threads}
     )
     parent = request.parent_adapter
+    pairs = job.load(request.pair_set, PairSet, whole=True)
+    known = taught(job, parent) if parent else set()
     payload = {
-        "pairs": job.load(request.pair_set, PairSet, whole=True).model_dump(
-            mode="json", context=REVEAL
-        ),
+        "pairs": pairs.model_dump(mode="json", context=REVEAL),
         "model": model.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),
         "parent": str(adapter_folder(job.room.store, parent)) if parent else "",
+        "taught": [p.id for p in pairs.pairs if p.held_out and p.id in known],
         "out": str(out.absolute()),
         "judge": WEIGHING_JUDGE if config.scorer == "judge" else "",
     }
