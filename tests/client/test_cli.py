@@ -559,6 +559,35 @@ def test_options_stand_before_or_after_the_command(served: Any) -> None:
         assert lines(result)[0]["models"][0]["name"] == "tiny", result.stderr
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_what_is_typed_goes_before_the_environment(
+    cli: Any, served: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Before the command's name it lost: a purge went to the service that the variable names."""
+    option = ["--endpoint", served.endpoint]
+    words = ["purge", "pairSets/1", "--reason", "r", "--yes"]
+    served.service.records["pairSets/1"] = []
+    monkeypatch.setenv("PTALIGN_ENDPOINT", "127.0.0.1:1")
+    result = CliRunner().invoke(app, option + words if place == "before" else words + option)
+    assert result.exit_code == 0, result.stderr
+    assert served.service.called("PurgeSet")
+
+
+def test_after_the_command_a_default_that_is_typed_counts_too(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float | None] = []
+
+    def keep(options: Any) -> Any:
+        given.append(options.timeout)
+        return pt.Client(options=options)
+
+    monkeypatch.setattr("ptalign_client.cli.session.Client", keep)
+    for words in (["--timeout", "9", "catalogue"], ["--timeout", "9", "catalogue", "--timeout=30"]):
+        CliRunner().invoke(app, [*words, "--endpoint", served.endpoint])
+    assert given == [9, 30]
+
+
 # Operations and the library
 
 

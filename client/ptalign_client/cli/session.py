@@ -189,7 +189,8 @@ def command(
         def call(ctx: typer.Context, **values: Any) -> None:
             before = (ctx.find_root().obj or {}) if ctx else {}
             common = {key: values.pop(key) for key in SHARED}
-            _guarded(_session(before, common), body, values)
+            after = {key: value for key, value in common.items() if _typed(ctx, key)}
+            _guarded(shared(**(common | before | after)), body, values)
 
         settings.setdefault("help", teach(inspect.getdoc(body) or ""))
         app.command(name or body.__name__, **settings)(
@@ -242,10 +243,13 @@ def with_parameters(
     return call
 
 
-def _session(before: dict[str, Any], after: dict[str, Any]) -> Session:
-    """Options before the command's name count where none stands after it."""
-    defaults = {name: p.default for name, p in SHARED.items()}
-    return shared(**{k: before.get(k, v) if v == defaults[k] else v for k, v in after.items()})
+def _typed(ctx: typer.Context | None, name: str) -> bool:
+    """Whether an option stands after the command's name.
+
+    Those before it count where none does; they hold what the environment says too.
+    """
+    source = ctx.get_parameter_source(name) if ctx else None
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
