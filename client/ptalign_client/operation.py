@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from google.longrunning import operations_pb2
 
 from ptalign_client import wire
-from ptalign_client.errors import DeadlineExceeded, from_status
+from ptalign_client.errors import DeadlineExceeded, Unavailable, from_status
 from ptalign_client.nouns import Event, Progress
 from ptalign_proto.v1 import safety_tuning_pb2
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ptalign_client.base import Base
 
 R = TypeVar("R", covariant=True)
+LAST_LOOK = 2.0
+"""Seconds for the answer to whether an operation ended, asked once the caller's are over."""
 
 
 class AsyncOperation(Generic[R]):
@@ -130,10 +132,19 @@ class AsyncOperation(Generic[R]):
                         pass
                 await self._fetch()
         except TimeoutError:
+            if await self._has_ended():
+                return
             raise DeadlineExceeded(
                 f"{self.name} still runs after {timeout:g} s",
                 "It goes on; attach again with its name, or call cancel().",
             ) from None
+
+    async def _has_ended(self) -> bool:
+        """Asks once more: a short wait, or one of 0 s, may be over before the first event."""
+        with suppress(TimeoutError, Unavailable, DeadlineExceeded):
+            async with asyncio.timeout(LAST_LOOK):
+                await self._fetch()
+        return self._seen is not None and self._seen.done
 
     async def _fetch(self) -> operations_pb2.Operation:
         """What is known of it; the server is asked unless the end was seen."""

@@ -128,6 +128,19 @@ def test_timeout_leaves_it_running(client: pt.Client, served: Any) -> None:
     assert running.progress().state is pt.State.RUNNING
 
 
+def test_without_time_to_wait_what_ended_is_returned(client: pt.Client, served: Any) -> None:
+    """ "still runs after 0 s" was said of every operation."""
+    served.service.pace, served.service.steps = 0.2, 50
+    running = start(client)
+    with pytest.raises(pt.DeadlineExceeded, match="still runs after 0 s"):
+        running.result(timeout=0)
+    running.cancel()
+    with pytest.raises(pt.Cancelled):
+        running.result(timeout=10)
+    with pytest.raises(pt.Cancelled):
+        client.operation(running.name).result(timeout=0)
+
+
 def test_cancel_ends_with_what_was_kept(client: pt.Client, served: Any) -> None:
     served.service.pace, served.service.steps = 0.05, 50
     running = start(client)
