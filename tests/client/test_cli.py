@@ -703,6 +703,29 @@ def test_import_names_the_line(cli: Any, tmp_path: Path, served: Any) -> None:
     assert "1 accepted" in cli(*head).stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("import", "r.jsonl", "--kind", "pairs", "-m", "tiny", "-p", "x"),
+            "r.jsonl:1: is not UTF",
+        ),
+        (("run", "loop.yaml", "--out", "r.jsonl/x"), "r.jsonl/x: Not a directory"),
+        (("download", "adapters/1", "--out", "r.jsonl/x"), "r.jsonl/x: Not a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    cli: Any, loop: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    """Each was "a fault of ptalign itself", to be reported, with an exit code of its own."""
+    monkeypatch.chdir(loop.parent)
+    Path("r.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
+    cli("align", "pairSets/1", "-m", "tiny")
+    result = cli(*words, columns=200)
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+
+
 def test_what_is_held_out_travels_from_records_to_import(
     cli: Any, tmp_path: Path, served: Any
 ) -> None:
@@ -829,6 +852,7 @@ def test_terminal_does_not_obey_what_the_server_says(cli: Any, served: Any) -> N
 def test_exit_codes_stand_in_the_help(cli: Any) -> None:
     text = " ".join(cli("--help").stdout.split())
     assert "Exit codes: 0 done; 1 the service refused" in text
+    assert "70 a fault of ptalign itself" in text
 
 
 @pytest.mark.parametrize("name", sorted(group.commands))

@@ -47,6 +47,7 @@ EXIT_CODES = {
     4: "not allowed: token, certificate or role",
     5: "the verdict is not PASS (--require-pass)",
     6: "stored or downloaded data is damaged",
+    70: "a fault of ptalign itself",
     130: "interrupted; the operation goes on unless it says otherwise",
 }
 _EXITS: tuple[tuple[tuple[type[PtalignError], ...], int], ...] = (
@@ -274,6 +275,13 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(0) from None  # the reader of stdout has seen enough
+    except OSError as error:
+        found = ConfigError(
+            f"{error.filename or 'a file here'}: {error.strerror or error}",
+            "Mend the path, its permissions or the space on its disk, and call again.",
+        )
+        report(session, found)
+        raise typer.Exit(exit_code(found)) from None
     finally:
         session.close()
 

@@ -314,7 +314,7 @@ def _fetch(session: Session, name: str, part: str, out: Path, purpose: str) -> N
 
 def _records(file: Path) -> Iterator[Record]:
     known = {f.name for f in fields(Record)}
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -324,6 +324,8 @@ def _records(file: Path) -> Iterator[Record]:
                 if unknown:
                     raise ConfigError(f"{file}:{number}: no such field: {unknown[0]}")
                 yield Record(**found | {"masked": tuple(found.get("masked", ()))})
+            except UnicodeDecodeError:
+                raise ConfigError(f"{file}:{number}: is not UTF-8") from None
             except (ValueError, TypeError, AttributeError):
                 raise ConfigError(f"{file}:{number}: is not a JSON object") from None
 
