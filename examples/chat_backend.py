@@ -26,12 +26,13 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ptalign_client import Adapter, Client, NotFound, PtalignError
+from ptalign_client import Adapter, Client, InvalidArgument, NotFound, PtalignError
 
 # As the server writes them: brackets around anything but capitals are no request to it.
 REDACTIONS = (
@@ -90,6 +91,15 @@ class Engine:
         self.serving = name
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Excerpts that go out together, under one id however often they are sent: ptalign starts one
+    operation for it, although an answer may not have come back."""
+
+    excerpts: tuple[str, ...]
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
 @dataclass
 class Backend:
     """What the backend knows of ptalign."""
@@ -100,6 +110,7 @@ class Backend:
     policy: str
     folder: Path
     excerpts: list[str] = field(default_factory=list)
+    unsent: list[Batch] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> None:
@@ -135,19 +146,37 @@ class Backend:
             stop.wait(seconds)
 
     def report(self, excerpt: str) -> dict[str, Any]:
-        """Keeps a request, redacted; enough of them start a new instruction set."""
+        """Keeps a request, redacted; enough of them start a new instruction set.
+
+        Raises:
+            ValueError: There is nothing in it, for which ptalign would refuse all of them.
+            InvalidArgument: ptalign refuses these, and would again: they are dropped.
+            PtalignError: They could not be sent; the next report tries again.
+        """
+        if not excerpt.strip():
+            raise ValueError("an excerpt is empty")
         with self.lock:
-            self.excerpts.append(redact(excerpt)[:2000])
-            if len(self.excerpts) < ENOUGH_REPORTS:
+            self.excerpts.append(redact(excerpt.strip())[:2000])
+            if len(self.excerpts) == ENOUGH_REPORTS:
+                self.unsent.append(Batch(tuple(self.excerpts)))
+                self.excerpts = []
+                del self.unsent[: -MOST_REPORTS // ENOUGH_REPORTS]
+            if not self.unsent:
                 return {"kept": len(self.excerpts)}
-            sent, self.excerpts = self.excerpts, []
+            batch = self.unsent.pop(0)
         try:
             running = self.client.generate_instructions(
-                model=self.model, policy=self.policy, count=4 * len(sent), excerpts=sent
+                model=self.model,
+                policy=self.policy,
+                count=4 * len(batch.excerpts),
+                excerpts=batch.excerpts,
+                request_id=batch.request_id,
             )
+        except InvalidArgument:
+            raise
         except PtalignError:
             with self.lock:
-                self.excerpts = (sent + self.excerpts)[-MOST_REPORTS:]  # the next report tries
+                self.unsent.insert(0, batch)
             raise
         return {"operation": running.name}
 
@@ -167,6 +196,8 @@ def handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                     self.answer(202, backend.report(str(body["excerpt"])))
                 else:
                     self.answer(404, {"error": "POST /chat or /report"})
+            except InvalidArgument as error:
+                self.answer(400, {"error": str(error)})
             except (KeyError, TypeError, ValueError):
                 self.answer(400, {"error": 'send {"message": ...} or {"excerpt": ...}'})
             except (PtalignError, OSError) as error:

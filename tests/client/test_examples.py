@@ -153,14 +153,31 @@ def test_backend_says_that_its_policy_is_misspelt(inside: Any, served: Any, caps
 
 
 def test_backend_keeps_reports_that_could_not_be_sent(inside: Any, served: Any) -> None:
+    """And under the id of the first try: ptalign may have begun when no answer came back."""
     served.service.faults["GenerateInstructions"] = [Fault(StatusCode.INTERNAL)]
     for n in range(4):
         inside.report(f"Write a joke number {n}")
     with pytest.raises(pt.PtalignError):
         inside.report("Write a joke number 4")
-    inside.report("Write a joke number 5")
-    sent = list(served.service.called("GenerateInstructions")[-1].excerpts)
-    assert sent == [f"Write a joke number {n}" for n in range(6)]
+    assert "operation" in inside.report("Write a joke number 5")
+    first, again = served.service.called("GenerateInstructions")
+    assert list(again.excerpts) == [f"Write a joke number {n}" for n in range(5)]
+    assert again == first
+    assert inside.report("Write a joke number 6") == {"kept": 2}
+
+
+def test_backend_drops_reports_that_ptalign_refuses(inside: Any, backend: str, served: Any) -> None:
+    """An empty one was put back with the others, and sent and refused with each later one."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(f"{backend}/report", {"excerpt": " "})
+    assert caught.value.code == 400
+    refused = Fault(StatusCode.INVALID_ARGUMENT)
+    served.service.faults["GenerateInstructions"] = [refused]
+    for n in range(4):
+        inside.report(f"Write a joke number {n}")
+    with pytest.raises(pt.InvalidArgument):
+        inside.report("Write a joke number 4")
+    assert inside.report("Write a joke number 5") == {"kept": 1}
 
 
 def test_backend_sends_redacted_excerpts_as_seeds(backend: str, served: Any) -> None:
