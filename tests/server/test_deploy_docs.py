@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,8 +17,10 @@ import page_world as world
 import pytest
 import typer
 
+from ptalign.config import EvalConfig
 from ptalign.errors import PtalignError
 from ptalign.nouns import PairSet
+from ptalign.suites import build
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.cli import app
 from ptalign_server.settings import Settings
@@ -195,6 +198,21 @@ def test_the_policy_of_the_document_can_be_called_by_its_file_name(tmp_path: Pat
     settings.make_folders()
     (tmp_path / "policies" / "billing.yaml").write_text(found[1])
     assert [topic.id for topic in Catalogue(settings).policy("billing").topics] == ["late-fee"]
+
+
+def test_ifeval_as_published_and_its_odd_keys_make_the_suite(tmp_path: Path) -> None:
+    """No page said where the files are from without which no evaluation PASSes."""
+    keys = (1000, 1001, 102)
+    row = {"prompt": "?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    published = "".join(json.dumps({"key": key, **row, "prompt": f"{key}?"}) + "\n" for key in keys)
+    (tmp_path / "input_data.jsonl").write_text(published)
+    (line,) = re.findall(r"^grep .*input_data.jsonl > .*$", TEXT, re.MULTILINE)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    (odd,) = build(["ifeval"], config=EvalConfig(), data=tmp_path)
+    assert [p.instruction for p in odd.prompts] == ["1001?"]
+    (tmp_path / "ifeval_en_odd.jsonl").write_text(published)
+    (whole,) = build(["ifeval"], config=EvalConfig(), data=tmp_path)
+    assert sorted(p.instruction for p in whole.prompts) == ["1000?", "1001?", "102?"]
 
 
 def test_commands_that_documents_name_exist() -> None:
