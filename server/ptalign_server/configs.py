@@ -104,6 +104,8 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
             f"has no meaning for method {method}",
             "Leave it out, or use method pt_align.",
         )
+    if method != "pt_align":
+        _refuse_weighting(request, method)
     values: dict[str, Any] = {"method": method, "seed": request.seed, "lora": _lora(request.lora)}
     _take(values, request, "ut_weight", "flagged_share", "guards", "ut_candidates")
     _take(
@@ -123,6 +125,15 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
         values["scorer"] = request.token_weighting
     values["protected_words"] = tuple(request.protected_words)
     return build(AlignConfig, values, ALIGN_NAMES)
+
+
+def _refuse_weighting(request: pb.AlignRequest, method: str) -> None:
+    """The others weigh every token alike. The default's name is let through: clients send it."""
+    named = request.token_weighting not in ("", AlignConfig().scorer)
+    given = {"token_weighting": named, "flagged_share": request.HasField("flagged_share")}
+    for field in (field for field, sent in given.items() if sent):
+        limit = f"has no meaning for method {method}"
+        raise InvalidInput(field, limit, "Leave it out, or use method pt_align.")
 
 
 def _no_anchors(budget: pb.Budget) -> int:

@@ -301,6 +301,16 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
         ({"ut_weight": 1.0, "method": res.METHOD_DPO}, "ut_weight", "no meaning for method dpo"),
         ({"ut_weight": 1.0, "method": res.METHOD_MLE}, "ut_weight", "no meaning for method mle"),
         ({"flagged_share": 0.9}, "flagged_share", "must be 0.01..0.5, got 0.9"),
+        (
+            {"flagged_share": 0.3, "method": res.METHOD_UT_UNIFORM},
+            "flagged_share",
+            "no meaning for method ut_uniform",
+        ),
+        (
+            {"token_weighting": "contrast", "method": res.METHOD_NPO},
+            "token_weighting",
+            "no meaning for method npo",
+        ),
         ({"token_weighting": "magic"}, "token_weighting", "'blend'"),
         ({"token_weighting": "magic"}, "token_weighting", "or 'uniform', got 'magic'. Send one"),
         ({"guards": "maybe"}, "guards", "abort"),
@@ -423,6 +433,12 @@ async def test_align_takes_a_set_without_anchors_only_when_told_to(calls: Calls)
     assert (await calls.tuning.Align(request)).done
     assert align_config(request).anchors_per_step == 0
     assert align_config(pb.AlignRequest()).anchors_per_step == 8
+
+
+def test_the_default_weighting_is_taken_with_every_method() -> None:
+    """The client names it in each call."""
+    request = pb.AlignRequest(method=res.METHOD_MLE, token_weighting="blend")
+    assert align_config(request).method == "mle"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
