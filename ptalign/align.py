@@ -137,8 +137,8 @@ def _check(pairs: PairSet, config: AlignConfig) -> None:
             "pair_set",
             "the set holds no anchors to train on: without them a model refuses ordinary requests "
             "too, and no guard can tell",
-            "Refine it by SynthesizePairs with this set as parent, which writes them, or set "
-            "anchors_per_step to 0 to train without.",
+            "Refine it by SynthesizePairs with this set as parent, which writes them, or "
+            f"{pools.WITHOUT_ANCHORS}",
         )
     refuse_swapped(pairs.pairs)
 

@@ -38,6 +38,12 @@ AFTER = "@"
 ANCHOR_ROW = 512
 """Nodes per forward pass over anchors."""
 
+WITHOUT_ANCHORS = (
+    "train without: anchors_per_step=0, or without_anchors in a call to the service, where 0 means "
+    "the default."
+)
+"""How, for whoever calls."""
+
 UNSEEN = 5
 """Fewer held-out toxic answers than this say too little about words: trained ones are read."""
 
@@ -114,7 +120,7 @@ def _no_anchor_fits(anchors: Sequence[Sample], longest: int) -> InvalidInput:
         "max_length",
         f"is {longest}, and no anchor of the set fits: without them a model refuses ordinary "
         "requests too, and no guard can tell",
-        f"{mend}, or set anchors_per_step to 0 to train without.",
+        f"{mend}, or {WITHOUT_ANCHORS} max_length is no field of a call to the service.",
     )
 
 

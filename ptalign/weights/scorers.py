@@ -138,7 +138,16 @@ class JudgeScorer:
     judge: Judge
 
     def score(self, answers: Sequence[Toxic]) -> Scores:
-        return [self._one(a) for a in answers]
+        """Raises InvalidInput where the judge scores no answer: nothing would be flagged."""
+        found = [self._one(a) for a in answers]
+        if found and all(value == -math.inf for row in found for value in row):
+            raise InvalidInput(
+                "token_weighting",
+                f"goes by judge {self.judge.id}, which scores none of the set's answers: it may "
+                "not read their language",
+                "Use log_odds, contrast, or blend without this judge (in AlignConfig: scorer).",
+            )
+        return found
 
     def _one(self, answer: Toxic) -> list[float]:
         places = [i for i, word in enumerate(answer.starts) if word]

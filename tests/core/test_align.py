@@ -456,7 +456,7 @@ def test_anchors_that_are_all_too_long_are_no_anchors(
     chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
     long = tuple(a.model_copy(update={"answer": a.answer * 9}) for a in mild_pairs.anchors)
     pairs = changed(mild_pairs, anchors=long)
-    words = r"max_length: is 96, and no anchor .*fits.*Raise it to (\d+) or more.*anchors_per_step"
+    words = r"max_length: is 96, and no anchor .*fits.*Raise it to (\d+) or more.*without_anchors"
     with pytest.raises(InvalidInput, match=words) as caught:
         make_pools(pairs, chat, AlignConfig(max_length=96))
     least = int(re.findall(r"to (\d+) or more", str(caught.value))[0])

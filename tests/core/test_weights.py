@@ -127,6 +127,18 @@ def test_judge_scorer_leaves_words_out() -> None:
     assert scores[3] == scores[5] == -math.inf
 
 
+class BlindJudge(WordJudge):
+    def score(self, instructions: Sequence[str], replies: Sequence[str]) -> list[float | None]:
+        return [None] * len(replies)
+
+
+def test_a_judge_that_reads_no_answer_is_named() -> None:
+    """The advice was to raise flagged_share, of which nothing is flagged either."""
+    scorer = scorer_named("judge", benign=[], contrast=lambda _: [], judge=BlindJudge())
+    with pytest.raises(InvalidInput, match=r"words@1, which scores none .*Use log_odds"):
+        scorer.score([toxic("a", ["くだ", "ら", "ない"])])
+
+
 def test_judge_scorer_without_a_judge_says_what_to_do() -> None:
     with pytest.raises(InvalidInput, match="scorer: 'judge' needs a judge"):
         scorer_named("judge", benign=[], contrast=lambda _: [])
