@@ -5,6 +5,9 @@ regular expressions, which need no model and no network. What they leave (names 
 themselves, addresses, links, account numbers, secrets) is found by the patterns below. Free-text
 names are only found where a phrase introduces them; an operator who needs more puts an
 NER-backed redactor in front.
+
+Kana and kanji are letters, so that there is no word boundary where they touch a Latin letter or a
+digit. They are hidden from datafog, and the patterns below say what may not go on instead.
 """
 
 from __future__ import annotations
@@ -13,12 +16,26 @@ import os
 import re
 from collections import Counter
 
+from ptalign.text.normalise import plain
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_FROM, _TO = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
 _EXTRA = (
-    ("URL", re.compile(r"\b(?:https?://|www\.)[^\s,;)]+", re.I)),
-    ("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")),
-    ("SECRET", re.compile(r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_]?[A-Za-z0-9_-]{12,}")),
-    ("SECRET", re.compile(r"(?i)\b(?:password|passcode|pin|token|api key)\s*(?:is|:|=)\s*\S+")),
-    ("HANDLE", re.compile(r"(?<![\w.])@[A-Za-z0-9_]{3,}")),
+    # Hiragana ends a link: a particle follows it without a space.
+    ("URL", re.compile(rf"{_FROM}(?:https?://|www\.)[^\s,;)][^\s,;)぀-ゟ、。「」]*", re.I)),
+    (
+        "IBAN",
+        re.compile(
+            rf"{_FROM}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{4}}){{3,7}}(?: ?[A-Z0-9]{{1,3}})?{_TO}"
+        ),
+    ),
+    ("SECRET", re.compile(rf"{_FROM}(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_]?[A-Za-z0-9_-]{{12,}}")),
+    (
+        "SECRET",
+        re.compile(rf"(?i){_FROM}(?:password|passcode|pin|token|api key)\s*(?:is|:|=)\s*\S+"),
+    ),
+    ("SECRET", re.compile(r"(?:パスワード|暗証番号)\s*[は:=]\s*[!-~]+")),
+    ("HANDLE", re.compile(r"(?<![A-Za-z0-9_.])@[A-Za-z0-9_]{3,}")),
     (
         "ADDRESS",
         re.compile(
@@ -35,18 +52,23 @@ _EXTRA = (
         ),
     ),
     ("NAME", re.compile(r"(?<=\bI'm )[A-Z][\w'’-]+\s[A-Z][\w'’-]+|(?<=\bI am )[A-Z]\w+\s[A-Z]\w+")),
-    ("NUMBER", re.compile(r"\b(?:\d[ -]?){7,}\d\b")),
+    ("NUMBER", re.compile(rf"{_FROM}(?:\d[ ()‐-―−ー-]?){{7,}}\d{_TO}")),
 )
 
 
 def redact(text: str) -> tuple[str, Counter[str]]:
-    """The text with personal data replaced by ``[KIND]``, and how many of each kind were found."""
+    """The text, in plain form, with personal data replaced by ``[KIND]``, and a count of each kind.
+
+    Full-width digits and letters are ordinary ones in plain form, so that they are found too.
+    """
     os.environ.setdefault("DATAFOG_NO_TELEMETRY", "1")
     import datafog
 
+    text = plain(text)
     found: Counter[str] = Counter()
     pieces, last = [], 0
-    for entity in sorted(datafog.scan(text, engine="regex").entities, key=lambda e: e.start):
+    scanned = datafog.scan(_NOT_ASCII.sub("。", text), engine="regex")
+    for entity in sorted(scanned.entities, key=lambda e: e.start):
         if entity.start < last:
             continue
         pieces += [text[last : entity.start], f"[{entity.type}]"]

@@ -98,6 +98,37 @@ def test_personal_data_is_replaced_and_counted() -> None:
     assert redact("Why is my order from 2024 late? I asked 3 times.")[1].total() == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "secret", "kind"),
+    [
+        ("電話は090-1234-5678です", "5678", "NUMBER"),
+        ("電話は０９０ー１２３４ー５６７８です", "５６７８", "NUMBER"),
+        ("電話は03(1234)5678です", "5678", "NUMBER"),
+        ("カード番号は4111111111111111です", "4111", "CREDIT_CARD"),
+        ("URLはhttps://example.com/a?bです", "example", "URL"),
+        ("IPは192.168.0.1です", "168", "IP_ADDRESS"),
+        ("口座は12345678です", "1234", "NUMBER"),
+        ("IBANはDE89370400440532013000です", "DE89", "IBAN"),
+        ("鍵はsk-abcdefghijkl12です", "abc", "SECRET"),
+        ("パスワードはhunter2です", "hunter2", "SECRET"),
+        ("私の@anna_leeです", "anna", "HANDLE"),
+    ],
+)
+def test_personal_data_is_found_where_japanese_touches_it(
+    text: str, secret: str, kind: str
+) -> None:
+    """Kana are letters: there is no word boundary between them and a digit."""
+    clean, found = redact(text)
+    assert secret not in clean
+    assert clean.endswith("です")  # the words around it stay
+    assert found == {kind: 1}
+
+
+def test_ordinary_numbers_in_japanese_stay() -> None:
+    text = "2024年12月25日の10時30分に注文した3個、1,980円の品物が届きません。"
+    assert redact(text) == (text, {})
+
+
 def test_vendi_counts_different_texts() -> None:
     """Identical rows count once, orthogonal rows each; both Gram matrices give the same."""
     same = np.tile(np.eye(8, dtype=np.float32)[0], (5, 1))
