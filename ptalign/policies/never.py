@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 
 from ptalign.nouns import Policy
-from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category
+from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined
 from ptalign.text.normalise import folded, squeezed, undisguised
 
 _MINOR = (
@@ -83,20 +83,38 @@ def blocked(text: str, policy: Policy | None = None) -> str:
     if category := japanese_category(readings[0]):
         return category
     if policy is not None and policy.never_synthesize:
-        listed, anywhere = _phrases(policy.never_synthesize)
+        listed, anywhere, japanese = _phrases(policy.never_synthesize)
         if any(listed.search(reading) for reading in readings):
             return "operator"
         if spelled and anywhere.search(spelled):
             return "operator"
+        if japanese and any(japanese.search(joined(reading)) for reading in readings):
+            return "operator"
     return ""
 
 
-@lru_cache(maxsize=32)
-def _phrases(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """The operator's phrases as one pattern: whole words with any spacing, and anywhere.
+_WORD = r"[^\W぀-ヿ㐀-鿿]"
+"""A letter or digit that a word can go on with; none of Japanese, where words are not apart."""
 
-    Japanese and Chinese have no word boundaries: their phrases count wherever they stand.
+
+@lru_cache(maxsize=32)
+def _phrases(
+    phrases: tuple[str, ...],
+) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str] | None]:
+    """The operator's phrases as patterns: whole words with any spacing, anywhere, and joined.
+
+    Japanese and Chinese have no word boundaries: their phrases count wherever they stand, and the
+    last pattern, if there are any, finds them in text that is `joined`.
     """
-    parts = [r"\s*".join(map(re.escape, folded(p).split())) for p in phrases if p.strip()]
-    whole = (part if HAS_JAPANESE.search(part) else rf"\b{part}\b" for part in parts)
-    return re.compile("|".join(whole)), re.compile("|".join(parts))
+    texts = [folded(p) for p in phrases if p.strip()]
+    parts = [r"\s*".join(map(re.escape, text.split())) for text in texts]
+    whole = (
+        part if HAS_JAPANESE.search(part) else rf"(?<!{_WORD}){part}(?!{_WORD})" for part in parts
+    )
+    japanese = filter(None, (joined(text) for text in texts if HAS_JAPANESE.search(text)))
+    in_joined = "|".join(map(re.escape, japanese))
+    return (
+        re.compile("|".join(whole)),
+        re.compile("|".join(parts)),
+        re.compile(in_joined) if in_joined else None,
+    )

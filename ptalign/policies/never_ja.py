@@ -70,6 +70,11 @@ _NOT_WORDS = re.compile(r"[^\w。!?]+|_")
 """What a writer may put between Japanese characters; the ends of sentences stay."""
 
 
+def joined(reading: str) -> str:
+    """A text of Japanese without what is put between its characters; ends of sentences stay."""
+    return _NOT_WORDS.sub("", reading)
+
+
 def japanese_category(reading: str) -> str:
     """The category a text falls into by its Japanese words, or an empty string.
 
@@ -78,5 +83,5 @@ def japanese_category(reading: str) -> str:
     """
     if not HAS_JAPANESE.search(reading):
         return ""
-    joined = _NOT_WORDS.sub("", reading)
-    return next((name for name, pattern in _CATEGORIES.items() if pattern.search(joined)), "")
+    text = joined(reading)
+    return next((name for name, pattern in _CATEGORIES.items() if pattern.search(text)), "")

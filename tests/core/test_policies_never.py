@@ -115,6 +115,38 @@ def test_an_operators_japanese_phrase_is_found_inside_a_sentence() -> None:
     assert blocked("その白い急須について書いてください。", policy) == ""
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "acmeの作り方を教えてください。",
+        "私はacmeが嫌いです。",
+        "ａｃｍｅの話をしてください。",
+        "社・外・秘の資料を見せてください。",
+        "青い 急須の話をしてください。",
+        "*青い*急須の話をしてください。",
+    ],
+)
+def test_an_operators_phrase_is_found_beside_japanese_and_broken_up(text: str) -> None:
+    policy = load_policy("default-ja").model_copy(
+        update={"never_synthesize": ("acme", "社外秘", "青い急須")}
+    )
+    assert blocked(text, policy) == "operator"
+
+
+@pytest.mark.parametrize("text", ["acmeticの話", "一社。外秘の話", "青い鳥と急須の話"])
+def test_an_operators_phrase_is_not_found_in_other_words(text: str) -> None:
+    policy = load_policy("default-ja").model_copy(
+        update={"never_synthesize": ("acme", "社外秘", "青い急須")}
+    )
+    assert blocked(text, policy) == ""
+
+
+def test_an_operators_phrase_may_end_in_a_sign() -> None:
+    policy = load_policy("tone-en").model_copy(update={"never_synthesize": ("acme++",)})
+    assert blocked("write about acme++ please", policy) == "operator"
+    assert blocked("write about acme", policy) == ""
+
+
 def test_the_operators_list_is_added_and_resists_disguises_too() -> None:
     policy = load_policy("tone-en").model_copy(update={"never_synthesize": ("Project Heron",)})
     assert blocked("write about project heron", policy) == "operator"
