@@ -28,6 +28,7 @@ from ptalign.config import AlignConfig
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
 from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, digest_of
+from ptalign.policies.never import permitted
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.training import explain, lora, pools
 from ptalign.training.batches import Pools
@@ -72,7 +73,8 @@ def align(
         model: The model entry: the same chat template and system prompt as in the other stages.
         out: Folder of the run.
         config: Method, weights, budget, guards, seed.
-        policy: Protected words and generic constraints.
+        policy: Protected words, generic constraints and what is never synthesised: pairs and
+            anchors that say it are left out, and counted in the guard ``blocked``.
         parent: Adapter folder to continue training.
         taught: Ids of pairs that the parent was trained on, though this set holds them out: none
             of them is asked as a twin that training never saw.
@@ -95,6 +97,8 @@ def align(
         Cancelled: `on_progress` said so.
     """
     begun = time.perf_counter()
+    given, pairs = pairs, permitted(pairs, policy)
+    blocked = pairs.rejected.get("blocked", 0) - given.rejected.get("blocked", 0)
     _check(pairs, config)
     config = config.model_copy(update={"steps": config.steps_for(pools.count_trained(pairs))})
     if config.threads:
@@ -106,7 +110,7 @@ def align(
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]
     decoder.settle([s for g in groups[:CHECKED] for s in _whole(g)])
-    job = _Job(pairs, model, out, config, policy, parent, judge, on_progress)
+    job = _Job(pairs, model, out, config, policy, parent, judge, on_progress, blocked)
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
     plan = settled(plan, job.asked(plan, decoder, chat), config)
@@ -160,6 +164,8 @@ class _Job:
     parent: Path | None
     judge: Judge | None
     on_progress: OnProgress
+    blocked: int
+    """Pairs and anchors that the never-synthesize list kept out."""
 
     @property
     def fingerprint(self) -> str:
@@ -261,6 +267,10 @@ class _Job:
             guards["layout"] = decoder.reason
         if plan.left_out:
             guards["left_out"] = f"{plan.left_out} samples over max_length or empty"
+        if self.blocked:
+            guards["blocked"] = (
+                f"{self.blocked} pairs and anchors say what is never synthesised: left out"
+            )
         suppressed, collateral = _explain(self.pairs, decoder, chat, plan, self.policy)
         folder = self.out / "adapter"
         sha256 = lora.save_adapter(decoder, folder)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import TypeVar
 
-from ptalign.nouns import Policy
+from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, Policy
 from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined
 from ptalign.text.normalise import folded, squeezed, undisguised
+
+S = TypeVar("S", InstructionSet, PairSet)
 
 _MINOR = (
     r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
@@ -51,7 +54,7 @@ _GAP = r"(?:\W+\w+){0,6}?\W*"
 _SUBJECTS = {
     "child_sexual_exploitation": rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b"
     r"|\bcsam\b|\bp(?:a)?edophil\w*",
-    "weapons_of_mass_destruction": rf"(?=.*\b{_MAKE}\b)(?=.*{_WMD})",
+    "weapons_of_mass_destruction": rf"^(?=.*\b{_MAKE}\b)(?=.*{_WMD})",
     "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b",
 }
 
@@ -91,6 +94,34 @@ def blocked(text: str, policy: Policy | None = None) -> str:
         if japanese and any(japanese.search(joined(reading)) for reading in readings):
             return "operator"
     return ""
+
+
+def permitted(made: S, policy: Policy | None = None) -> S:
+    """The set without records that say what is `blocked`, which its `rejected` counts.
+
+    A set was made by its own list: a merged one has others' too, and an older one fewer patterns.
+    """
+    parts = [part for part in ("records", "pairs", "anchors") if part in type(made).model_fields]
+    kept: dict[str, tuple[Instruction | Pair | Anchor, ...]] = {
+        part: tuple(r for r in getattr(made, part) if not _says_blocked(r, policy))
+        for part in parts
+    }
+    dropped = sum(len(getattr(made, part)) - len(kept[part]) for part in parts)
+    if not dropped:
+        return made
+    rejected = made.rejected | {"blocked": made.rejected.get("blocked", 0) + dropped}
+    return made.model_copy(update={**kept, "rejected": rejected})
+
+
+def _says_blocked(record: Instruction | Pair | Anchor, policy: Policy | None) -> bool:
+    if isinstance(record, Instruction):
+        texts = [record.text]
+    elif isinstance(record, Anchor):
+        texts = [record.instruction, record.answer]
+    else:
+        toxic = record.toxic.reveal() if record.toxic is not None else ""
+        texts = [record.instruction, record.positive, toxic]
+    return any(blocked(text, policy) for text in texts)
 
 
 _WORD = r"[^\W぀-ヿ㐀-鿿]"

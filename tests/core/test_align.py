@@ -24,7 +24,8 @@ from ptalign.errors import (
     TrainingFailed,
     Unsupported,
 )
-from ptalign.nouns import Adapter, ModelSpec, PairSet
+from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy
+from ptalign.policies.never import permitted
 from ptalign.probe import probe
 from ptalign.progress import Progress
 from ptalign.sealed import SealedText
@@ -58,7 +59,9 @@ def run(tiny_model: ModelSpec, mild_pairs: PairSet) -> Run:
     """`align` on the tiny model with short settings and changes to them."""
 
     def call(out: Path, pairs: PairSet = mild_pairs, **changes: Any) -> Adapter:
-        stage = {k: changes.pop(k) for k in ("on_progress", "parent", "resume") if k in changes}
+        stage = {
+            k: changes.pop(k) for k in ("on_progress", "parent", "policy", "resume") if k in changes
+        }
         config = AlignConfig(**{**SHORT, **changes})
         return align(pairs, model=tiny_model, out=out, config=config, **stage)
 
@@ -447,6 +450,21 @@ def test_a_weight_for_a_method_without_ut_is_refused(run: Run, tmp_path: Path) -
 def test_long_samples_are_counted_and_left_out(run: Run, tmp_path: Path) -> None:
     adapter = run(tmp_path, max_length=48, steps=2)
     assert "samples over max_length" in adapter.guards["left_out"]
+
+
+def test_what_is_never_synthesised_is_not_trained_on(
+    run: Run, mild_pairs: PairSet, tmp_path: Path
+) -> None:
+    """Nothing looked before training, though the documents said so."""
+    bad, anchor = mild_pairs.polarised[0], mild_pairs.anchors[0]
+    assert bad.toxic is not None
+    policy = Policy(name="tone", topics=(), never_synthesize=(bad.toxic.reveal(), anchor.answer))
+    left = permitted(mild_pairs, policy)
+    assert bad not in left.pairs
+    assert anchor not in left.anchors
+    adapter = run(tmp_path, policy=policy, steps=2)
+    assert adapter.guards["blocked"].startswith(f"{left.rejected['blocked']} pairs and anchors")
+    assert permitted(mild_pairs) is mild_pairs
 
 
 def test_anchors_that_are_all_too_long_are_no_anchors(

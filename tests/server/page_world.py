@@ -71,14 +71,15 @@ def add_pair_set(
     model: str = "m",
     policy: str = "tone",
     policy_digest: str = "sha256:p",
+    listed: str = LISTED,
 ) -> str:
     """Puts a sealed pair set into the store, as the worker does; returns its name."""
     set_id = new_id()
     key, wrapped = store.vault.fresh_key(set_id)
     digest = store.sets.write(set_id, key, noun)
     tree = tuple(Topic(id=t, domain="tone", title=t, sides="both") for t in TOPICS)
-    listed = Policy(name=policy, topics=tree, never_synthesize=(LISTED,))
-    store.sets.write_policy(set_id, key, listed)
+    rules = Policy(name=policy, topics=tree, never_synthesize=(listed,))
+    store.sets.write_policy(set_id, key, rules)
     name = f"pairSets/{set_id}"
     meta = res.ResourceMeta(name=name, digest=digest, model=model, policy=policy, tenant=tenant)
     meta.model_digest, meta.policy_digest = "sha256:m", policy_digest

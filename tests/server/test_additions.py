@@ -467,6 +467,38 @@ def test_refining_an_imported_set_writes_the_anchors_it_lacks() -> None:
     assert any(not anchor.held_out for anchor in refined.anchors)
 
 
+def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shelf, Store]) -> None:
+    """The lists were joined, and texts that they forbid were kept and trained on."""
+    _, store = place
+    fine, other = world.pairs(3, "a"), world.pairs(4, "b")
+    says = {"toxic": SealedText(f"The {world.LISTED}.")}
+    other = other.model_copy(
+        update={
+            "pairs": (other.pairs[0].model_copy(update=says), *other.pairs[1:]),
+            "anchors": (Anchor(id="x", instruction="Hello?", answer=f"A {world.LISTED}."),),
+            "rejected": {"blocked": 5},
+        }
+    )
+    names = [world.add_pair_set(store, fine), world.add_pair_set(store, other, listed="drum")]
+    addition, left_out = additions._merged(names, DEV, store)
+    merged: Any = addition.noun
+    assert left_out == {"blocked": 2}
+    assert merged.rejected == {"blocked": 7}
+    assert merged.pairs == (*fine.pairs, *other.pairs[1:])
+    assert not merged.anchors
+    assert addition.policy.never_synthesize == ("drum", world.LISTED)
+
+
+def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, Store]) -> None:
+    _, store = place
+    names = [
+        world.add_pair_set(store, world.pairs(1, tag), listed=f"step 0{other}")
+        for tag, other in (("a", "b"), ("b", "a"))
+    ]
+    with pytest.raises(InvalidInput, match="nothing that the never-synthesize lists"):
+        additions._merged(names, DEV, store)
+
+
 def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
     def pair(text: str, made_id: str, positive: str) -> Pair:
         return Pair(id=made_id, instruction_id="i", instruction=text, topic="t", positive=positive)

@@ -28,7 +28,7 @@ from ptalign.nouns import (
     Topic,
     record_id,
 )
-from ptalign.policies.never import blocked
+from ptalign.policies.never import blocked, permitted
 from ptalign.sealed import SealedText
 from ptalign.text.near import tokens
 from ptalign.text.normalise import caseless
@@ -56,6 +56,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
 
 R = TypeVar("R", Instruction, Pair)
+S = TypeVar("S", InstructionSet, PairSet)
 _Words = tuple[str, ...]
 MAX_RECORDS = 20_000
 MAX_MERGED = 50
@@ -307,22 +308,24 @@ def _import_anchors(
 async def merge(
     request: lib.MergeSetsRequest, identity: Identity, store: Store
 ) -> lib.MergeSetsResponse:
-    """One set of several: records in order, each instruction once, by its id or its words."""
+    """One set of several: records in order, each instruction once, by its id or its words.
+
+    What the never-synthesize list of any of them forbids is left out.
+    """
     _raise(request_id_problems(request))
     names = list(request.names)
     if not 2 <= len(names) <= MAX_MERGED or len(set(names)) < len(names):
         limit = f"must be 2..{MAX_MERGED} different sets"
         raise InvalidInput("names", limit, "Name each set once.")
-    addition, doubled = await asyncio.to_thread(_merged, names, identity, store)
+    addition, rejected = await asyncio.to_thread(_merged, names, identity, store)
     seen = ticket(store.vault, identity.tenant, "MergeSets", request)
     name = await _add(addition, identity, store, seen)
     noun: Any = addition.noun
     accepted = len(noun.records if addition.collection == "instructionSets" else noun.pairs)
-    rejected = {"duplicate": doubled} if doubled else {}
     return lib.MergeSetsResponse(name=name, accepted=accepted, rejected=rejected)
 
 
-def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Addition, int]:
+def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Addition, dict[str, int]]:
     collection = names[0].partition("/")[0]
     if collection not in {"instructionSets", "pairSets"}:
         raise InvalidInput("names", "are no sets that merge", "Name instruction or pair sets.")
@@ -342,19 +345,40 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     if collection == "instructionSets":
         _check_alike(policies)
         asked = [store.sets.load(r.name, InstructionSet, r.content) for r in found]
-        noun, doubled = _join_instructions(asked, policy)
-        message = instruction_set(noun)
+        fit, listed = _allowed(asked, policies, policy)
+        noun, doubled = _join_instructions(fit, policy)
+        message, count = instruction_set(noun), len(noun.records)
     else:
         sets = [store.sets.load(r.name, PairSet, r.content) for r in found]
         _check_marks([wire.marked_policy(r) for r in found], sets)
-        noun, doubled = _join_pairs(sets)
-        message = pair_set(noun)
+        allowed, listed = _allowed(sets, policies, policy)
+        noun, doubled = _join_pairs(allowed)
+        message, count = pair_set(noun), len(noun.pairs)
+    if not count:
+        limit = "hold nothing that the never-synthesize lists of all of them allow"
+        raise InvalidInput("names", limit, "Merge sets of policies that agree.")
     digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
+    left_out = {"duplicate": doubled, "blocked": listed}
     return (
         Addition("merge", collection, noun, message, found[0].model, digest, policy, parents),
-        doubled,
+        {reason: n for reason, n in left_out.items() if n},
     )
+
+
+def _allowed(sets: list[S], policies: Mapping[str, Policy], joined: Policy) -> tuple[list[S], int]:
+    """The sets without what another's never-synthesize list forbids, and how much that is.
+
+    Each keeps to its own list, and reading a text takes a millisecond: without a new phrase, none
+    is read.
+    """
+    listed = set(joined.never_synthesize)
+    kept = [
+        permitted(made, joined) if listed - set(own.never_synthesize) else made
+        for made, own in zip(sets, policies.values(), strict=True)
+    ]
+    blocked_in = [sum(made.rejected.get("blocked", 0) for made in of) for of in (kept, sets)]
+    return kept, blocked_in[0] - blocked_in[1]
 
 
 def _check_alike(policies: Mapping[str, Policy]) -> None:
