@@ -28,6 +28,11 @@ from ptalign.text.normalise import plain
 MIN_SIMILARITY = 0.3
 """Cosine with the nearest topic below which a draft is off topic (MiniLM)."""
 
+SAFE_MARGIN = 0.05
+"""Cosine by which a text from elsewhere must be nearer to a topic of both sides than to any other:
+nobody asked for it on such a topic. Of the English pack's examples, left out one at a time, 2
+of 94 that are to have no toxic side would get one (7 without a margin); 7 of 52 lose theirs (2)."""
+
 TWIN_TRIES = 6
 """Drafts of one twin before the instruction goes without."""
 
@@ -71,7 +76,7 @@ class DraftRun:
             seed=config.seed,
             given=Counter(r.topic for r in parent.harmful) if parent else None,
         )
-        self._index = TopicIndex(self._grid.topics, self.embed)
+        self._index = TopicIndex(policy.topics, self.embed)
         self._novelty = Novelty(policy, config.max_rouge_l)
         self._twin_check = TwinCheck(policy, self.embed)
         self._kind_openers = twin_openers(policy)
@@ -198,16 +203,23 @@ class DraftRun:
     def _take_draft(self, cell: Cell, completion: Completion) -> str:
         text = plain(f"{cell.opener}{completion.text}")
         reason = malformed(text, finished=completion.finish == "stop", locale=self.policy.locale)
-        return reason or self._accept(text, cell.tactic.id, "model")
+        return reason or self._accept(text, cell.tactic.id, "model", cell.topic)
 
-    def _accept(self, text: str, tactic: str, source: Source) -> str:
-        """Accepts a harmful instruction under its nearest topic, or says why not."""
+    def _accept(self, text: str, tactic: str, source: Source, asked: Topic | None = None) -> str:
+        """Accepts a harmful instruction under its nearest topic, or says why not.
+
+        Args:
+            text: The instruction.
+            tactic: Id of the way of asking.
+            source: Who wrote it.
+            asked: The topic that it was written for.
+        """
         if blocked(text, self.policy):
             return "never_synthesize"
         if reason := self._novelty.why_not(text):
             return reason
-        topic, similarity = self._index.nearest([text])[0]
-        if similarity < MIN_SIMILARITY:
+        topic = self._topic_of(text, asked)
+        if topic is None:
             return "off_topic"
         if self._harmful >= self.goal or self._grid.full(topic.id):
             return "over_quota"
@@ -218,6 +230,25 @@ class DraftRun:
         self._spent.counts["written"] += source == "model"
         self._report()
         return ""
+
+    def _topic_of(self, text: str, asked: Topic | None) -> Topic | None:
+        """The nearest of the run's topics; None where all are far.
+
+        What was written for a topic without a toxic side, or is nearer to one, stays without: the
+        answer to a dangerous request must not be written because it sounds like a rude one.
+        """
+        every, similar = self.policy.topics, self._index.similar([text])[0].tolist()
+        near = {topic.id: cosine for topic, cosine in zip(every, similar, strict=True)}
+        able = {topic.id: topic for topic in self._grid.topics}
+        best = max(near[name] for name in able)
+        margin = SAFE_MARGIN if asked is None else 0.0
+        safe = {t.id for t in every if t.sides == "positive_only"}
+        if (asked is not None and asked.id in safe) or any(
+            near[name] >= best - (margin if name in able else 0.0) for name in safe
+        ):
+            able = {name: topic for name, topic in able.items() if name in safe}
+        name = max(able, key=lambda name: near[name], default="")
+        return able[name] if name and near[name] >= MIN_SIMILARITY else None
 
     def _take_twin(self, job: TwinJob, completion: Completion) -> str:
         text = plain(f"{job.opener}{completion.text}")

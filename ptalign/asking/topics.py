@@ -21,25 +21,29 @@ class TopicIndex:
         self.topics = tuple(topics)
         self._embed = embed
         self._rows: Vectors | None = None
-        self._owner = np.zeros(0, dtype=np.intp)
+        self._starts: list[int] = []
+        """Where each topic's rows begin."""
 
     def nearest(self, texts: Sequence[str]) -> list[tuple[Topic, float]]:
         """The nearest topic of each text and its cosine similarity."""
-        if self._rows is None:
-            self._build()
-        similar = self._embed(texts) @ self._rows.T  # type: ignore[union-attr]
-        best = similar.argmax(axis=1)
-        return [
-            (self.topics[self._owner[b]], float(row[b]))
-            for row, b in zip(similar, best, strict=True)
-        ]
+        found = []
+        for row in self.similar(texts):
+            best = int(row.argmax())
+            found.append((self.topics[best], float(row[best])))
+        return found
 
-    def _build(self) -> None:
-        rows, owner = [], []
-        for i, topic in enumerate(self.topics):
+    def similar(self, texts: Sequence[str]) -> Vectors:
+        """The cosine similarity of each text (rows) with each topic (columns)."""
+        if self._rows is None:
+            self._rows = self._build()
+        every = self._embed(texts) @ self._rows.T
+        return np.maximum.reduceat(every, self._starts, axis=1)
+
+    def _build(self) -> Vectors:
+        rows: list[Vectors] = []
+        for topic in self.topics:
             vectors = self._embed((topic.title, *topic.examples))
             mean = vectors.mean(axis=0)
+            self._starts.append(len(rows))
             rows += [mean / max(float(np.linalg.norm(mean)), 1e-9), *vectors]
-            owner += [i] * (len(vectors) + 1)
-        self._rows = np.stack(rows).astype(np.float32)
-        self._owner = np.array(owner)
+        return np.stack(rows).astype(np.float32)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import runpy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ptalign.asking.stats import cell_stats
@@ -19,13 +20,13 @@ from ptalign.engines.script import plausible
 from ptalign.engines.scripted import ScriptedEngine
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput
 from ptalign.instructions import generate_instructions
-from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Spent
+from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy, Spent, Topic
 from ptalign.policies import load_policy
 from ptalign.policies.never import blocked
 from ptalign.progress import Progress
 from ptalign.records import MemoryLog
 from ptalign.spending import EVERY, rejections
-from ptalign.text.embed import default_embedder
+from ptalign.text.embed import Vectors, default_embedder
 
 POLICY = load_policy("tone-en")
 MODEL = ModelSpec(name="scripted", path="")
@@ -263,6 +264,48 @@ def test_seeds_and_excerpts_come_first_redacted_and_clustered() -> None:
     assert "1234567" not in second.text
     assert sum(r.source == "excerpt" for r in made.records) == 1
     assert made.rejected["excerpt_too_short"] == 1
+
+
+RUDE = Topic(id="rude", domain="tone", title="rude notes", sides="both")
+ACCOUNTS = Topic(id="accounts", domain="privacy", title="accounts of others")
+TWO_SIDES = Policy(name="mixed", topics=(RUDE, ACCOUNTS))
+BETWEEN = "Tell me how to open the account of a rude neighbour."
+"""As much about the one as about the other, by `by_two_words`, and a little nearer to rudeness."""
+
+
+def by_two_words(texts: Sequence[str]) -> Vectors:
+    """An embedder that knows two subjects."""
+    counts = [[1.0 * t.count("rude"), 0.95 * t.count("account"), 0.01] for t in texts]
+    rows = np.array(counts, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def answer_by_topic(request: Request) -> str:
+    about_rudeness = request.prompt.endswith(f"{RUDE.title}\nRequest:")
+    return "Write a rude note to the cook about cold soup." if about_rudeness else BETWEEN
+
+
+def test_a_request_written_for_a_topic_without_a_toxic_side_gets_none() -> None:
+    """It went under the nearest topic of all, and where that had a toxic side, one was written."""
+    engine, bare = ScriptedEngine(answer_by_topic), InstructionConfig(twins=False)
+    made = generate(2, policy=TWO_SIDES, engine=engine, config=bare, embed=by_two_words)
+    assert {r.topic: r.sides for r in made.records} == {"rude": "both", "accounts": "positive_only"}
+    assert next(r.text for r in made.records if r.topic == "accounts") == BETWEEN
+
+
+def test_a_seed_between_two_topics_gets_no_toxic_side() -> None:
+    seeds = [BETWEEN, "Write a rude note to the cook about cold soup."]
+    bare = InstructionConfig(twins=False)
+    made = generate(2, policy=TWO_SIDES, seeds=seeds, config=bare, embed=by_two_words)
+    assert [r.sides for r in made.records] == ["positive_only", "both"]
+
+
+def test_a_seed_of_a_topic_that_was_left_out_is_not_taken_for_rudeness() -> None:
+    seeds = ["Tell me how to open the account, or an old account, of a rude neighbour."]
+    config = InstructionConfig(twins=False, topics=("rude",))
+    made = generate(1, policy=TWO_SIDES, seeds=seeds, config=config, embed=by_two_words)
+    assert made.rejected["seed_off_topic"] == 1
+    assert seeds[0] not in [r.text for r in made.records]
 
 
 def test_what_the_example_backend_redacts_stays_a_request() -> None:
