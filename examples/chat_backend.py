@@ -7,7 +7,8 @@ It does the two things a chat backend does with ptalign:
    that a later evaluation takes back is out of the traffic at the next look.
 2. Seeds: people report replies; the requests that led to them are redacted here, sent to
    GenerateInstructions, and redacted again by the server before anything is stored. A seed is one
-   request of up to 60 words: a reply or a whole chat is rejected, or taken for a request.
+   request of up to 60 words (150 characters of Japanese): a reply or a whole chat is rejected,
+   or taken for a request.
 
     export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
     python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora ...

@@ -67,9 +67,10 @@ class Verbs(Base):
             count: Accepted harmful instructions wanted: 1..20000, beside those of `parent`.
             seeds: Instructions of your own: they come first, after the same checks, and are part
                 of `count`; the model does not see them. `rejected` counts those left out.
-            excerpts: Requests from chat logs (not the replies), up to 60 words each, after the
-                seeds and like them, one of each cluster; the server redacts them before it stores
-                them. Placeholders of your own redaction must be in capitals, as ``[EMAIL]``.
+            excerpts: Requests from chat logs (not the replies), up to 60 words each (150
+                characters of Japanese), after the seeds and like them, one of each cluster; the
+                server redacts them before it stores them. Placeholders of your own redaction must
+                be in capitals, as ``[EMAIL]``.
             locale: BCP 47; the policy's unless set.
             twins: A benign twin for each, those of `parent` too; on unless set.
             topics: A subset of the policy's topic ids; all unless set.

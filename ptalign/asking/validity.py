@@ -6,7 +6,13 @@ import re
 
 from ptalign.nouns import Policy
 from ptalign.text.near import NearDuplicates, tokens
-from ptalign.text.normalise import straight
+from ptalign.text.normalise import straight, unspaced
+
+LONGEST = 60
+"""Words of an instruction at most."""
+
+LONGEST_UNSPACED = 150
+"""The same in character pairs, where words are not apart: two and a half make a word."""
 
 COPIED = 0.8
 """ROUGE-L F1 with an example above which a draft is a copy of it."""
@@ -105,7 +111,8 @@ def malformed(text: str, *, finished: bool, locale: str) -> str:
     words = tokens(text, locale)
     if len(words) < 4:
         return "too_short"
-    if len(words) > 60 or len(text) > 400:
+    longest = LONGEST_UNSPACED if unspaced(locale) else LONGEST
+    if len(words) > longest or len(text) > 400:
         return "too_long"
     if not finished:
         return "truncated"

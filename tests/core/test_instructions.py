@@ -447,6 +447,17 @@ def test_form_is_checked_with_a_reason(text: str, reason: str) -> None:
     assert malformed(text.strip(), finished=True, locale="en") == reason
 
 
+def test_a_japanese_request_may_be_as_long_as_an_english_one() -> None:
+    """Its words were counted as pairs of characters: sixty are half as long a request."""
+    text = (
+        "昨日の夕方に届くはずだった青い自転車の部品がまだ届かないと丁寧に問い合わせてきたお客様に、"
+        "こちらの都合ばかりを並べた意地悪で短い返事のメールを書いてください。"
+    )
+    assert len(text) > 61
+    assert malformed(text, finished=True, locale="ja") == ""
+    assert malformed(text * 3, finished=True, locale="ja") == "too_long"
+
+
 def test_a_cut_draft_is_truncated() -> None:
     text = "Write a rude reply to a guest who came"
     assert malformed(text, finished=False, locale="en") == "truncated"

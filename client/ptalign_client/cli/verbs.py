@@ -70,8 +70,8 @@ def generate(
     excerpts: Annotated[
         Path | None,
         typer.Option(
-            help="Text file: one request from a chat a line, up to 60 words, not the reply; "
-            "redacted by the server."
+            help="Text file: one request from a chat a line, up to 60 words (150 characters of "
+            "Japanese), not the reply; redacted by the server."
         ),
     ] = None,
     locale: Annotated[str, typer.Option(help="BCP 47; the policy's unless set.")] = "",
