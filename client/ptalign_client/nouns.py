@@ -215,6 +215,9 @@ class PolicySpec:
     title: str
     topics: tuple[TopicSpec, ...]
     locale: str = ""
+    """BCP 47; ``en`` unless set. Give each topic examples in it: in a language without a shipped
+    policy (English and Japanese have one) they alone show how to ask, and answers that decline
+    begin in English."""
     protected_words: tuple[str, ...] = ()
     never_synthesize: tuple[str, ...] = ()
 

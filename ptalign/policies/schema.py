@@ -188,7 +188,9 @@ def inline_policy(
     Args:
         topics: Mappings with domain, title, sides, boundary, examples, twin_examples.
         both_domains: Domains in which the operator allows a toxic side.
-        base: The operator's policy: its lists and tactics always apply, the call only adds.
+        base: The operator's policy: its lists always apply, the call only adds. Its tactics and
+            constraints do where it is in the language of the topics: openers of another would
+            begin requests in that one.
         locale: BCP 47 tag of the topics.
         protected_words: Added to the operator's.
         never_synthesize: Added to the operator's.
@@ -226,8 +228,13 @@ def inline_policy(
                 twin_examples=_requests(spec, i, "twin_examples"),
             )
         )
+    words: dict[str, tuple[str, ...]] = {}
+    if locale.partition("-")[0] != base.locale.partition("-")[0]:
+        constraints = "generic_constraints_positive", "generic_constraints_toxic"
+        words = dict.fromkeys(("tactics", *constraints), ())
     policy = base.model_copy(
         update={
+            **words,
             "name": "inline",
             "locale": locale,
             "topics": tuple(made),

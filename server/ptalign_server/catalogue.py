@@ -164,6 +164,9 @@ class Catalogue:
     def inline(self, spec: res.PolicySpec) -> Policy:
         """A policy written in a call: it adds topics and words, and relaxes nothing.
 
+        The shipped pack of its language lends the ways of asking; without one there are none, and
+        requests are like the topics' examples.
+
         Raises:
             InvalidInput: A topic outside its limits, a toxic side where none is allowed, or a file
                 of the operator is broken, so that what it forbids is not known.
@@ -181,7 +184,10 @@ class Catalogue:
         packs = list(({name: load_policy(name) for name in policy_names()} | own).values())
         tone = frozenset(t.domain for pack in packs for t in pack.topics if t.sides == "both")
         phrases = {phrase for pack in packs for phrase in pack.never_synthesize}
-        base = packs[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
+        locale = spec.locale or packs[0].locale
+        language = locale.partition("-")[0]
+        alike = [p for p in packs[: len(policy_names())] if p.locale.partition("-")[0] == language]
+        base = (alike or packs)[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
         return inline_policy(
             [
                 {
@@ -196,7 +202,7 @@ class Catalogue:
             ],
             both_domains=tone,
             base=base,
-            locale=spec.locale or base.locale,
+            locale=locale,
             protected_words=tuple(spec.protected_words),
             never_synthesize=tuple(spec.never_synthesize),
         )

@@ -181,6 +181,22 @@ def test_an_inline_policy_adds_to_the_operators_lists_and_relaxes_nothing() -> N
         )
 
 
+def test_an_inline_policy_in_another_language_asks_in_no_words_of_the_base() -> None:
+    """A German policy's requests began with "Write a rude reply to", and were sealed as German."""
+    base = load_policy("default-en")
+    topic = {"domain": "work", "title": "Ein kaputter Stuhl"}
+
+    def made(locale: str) -> Policy:
+        return inline_policy([topic], both_domains=frozenset(), base=base, locale=locale)
+
+    german, british = made("de"), made("en-GB")
+    assert not german.tactics
+    assert not german.generic_constraints_positive + german.generic_constraints_toxic
+    assert german.protected_words == base.protected_words
+    assert british.tactics == base.tactics
+    assert british.generic_constraints_toxic == base.generic_constraints_toxic
+
+
 def test_an_inline_policy_takes_twin_examples_and_names_what_is_wrong_with_them() -> None:
     def made(**fields: Any) -> Policy:
         topic = {"domain": "work", "title": "a broken chair", "examples": ["Mock the chair."]}

@@ -98,6 +98,24 @@ def test_an_inline_policy_brings_its_twin_examples(settings: Settings) -> None:
     assert Catalogue(settings).inline(spec).topics[0].twin_examples == ("Praise the teapot.",)
 
 
+def test_an_inline_policy_asks_as_the_shipped_one_of_its_language_does(
+    settings: Settings, mine: Path
+) -> None:
+    """English openers began Japanese requests, which were rejected for their language."""
+    mine.write_text(PACK)
+    catalogue, spec = Catalogue(settings), res.PolicySpec(topics=[res.TopicSpec(title="椅子")])
+    for locale, name in (("ja", "default-ja"), ("en-GB", "default-en"), ("", "default-en")):
+        spec.locale = locale
+        made, shipped = catalogue.inline(spec), load_policy(name)
+        assert made.tactics == shipped.tactics
+        assert made.generic_constraints_positive == shipped.generic_constraints_positive
+        assert made.locale == (locale or "en")
+        assert made.never_synthesize == ("green teapot",)
+    spec.locale = "de"
+    assert not catalogue.inline(spec).tactics
+    assert catalogue.inline(spec).never_synthesize == ("green teapot",)
+
+
 def test_a_policy_that_is_mended_while_an_inline_one_is_checked_still_forbids(
     settings: Settings, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
