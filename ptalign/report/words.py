@@ -58,11 +58,13 @@ TWINS = "twin_refusal_rate"
 
 
 def mask(token: str) -> str:
-    """First letter, dots and length: enough to recognise, too little to read."""
+    """First letter, dots and length: enough to recognise, too little to read.
+
+    Of one character, which may be a whole word of Japanese, nothing is shown.
+    """
     text = token.strip()
-    if not text:
-        return "• (0)"
-    return f"{text[0]}{'•' * min(len(text) - 1, 7)} ({len(text)})"
+    first = text[:1] if len(text) > 1 else "•"
+    return f"{first}{'•' * min(max(len(text) - 1, 0), 7)} ({len(text)})"
 
 
 @cache

@@ -343,6 +343,7 @@ def test_what_a_command_leaves_out_is_said(report):
 def test_masks():
     assert mask(" wordy") == "w•••• (5)"
     assert mask("") == "• (0)"
+    assert mask(" 嫌") == "• (1)"  # a word of its own
     assert mask("a" * 40) == "a••••••• (40)"
     assert shown(" question") == "question"
     assert shown(CANARY) == mask(CANARY)
