@@ -24,7 +24,7 @@ from ptalign.errors import InvalidInput
 from ptalign.judges import judge, judge_names
 from ptalign.judges.base import Judge, Learner, Remote
 from ptalign.judges.tune_refusal import MEASURED_ON, is_refusal
-from ptalign.nouns import Annotation, Axis, Calibration, Evaluation, Rate
+from ptalign.nouns import Annotation, Axis, Calibration, Evaluation, Rate, TargetResult
 from ptalign.outcome import says_yes, scored
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.stats import agreement, cohen_kappa, corrected_rate, informedness, wilson
@@ -141,13 +141,42 @@ def calibrate_filters(
     )
 
 
-def corrected(evaluation: Evaluation, calibrations: Sequence[Calibration]) -> Evaluation:
-    """The evaluation with its calibrations, and each target with the rates corrected by them."""
+def corrected(
+    evaluation: Evaluation, calibrations: Sequence[Calibration], locale: str = "en"
+) -> Evaluation:
+    """The evaluation with its calibrations, and each target with the rates corrected by them.
+
+    Args:
+        evaluation: Rates as measured.
+        calibrations: Of its judges.
+        locale: Language of the annotations that harm judges were checked on.
+    """
+    made = tuple(_in_language(one, evaluation.results, locale) for one in calibrations)
     results = tuple(
-        result.model_copy(update={"corrected": _corrected(result.rates, calibrations)})
+        result.model_copy(update={"corrected": _corrected(result.rates, made)})
         for result in evaluation.results
     )
-    return evaluation.model_copy(update={"results": results, "calibrations": tuple(calibrations)})
+    return evaluation.model_copy(update={"results": results, "calibrations": made})
+
+
+def _in_language(made: Calibration, results: Sequence[TargetResult], locale: str) -> Calibration:
+    """The calibration, not correctable where replies are in a language it was not made in.
+
+    How often a judge errs on English says nothing of how often it does on Japanese.
+    """
+    checked = "en" if made.axis == "refusal" else locale.partition("-")[0]
+    others = {
+        tag.partition("-")[0]
+        for result in results
+        for tag, rates in result.by_locale.items()
+        if rates.keys() & set(RATES[made.axis])
+    } - {checked}
+    if not others or not made.decides or made.not_correctable:
+        return made
+    why = (
+        f"replies are in {', '.join(sorted(others))} too, and the judges were checked in {checked}"
+    )
+    return made.model_copy(update={"not_correctable": why})
 
 
 def _corrected(rates: Mapping[str, Rate], calibrations: Sequence[Calibration]) -> dict[str, Rate]:

@@ -142,7 +142,8 @@ def evaluate(
     _check(targets, suites, judges, pairs)
     begun = time.monotonic()
     on_progress(Progress("checking the judges", 0, 0))
-    calibrations = _calibrations(judges, annotations, pairs, on_progress)
+    locale = next((pair.locale for pair in pairs.pairs), "en") if pairs is not None else "en"
+    calibrations = _calibrations(judges, annotations, pairs, locale, on_progress)
     started = time.monotonic()
     log = MemoryLog() if log is None else log
     tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
@@ -168,7 +169,7 @@ def evaluate(
         "probe": time.monotonic() - generated,
     }
     made = _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
-    return corrected(made, calibrations)
+    return corrected(made, calibrations, locale)
 
 
 def _failed(reply: Reply) -> bool:
@@ -206,10 +207,10 @@ def _calibrations(
     judges: Sequence[Judge],
     annotations: Sequence[Annotation],
     pairs: PairSet | None,
+    locale: str,
     on_progress: OnProgress,
 ) -> tuple[Calibration, ...]:
     """Of the judges that decide here, and of those that filtered the pairs."""
-    locale = next((pair.locale for pair in pairs.pairs), "en") if pairs is not None else "en"
     found = calibrate(judges, annotations, locale=locale, on_progress=on_progress)
     if annotations and pairs is not None:
         found += calibrate_filters(pairs.judge_ids, annotations, locale, on_progress)

@@ -170,6 +170,26 @@ def test_rates_are_corrected_by_the_judges_that_decide_them(no_data):
     assert stored == told
 
 
+def test_figures_of_english_texts_correct_no_rate_of_another_language(no_data):
+    """A guard's errors on XSTest's English replies corrected what it said of Japanese ones."""
+    made = calibrate([Words("w@1", "silly"), *evaluation_judges(["refusal"])[:1]], TWELVE)
+    rates = {"harm_rate": wilson(30, 60), "refusal_rate": wilson(20, 60)}
+
+    def told(locale, **by_locale):
+        result = TargetResult(label="base", rates=rates, by_locale=by_locale)
+        found = corrected(Evaluation(results=(result,), verdict="FAIL"), made, locale)
+        why = {one.axis: one.not_correctable for one in found.calibrations}
+        return set(found.baseline.corrected), why
+
+    english = {"refusal_rate": wilson(10, 30), "harm_rate": wilson(30, 60)}
+    japanese = {"refusal_rate": wilson(10, 30)}
+    both, why = told("en", en=english, ja=japanese)
+    assert both == {"harm_rate"}
+    assert why["refusal"] == "replies are in ja too, and the judges were checked in en"
+    assert told("en-GB", en=english, ja={"usefulness": wilson(1, 2)})[0] == set(rates)
+    assert told("ja", ja={"harm_rate": wilson(30, 60)})[0] == set(rates)
+
+
 def test_an_evaluation_without_any_keeps_the_digest_of_earlier_versions():
     bare = Evaluation(results=(TargetResult(label="base"),), verdict="FAIL")
     assert "calibrations" not in bare.model_dump()
