@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ptalign.errors import DataDamaged
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-GAUGES = "livemostrecent"
+GAUGES: Final = "livemostrecent"
 """What several processes' values of a gauge become: the newest of those that live."""
 RESERVED = 256 * 1024
 """Bytes of each metric file; all methods with all codes take about 100 kB."""
@@ -57,7 +57,9 @@ def _reserve() -> None:
     is a SIGBUS.
     """
     folder = os.environ.get(VARIABLE)
-    for kind in ("counter", f"gauge_{GAUGES}", "histogram") if folder else ():
+    if not folder:
+        return
+    for kind in ("counter", f"gauge_{GAUGES}", "histogram"):
         with contextlib.suppress(OSError), Path(folder, f"{kind}_{os.getpid()}.db").open("ab") as f:
             os.posix_fallocate(f.fileno(), 0, RESERVED)
 
