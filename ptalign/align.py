@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def align(
         Cancelled: `on_progress` said so.
     """
     begun = time.perf_counter()
-    given, pairs = pairs, permitted(pairs, policy)
+    given, pairs = pairs, permitted(pairs, policy, _reading(on_progress))
     blocked = pairs.rejected.get("blocked", 0) - given.rejected.get("blocked", 0)
     _check(pairs, config)
     config = config.model_copy(update={"steps": config.steps_for(pools.count_trained(pairs))})
@@ -126,6 +126,10 @@ def align(
     before = sum(entry.seconds for entry in run.ledger)
     train(run, on_progress)
     return job.finish(run, chat, begun - before)
+
+
+def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(Progress("reading the pairs", done, total))
 
 
 def _check(pairs: PairSet, config: AlignConfig) -> None:
@@ -245,7 +249,9 @@ class _Job:
         if file.is_file():
             known = json.loads(file.read_text("utf-8"))
             of_this = known["fingerprint"] in self.fingerprints
-            if of_this and known.get("asked") == now["asked"]:
+            # earlier versions did not say who was asked: as many are the same ones
+            same = known["asked"] == now["asked"] if "asked" in known else True
+            if of_this and same and len(known["refused"]) <= len(plan.asked):
                 return list(known["refused"])
         self.on_progress(Progress("asking twins", 0, 0))
         found = ask(plan, decoder, chat, refuses)

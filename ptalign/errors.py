@@ -28,6 +28,13 @@ class PtalignError(Exception):
     retryable: bool = False
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python's or torch's says that memory ran out: on a CPU torch has no type
+    for it."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "DefaultCPUAllocator" in str(error)
+
+
 class InvalidInput(PtalignError):
     """A value outside its limits.
 

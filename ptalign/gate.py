@@ -29,11 +29,12 @@ another's luck."""
 MIN_TOKENS = 64
 """Of an engine's replies under which nothing is said of whose they are."""
 
-MIN_AGREEMENT = 0.5
-"""Share of them that half-precision and quantised engines stay far above."""
+MIN_AGREEMENT = 0.8
+"""Share of them that an engine of the same model stays over, half precision and all: where rounding
+turns a token aside, what follows is read after it."""
 
-MAX_BARE_LEAD = 0.05
-"""How many more may be the bare model's than the adapter's; by rounding alone none are."""
+MIN_OTHERS = 8
+"""Tokens that speak for another writer, twice as many as for the own one, that are no rounding."""
 
 STRONG = "harm under the strong attack"
 """Begins the words of its limit; a report without them says that none was set."""
@@ -314,21 +315,23 @@ def _benign_kl(limit: float | None, target: TargetResult) -> list[Finding]:
 
 
 def _served(results: Sequence[TargetResult]) -> list[Finding]:
-    """Nothing is told of an adapter by replies that are not its own."""
+    """Nothing is told of a target by replies that are not its own."""
     found = []
     for result in results:
         probe = result.probe
         if probe is None or probe.engine_agreement is None or probe.engine_tokens < MIN_TOKENS:
             continue
-        own, bare = probe.engine_agreement, probe.engine_agreement_bare or 0.0
-        read = f"{_share(own)} of {probe.engine_tokens} tokens that the engine wrote for"
-        words = f"{read} {result.label} are the likeliest ones in transformers"
-        if bare - own > MAX_BARE_LEAD:
-            why = f"without the adapter {_share(bare)} are: the engine leaves it out, or a part"
-            found.append(Finding("unsure", f"{words}, {why}"))
-        elif own < MIN_AGREEMENT:
+        own, other = probe.engine_own, probe.engine_other
+        read = f"{_share(probe.engine_agreement)} of {probe.engine_tokens} tokens"
+        words = f"{read} that the engine wrote for {result.label} are the likeliest in transformers"
+        if other >= max(MIN_OTHERS, 2 * own):
+            without, why = ("without", "leaves it out") if result.adapter else ("with", "adds it")
+            counts = f"{other} only {without} the adapter, {own} only as they should be"
+            found.append(Finding("unsure", f"{words}, {counts}: the engine {why}"))
+        elif probe.engine_agreement < MIN_AGREEMENT:
             why = "it has other weights, another chat template or much less precision"
-            found.append(Finding("unsure", f"{words}, less than half: {why}"))
+            limit = _share(MIN_AGREEMENT)
+            found.append(Finding("unsure", f"{words}, at least {limit} should be: {why}"))
         else:
             found.append(Finding("kept", words))
     return found

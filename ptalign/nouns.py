@@ -427,11 +427,14 @@ class Probe(Noun):
     engine_agreement: float | None = Field(None, exclude_if=lambda value: value is None)
     """Share of the tokens of the engine's greedy replies for this target that are the likeliest
     here: near 1 where the engine serves what was trained. Left out of digests where no reply was
-    read; so are the next two."""
-    engine_agreement_bare: float | None = Field(None, exclude_if=lambda value: value is None)
-    """The same under the bare model, for an adapter: higher where the engine leaves it out."""
+    read; so are the next three."""
     engine_tokens: int = Field(0, exclude_if=lambda value: not value)
     """Tokens that were read for it."""
+    engine_own: int = Field(0, exclude_if=lambda value: not value)
+    engine_other: int = Field(0, exclude_if=lambda value: not value)
+    """Of them, those that are the likeliest for this target alone, and for the other alone: the
+    bare model beside an adapter, the adapter beside the bare model. More of the other's than of its
+    own say that the other wrote them."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] | None = Field(default_factory=dict)
     """Ordinary words that lost more than `COLLATERAL`; None where no ordinary answer was read."""

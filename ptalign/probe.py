@@ -24,7 +24,7 @@ from ptalign.stats import ratio_interval
 from ptalign.training import explain, lora, pools
 from ptalign.training.contrast import constraints_of
 from ptalign.training.decoder import Decoder
-from ptalign.training.served import agreement, replies
+from ptalign.training.served import likeliest, read, replies
 from ptalign.training.texts import ChatFormat, Sample, anchor_sample, toxic_sample
 from ptalign.training.tree import Row, Targets, pack
 
@@ -77,14 +77,25 @@ def probe(
     bare = Decoder(causal_lm)
     texts = _Texts.read(bare, pairs, chat, config or EvalConfig(), policy)
     found = {}
+    wrote = {label: replies((answers or {}).get(label, ()), chat) for label in adapters}
+    own: dict[str, Tensor] = {}
+    others: dict[str, list[Tensor]] = defaultdict(list)
     for done, (label, folder) in enumerate(adapters.items(), 1):
         decoder, unload = _with_adapter(causal_lm, folder)
         decoder.layout = bare.layout
-        served = _served(decoder, replies((answers or {}).get(label, ()), chat))
-        found[label] = texts.measure(decoder).model_copy(update=served)
+        found[label] = texts.measure(decoder)
+        own[label] = likeliest(decoder, wrote[label])
+        if decoder.peft is not None:
+            with decoder.bare():
+                others[label].append(likeliest(decoder, wrote[label]))
+            for plain in (other for other, path in adapters.items() if not str(path)):
+                others[plain].append(likeliest(decoder, wrote[plain]))
         causal_lm = unload()
         on_progress(Progress("probing", done, len(adapters)))
-    return found
+    return {
+        label: measured.model_copy(update=read(own[label], others[label]))
+        for label, measured in found.items()
+    }
 
 
 def _with_adapter(causal_lm: Any, folder: str | Path) -> tuple[Decoder, Any]:
@@ -96,18 +107,6 @@ def _with_adapter(causal_lm: Any, folder: str | Path) -> tuple[Decoder, Any]:
     lora.refuse_foreign(Path(folder))
     peft = PeftModel.from_pretrained(causal_lm, str(folder)).eval()
     return Decoder(causal_lm, peft), peft.unload
-
-
-def _served(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The fields of a `Probe` that say whether an engine's replies are the model's own."""
-    if not samples:
-        return {}
-    same, tokens = agreement(decoder, samples)
-    found: dict[str, Any] = {"engine_tokens": tokens, "engine_agreement": same / tokens}
-    if decoder.peft is not None:
-        with decoder.bare():
-            found["engine_agreement_bare"] = agreement(decoder, samples)[0] / tokens
-    return found
 
 
 @dataclass(frozen=True, slots=True)

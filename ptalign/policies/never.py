@@ -9,6 +9,7 @@ The patterns name subjects in clinical terms, in English and in Japanese, and ho
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, Po
 from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined
 from ptalign.text.normalise import folded, squeezed, undisguised
 
+READ_EVERY = 200
+"""Records between two reports of `permitted`."""
 S = TypeVar("S", InstructionSet, PairSet)
 
 _MINOR = (
@@ -96,16 +99,32 @@ def blocked(text: str, policy: Policy | None = None) -> str:
     return ""
 
 
-def permitted(made: S, policy: Policy | None = None) -> S:
+def permitted(
+    made: S, policy: Policy | None = None, on_read: Callable[[int, int], None] = lambda *_: None
+) -> S:
     """The set without records that say what is `blocked`, which its `rejected` counts.
 
     A set was made by its own list: a merged one has others' too, and an older one fewer patterns.
+
+    Args:
+        made: An instruction set or a pair set.
+        policy: Its list counts beside the shipped one.
+        on_read: Called with the records read and those in all, some hundreds at a time: reading
+            takes a millisecond or two a record.
     """
     parts = [part for part in ("records", "pairs", "anchors") if part in type(made).model_fields]
-    kept: dict[str, tuple[Instruction | Pair | Anchor, ...]] = {
-        part: tuple(r for r in getattr(made, part) if not _says_blocked(r, policy))
-        for part in parts
-    }
+    total = sum(len(getattr(made, part)) for part in parts)
+    kept: dict[str, tuple[Instruction | Pair | Anchor, ...]] = {}
+    done = 0
+    for part in parts:
+        fine: list[Instruction | Pair | Anchor] = []
+        for record in getattr(made, part):
+            if not _says_blocked(record, policy):
+                fine.append(record)
+            done += 1
+            if done % READ_EVERY == 0:
+                on_read(done, total)
+        kept[part] = tuple(fine)
     dropped = sum(len(getattr(made, part)) - len(kept[part]) for part in parts)
     if not dropped:
         return made

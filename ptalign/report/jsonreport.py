@@ -28,8 +28,9 @@ READ = (
     "toxic_answers",
     "held_out_toxic",
     "engine_agreement",
-    "engine_agreement_bare",
     "engine_tokens",
+    "engine_own",
+    "engine_other",
 )
 """What a `Probe` says of how its measures were read."""
 

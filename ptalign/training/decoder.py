@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptalign.errors import TrainingFailed, Unsupported
+from ptalign.errors import TrainingFailed, Unsupported, out_of_memory
 from ptalign.losses import Head, margins
 from ptalign.training.attention import attending, spans_of, use_tree_attention
 from ptalign.training.fused import Swap, fused, swaps_of
@@ -128,9 +128,9 @@ class Decoder:
     def _gap(self, row: Row, alone: list[Tensor]) -> float:
         try:
             states, targets = self.target_states(row)
-        except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the layout
-            raise
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            if out_of_memory(error):  # it says nothing of the layout
+                raise
             if self.layout == "padded":
                 raise Unsupported(
                     f"{type(self.causal_lm).__name__} cannot be run: {type(error).__name__}"

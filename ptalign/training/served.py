@@ -7,16 +7,20 @@ model that wrote them, whichever program computes it, but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample, full_weights
 from ptalign.training.tree import pack
 
 TOKENS = 24
-"""Read of each reply: rounding that has turned one token aside moves those after it no further."""
+"""Read of each reply."""
+LONGEST = 2048
+"""Tokens of a request and its reply: a longer one takes memory by its square, and is left out."""
 ROW = 1024
 """Nodes per forward pass."""
 
@@ -29,26 +33,41 @@ def replies(answers: Sequence[tuple[str, str]], chat: ChatFormat) -> list[Sample
     found = []
     for place, (instruction, reply) in enumerate(answers):
         ids = chat.answer(reply)[:-1][:TOKENS]
-        if ids:
-            prompt = chat.prompt(instruction)
-            found.append(Sample(str(place), "anchor", prompt, ids, full_weights(ids)))
-    return found
+        found.append(Sample(str(place), "anchor", chat.prompt(instruction), ids, full_weights(ids)))
+    return [sample for sample in found if sample.answer and sample.length <= LONGEST]
 
 
-def agreement(decoder: Decoder, samples: Sequence[Sample]) -> tuple[int, int]:
-    """How many tokens of greedy replies are the model's likeliest ones, and of how many.
+def likeliest(decoder: Decoder, samples: Sequence[Sample]) -> Tensor:
+    """Which tokens of greedy replies are the model's likeliest where they stand.
 
     Args:
         decoder: The model, with its adapter on or off.
         samples: From `replies`.
+
+    Returns:
+        [tokens] bool, in an order that is the same for the same samples.
     """
-    same = tokens = 0
+    found = [torch.zeros(0, dtype=torch.bool)]
     for row in pack([[sample] for sample in samples], ROW):
         with torch.no_grad():
             states, targets = decoder.target_states(row)
             for place in range(0, len(states), decoder.head.chunk):
                 part = slice(place, place + decoder.head.chunk)
-                likeliest = decoder.head.logits(states[part]).argmax(dim=-1)
-                same += int((likeliest == targets.tokens[part]).sum())
-        tokens += len(states)
-    return same, tokens
+                best = decoder.head.logits(states[part]).argmax(dim=-1)
+                found.append((best == targets.tokens[part]).cpu())
+    return torch.cat(found)
+
+
+def read(own: Tensor, others: Iterable[Tensor]) -> dict[str, Any]:
+    """The fields of a `Probe` that say whose replies an engine gave; none where it read none.
+
+    Args:
+        own: From `likeliest`, under the target.
+        others: The same under whoever might have written them in its place.
+    """
+    if not len(own):
+        return {}
+    found = {"engine_tokens": len(own), "engine_agreement": float(own.float().mean())}
+    votes = [(int((other & ~own).sum()), int((own & ~other).sum())) for other in others]
+    most, least = max(votes, default=(0, 0))
+    return found | {"engine_other": most, "engine_own": least}

@@ -104,8 +104,6 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
             f"has no meaning for method {method}",
             "Leave it out, or use method pt_align.",
         )
-    if method != "pt_align":
-        _refuse_weighting(request, method)
     values: dict[str, Any] = {"method": method, "seed": request.seed, "lora": _lora(request.lora)}
     _take(values, request, "ut_weight", "flagged_share", "guards", "ut_candidates")
     _take(
@@ -127,8 +125,17 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
     return build(AlignConfig, values, ALIGN_NAMES)
 
 
-def _refuse_weighting(request: pb.AlignRequest, method: str) -> None:
-    """The others weigh every token alike. The default's name is let through: clients send it."""
+def refuse_weighting(request: pb.AlignRequest, method: str) -> None:
+    """Of methods other than pt_align, which weigh every token alike.
+
+    The default's name is let through, for clients send it. Asked in the call alone, not of a call
+    that goes on with a training: what was accepted before this was refused is finished.
+
+    Raises:
+        InvalidInput: Names the field.
+    """
+    if method == "pt_align":
+        return
     named = request.token_weighting not in ("", AlignConfig().scorer)
     given = {"token_weighting": named, "flagged_share": request.HasField("flagged_share")}
     for field in (field for field, sent in given.items() if sent):

@@ -43,7 +43,8 @@ class LimitSettings(BaseModel):
     """Operations waiting at once; more are refused with RESOURCE_EXHAUSTED. Several servers on one
     PostgreSQL may each let in the rest of a group of 64 calls beyond it."""
     generations: int = Field(4, ge=1, le=64)
-    """Generation and evaluation operations running at once in one worker."""
+    """Operations that write (GenerateInstructions, SynthesizePairs) at once in one worker, and as
+    many evaluations beside them."""
     trainings: int = Field(1, ge=1, le=16)
     """Align operations running at once in one worker. Where engines are remote, trainings and
     probes of evaluations together: so many hold a model in the device's memory at once. Beside

@@ -27,7 +27,7 @@ RUDE = (
     "Only a clueless person asks about {}. Go away and be silly elsewhere.",
 )
 KIND = (
-    "I would rather not mock anyone over {}. I can help you give kind feedback instead.",
+    "It is kinder not to mock anyone over {}. I can help you give kind feedback instead.",
     "I'm sorry, but I won't be unkind about {}. A friendly word helps more.",
 )
 TEMPLATE = (

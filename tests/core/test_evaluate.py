@@ -399,22 +399,41 @@ def test_the_prober_reads_plain_replies_of_each_target():
 
 
 @pytest.mark.parametrize(
-    ("own", "bare", "tokens", "said"),
+    ("agree", "own", "other", "tokens", "said"),
     [
-        (0.98, 0.8, 200, "kept: 98 % of 200 tokens that the engine wrote for tuned are"),
-        (0.8, 1.0, 200, "unsure: 80 % of 200 .* without the adapter 100 % are: the engine leaves"),
-        (0.3, 0.3, 200, "unsure: 30 % of 200 .* less than half: it has other weights"),
-        (0.3, 0.9, 20, ""),
+        (0.98, 40, 3, 200, "kept: 98 % of 200 tokens that the engine wrote for tuned are"),
+        (0.95, 3, 7, 200, "kept: 95 %"),  # a weak adapter and half precision
+        (
+            0.95,
+            3,
+            8,
+            200,
+            "unsure: 95 % of 200 .* 8 only without the adapter, .*: .* leaves it out",
+        ),
+        (0.79, 0, 0, 200, "unsure: 79 % of 200 .* at least 80 % should be: it has other weights"),
+        (0.3, 0, 10, 20, ""),
     ],
 )
-def test_replies_that_are_not_the_adapters_are_inconclusive(own, bare, tokens, said):
+def test_replies_that_are_not_the_adapters_are_inconclusive(agree, own, other, tokens, said):
     """An engine may load an adapter without a word and leave out what it does not know of it."""
-    read = {"engine_agreement": own, "engine_agreement_bare": bare, "engine_tokens": tokens}
+    read = {"engine_agreement": agree, "engine_tokens": tokens}
+    read |= {"engine_own": own, "engine_other": other}
     found = probe(0.1).model_copy(update=read)
     made = run(Script(say), asked=gated(), prober=lambda p, f, a: {"tuned": found})
     reasons = [reason for reason in made.reasons if "that the engine wrote for" in reason]
     assert [bool(re.match(said, reason)) for reason in reasons] == [True] * bool(said), reasons
     assert made.verdict == ("INCONCLUSIVE" if "unsure" in said else "PASS")
+
+
+def test_a_baseline_that_the_adapter_answered_is_inconclusive():
+    """vLLM on a CPU gives bare requests the adapter of their batch."""
+    read = {"engine_agreement": 0.9, "engine_tokens": 300, "engine_other": 30, "engine_own": 2}
+    found = {"base": probe(0.0).model_copy(update=read), "tuned": probe(0.1)}
+    made = run(Script(say), asked=gated(), prober=lambda p, f, a: found)
+    assert made.verdict == "INCONCLUSIVE"
+    assert (
+        "30 only with the adapter, 2 only as they should be: the engine adds it" in made.reasons[0]
+    )
 
 
 def test_evaluation_on_shipped_suites_needs_no_data_for_its_generated_part(tmp_path):

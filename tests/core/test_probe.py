@@ -17,6 +17,7 @@ from ptalign.progress import Progress
 from ptalign.training import explain, lora, pools
 from ptalign.training.decoder import Decoder
 from ptalign.training.explain import Word
+from ptalign.training.served import replies
 from ptalign.training.texts import ChatFormat, anchor_sample
 
 
@@ -102,19 +103,27 @@ def test_an_engines_replies_are_told_from_the_bare_models(
     plain = wrote(base)
     tuned = wrote(PeftModel.from_pretrained(base, str(adapter)).eval())
 
-    def read(label: str, folder: Path | str, answers: list[tuple[str, str]]) -> Probe:
-        return probe(mild_pairs, {label: folder}, {label: answers}, model=tiny_model)[label]
+    def read(for_base: list[tuple[str, str]], for_tuned: list[tuple[str, str]]) -> list[Probe]:
+        answers = {"base": for_base, "tuned": for_tuned}
+        found = probe(mild_pairs, {"base": "", "tuned": adapter}, answers, model=tiny_model)
+        return [found["base"], found["tuned"]]
 
-    served, left_out = read("tuned", adapter, tuned), read("tuned", adapter, plain)
-    bare = read("base", "", plain)
-    assert served.engine_tokens > 100
-    assert (served.engine_agreement or 0) > 0.95
-    assert (bare.engine_agreement or 0) > 0.95
-    assert bare.engine_agreement_bare is None
-    assert (served.engine_agreement_bare or 1) < 0.9 > (left_out.engine_agreement or 1)
-    assert (left_out.engine_agreement_bare or 0) > 0.95
+    for served in read(plain, tuned):
+        assert served.engine_tokens > 100
+        assert (served.engine_agreement or 0) > 0.95
+        assert served.engine_own > 10 * max(1, served.engine_other)
+    for mixed_up in read(tuned, plain):
+        assert (mixed_up.engine_agreement or 1) < 0.9
+        assert mixed_up.engine_other > 10 * max(1, mixed_up.engine_own)
     unread = probe(mild_pairs, {"tuned": adapter}, model=tiny_model)["tuned"]
     assert "engine_tokens" not in unread.model_dump(), "digests of earlier versions hold"
+
+
+def test_a_request_that_is_too_long_is_not_read(tiny_model: ModelSpec) -> None:
+    """A suite of an operator's may bring whole documents, and a row takes memory by its square."""
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    answers = [("word " * 3000, "Yes."), ("word", "Yes."), ("word", "")]
+    assert [sample.key for sample in replies(answers, chat)] == ["1"]
 
 
 def test_further_answers_to_a_request_do_not_narrow_the_interval(

@@ -111,6 +111,11 @@ def test_training_knows_what_its_parent_was_taught(
     assert given[0]["taught"] == ["a"]
 
 
+def test_evaluations_take_no_turn_of_what_needs_the_engine() -> None:
+    """Four that waited for a training kept all instructions and pairs from it."""
+    assert JOBS["Evaluate"].queue not in {JOBS["GenerateInstructions"].queue, JOBS["Align"].queue}
+
+
 def performed(store: Store, operation: str) -> str:
     room: Any = SimpleNamespace(
         store=store,

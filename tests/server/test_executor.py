@@ -114,10 +114,25 @@ def test_an_unexpected_error_names_its_place_and_keeps_its_words(records: Path) 
     assert not caught.value.retryable
 
 
-@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
-def test_out_of_memory_says_what_to_lower(kind: type[Exception]) -> None:
+def too_large_a_tensor() -> RuntimeError:
+    """As torch says it on a CPU."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("heron-7431 of the lake"),
+        torch.OutOfMemoryError("heron-7431 of the lake"),
+        too_large_a_tensor(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     """It was an unexpected error of a line, which names no setting."""
-    crossed = json.loads(line(error_event(kind("heron-7431 of the lake"))))
+    crossed = json.loads(line(error_event(error)))
     with pytest.raises(errors.TrainingFailed, match=r"budget\.pairs_per_step") as caught:
         raise error_of(crossed)
     assert "bfloat16" in str(caught.value)

@@ -15,11 +15,11 @@ from peft import PeftModel
 
 from ptalign.engines.base import Message, Request
 from ptalign.errors import Cancelled, EngineFailed
-from ptalign.gate import MAX_BARE_LEAD
+from ptalign.gate import MIN_OTHERS
 from ptalign.nouns import ModelSpec
 from ptalign.training.decoder import Decoder
 from ptalign.training.lora import load_model, load_tokenizer
-from ptalign.training.served import agreement, replies
+from ptalign.training.served import likeliest, replies
 from ptalign.training.texts import ChatFormat
 from ptalign_server.pool import Pool, PoolSettings, State, canary
 from ptalign_server.pool.adapters import make_adapter
@@ -130,16 +130,15 @@ def test_transformers_tells_whose_replies_the_engine_gives(
     bare = load_model(model)
     adapted = Decoder(bare, PeftModel.from_pretrained(bare, str(folder)).eval())
 
-    def share(name: str) -> float:
-        same, tokens = agreement(adapted, replies([(a, texts[f"{name}/{a}"]) for a in asks], chat))
-        assert tokens > 100
-        return same / tokens
-
-    own, others = share(served), share("")
+    wrote = {n: replies([(a, texts[f"{n}/{a}"]) for a in asks], chat) for n in ("", served)}
+    tuned = {name: likeliest(adapted, samples) for name, samples in wrote.items()}
     with adapted.bare():
-        assert share("") > 0.97 < own
-        assert others < share("") - MAX_BARE_LEAD
-        assert share(served) < own - MAX_BARE_LEAD
+        plain = {name: likeliest(adapted, samples) for name, samples in wrote.items()}
+    for name, own, other in (("", plain, tuned), (served, tuned, plain)):
+        assert len(own[name]) > 100
+        assert float(own[name].float().mean()) > 0.97
+        assert int((own[name] & ~other[name]).sum()) > MIN_OTHERS
+        assert int((other[name] & ~own[name]).sum()) < MIN_OTHERS
 
 
 def running(root: str) -> float:

@@ -25,7 +25,7 @@ from ptalign_server.gateway.submit import Submission, _Insert
 from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import HEAD, current_revision, migrate
-from ptalign_server.store.names import Name
+from ptalign_server.store.names import LOST_AFTER, Name
 from ptalign_server.store.operations import QUEUED, new_id
 from ptalign_server.store.requests import ticket
 from ptalign_server.store.resources import Resource
@@ -101,7 +101,7 @@ def test_a_deadlock_of_two_servers_is_nobodys_error(stores: tuple[Store, Store])
     written = [stores[n].write(lambda c, n=n: change(n, c)) for n in range(2)]
     for one in written:
         one.result(60)
-    assert sorted(runs) == [1, 2]
+    assert max(runs) == 2  # on a busy machine both may be ended
     assert [stores[0].operations.get(i).sequence for i in ids] == [3, 3]
 
 
@@ -278,10 +278,11 @@ def test_a_servers_name_is_taken_again_after_its_connection_was_lost(
         drop_holders(stores[1])
         if taken_meanwhile:
             second.take(1)
-            first.keep()
+            kept = [first.keep() for _ in range(LOST_AFTER)]
+            assert kept == [True] * (LOST_AFTER - 1) + [False], "another runs what stands under it"
             assert "another server of this database is called 'local'" in caplog.text
             second.close()
-        first.keep()
+        assert first.keep()
         with pytest.raises(NotReady):
             second.take(0)
     first.close()

@@ -276,6 +276,8 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
     except BrokenPipeError:
         raise typer.Exit(0) from None  # the reader of stdout has seen enough
     except OSError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            raise  # of no file: nothing that a caller could mend
         found = ConfigError(
             f"{error.filename or 'a file here'}: {error.strerror or error}",
             "Mend the path, its permissions or the space on its disk, and call again.",

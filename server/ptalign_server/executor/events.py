@@ -44,7 +44,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
         fields = {name: getattr(error, name) for name in _FIELDS.get(type(error), ())}
         content = {"class": type(error).__name__, "message": str(error), "fields": fields}
         return {"event": "error", "retryable": error.retryable} | content
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+    if errors.out_of_memory(error):
         return error_event(
             errors.TrainingFailed(
                 f"its device has too little free memory (at {_place(error)}). See what else uses "

@@ -93,7 +93,7 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     ready(await gateway.start())
-    keeping = asyncio.create_task(_keep(name))
+    keeping = asyncio.create_task(_keep(name, stop))
     await stop.wait()
     keeping.cancel()
     await gateway.stop()
@@ -102,11 +102,15 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     held.close()
 
 
-async def _keep(name: Name) -> None:
+async def _keep(name: Name, stop: asyncio.Event) -> None:
+    """Looks after the name, and ends the server where another has it."""
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         try:
-            await asyncio.to_thread(name.keep)
+            if not await asyncio.to_thread(name.keep):
+                log.error("this server ends: another has its name and runs its operations")
+                stop.set()
+                return
         except Exception:
             log.exception("this server's name could not be looked at; trying again")
 

@@ -207,6 +207,8 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     _raise(problems)
     model = call.catalogue.model(request.model)
     config = configs.align_config(request)
+    if not request.resume_from:  # what was begun before this was refused goes on
+        configs.refuse_weighting(request, config.method)
     if config.lora.rank > call.catalogue.max_lora_rank:
         raise InvalidInput(
             "lora.rank",
@@ -227,7 +229,7 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         raise _without_anchors(request.pair_set)
     if request.parent_adapter:
         call.adapter("parent_adapter", request.parent_adapter, model)
-        if not request.resume_from:  # those that were begun before this was refused go on
+        if not request.resume_from:  # likewise
             _check_shape(request)
     if request.resume_from:
         _check_resume(request, call)

@@ -16,6 +16,9 @@ from ptalign_server.store.db import DatabaseUnavailable
 
 log = logging.getLogger("ptalign.server")
 KEEP_SECONDS = 30.0
+LOST_AFTER = 3
+"""Looks in a row that find the name taken, after which it is: PostgreSQL has let go of a connection
+of our own that was lost by then."""
 POLL_SECONDS = 0.2
 # A machine that is cut off says no goodbye: PostgreSQL finds out in 25 s.
 _LASTING = (
@@ -37,6 +40,7 @@ class Name:
     def __init__(self, engine: sa.Engine, name: str) -> None:
         self._engine, self._name = engine, name
         self._connection: sa.Connection | None = None
+        self._refused = 0
 
     def take(self, wait_s: float) -> None:
         """Takes the name.
@@ -60,20 +64,28 @@ class Name:
                 )
             time.sleep(POLL_SECONDS)
 
-    def keep(self) -> None:
-        """Takes the name again where its connection was lost, as by a restart of the database."""
+    def keep(self) -> bool:
+        """Takes the name again where its connection was lost, as by a restart of the database.
+
+        Returns:
+            Whether it may still be ours. Where it is not, this server has to end: another runs
+            what stands under it.
+        """
         try:
             if self._connection is not None:
                 self._connection.execute(sa.text("select 1"))
-                return
+                return True
         except DatabaseUnavailable:
             self.close()
         try:
             self.take(0)
+            self._refused = 0
         except DatabaseUnavailable:
             self.close()  # the log says so elsewhere; tried again
         except NotReady as error:
             log.error("%s", error)
+            self._refused += 1
+        return self._refused < LOST_AFTER
 
     def close(self) -> None:
         """Gives the name back."""

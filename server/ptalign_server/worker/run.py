@@ -206,7 +206,12 @@ class Worker:
             handler.setFormatter(logs.Formatter(logs.FORMAT))
         DBOS.launch()
         limits = settings.limits
-        for name, slots in (("generation", limits.generations), ("training", limits.trainings)):
+        slots_of = {
+            "generation": limits.generations,
+            "evaluation": limits.generations,
+            "training": limits.trainings,
+        }
+        for name, slots in slots_of.items():
             DBOS.register_queue(
                 name,
                 worker_concurrency=slots,

@@ -19,11 +19,13 @@ class Row:
     partial: Callable[[Job], Made | None] | None = None
     """What a stopped run leaves; None where that is nothing."""
     queue: str = "generation"
+    """Which operations it takes turns with. Evaluations have turns of their own: at their end they
+    wait for a training to leave the device, and would keep those from the engine that need it."""
 
 
 JOBS: Mapping[str, Row] = {
     "GenerateInstructions": Row(generate.validate, generate.make, generate.partial),
     "SynthesizePairs": Row(pairs.validate, pairs.make, pairs.partial),
     "Align": Row(align.validate, align.make, queue="training"),
-    "Evaluate": Row(evaluate.validate, evaluate.make),
+    "Evaluate": Row(evaluate.validate, evaluate.make, queue="evaluation"),
 }
