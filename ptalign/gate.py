@@ -30,8 +30,9 @@ MIN_TOKENS = 64
 """Of an engine's replies under which nothing is said of whose they are."""
 
 MIN_AGREEMENT = 0.8
-"""Share of them that an engine of the same model stays over, half precision and all: where rounding
-turns a token aside, what follows is read after it."""
+"""Share of them that must be the model's likeliest: all were on a float32 engine, and the rest is
+room for the rounding of half precision, which was not measured. Where rounding turns a token aside,
+what follows is read after it."""
 
 MIN_OTHERS = 8
 """Tokens that speak for another writer, twice as many as for the own one, that are no rounding."""

@@ -50,8 +50,7 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
     """
     whole = list(lineage(job, *adapters, named))
     line = [r for r in whole if r.collection in ("adapters", "pairSets")]
-    sets = [r.name for r in line if r.collection == "pairSets"]
-    loaded = {name: pairs for name in sets if (pairs := _pairs(job, name)) is not None}
+    loaded = _loaded(job, line)
     judges = {j for pairs in loaded.values() for j in pairs.judge_ids}
     judges |= {j for r in line for j in COLLECTIONS[r.collection].FromString(r.body).meta.judges}
     name = next((n for n in (_own(job, adapters[0]), named) if n in loaded), "")
@@ -68,9 +67,13 @@ def taught(job: Job, adapter: str) -> set[str]:
     was purged are passed over.
     """
     line = list(lineage(job, adapter))
-    names = {r.name for r in line if r.collection == "pairSets"}
-    loaded = {name: pairs for name in names if (pairs := _pairs(job, name)) is not None}
-    return _taught(line, loaded)
+    return _taught(line, _loaded(job, line))
+
+
+def _loaded(job: Job, line: Iterable[Resource]) -> dict[str, PairSet]:
+    """The pair sets of a lineage that still have their text, by name."""
+    names = [r.name for r in line if r.collection == "pairSets"]
+    return {name: pairs for name in names if (pairs := _pairs(job, name)) is not None}
 
 
 def _taught(line: Iterable[Resource], loaded: Mapping[str, PairSet]) -> set[str]:
