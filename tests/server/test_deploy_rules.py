@@ -81,6 +81,13 @@ def test_rules_pass_promtool_and_their_own_tests(program: Find) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_rules_are_tested_in_the_order_of_their_groups() -> None:
+    """Groups that the order leaves out run at random: alerts then read old records now and then."""
+    groups = yaml.safe_load((ALERTS / "ptalign.rules.yaml").read_text())["groups"]
+    order = yaml.safe_load((ALERTS / "ptalign.rules.test.yaml").read_text())["group_eval_order"]
+    assert order == [group["name"] for group in groups]
+
+
 def test_every_alert_is_tested_firing_and_silent() -> None:
     tests = yaml.safe_load((ALERTS / "ptalign.rules.test.yaml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
