@@ -30,6 +30,7 @@ from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.stats import agreement, cohen_kappa, corrected_rate, informedness, wilson
 from ptalign.suites.catalogue import data_folder
 from ptalign.suites.files import read_rows
+from ptalign.text.locales import language
 
 BATCH = 64
 """Texts that are scored between two looks at whether to stop."""
@@ -164,9 +165,9 @@ def _in_language(made: Calibration, results: Sequence[TargetResult], locale: str
 
     How often a judge errs on English says nothing of how often it does on Japanese.
     """
-    checked = "en" if made.axis == "refusal" else locale.partition("-")[0]
+    checked = "en" if made.axis == "refusal" else language(locale)
     others = {
-        tag.partition("-")[0]
+        language(tag)
         for result in results
         for tag, rates in result.by_locale.items()
         if rates.keys() & set(RATES[made.axis])

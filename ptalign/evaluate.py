@@ -48,6 +48,7 @@ from ptalign.sealed import SealedText
 from ptalign.shape import shape_changes, shapes
 from ptalign.suites.base import Prompt, Suite
 from ptalign.suites.ifeval import passes
+from ptalign.text.locales import language
 
 BATCH = 16
 """Replies judged together: a judge with a model is faster in batches."""
@@ -294,7 +295,7 @@ def _judge(
 
 
 def _speaks(model: ModelSpec, locale: str) -> bool:
-    return locale.split("-")[0] in {known.split("-")[0] for known in model.locales}
+    return language(locale) in map(language, model.locales)
 
 
 def _reply(

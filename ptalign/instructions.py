@@ -19,6 +19,7 @@ from ptalign.progress import OnProgress, ignore
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
+from ptalign.text.locales import language
 
 
 def generate_instructions(
@@ -83,14 +84,14 @@ def _check(policy: Policy, count: int, model: ModelSpec, config: InstructionConf
         raise InvalidInput(
             "count", f"1 to 20000, got {count}", "Ask for fewer, then extend the set."
         )
-    language = policy.locale.split("-")[0]
-    if config.locale.split("-")[0] != language:
+    written = language(policy.locale)
+    if language(config.locale) != written:
         raise InvalidInput(
             "locale",
             f"policy {policy.name} is written in {policy.locale}",
-            f"Set it to {language}.",
+            f"Set it to {written}.",
         )
-    if language not in {locale.split("-")[0] for locale in model.locales}:
+    if written not in map(language, model.locales):
         raise InvalidInput(
             "locale",
             f"model {model.name} declares {', '.join(model.locales)}",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ptalign.judges.base import Judge
 from ptalign.nouns import Outcome
+from ptalign.text.locales import language
 from ptalign.text.sentences import sentence_ends
 
 YES = 0.5
@@ -55,7 +56,7 @@ def scored(
     rows: list[dict[str, float | None]] = [{} for _ in replies]
     for judge in judges:
         spoken = getattr(judge, "locales", ())
-        if spoken and locale.split("-")[0] not in {s.split("-")[0] for s in spoken}:
+        if spoken and language(locale) not in map(language, spoken):
             continue
         for row, score in zip(rows, judge.score(instructions, replies), strict=True):
             row[judge.id] = score

@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from ptalign.text.locales import language
+
 
 class Shot(BaseModel):
     """One demonstration."""
@@ -53,6 +55,6 @@ class Wording(BaseModel):
 def wording(locale: str) -> Wording:
     """The wording of a language; English where ptalign has none."""
     here = Path(__file__).parent
-    path = here / f"wording-{locale.split('-')[0]}.yaml"
+    path = here / f"wording-{language(locale)}.yaml"
     path = path if path.is_file() else here / "wording-en.yaml"
     return Wording.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

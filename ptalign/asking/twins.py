@@ -27,6 +27,7 @@ from ptalign.asking.openers import twin_openers
 from ptalign.nouns import Policy
 from ptalign.policies.never import blocked
 from ptalign.text.embed import Embedder, Vectors
+from ptalign.text.locales import language
 from ptalign.text.near import rouge_l, tokens
 from ptalign.text.stopwords import stop_words
 
@@ -87,7 +88,7 @@ class TwinCheck:
         self._reference: Reference | None = None
         self._stop = stop_words(locale) | _FILLERS
         # In character pairs: a changed ending makes one new pair, a changed word two or more.
-        self._least = 2 if locale.split("-")[0] in ("ja", "zh", "th") else 1
+        self._least = 2 if language(locale) in ("ja", "zh", "th") else 1
         harmful: Counter[str] = Counter()
         kind: set[str] = set(stop_words(locale))
         form: set[str] = set()

@@ -13,6 +13,7 @@ from ptalign.errors import InvalidInput
 from ptalign.nouns import Annotation, Policy
 from ptalign.policies.schema import inline_policy, parse_policy
 from ptalign.sealed import SealedText
+from ptalign.text.locales import language
 
 __all__ = [
     "benign_instructions",
@@ -71,15 +72,15 @@ def load_annotations(name: str) -> tuple[Annotation, ...]:
 
 def benign_language(locale: str) -> str:
     """Language of the ordinary requests for a locale: its own, or English where there are none."""
-    language = locale.split("-")[0]
-    return language if (_HERE / f"benign-{language}.yaml").is_file() else "en"
+    own = language(locale)
+    return own if (_HERE / f"benign-{own}.yaml").is_file() else "en"
 
 
 @cache
 def benign_instructions(locale: str = "en") -> tuple[str, ...]:
     """Ordinary requests that anchor the model to what it is, in an order that mixes kinds."""
-    language = benign_language(locale)
-    name = "benign.yaml" if language == "en" else f"benign-{language}.yaml"
+    own = benign_language(locale)
+    name = "benign.yaml" if own == "en" else f"benign-{own}.yaml"
     return tuple(_read(_HERE / name)["instructions"])
 
 

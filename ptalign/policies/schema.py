@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ptalign.errors import InvalidInput
 from ptalign.nouns import Policy, Sides, Tactic, Topic
 from ptalign.policies.never import blocked
+from ptalign.text.locales import language
 from ptalign.text.normalise import caseless, plain
 
 MAX_TOPICS = 2000
@@ -229,7 +230,7 @@ def inline_policy(
             )
         )
     words: dict[str, tuple[str, ...]] = {}
-    if locale.partition("-")[0] != base.locale.partition("-")[0]:
+    if language(locale) != language(base.locale):
         constraints = "generic_constraints_positive", "generic_constraints_toxic"
         words = dict.fromkeys(("tactics", *constraints), ())
     policy = base.model_copy(

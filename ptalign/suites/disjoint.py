@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptalign.nouns import PairSet
 from ptalign.suites.base import Prompt
+from ptalign.text.locales import language
 
 if TYPE_CHECKING:
     from ptalign.text.embed import Embedder
@@ -47,22 +48,22 @@ def far_from(
         return list(prompts)
     places: defaultdict[str, list[int]] = defaultdict(list)
     for place, prompt in enumerate(prompts):
-        places[prompt.locale.split("-")[0]].append(place)
+        places[language(prompt.locale)].append(place)
     near: set[int] = set()
-    for language, mine in places.items():
+    for tongue, mine in places.items():
         asked = [prompts[place].instruction for place in mine]
-        if embed is None and language != "en":
-            found = _worded_alike(asked, texts, language)
+        if embed is None and tongue != "en":
+            found = _worded_alike(asked, texts, tongue)
         else:
             found = _meant_alike(asked, texts, embed, max_cosine)
         near.update(place for place, alike in zip(mine, found, strict=True) if alike)
     return [prompt for place, prompt in enumerate(prompts) if place not in near]
 
 
-def _worded_alike(asked: Sequence[str], texts: Sequence[str], language: str) -> list[bool]:
+def _worded_alike(asked: Sequence[str], texts: Sequence[str], locale: str) -> list[bool]:
     from ptalign.text.near import NearDuplicates
 
-    index = NearDuplicates(MAX_ROUGE_L, language)
+    index = NearDuplicates(MAX_ROUGE_L, locale)
     for text in texts:
         index.add(text)
     return [index.find(text) is not None for text in asked]

@@ -18,6 +18,7 @@ from ptalign.nouns import record_id
 from ptalign.suites.base import Check, Prompt, SuiteSpec, Turn
 from ptalign.suites.generated import forced, under_attack
 from ptalign.suites.ifeval import misgiven
+from ptalign.text.locales import language
 from ptalign.text.normalise import latin
 
 MAX_BYTES = 256 * 1024 * 1024
@@ -116,7 +117,7 @@ def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str)
 def _require_locale(spec: SuiteSpec, rows: Sequence[dict[str, Any]], name: str) -> None:
     """English is what is meant where nothing is said; a judge of English finds no refusal and no
     harm in another script, so that what was not read would count as useful and safe."""
-    english = [row for row in rows if _locale(spec, row).split("-")[0] == "en"]
+    english = [row for row in rows if language(_locale(spec, row)) == "en"]
     foreign = [row for row in english if not latin(_text(row[spec.columns["prompt"]]))]
     if len(foreign) > len(english) / 2:
         raise InvalidInput(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ptalign.nouns import Instruction, InstructionSet, record_id
 from ptalign.suites.base import Prompt
 from ptalign.suites.generated import forced, under_attack
+from ptalign.text.locales import language
 
 Maker = Callable[[InstructionSet, int], Iterator[Prompt]]
 
@@ -87,4 +88,4 @@ def _prompt(kind: str, record: Instruction) -> Prompt:
 
 
 def _english(record: Instruction) -> bool:
-    return record.locale.split("-")[0] == "en"
+    return language(record.locale) == "en"

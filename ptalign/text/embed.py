@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ptalign.text.locales import language
 from ptalign.text.normalise import folded
 
 Vectors = NDArray[np.float32]
@@ -130,7 +131,7 @@ def default_embedder(locale: str = "en") -> Embedder:
 
     One of each per process, however the locale is written.
     """
-    return _shared(MiniLM if locale.split("-")[0] == "en" else HashedNgrams)
+    return _shared(MiniLM if language(locale) == "en" else HashedNgrams)
 
 
 @cache

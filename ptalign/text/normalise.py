@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from ptalign.text.locales import language
+
 # Letters of other scripts that look like Latin ones (a subset of Unicode TR39 confusables:
 # those with a Latin look-alike in common fonts).
 _LOOKALIKES = str.maketrans(
@@ -55,7 +57,7 @@ def caseless(text: str) -> str:
 
 def unspaced(locale: str) -> bool:
     """Whether the language is written without spaces between words."""
-    return locale.split("-")[0] in _UNSPACED
+    return language(locale) in _UNSPACED
 
 
 def latin(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ptalign.text.locales import language
+
 ENGLISH = frozenset(
     [
         "a",
@@ -185,4 +187,4 @@ JAPANESE = frozenset(
 
 def stop_words(locale: str = "en") -> frozenset[str]:
     """Stop words of a locale; empty where ptalign has no list."""
-    return {"en": ENGLISH, "ja": JAPANESE}.get(locale.split("-")[0], frozenset())
+    return {"en": ENGLISH, "ja": JAPANESE}.get(language(locale), frozenset())

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from ptalign.nouns import Pair
+from ptalign.text.locales import language
 from ptalign.training.texts import ChatFormat
 
 TURNS = 2
@@ -67,4 +68,4 @@ def contexts(pairs: Sequence[Pair], locale: str, seed: int) -> list[Context]:
 @cache
 def _personas(locale: str) -> tuple[str, ...]:
     known = yaml.safe_load(Path(__file__).with_name("personas.yaml").read_text(encoding="utf-8"))
-    return tuple(known.get(locale.split("-")[0], known["en"]))
+    return tuple(known.get(language(locale), known["en"]))

@@ -13,11 +13,12 @@ from ptalign.config import Scorer as ScorerName
 from ptalign.errors import InvalidInput, TrainingFailed
 from ptalign.judges.base import Judge
 from ptalign.nouns import Pair, PairSet, Policy
+from ptalign.text.locales import language
 from ptalign.training.batches import Pools
 from ptalign.training.contrast import constraints_of, contrast_scores, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.elicit import Context, contexts
-from ptalign.training.refusals import CLAUSES, language, reading
+from ptalign.training.refusals import CLAUSES, reading
 from ptalign.training.step import STILL
 from ptalign.training.texts import (
     ChatFormat,

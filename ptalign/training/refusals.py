@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from ptalign.text.locales import language
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
@@ -26,11 +27,6 @@ as it takes to tell: Japanese says no at its end, after a token or three a chara
 
 Declines = Callable[[str], bool]
 """Whether the beginning of a reply declines."""
-
-
-def language(locale: str) -> str:
-    """The key of `CLAUSES` for a locale, where it has one."""
-    return locale.split("-")[0]
 
 
 def reading(chat: ChatFormat, locales: Iterable[str]) -> int:

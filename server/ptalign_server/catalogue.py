@@ -22,6 +22,7 @@ from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
 from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
+from ptalign.text.locales import language
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.judges import JudgesFile, OwnJudges
@@ -185,8 +186,8 @@ class Catalogue:
         tone = frozenset(t.domain for pack in packs for t in pack.topics if t.sides == "both")
         phrases = {phrase for pack in packs for phrase in pack.never_synthesize}
         locale = spec.locale or packs[0].locale
-        language = locale.partition("-")[0]
-        alike = [p for p in packs[: len(policy_names())] if p.locale.partition("-")[0] == language]
+        shipped = packs[: len(policy_names())]
+        alike = [p for p in shipped if language(p.locale) == language(locale)]
         base = (alike or packs)[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
         return inline_policy(
             [

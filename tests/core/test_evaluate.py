@@ -330,6 +330,14 @@ def test_a_locale_that_the_model_or_the_judge_does_not_declare_is_unscored():
     assert made.aligned.rates["unscored_rate"].value == 1.0
 
 
+@pytest.mark.parametrize("locale", ["en_US", "EN", "en-GB"])
+def test_a_locale_is_known_however_it_is_written(locale: str):
+    """A file's column of locales is written by people."""
+    asked = suite("own", "harm", 60, "attack", locale=locale)
+    made = run(Script(lambda r: KIND), asked=(asked,))
+    assert made.aligned.rates["unscored_rate"].value == 0
+
+
 def test_judges_that_disagree_make_it_inconclusive():
     judges = [Harm(), Harm(id="harm-other@1", word="glad"), RefusalJudge()]
     made = run(Script(say), judges=judges)

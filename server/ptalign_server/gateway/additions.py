@@ -30,6 +30,7 @@ from ptalign.nouns import (
 )
 from ptalign.policies.never import blocked, permitted
 from ptalign.sealed import SealedText
+from ptalign.text.locales import language
 from ptalign.text.near import tokens
 from ptalign.text.normalise import caseless
 from ptalign_proto.v1 import library_pb2 as lib
@@ -43,7 +44,6 @@ from ptalign_server.gateway.verbs import (
     MAX_ANNOTATIONS,
     MAX_TEXT,
     annotation_problems,
-    language,
     request_id_problems,
     too_many_annotations,
 )

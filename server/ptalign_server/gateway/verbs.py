@@ -13,6 +13,7 @@ from ptalign.config import NEEDS_TOXIC, GateConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
 from ptalign.suites import DEFAULT, HELD_OUT
+from ptalign.text.locales import language
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
@@ -306,11 +307,6 @@ VERBS: Mapping[str, Verb] = {
         Verb("Evaluate", check_evaluate),
     )
 }
-
-
-def language(locale: str) -> str:
-    """The language of a BCP 47 tag."""
-    return locale.partition("-")[0]
 
 
 def too_many_annotations(field: str, count: int) -> InvalidInput:
