@@ -70,6 +70,7 @@ def serve() -> None:
     refuse_unpickling()
     settings = Settings()
     logs.set_up(settings.log_level)
+    settings.make_folders()  # before what looks into them
     for notice in notices(settings):
         logging.getLogger("ptalign.server").warning(notice)
     quiet_environment()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptalign.config import GateConfig
+from ptalign.errors import NotReady
 
 ROLES = ("engineer", "annotator", "reader", "operator", "auditor", "backend")
 
@@ -186,11 +187,20 @@ class Settings(BaseSettings):
         return is_loopback(self.host)
 
     def make_folders(self) -> None:
-        """Creates the state folders, for this user only."""
-        for name in ("", "sets", "work", "artefacts", "policies"):
-            folder = self.state / name
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Creates the state folders, for this user only.
+
+        Raises:
+            NotReady: One cannot be made.
+        """
+        inner = (self.state / name for name in ("", "sets", "work", "artefacts", "policies"))
+        for folder in (*inner, self.run_dir):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise NotReady(
+                    f"the folder {folder} cannot be made: {error.strerror}. Set PTALIGN_STATE to a "
+                    "folder of this user's."
+                ) from None
 
 
 def is_loopback(host: str) -> bool:

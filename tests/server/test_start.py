@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -270,3 +271,43 @@ def test_a_token_in_the_wrong_variable_is_not_printed(
         text = str(explained(caught.value))
         assert (value[:8] in text) == shown
         assert (says in text) != shown
+
+
+SEALED_FOLDER = "/proc/ptalign"
+"""Where nobody can make a folder, root included."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PTALIGN_PORT", "", "port {} on 127.0.0.1 is taken"),
+        ("PTALIGN_METRICS_PORT", "", "port {} on 127.0.0.1 is taken"),
+        ("PTALIGN_PAGE_PORT", "", "port {} on 127.0.0.1 is taken"),
+        ("PTALIGN_METRICS_HOST", "192.0.2.1", "port 0 on 192.0.2.1 is taken"),
+        ("PTALIGN_DATABASE", "me:hush-1", "is no URL of a database"),
+        ("PTALIGN_DATABASE", "mysql://me:hush-1@x/y", "is no URL of a database"),
+        ("PTALIGN_DATABASE", "postgresql://me:hush-1@x:no/y", "is no URL of a database"),
+        ("PTALIGN_DATABASE", f"sqlite:///{SEALED_FOLDER}/a.db", f"{SEALED_FOLDER}/a.db cannot be"),
+        ("PTALIGN_ARTEFACTS", "s3//hush-1", "is no URL of an object store"),
+        ("PTALIGN_ARTEFACTS", "ftp://me:hush-1@x/y", "is no URL of an object store"),
+        ("PTALIGN_STATE", f"{SEALED_FOLDER}/x", f"{SEALED_FOLDER}/x cannot be made"),
+    ],
+)
+def test_serve_names_what_keeps_it_from_starting(
+    name: str, value: str, says: str, tmp_path: Path
+) -> None:
+    """In one line; it was a traceback of another library, and more of them after the loop's end."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        settings = {
+            "PTALIGN_STATE": str(tmp_path / "state"),
+            "PTALIGN_ENGINE__KIND": "scripted",
+            **dict.fromkeys(("PTALIGN_PORT", "PTALIGN_PAGE_PORT", "PTALIGN_METRICS_PORT"), "0"),
+        }
+        done = command("serve", **settings | {name: value or port})
+    said = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert says.format(port) in said[-1]
+    assert name in said[-1]
+    assert "Traceback" not in done.stderr
+    assert "hush" not in done.stdout + done.stderr

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import typer
 
-from ptalign.errors import InvalidInput, PtalignError
+from ptalign.errors import InvalidInput, NotReady, PtalignError
 from ptalign.judges.entries import GuardEntry
 from ptalign.suites.catalogue import data_folder
 from ptalign_server.admin.judges import asked
@@ -147,7 +147,7 @@ def check_state(settings: Settings) -> Iterator[Finding]:
     try:
         settings.make_folders()
         writable = os.access(settings.state, os.W_OK)
-    except OSError:
+    except NotReady:
         writable = False
     mend = f"chown the folder to this user, or set PTALIGN_STATE. (now {settings.state})"
     yield Finding("state folder", writable, str(settings.state), mend)
@@ -179,11 +179,11 @@ def check_database(settings: Settings) -> Iterator[Finding]:
 
     what, mend = "database", "See why above, then correct PTALIGN_DATABASE or start it."
     try:
+        engine = connect(settings.database_url)
         url = sa.make_url(settings.database_url)
         if settings.embedded and not os.path.exists(url.database or ""):
             yield Finding(what, True, "made at the first start")
             return
-        engine = connect(settings.database_url)
         try:
             revision = current_revision(engine)
         finally:

@@ -25,10 +25,15 @@ def bind(server: Any, settings: Settings) -> int:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials(settings)))
     except RuntimeError:
-        raise NotReady(
-            f"port {settings.port} on {settings.host} is taken or not ours to bind. Set "
-            "PTALIGN_PORT to a free one, or stop what listens there."
-        ) from None
+        raise taken(settings.host, settings.port) from None
+
+
+def taken(host: str, port: int, which: str = "") -> NotReady:
+    """The error of a port that cannot be bound; `which` stands before HOST and PORT."""
+    return NotReady(
+        f"port {port} on {host} is taken or not ours to bind. Set PTALIGN_{which}PORT to a free "
+        f"one, stop what listens there, or correct PTALIGN_{which}HOST."
+    )
 
 
 def require_loopback(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from ptalign_server.gateway.identity import Gate
 from ptalign_server.gateway.interceptor import Guard
 from ptalign_server.gateway.library import Library
 from ptalign_server.gateway.operations import Operations
-from ptalign_server.gateway.ports import bind
+from ptalign_server.gateway.ports import bind, taken
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.retention import PAUSE_SECONDS, expire
 from ptalign_server.gateway.tuning import SafetyTuning
@@ -92,14 +92,16 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    ready(await gateway.start())
-    keeping = asyncio.create_task(_keep(name, stop))
-    await stop.wait()
-    keeping.cancel()
-    await gateway.stop()
-    name.close()
-    store.close()
-    held.close()
+    try:
+        ready(await gateway.start())
+        keeping = asyncio.create_task(_keep(name, stop))
+        await stop.wait()
+        keeping.cancel()
+    finally:  # of a start that failed, too: what it began would speak up after the loop's end
+        await gateway.stop()
+        name.close()
+        store.close()
+        held.close()
 
 
 async def _keep(name: Name, stop: asyncio.Event) -> None:
@@ -161,10 +163,10 @@ class Gateway:
         await self._server.start()
         await self._probe.start()
         metrics_port, self._stop_metrics = self._serve_metrics()
-        self._worker.start()
         page_port = None
         if self._settings.page:
             page_port, self._stop_page = await self._serve_page()
+        self._worker.start()
         self._tasks = [
             asyncio.create_task(self._follow_engine()),
             asyncio.create_task(self._count()),
@@ -190,9 +192,12 @@ class Gateway:
         from prometheus_client import start_http_server
 
         settings = self._settings
-        server, _ = start_http_server(
-            settings.metrics_port, settings.metrics_host, registry=metrics.registry()
-        )
+        try:
+            server, _ = start_http_server(
+                settings.metrics_port, settings.metrics_host, registry=metrics.registry()
+            )
+        except OSError:
+            raise taken(settings.metrics_host, settings.metrics_port, "METRICS_") from None
         return int(server.server_port), server.shutdown
 
     async def _serve_page(self) -> tuple[int, Callable[[], Awaitable[None]]]:

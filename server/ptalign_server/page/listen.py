@@ -34,7 +34,7 @@ async def listen(
     secure = auth.tls_cert is not None and auth.tls_key is not None
     if not secure and not is_loopback(host):
         raise InvalidInput(
-            "page_host",
+            "PTALIGN_PAGE_HOST",
             f"{host} can be reached by other machines and TLS is not set up",
             "Set PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY, or serve the page on 127.0.0.1.",
         )
@@ -56,7 +56,7 @@ async def listen(
     except OSError as error:
         raise NotReady(f"the page's certificate cannot be read: {error.strerror}") from None
     server = _Quiet(config)
-    serving = asyncio.create_task(_serve(server, port))
+    serving = asyncio.create_task(_serve(server))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if serving.done():
@@ -80,13 +80,15 @@ class _Quiet(uvicorn.Server):
         yield
 
 
-async def _serve(server: uvicorn.Server, port: int) -> None:
+async def _serve(server: uvicorn.Server) -> None:
     try:
         await server.serve()
-    except OSError as error:
-        raise NotReady(f"the page cannot be served on port {port}: {error.strerror}") from None
-    except SystemExit:  # uvicorn's answer to a port that is taken
-        raise NotReady(f"port {port} is taken: stop what listens there or set another") from None
+    except (OSError, SystemExit):  # uvicorn's answer to a port that is taken
+        host, port = server.config.host, server.config.port
+        raise NotReady(
+            f"port {port} on {host} is taken or not ours to bind. Set PTALIGN_PAGE_PORT to a free "
+            "one, stop what listens there, or correct PTALIGN_PAGE_HOST."
+        ) from None
 
 
 async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:

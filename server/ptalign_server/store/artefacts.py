@@ -15,9 +15,9 @@ from pathlib import Path
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
-from ptalign.errors import NotReady
+from ptalign.errors import InvalidInput, NotReady
 from ptalign_proto.v1 import resources_pb2
 from ptalign_server.errors import NotFound
 
@@ -34,6 +34,9 @@ class Artefacts:
         url: ``s3://``, ``gs://`` or ``az://``; empty: the folder `root`.
         cache: Where files of an object store are brought for programs that need a folder.
         cache_bytes: What `trim` leaves of them.
+
+    Raises:
+        InvalidInput: There can be no object store at this URL.
     """
 
     def __init__(self, root: Path, url: str, cache: Path, cache_bytes: float = math.inf) -> None:
@@ -42,7 +45,7 @@ class Artefacts:
         self._cache_bytes = cache_bytes
         self._bringing: dict[str, threading.Lock] = {}
         if url:
-            self._store = from_url(url)
+            self._store = _at(url)
         else:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._store = LocalStore(prefix=root)
@@ -136,6 +139,18 @@ class Artefacts:
         if not PART.fullmatch(part):
             raise NotFound
         return f"{name}/{part}"
+
+
+def _at(url: str) -> ObjectStore:
+    try:
+        return from_url(url)
+    except (BaseError, OSError, ValueError):  # its words may quote a signed address
+        raise InvalidInput(
+            "PTALIGN_ARTEFACTS",
+            "is no URL of an object store",
+            "Write s3://BUCKET, gs://BUCKET or az://CONTAINER, with a folder behind it if you "
+            "like, or unset it for a folder in the state folder.",
+        ) from None
 
 
 def _used(folder: Path) -> float:

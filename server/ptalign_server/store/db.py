@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ptalign.errors import NotReady, Unsupported
+from ptalign.errors import InvalidInput, NotReady, Unsupported
 from ptalign_server.store.schema import metadata
 
 log = logging.getLogger("ptalign.server")
@@ -88,7 +88,27 @@ def timeouts(url: str) -> dict[str, int]:
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine whose commits are on disk when they return."""
+    """An engine whose commits are on disk when they return.
+
+    Raises:
+        InvalidInput: There can be no database at this URL, which is not quoted: it may hold a
+            password.
+        NotReady: PostgreSQL's driver is not installed.
+    """
+    try:
+        backend = sa.make_url(url.replace("postgres://", "postgresql://", 1)).get_backend_name()
+        if backend in {"sqlite", "postgresql"}:
+            return _engine(url)
+    except (sa.exc.ArgumentError, ImportError, ValueError):  # no URL, no such driver, no port
+        pass
+    raise InvalidInput(
+        "PTALIGN_DATABASE",
+        "is no URL of a database that ptalign can use",
+        "Write postgresql://USER:PASSWORD@HOST/NAME, or unset it for SQLite in the state folder.",
+    )
+
+
+def _engine(url: str) -> sa.Engine:
     if not url.startswith("sqlite"):
         engine = sa.create_engine(
             _driver(url),
@@ -279,10 +299,20 @@ def _sqlite_begin_soon(connection: sa.Connection) -> None:
 
 
 def protect_file(url: str) -> None:
-    """Creates a SQLite file that only this user can read."""
+    """Creates a SQLite file that only this user can read.
+
+    Raises:
+        NotReady: It cannot be made there.
+    """
     if url.startswith("sqlite:///"):
         path = url.removeprefix("sqlite:///")
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise NotReady(
+                f"the database {path} cannot be written: {error.strerror}. Correct "
+                "PTALIGN_DATABASE or PTALIGN_STATE, or what this user may do there."
+            ) from None
 
 
 def kinds_of(row: type[Any]) -> Kinds:
