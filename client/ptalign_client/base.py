@@ -31,7 +31,7 @@ class Base:
         Args:
             endpoint: ``host:port``; PTALIGN_ENDPOINT, or 127.0.0.1:50051.
             token: Bearer token; PTALIGN_TOKEN.
-            tls: PTALIGN_TLS_ROOT, _CERT, _KEY; clear text when nothing is set.
+            tls: PTALIGN_TLS_ROOT, _CERT, _KEY, _SERVER_NAME; clear text when nothing is set.
             timeout: Seconds a call may take with all its retries; None: no limit.
             retry: How failed calls are tried again.
             options: All of it at once, instead of the arguments above.

@@ -323,6 +323,12 @@ def from_rpc(error: grpc.RpcError, endpoint: str = "") -> PtalignError:
 def _unreachable(endpoint: str, message: str) -> Unavailable:
     """The error of a connection that failed: the words are gRPC's, the mend is ours."""
     why = _shorten(message)
+    if "Hostname Verification" in message:
+        return Unavailable(
+            f"the certificate of the server at {endpoint} has another name ({why})",
+            "Set --tls-server-name (PTALIGN_TLS_SERVER_NAME) to a name in that certificate, as "
+            "through a tunnel, or --endpoint (PTALIGN_ENDPOINT) to an address that it names.",
+        )
     if "handshake" in message:
         return Unavailable(
             f"no secure connection to {endpoint} ({why})",

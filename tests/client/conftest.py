@@ -33,7 +33,7 @@ fake = _load("ptalign_client_fake")
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test never talks to a service that the developer's environment names."""
-    for name in ("ENDPOINT", "TOKEN", "TLS_ROOT", "TLS_CERT", "TLS_KEY"):
+    for name in ("ENDPOINT", "TOKEN", "TLS_ROOT", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME"):
         monkeypatch.delenv(f"PTALIGN_{name}", raising=False)
 
 

@@ -144,6 +144,12 @@ def test_a_failed_handshake_is_not_told_as_nobody() -> None:
     assert "PTALIGN_TLS_ROOT" in error.hint
 
 
+def test_a_certificate_of_another_name_is_not_told_as_nobody() -> None:
+    error = from_rpc(unavailable("last error: Hostname Verification Check failed.: OK"), "x:5")
+    assert "x:5 has another name" in str(error)
+    assert "PTALIGN_TLS_SERVER_NAME" in error.hint
+
+
 def test_a_server_that_says_why_it_is_unavailable_is_not_told_as_nobody() -> None:
     status = status_pb2.Status(code=14, message="starting", details=[packed(info("NOT_READY"))])
     error = from_rpc(unavailable("starting", status), "x:5")

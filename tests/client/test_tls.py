@@ -15,14 +15,21 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from ptalign_client_fake import Served
+from typer.testing import CliRunner
 
 import ptalign_client as pt
+from ptalign_client.cli import app
 
 Key = ec.EllipticCurvePrivateKey
 
 
-def issue(folder: Path, name: str, issuer: tuple[x509.Certificate, Key] | None) -> tuple[Any, Any]:
-    """A certificate for 127.0.0.1 with its key, written as NAME.pem and NAME.key."""
+def issue(
+    folder: Path,
+    name: str,
+    issuer: tuple[x509.Certificate, Key] | None,
+    address: str = "127.0.0.1",
+) -> tuple[Any, Any]:
+    """A certificate for the address with its key, written as NAME.pem and NAME.key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -36,7 +43,7 @@ def issue(folder: Path, name: str, issuer: tuple[x509.Certificate, Key] | None) 
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), False
         )
         .sign(issuer[1] if issuer else key, hashes.SHA256())
     )
@@ -57,6 +64,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     authority = issue(folder, "root", None)
     issue(folder, "server", authority)
     issue(folder, "client", authority)
+    issue(folder, "elsewhere", authority, "192.0.2.1")
     issue(folder, "stranger", None)
     return folder
 
@@ -105,3 +113,24 @@ def test_without_a_certificate_a_mutual_server_hangs_up(secure: Any, certificate
     with pytest.raises(pt.Unavailable):
         connect(secure.endpoint, root=certificates / "root.pem")
     assert not secure.service.calls
+
+
+@pytest.mark.parametrize("place", ["option", "variable"])
+def test_the_command_takes_the_name_of_a_server_behind_a_tunnel(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As by port-forward: the chart's own command ended with "nobody answers"."""
+    pair = tuple((certificates / f"elsewhere.{end}").read_bytes() for end in ("key", "pem"))
+    running = Served(credentials=grpc.ssl_server_credentials([pair]))
+    words = ["catalogue", "--endpoint", running.endpoint]
+    words += ["--tls-root", str(certificates / "root.pem")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 3
+    assert "--tls-server-name" in refused.stderr
+    if place == "option":
+        words += ["--tls-server-name", "192.0.2.1"]
+    else:
+        monkeypatch.setenv("PTALIGN_TLS_SERVER_NAME", "192.0.2.1")
+    found = CliRunner().invoke(app, words)
+    running.stop()
+    assert found.exit_code == 0, found.stderr

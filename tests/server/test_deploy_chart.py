@@ -467,6 +467,7 @@ def test_notes_teach_the_next_step() -> None:
     assert "2 servers on PostgreSQL" in notes
     assert "Back up the secret ptalign-operator-key" in notes
     assert "--tls-cert client.crt" in notes  # mutual TLS
+    assert "--tls-server-name NAME" in notes  # no certificate of a service names localhost
     assert "WARNING" not in notes
 
 

@@ -159,6 +159,15 @@ def shared(
             envvar="PTALIGN_TLS_KEY", help="PEM of the client key.", rich_help_panel=PANEL
         ),
     ] = None,
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="PTALIGN_TLS_SERVER_NAME",
+            help="Name in the server's certificate where the endpoint is another, e.g. a tunnel.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = "",
     timeout: Annotated[
         float,
         typer.Option(help="Seconds one call may take, retries included.", rich_help_panel=PANEL),
@@ -173,7 +182,7 @@ def shared(
     ] = False,
 ) -> Session:
     """The session of the options that every command has."""
-    tls = TLS(root=tls_root, cert=tls_cert, key=tls_key)
+    tls = TLS(root=tls_root, cert=tls_cert, key=tls_key, server_name=tls_server_name)
     given = tls if tls != TLS() else None
     options = Options(endpoint=endpoint, token=token, tls=given, timeout=timeout, retry=RETRY)
     return Session(options, as_json=as_json)
