@@ -21,6 +21,7 @@ NO_DIGEST = "weights that are replaced under its path are taken for the earlier 
 def notices(settings: Settings) -> Iterator[str]:
     """Warnings for the log, one line each."""
     yield from _unread_variables()
+    yield from _unused_urls(settings)
     yield from _weights(settings)
     yield from _evaluation_data(settings)
     yield from _judges(settings)
@@ -56,6 +57,15 @@ def _unread_variables() -> Iterator[str]:
     for name, nearest in unknown(os.environ):
         mend = f"Did you mean {nearest}?" if nearest else "Unset it, or correct its name."
         yield f"{name} is set, and no setting has this name: it is ignored. {mend}"
+
+
+def _unused_urls(settings: Settings) -> Iterator[str]:
+    engine = settings.engine
+    if engine.urls and engine.kind != "remote":
+        yield (
+            f"PTALIGN_ENGINE__URLS is not used, as PTALIGN_ENGINE__KIND is {engine.kind}. Set the "
+            "kind to remote, or unset the URLs."
+        )
 
 
 def _weights(settings: Settings) -> Iterator[str]:

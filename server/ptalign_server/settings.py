@@ -11,15 +11,16 @@ import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptalign.config import GateConfig
 from ptalign.errors import NotReady
 
-ROLES = ("engineer", "annotator", "reader", "operator", "auditor", "backend")
+Role = Literal["engineer", "annotator", "reader", "operator", "auditor", "backend"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class AuthSettings(BaseModel):
@@ -31,7 +32,7 @@ class AuthSettings(BaseModel):
     client_ca: Path | None = None
     """When set, callers of gRPC must present a certificate signed by it (mutual TLS), beside their
     token. The page asks for none: browsers have a token's session."""
-    loopback_roles: tuple[str, ...] = ROLES
+    loopback_roles: tuple[Role, ...] = ROLES
     """Roles of callers on loopback without a token: the person at this machine. Narrow it, or
     set `tokens_on_loopback`, where other people can log in."""
     tokens_on_loopback: bool = False
@@ -67,8 +68,9 @@ class EngineSettings(BaseModel):
     kind: Literal["vllm", "remote", "scripted"] = "vllm"
     """vllm: started and watched by the worker; remote: the URLs in `urls`; scripted: the engine
     for volume tests, no model at all."""
-    urls: tuple[str, ...] = ()
-    """OpenAI-compatible base URLs of running servers (kind ``remote``)."""
+    urls: tuple[str, ...] = Field((), validate_default=True)
+    """OpenAI-compatible base URLs of running servers: one or more of kind ``remote``, unused by the
+    others."""
     model: str = ""
     """Catalogue entry whose weights the remote servers run: calls of other models are refused.
     Needed with `served_name` where the catalogue has more than one."""
@@ -80,6 +82,17 @@ class EngineSettings(BaseModel):
     """Largest adapter rank the engine serves; memory grows with it."""
     delay_seconds: float = Field(0.0, ge=0)
     """Scripted engine only: time per completion."""
+
+    @field_validator("urls")
+    @classmethod
+    def _some(cls, urls: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        # Without any, calls would be accepted and end with nothing.
+        if others.data.get("kind") == "remote" and not urls:
+            raise ValueError(
+                "must name one server or more, as PTALIGN_ENGINE__KIND is remote. Set it to "
+                "'[\"http://127.0.0.1:8000/v1\"]', or so, or unset PTALIGN_ENGINE__KIND."
+            )
+        return urls
 
 
 class Settings(BaseSettings):

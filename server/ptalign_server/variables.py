@@ -97,7 +97,8 @@ def _line(item: Any, fields: Mapping[str, FieldInfo]) -> str:
     field = fields.get(name)
     wanted = _wanted(field) if field else ""
     if field is None or not wanted:
-        return f"{name}: {plain(item['msg'])}. Correct it, or unset it."
+        said = plain(item["msg"])
+        return f"{name}: {said}" + ("" if said.endswith(".") else ". Correct it, or unset it.")
     default = field.default
     return f"{name}: must be {wanted}{_got(item['input'])}. Correct it, or unset it for {default}."
 

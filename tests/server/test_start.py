@@ -72,7 +72,9 @@ def test_a_model_that_is_trained_in_another_type_than_it_is_served_in_is_named(
     for words in ("float32", "bfloat16", "--dtype bfloat16"):
         assert words in found.found + found.mend
         assert words in notice
-    remote = settings.model_copy(update={"engine": EngineSettings(kind="remote")})
+    remote = settings.model_copy(
+        update={"engine": EngineSettings(kind="remote", urls=("http://x",))}
+    )
     alike = entry.model_copy(update={"dtype": "bfloat16"})
     for told, model in ((settings, alike), (remote, entry), (Settings(state=tmp_path), entry)):
         write_models(tmp_path / "models.yaml", {"own": model})
@@ -175,6 +177,11 @@ def test_doctor_shows_brackets_and_does_not_fail_for_what_is_only_missed(tmp_pat
         ("PTALIGN_GATE__MAX_UNSCORED", "nan", "must be a number, 0..1, not 'nan'. "),
         ("PTALIGN_GATE__MAX_HARM", "0.1", "no such setting. Write one of PTALIGN_GATE__MIN_HARM"),
         ("PTALIGN_GATE", "0.1", "PTALIGN_GATE: "),
+        (
+            "PTALIGN_AUTH__LOOPBACK_ROLES",
+            '["reader","hush-1"]',
+            "should be 'engineer', 'annotator'",
+        ),
     ],
 )
 def test_a_wrong_variable_is_one_line_with_its_name_and_mend(
@@ -190,6 +197,32 @@ def test_a_wrong_variable_is_one_line_with_its_name_and_mend(
     assert "nset it" in text
     assert "\n" not in text
     assert "hush" not in text
+
+
+@pytest.mark.parametrize("urls", [None, "[]"])
+def test_remote_engines_without_a_url_are_refused(
+    monkeypatch: pytest.MonkeyPatch, urls: str | None
+) -> None:
+    """Calls were accepted, and ended with no completion and no error."""
+    monkeypatch.setenv("PTALIGN_ENGINE__KIND", "remote")
+    if urls is not None:
+        monkeypatch.setenv("PTALIGN_ENGINE__URLS", urls)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    text = str(explained(caught.value))
+    assert text.startswith("PTALIGN_ENGINE__URLS: must name one server or more")
+    assert text.endswith("or unset PTALIGN_ENGINE__KIND.")
+    assert "\n" not in text
+
+
+def test_urls_that_no_engine_uses_are_named(tmp_path: Path) -> None:
+    urls = ("http://me:hush-1@x/v1",)
+    settings = Settings(state=tmp_path, engine=EngineSettings(urls=urls))
+    [notice] = [said for said in notices(settings) if "PTALIGN_ENGINE__URLS" in said]
+    assert "PTALIGN_ENGINE__KIND is vllm" in notice
+    assert "hush" not in notice
+    remote = Settings(state=tmp_path, engine=EngineSettings(kind="remote", urls=urls))
+    assert not [said for said in notices(remote) if "PTALIGN_ENGINE__URLS" in said]
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["doctor"], ["health"], ["models", "list"]])
