@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from typer.testing import CliRunner, Result
 
-from ptalign.errors import DataDamaged
+from ptalign.errors import DataDamaged, PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_proto import __version__
 from ptalign_server.admin.doctor import check_evaluation_data, check_model, check_policies
 from ptalign_server.catalogue import Catalogue, write_models
+from ptalign_server.cli import app
 from ptalign_server.notices import notices
 from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.variables import explained, unknown
@@ -344,3 +346,25 @@ def test_serve_names_what_keeps_it_from_starting(
     assert name in said[-1]
     assert "Traceback" not in done.stderr
     assert "hush" not in done.stdout + done.stderr
+
+
+def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Not a traceback: one that is there already, a place that takes none, a mounted one."""
+    file = tmp_path / "operator.key"
+
+    def keys(word: str, path: str = str(file)) -> Result:
+        where = {"PTALIGN_STATE": str(tmp_path / "state"), "PTALIGN_KEY_FILE": path}
+        return CliRunner().invoke(app, ["keys", word], env=where)
+
+    assert keys("create").exit_code == 0
+    before = file.read_bytes()
+    (tmp_path / "operator.key.new" / "x").mkdir(parents=True)  # as on a mount nothing can be put
+    for done, says in (
+        (keys("create"), "no key is ever overwritten"),
+        (keys("create", f"{SEALED_FOLDER}/operator.key"), "cannot be made"),
+        (keys("rotate"), "keys rewrap"),
+    ):
+        assert isinstance(done.exception, PtalignError)  # which the command shows as one line
+        assert says in str(done.exception)
+        assert "PTALIGN_KEY_FILE" in str(done.exception)
+    assert file.read_bytes() == before

@@ -240,8 +240,10 @@ def test_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "operator.key"
     KeyFile.create(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(FileExistsError):
+    before = path.read_bytes()
+    with pytest.raises(NotReady, match="no key is ever overwritten"):
         KeyFile.create(path)
+    assert path.read_bytes() == before
     path.chmod(0o644)
     with pytest.raises(NotReady, match="chmod 600"):
         KeyFile(path)

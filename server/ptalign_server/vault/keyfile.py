@@ -25,10 +25,21 @@ class KeyFile(OperatorKeys):
         """Makes a key file with one fresh key, readable by this user only.
 
         Raises:
-            FileExistsError: There is one already; a key is never overwritten.
+            NotReady: There is one already, or none can be made; a key is never overwritten.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(path, format_key(_fresh_id(), secrets.token_bytes(KEY_BYTES)))
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_new(path, format_key(_fresh_id(), secrets.token_bytes(KEY_BYTES)))
+        except OSError as error:
+            if os.path.exists(path):
+                raise NotReady(
+                    f"key file {path} is there already, and no key is ever overwritten. Go on with "
+                    "it, or set PTALIGN_KEY_FILE to where a new one is to be."
+                ) from None
+            raise NotReady(
+                f"key file {path} cannot be made: {error.strerror}. Set PTALIGN_KEY_FILE to a file "
+                "that this user may make, or correct what is in the way."
+            ) from None
         return cls(path)
 
     @property
@@ -90,9 +101,16 @@ class KeyFile(OperatorKeys):
 
     def _replace(self, keys: dict[str, bytes]) -> None:
         partial = self.path.with_name(self.path.name + ".new")
-        partial.unlink(missing_ok=True)
-        _write_new(partial, "".join(format_key(*item) for item in keys.items()))
-        partial.replace(self.path)
+        try:
+            partial.unlink(missing_ok=True)
+            _write_new(partial, "".join(format_key(*item) for item in keys.items()))
+            partial.replace(self.path)
+        except OSError as error:
+            raise NotReady(
+                f"key file {self.path} cannot be changed: {error.strerror}. Of one that is mounted "
+                "(PTALIGN_KEY_FILE) put the new key first where it comes from, restart, and run "
+                "`ptalign-server keys rewrap`."
+            ) from None
         self.keys, self._stamp = keys, self._seen()
 
 
