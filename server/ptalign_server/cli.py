@@ -65,7 +65,7 @@ def serve() -> None:
     from ptalign_server.gateway.serve import serve as run
     from ptalign_server.notices import notices
     from ptalign_server.process import refuse_unpickling
-    from ptalign_server.settings import Settings
+    from ptalign_server.settings import Settings, address
 
     refuse_unpickling()
     settings = Settings()
@@ -77,7 +77,7 @@ def serve() -> None:
 
     def ready(ports: Ports) -> None:
         # The first line is parsed by scripts: what is new goes below it.
-        typer.echo(f"serving on {settings.host}:{ports.grpc}, state in {settings.state}")
+        typer.echo(f"serving on {address(settings.host, ports.grpc)}, state in {settings.state}")
         if ports.page is not None:
             secure = settings.auth.tls_cert is not None and settings.auth.tls_key is not None
             typer.echo(f"page on {_url(settings.page_host, ports.page, secure=secure)}")
@@ -121,8 +121,9 @@ def main() -> None:
 
 
 def _url(host: str, port: int, *, secure: bool = False) -> str:
-    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"{'https' if secure else 'http'}://{shown}:{port}/"
+    from ptalign_server.settings import address
+
+    return f"{'https' if secure else 'http'}://{address(host, port)}/"
 
 
 def _end(error: PtalignError) -> NoReturn:

@@ -216,6 +216,11 @@ class Settings(BaseSettings):
                 ) from None
 
 
+def address(host: str, port: int) -> str:
+    """``host:port``; an IPv6 address needs brackets there, and may be set with or without."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine alone."""
     if host == "localhost":

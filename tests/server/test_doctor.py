@@ -47,6 +47,30 @@ def healthy(settings: Settings) -> Iterator[None]:
         server.stop(0).wait()
 
 
+def test_the_port_of_a_page_that_is_not_served_is_not_asked_for(tmp_path: Path) -> None:
+    with listener() as port:
+        settings = Settings(state=tmp_path, port=0, metrics_port=0, page_port=port)
+        *others, page = check_ports(settings)
+        assert not page.ok
+        assert "PTALIGN_PAGE_PORT" in page.mend
+        unserved = settings.model_copy(update={"page": False})
+        assert [found.what for found in check_ports(unserved)] == [found.what for found in others]
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
+def test_a_host_by_another_name_or_kind_of_address_is_no_taken_port(
+    host: str, tmp_path: Path
+) -> None:
+    if host != "localhost" and not Path("/proc/net/if_inet6").exists():
+        return  # a machine without IPv6 has no such address to be free
+    with listener() as port:
+        pass
+    settings = Settings(state=tmp_path, host=host, port=port, metrics_port=0, page=False)
+    free, *_ = check_ports(settings)
+    assert free.ok
+    assert free.found in {f"[::1]:{port}", f"localhost:{port}"}
+
+
 def test_ports_of_the_server_itself_are_no_fault(tmp_path: Path) -> None:
     with listener() as port:
         settings = Settings(state=tmp_path, port=port, metrics_port=0, page_port=0)

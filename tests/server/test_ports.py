@@ -74,6 +74,34 @@ def test_an_open_address_in_clear_is_refused_with_what_to_set(tmp_path: Path) ->
         assert words in str(caught.value)
 
 
+def test_an_ipv6_address_is_bound_as_one() -> None:
+    """`::1:50051` is an address without a port: the server said that its port was taken."""
+
+    class Asked:
+        def add_insecure_port(self, where: str) -> int:
+            self.where = where
+            return 1
+
+    for host in ("::1", "[::1]"):
+        server = Asked()
+        bind(server, Settings(host=host, port=50051))
+        assert server.where == "[::1]:50051"
+
+
+@pytest.mark.parametrize("torn", ["tls.crt", "tls.key", "ca.crt"])
+async def test_a_certificate_that_cannot_be_used_is_not_told_as_a_taken_port(
+    tmp_path: Path, torn: str
+) -> None:
+    cert, key = certificate(tmp_path, 1)
+    (tmp_path / "ca.crt").write_bytes(cert.read_bytes())
+    (tmp_path / torn).write_text("half")
+    auth = AuthSettings(tls_cert=cert, tls_key=key, client_ca=tmp_path / "ca.crt")
+    with pytest.raises(NotReady, match="cannot be used") as caught:
+        bind(grpc.aio.server(), Settings(state=tmp_path, port=0, auth=auth))
+    name = "PTALIGN_AUTH__CLIENT_CA" if torn == "ca.crt" else "PTALIGN_AUTH__TLS_KEY"
+    assert name in str(caught.value)
+
+
 async def test_a_taken_port_is_named(tmp_path: Path) -> None:
     first = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     port = first.add_insecure_port("127.0.0.1:0")

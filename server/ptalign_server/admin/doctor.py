@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ from ptalign_server.gateway.identity import Tokens
 from ptalign_server.health import serves
 from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data, two_types
-from ptalign_server.settings import Settings, is_loopback
+from ptalign_server.settings import Settings, address, is_loopback
 from ptalign_server.vault import operator_keys
 
 JUDGE_SECONDS = 10.0
@@ -133,11 +134,12 @@ def check_ports(settings: Settings) -> Iterator[Finding]:
     ports = [
         ("gRPC", settings.host, settings.port, "PTALIGN_PORT"),
         ("metrics", settings.metrics_host, settings.metrics_port, "PTALIGN_METRICS_PORT"),
-        ("page", settings.page_host, settings.page_port, "PTALIGN_PAGE_PORT"),
     ]
+    if settings.page:
+        ports.append(("page", settings.page_host, settings.page_port, "PTALIGN_PAGE_PORT"))
     for name, host, port, variable in ports:
         free = port == 0 or _free(host, port)
-        found = f"{host}:{port}" + ("" if free else ", this server" if running else ", taken")
+        found = address(host, port) + ("" if free else ", this server" if running else ", taken")
         mend = f"Stop what listens there, or set {variable}."
         yield Finding(f"{name} port", free or running, found, mend)
 
@@ -315,10 +317,19 @@ def _version(name: str) -> str:
 
 
 def _free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+    """Whether every address of the host that this machine has can be bound, and it has one."""
+    bound = False
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, _, _, place in found:
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(place)
+                bound = True
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:  # localhost may be ::1 without IPv6
+                    return False
+    return bound

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from ptalign.errors import InvalidInput, NotReady
-from ptalign_server.settings import Settings
+from ptalign_server.settings import AuthSettings, Settings, address
 
 
 def bind(server: Any, settings: Settings) -> int:
@@ -18,13 +19,14 @@ def bind(server: Any, settings: Settings) -> int:
         InvalidInput: The address is not loopback and TLS is not set.
         NotReady: The port is taken, or a certificate cannot be read.
     """
-    address = f"{settings.host}:{settings.port}"
+    where = address(settings.host, settings.port)
     try:
         if settings.auth.tls_cert is None or settings.auth.tls_key is None:
             require_loopback(settings)
-            return int(server.add_insecure_port(address))
-        return int(server.add_secure_port(address, credentials(settings)))
-    except RuntimeError:
+            return int(server.add_insecure_port(where))
+        return int(server.add_secure_port(where, credentials(settings)))
+    except RuntimeError:  # gRPC says no more
+        _look(settings.auth)
         raise taken(settings.host, settings.port) from None
 
 
@@ -72,6 +74,21 @@ def credentials(settings: Settings) -> Any:
     return grpc.dynamic_ssl_server_credentials(
         load(), changed, require_client_authentication=auth.client_ca is not None
     )
+
+
+def _look(auth: AuthSettings) -> None:
+    if auth.tls_cert is None or auth.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    variables = "PTALIGN_AUTH__TLS_CERT and PTALIGN_AUTH__TLS_KEY"
+    try:
+        context.load_cert_chain(auth.tls_cert, auth.tls_key, password="")  # or it would ask for one
+        if auth.client_ca is not None:
+            variables = "PTALIGN_AUTH__CLIENT_CA"
+            context.load_verify_locations(auth.client_ca)
+    except OSError as error:
+        why = getattr(error, "reason", None) or error.strerror
+        raise NotReady(f"the files of {variables} cannot be used: {why}") from None
 
 
 def _stamps(files: list[Path]) -> list[int]:
