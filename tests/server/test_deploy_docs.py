@@ -234,6 +234,23 @@ def test_roles_of_the_document_are_the_servers() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(ROLES)
 
 
+def test_the_commands_of_one_machine_share_a_state_folder() -> None:
+    """Model and token were put into ./.ptalign, and the server looked into another folder."""
+    shell = 'ptalign-server() { echo "$1 in $PTALIGN_STATE, $PTALIGN_PROFILE"; }\n'
+    for start in ("cd ptalign ", "export PTALIGN_HOST="):
+        first = next(line for line in TEXT.splitlines() if line.startswith(start))
+        shell += "".join(
+            f"{line}\n"
+            for line in block(first).splitlines()
+            if line.startswith("export ") or "ptalign-server" in line
+        )
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("PTALIGN_")}
+    done = subprocess.run(["bash", "-ec", shell], env=bare, capture_output=True, text=True)
+    asked = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert [word for word, _, _ in asked] == ["doctor", "models", "serve", "tokens"]
+    assert {where for _, _, where in asked} == {"in /var/lib/ptalign, gpu"}
+
+
 def test_targets_that_documents_name_exist() -> None:
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCS:
