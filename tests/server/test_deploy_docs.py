@@ -251,6 +251,39 @@ def test_the_commands_of_one_machine_share_a_state_folder() -> None:
     assert {where for _, _, where in asked} == {"in /var/lib/ptalign, gpu"}
 
 
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """A target, with a Python that makes no virtual environment."""
+    # `make test` tells the makes below it what it was told.
+    told = {"ENGINE", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL"}
+    bare = {name: value for name, value in os.environ.items() if name not in told}
+    call = ["make", "-C", str(ROOT), "PYTHON=false", *words]
+    return subprocess.run(call, env=bare, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "gpu"])
+def test_make_goes_on_with_the_engine_that_is_installed(tmp_path: Path, engine: str) -> None:
+    """`make serve` of a GPU machine installed the CPU's engine over it."""
+    (tmp_path / f".installed-{engine}").touch()
+    other = {"cpu": "gpu", "gpu": "cpu"}[engine]
+    done = make("-n", "serve", f"VENV={tmp_path}")
+    assert "ptalign-server serve" in done.stdout
+    assert "[install" not in done.stdout, "installs again"
+    done = make("-n", "serve", f"VENV={tmp_path}", f"ENGINE={engine}")
+    assert "[install" not in done.stdout
+    done = make("install", f"VENV={tmp_path}", f"ENGINE={other}")
+    assert done.returncode
+    assert "has the other engine" in done.stderr
+    assert "[install" not in done.stdout
+    assert (tmp_path / f".installed-{engine}").exists()
+
+
+def test_the_first_install_is_the_cpus_unless_told(tmp_path: Path) -> None:
+    assert "requirements/cpu.txt" in make("-n", "install", f"VENV={tmp_path}").stdout
+    told = make("-n", "install", f"VENV={tmp_path}", "ENGINE=gpu").stdout
+    assert "requirements/gpu.txt" in told
+    assert "+cpu" not in told
+
+
 def test_targets_that_documents_name_exist() -> None:
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCS:
