@@ -71,6 +71,13 @@ def test_wheel_carries_client_and_wire_and_nothing_else(wheel: Path) -> None:
     assert "ptalign_client/py.typed" in names
 
 
+def test_wheel_carries_the_text_of_its_licence(wheel: Path) -> None:
+    """Whoever installs the client alone has no other copy, and the licence asks for one."""
+    files = zipfile.ZipFile(wheel)
+    [name] = [name for name in files.namelist() if name.endswith("licenses/LICENSE")]
+    assert files.read(name) == (ROOT / "LICENSE").read_bytes()
+
+
 def test_wheel_installs_alone_and_runs(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
