@@ -18,11 +18,19 @@ from typer.testing import CliRunner, Result
 from ptalign.errors import DataDamaged, PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_proto import __version__
-from ptalign_server.admin.doctor import check_evaluation_data, check_model, check_policies
+from ptalign_server import wire
+from ptalign_server.admin.doctor import (
+    check_database,
+    check_evaluation_data,
+    check_model,
+    check_policies,
+)
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.cli import app
 from ptalign_server.notices import notices
 from ptalign_server.settings import EngineSettings, Settings
+from ptalign_server.store import Store
+from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.variables import explained, unknown
 
 FILES = ("xstest_prompts.csv", "ifeval_en_odd.jsonl")
@@ -318,12 +326,7 @@ SEALED_FOLDER = "/proc/ptalign"
         ("PTALIGN_PORT", "", "port {} on 127.0.0.1 is taken"),
         ("PTALIGN_METRICS_PORT", "", "port {} on 127.0.0.1 is taken"),
         ("PTALIGN_PAGE_PORT", "", "port {} on 127.0.0.1 is taken"),
-        ("PTALIGN_METRICS_HOST", "192.0.2.1", "port 0 on 192.0.2.1 is taken"),
-        ("PTALIGN_DATABASE", "me:hush-1", "is no URL of a database"),
         ("PTALIGN_DATABASE", "mysql://me:hush-1@x/y", "is no URL of a database"),
-        ("PTALIGN_DATABASE", "postgresql://me:hush-1@x:no/y", "is no URL of a database"),
-        ("PTALIGN_DATABASE", f"sqlite:///{SEALED_FOLDER}/a.db", f"{SEALED_FOLDER}/a.db cannot be"),
-        ("PTALIGN_ARTEFACTS", "s3//hush-1", "is no URL of an object store"),
         ("PTALIGN_ARTEFACTS", "ftp://me:hush-1@x/y", "is no URL of an object store"),
         ("PTALIGN_STATE", f"{SEALED_FOLDER}/x", f"{SEALED_FOLDER}/x cannot be made"),
     ],
@@ -346,6 +349,35 @@ def test_serve_names_what_keeps_it_from_starting(
     assert name in said[-1]
     assert "Traceback" not in done.stderr
     assert "hush" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "me:hush-1",
+        "mysql+pymysql://me:hush-1@x/y",
+        "postgresql://me:hush-1@x:no/y",
+        "postgres://me:hush-1@x:no/y",
+        "postgresql+psycopg2://me:hush-1@x/y",
+        f"sqlite:///{SEALED_FOLDER}/a.db",
+    ],
+)
+def test_a_database_that_there_cannot_be_is_told_without_its_password(
+    url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PtalignError, match="PTALIGN_DATABASE") as caught:
+        Store(Settings(state=tmp_path, database=url), wire.freeze)
+    assert "hush" not in str(caught.value)
+    [found] = check_database(Settings(state=tmp_path, database=url))
+    assert not found.ok or url.startswith("sqlite")
+    assert "hush" not in found.found
+
+
+@pytest.mark.parametrize("url", ["s3//hush-1", "s3://", "/hush-1"])
+def test_an_object_store_that_there_cannot_be_is_told(url: str, tmp_path: Path) -> None:
+    with pytest.raises(PtalignError, match="PTALIGN_ARTEFACTS") as caught:
+        Artefacts(tmp_path, url, tmp_path)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
