@@ -619,6 +619,18 @@ async def test_an_evaluation_with_nothing_to_ask_is_refused_in_the_call(
     assert "names 'attack' twice" in violations["suites"]
 
 
+async def test_a_target_beside_is_of_the_same_model(calls: Calls) -> None:
+    """Its model was read by nobody: the target's own rates stood under another model's name."""
+    for asked, words in ((OTHER, "not the target's model tiny"), ("none", "no model is named")):
+        beside = pb.Target(model=asked, label="another model")
+        call = calls.tuning.Evaluate(evaluate("attack", also=[pb.Target(model=MODEL), beside]))
+        _, text, _, violations = await refused(call)
+        assert words in text
+        assert list(violations) == (["also[1].model"] if asked == OTHER else [])
+    beside = pb.Target(label="bare")
+    assert (await calls.tuning.Evaluate(evaluate("attack", also=[beside]))).done
+
+
 async def test_the_call_is_sealed_at_rest(calls: Calls, tmp_path: Path) -> None:
     canary = "canary-seed-7f3a"
     await calls.tuning.GenerateInstructions(generate(seeds=[canary]))

@@ -517,16 +517,16 @@ def _count(number: int, what: str) -> str:
 
 
 def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> None:
-    baseline = request.baseline.model
-    if baseline and baseline != model.name:
-        call.catalogue.model(baseline)
-        raise InvalidInput(
-            "baseline.model",
-            f"is {baseline}, not the target's model {model.name}",
-            "Compare targets of one model: they share prompts and template.",
-        )
     targets = {"target": request.target, "baseline": request.baseline}
     targets |= {f"also[{number}]": target for number, target in enumerate(request.also)}
+    for field, target in targets.items():
+        if target.model and target.model != model.name:
+            call.catalogue.model(target.model)
+            raise InvalidInput(
+                f"{field}.model",
+                f"is {target.model}, not the target's model {model.name}",
+                "Compare targets of one model: they share prompts and template.",
+            )
     for field, target in targets.items():
         if target.adapter:
             call.adapter(f"{field}.adapter", target.adapter, model)
