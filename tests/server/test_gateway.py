@@ -629,6 +629,10 @@ async def test_a_target_beside_is_of_the_same_model(calls: Calls) -> None:
         assert list(violations) == (["also[1].model"] if asked == OTHER else [])
     beside = pb.Target(label="bare")
     assert (await calls.tuning.Evaluate(evaluate("attack", also=[beside]))).done
+    beside.label = "a" * 121
+    call = calls.tuning.Evaluate(evaluate("attack", also=[beside]))
+    _, _, _, violations = await refused(call)
+    assert "longer than 120" in violations["also[0].label"]
 
 
 async def test_the_call_is_sealed_at_rest(calls: Calls, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store.resources import Resource
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.jobs import evaluate as evaluating
-from ptalign_server.worker.jobs.evaluate import _publish, publish_newest, trained_of
+from ptalign_server.worker.jobs.evaluate import _publish, _targets, publish_newest, trained_of
 from ptalign_server.worker.trained import taught as taught_by
 
 
@@ -147,6 +147,20 @@ def test_targets_beside_are_kept_away_from_too() -> None:
     beside = pb.Target(model="m", adapter="adapters/other")
     assert World(target=SECOND, also=[beside]).texts() == {"own", "base", "beside"}
     assert World(target=SECOND, baseline=beside).texts() == {"own", "base", "beside"}
+
+
+def test_a_label_of_the_call_stands_and_numbered_ones_give_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A number met a label that the call gave: refused hours later, as a field that it lacks."""
+    monkeypatch.setattr(evaluating, "served_adapter", lambda *_: nullcontext(""))
+    bare, named = pb.Target(), pb.Target(label="baseline")
+    request = pb.EvaluateRequest(target=pb.Target(label="base-2"), also=[bare, bare, bare, named])
+    job: Any = SimpleNamespace(request=request, room=SimpleNamespace(store=None))
+    pool: Any = None
+    with ExitStack() as adapters:
+        labels = [target.label for target in _targets(job, pool, adapters)]
+    assert labels == ["baseline-2", "base-2", "base", "base-3", "base-4", "baseline"]
 
 
 def test_a_purged_set_still_names_its_judges() -> None:

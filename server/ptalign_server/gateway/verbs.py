@@ -33,6 +33,7 @@ MAX_SEEDS = 2_000
 MAX_TEXT = 8_000
 MAX_TOPICS = 500
 MAX_ALSO = 8
+MAX_LABEL = 120
 ANY_MODEL = ""
 """For requests: one model writes them, any may be asked them (ADR 0013)."""
 SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
@@ -527,6 +528,9 @@ def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) ->
                 f"is {target.model}, not the target's model {model.name}",
                 "Compare targets of one model: they share prompts and template.",
             )
+        if len(target.label) > MAX_LABEL:
+            limit = f"is longer than {MAX_LABEL} characters"
+            raise InvalidInput(f"{field}.label", limit, "Shorten it.")
     for field, target in targets.items():
         if target.adapter:
             call.adapter(f"{field}.adapter", target.adapter, model)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from ptalign.config import EvalConfig, GateConfig
@@ -161,9 +162,9 @@ def _targets(job: Job, pool: Pool, adapters: ExitStack) -> list[Target]:
     `adapters` is what serves them.
     """
     request = job.request
-    labels: dict[str, int] = {}
     asked = [(request.baseline, "baseline"), (request.target, "aligned")]
     asked += [(target, "") for target in request.also]
+    labels = {target.label for target, _ in asked if target.label}
 
     def serve(name: str) -> str:
         return adapters.enter_context(served_adapter(job.room.store, pool, name))
@@ -172,7 +173,7 @@ def _targets(job: Job, pool: Pool, adapters: ExitStack) -> list[Target]:
 
 
 def _target(
-    job: Job, serve: Callable[[str], str], asked: pb.Target, label: str, labels: dict[str, int]
+    job: Job, serve: Callable[[str], str], asked: pb.Target, label: str, labels: set[str]
 ) -> Target:
     from ptalign.evaluate import Target
 
@@ -181,12 +182,16 @@ def _target(
     if asked.adapter:
         adapter = job.load(asked.adapter, Adapter)
         method = adapter.method
-    label = asked.label or label or method or "base"
-    labels[label] = labels.get(label, 0) + 1
-    if labels[label] > 1:
-        label = f"{label}-{labels[label]}"
+    label = asked.label or _free(label or method or "base", labels)
+    labels.add(label)
     folder = str(adapter_folder(store, asked.adapter)) if asked.adapter else ""
     return Target(label, serve(asked.adapter), method, folder)
+
+
+def _free(label: str, taken: Set[str]) -> str:
+    """The label, numbered where another target has it: those that a call gives stay as they are."""
+    numbered = (f"{label}-{number}" for number in count(2))
+    return next(name for name in chain([label], numbered) if name not in taken)
 
 
 def _probe(
