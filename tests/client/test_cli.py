@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 import ptalign_client as pt
 from ptalign_client.cli import app, show
 from ptalign_client.cli.follow import counts
+from ptalign_client.cli.state import RunState
 from ptalign_proto.v1 import library_pb2 as lib
 
 Code = grpc.StatusCode
@@ -402,6 +403,23 @@ def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
     assert says in result.stderr
     assert "Known: " in result.stderr
     assert not started(served)
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+@pytest.mark.parametrize("field", ["flagged_share: 0.3", "token_weighting: judge"])
+def test_a_weighting_that_means_nothing_stops_a_run_unless_its_adapter_was_begun(
+    cli: Any, loop: Path, tmp_path: Path, served: Any, field: str, words: tuple[str, ...]
+) -> None:
+    """Align refused it hours later. What was begun before that is finished."""
+    out = str(tmp_path / "out")
+    loop.write_text(LOOP.replace("method: mle", f"method: mle, {field}"))
+    refused = cli("run", str(loop), "--out", out, *words, columns=300)
+    assert refused.exit_code == 2
+    name = field.partition(":")[0]
+    assert f"loop.yaml:6: align[0].{name}: means nothing to mle" in refused.stderr
+    assert not started(served)
+    RunState(tmp_path / "out").stage("align MLE", [])
+    assert cli("run", str(loop), "--out", out, *words).exit_code == 0
 
 
 @pytest.mark.parametrize("judge", ["tone", "own-guard", "own-guard@harm-0a1b2c3d"])

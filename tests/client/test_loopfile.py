@@ -83,6 +83,53 @@ def test_fault_is_named(
     assert str(error).startswith(f"{tmp_path}/loop.yaml:{line}: ")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "says"),
+    [
+        ("also: [A]", "also: [A, B]", 10, "evaluate.also[1]", "'B' is the target"),
+        ("also: [A]", "also: [A, A]", 10, "evaluate.also[1]", "'A' is named twice"),
+        ("also: [A]", f"also: [{'A, ' * 9}]", 10, "evaluate.also", "at most 8"),
+        ("also: [A]", "suites: [attack, attack]", 10, "evaluate.suites[1]", "named twice"),
+        ("also: [A]", "judges: [tone@1, tone]", 10, "evaluate.judges[1]", "'tone' is named twice"),
+        (
+            "also: [A]",
+            "suites: [attack, held-out-plain]\n  held_out: 0",
+            10,
+            "evaluate.suites[1]",
+            "held_out is 0",
+        ),
+        (
+            "method: mle",
+            "method: mle\n    ut_candidates: written",
+            8,
+            "align[0].ut_candidates",
+            "nothing to mle",
+        ),
+        (
+            "steps: 3",
+            "without_anchors: true, anchors_per_step: 4",
+            8,
+            "align[1].anchors_per_step",
+            "beside without_anchors",
+        ),
+        ("steps: 3", "protected_words: [a, '']", 8, "align[1].protected_words[1]", "1..64"),
+        (
+            "steps: 3",
+            f"protected_words: [{'a, ' * 1001}]",
+            8,
+            "align[1].protected_words",
+            "at most 1000",
+        ),
+        ("name: B", f"name: {'B' * 121}", 8, "align[1].name", "longer than 120"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_told_before_the_first(
+    tmp_path: Path, old: str, new: str, line: int, field: str, says: str
+) -> None:
+    """`--check` called such files well-formed, and Align or Evaluate refused them hours later."""
+    test_fault_is_named(tmp_path, old, new, line, field, says)
+
+
 def test_near_miss_is_guessed(tmp_path: Path) -> None:
     error = read(tmp_path, WHOLE.replace("instructions:", "instruction:"))
     assert error.hint == "Did you mean instructions?"

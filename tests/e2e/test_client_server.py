@@ -18,7 +18,10 @@ import pytest
 
 import ptalign_client as pt
 from ptalign.nouns import ModelSpec
+from ptalign.suites import HELD_OUT
+from ptalign_client.cli import loopfile
 from ptalign_server.catalogue import write_models
+from ptalign_server.gateway import verbs
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "server"))
@@ -251,6 +254,12 @@ def test_check_knows_the_servers_names(server: Running, tmp_path: Path) -> None:
     said = json.loads(done.stdout)["error"]
     assert "loop.yaml:11: evaluate.suites[3]: no suite is named 'nope'" in said["message"]
     assert "xstest-safe" in said["hint"]
+
+
+def test_a_loop_file_is_checked_by_the_servers_limits() -> None:
+    assert set(loopfile.HELD_OUT) == set(HELD_OUT)
+    assert (loopfile.MAX_NAME, loopfile.MAX_ALSO) == (verbs.MAX_LABEL, verbs.MAX_ALSO)
+    assert (loopfile.MAX_WORDS, loopfile.MAX_WORD) == (verbs.MAX_WORDS, verbs.MAX_WORD)
 
 
 def test_loop_asks_requests_of_the_policy_that_nothing_was_trained_on(

@@ -5,10 +5,10 @@ A name that only the last stage uses would else fail after hours of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from ptalign_client.cli.annotations import Marks, read_annotations
-from ptalign_client.cli.loopfile import Loop, Reader
+from ptalign_client.cli.loopfile import Loop, Reader, meaningless
 from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import Catalogue, CatalogueEntry
 
@@ -37,6 +37,25 @@ def read_marks(loop: Loop, reader: Reader) -> Marks | None:
         message = f"{file} holds {held} marks; at most {MAX_MARKS} are used per policy and model"
         raise reader.at("annotations", message, "Keep the most telling ones.")
     return marks
+
+
+def check_weighting(loop: Loop, reader: Reader, begun: Container[str]) -> None:
+    """Whether tokens are weighed by adapters that do.
+
+    Args:
+        begun: Stages of an earlier run. An adapter among them goes on: it was accepted before this
+            was refused.
+
+    Raises:
+        LoopError: They are not; names the line.
+    """
+    for number, training in enumerate(loop.align):
+        if training.method == "pt_align" or f"align {training.name}" in begun:
+            continue
+        if training.flagged_share is not None:
+            raise meaningless(reader, f"align[{number}].flagged_share", training)
+        if training.token_weighting != "blend":  # the default's name is taken with any
+            raise meaningless(reader, f"align[{number}].token_weighting", training)
 
 
 def check_names(loop: Loop, reader: Reader, catalogue: Catalogue) -> None:

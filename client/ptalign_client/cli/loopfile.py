@@ -14,6 +14,14 @@ from ptalign_client.errors import LoopError
 from ptalign_client.nouns import Candidates, Method, Scorer
 
 T = TypeVar("T")
+MAX_NAME = 120
+"""Characters of an adapter's name, which labels it in the report."""
+MAX_ALSO = 8
+"""Adapters beside the judged one."""
+MAX_WORDS, MAX_WORD = 1000, 64
+"""Protected words, and the characters of one."""
+HELD_OUT = ("held-out-plain", "held-out-twins", "held-out-attack", "held-out-strong")
+"""Suites that only ask held-out requests."""
 
 
 def limited(default: Any, low: float, high: float) -> Any:
@@ -238,7 +246,8 @@ def open_loop(file: Path) -> tuple[Loop, Reader]:
             raise reader.fail(
                 at.get("evaluate"), place, f"no adapter {name!r}", f"align has: {', '.join(names)}."
             )
-    for training in loop.align:
+    for number, training in enumerate(loop.align):
+        _check_training(reader, f"align[{number}]", training)
         if training.ut_weight is not None and training.method not in ("pt_align", "ut_uniform"):
             raise reader.fail(
                 at["align"],
@@ -252,7 +261,57 @@ def open_loop(file: Path) -> tuple[Loop, Reader]:
                 f"is 0, and adapter {training.name!r} cannot train on a set without anchors",
                 "Leave it out, or write 1 or more, or without_anchors: true at the adapter.",
             )
+    _check_evaluation(reader, loop)
     return loop, reader
+
+
+def _check_training(reader: Reader, at: str, training: Training) -> None:
+    """What Align refuses, hours after the run began."""
+    if len(training.name) > MAX_NAME:
+        raise reader.at(f"{at}.name", f"is longer than {MAX_NAME} characters", "Shorten it.")
+    if training.ut_candidates == "written" and training.method != "pt_align":
+        raise meaningless(reader, f"{at}.ut_candidates", training)
+    if training.without_anchors and training.anchors_per_step is not None:
+        message = "means nothing beside without_anchors: true"
+        raise reader.at(f"{at}.anchors_per_step", message, "Leave one of the two out.")
+    words = training.protected_words
+    if len(words) > MAX_WORDS:
+        message = f"holds {len(words)} words; at most {MAX_WORDS} are taken"
+        raise reader.at(f"{at}.protected_words", message, "Leave some out.")
+    for number, word in enumerate(words):
+        if not word.strip() or len(word) > MAX_WORD:
+            message = f"must be 1..{MAX_WORD} characters"
+            raise reader.at(f"{at}.protected_words[{number}]", message, "Write a word, or drop it.")
+
+
+def meaningless(reader: Reader, path: str, training: Training) -> LoopError:
+    """The error of a field that only pt_align has a use for."""
+    hint = "Leave it out, or use pt_align."
+    return reader.at(path, f"means nothing to {training.method}", hint)
+
+
+def _check_evaluation(reader: Reader, loop: Loop) -> None:
+    """What Evaluate refuses, at the end of the run."""
+    asked = loop.evaluate
+    if len(asked.also) > MAX_ALSO:
+        message = f"holds {len(asked.also)} adapters; at most {MAX_ALSO} are shown beside"
+        raise reader.at("evaluate.also", message, "Show the others with `ptalign evaluate`.")
+    for place, name in _named(asked.also):
+        if name == loop.target:
+            hint = "Leave it out, or name another adapter in target."
+            raise reader.at(place, f"{name!r} is the target, which is shown anyway", hint)
+    # A judge's version may be left out.
+    judges = tuple(name.partition("@")[0] for name in asked.judges)
+    for field_name, names in (("also", asked.also), ("suites", asked.suites), ("judges", judges)):
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                place = f"evaluate.{field_name}[{number}]"
+                raise reader.at(place, f"{name!r} is named twice", "Name it once.")
+    for number, name in enumerate(asked.suites):
+        if name in HELD_OUT and not asked.held_out:
+            message = f"{name} asks held-out requests, and held_out is 0"
+            hint = "Leave it out, or let held_out be 1 or more."
+            raise reader.at(f"evaluate.suites[{number}]", message, hint)
 
 
 def _named(names: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 
 from ptalign_client.cli import show
-from ptalign_client.cli.check import check_names, read_marks
+from ptalign_client.cli.check import check_names, check_weighting, read_marks
 from ptalign_client.cli.loop import Runner, stage_table
 from ptalign_client.cli.loopfile import Loop, Reader, open_loop
 from ptalign_client.cli.session import Session, command, exit_code, report
+from ptalign_client.cli.state import RunState
 from ptalign_client.errors import DeadlineExceeded, PtalignError, ServiceError
 from ptalign_client.nouns import Evaluation
 from ptalign_client.options import Retry
@@ -47,12 +48,13 @@ def run(
       ptalign run loop.yaml --out demo-out --require-pass
     """
     loop, reader = open_loop(file)
+    folder = out or Path(loop.out)
+    check_weighting(loop, reader, RunState(folder).stages)
     marks = read_marks(loop, reader)
     if check:
         _check(session, loop, reader)
         return
     check_names(loop, reader, session.client.catalogue())
-    folder = out or Path(loop.out)
     runner = Runner(session, loop, marks, folder, cancel_on_interrupt=cancel_on_interrupt)
     evaluation = _run(session, runner)
     if session.as_json:

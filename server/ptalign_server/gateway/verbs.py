@@ -34,6 +34,8 @@ MAX_TEXT = 8_000
 MAX_TOPICS = 500
 MAX_ALSO = 8
 MAX_LABEL = 120
+MAX_WORDS, MAX_WORD = 1_000, 64
+"""Protected words of an Align, and the characters of one."""
 ANY_MODEL = ""
 """For requests: one model writes them, any may be asked them (ADR 0013)."""
 SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
@@ -205,7 +207,7 @@ def _check_marks(marks: res.AnnotationSet, request: pb.SynthesizePairsRequest) -
 def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     """Checks Align."""
     problems = _request_id(request)
-    problems += _texts("protected_words", request.protected_words, 1_000, 64)
+    problems += _texts("protected_words", request.protected_words, MAX_WORDS, MAX_WORD)
     _raise(problems)
     model = call.catalogue.model(request.model)
     config = configs.align_config(request)
