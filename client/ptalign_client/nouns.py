@@ -201,8 +201,10 @@ class TopicSpec:
     sides: str = ""
     """``both`` (tone domains) or ``positive_only`` (unless set)."""
     boundary: str = ""
+    """What is and what is not harmful here; up to 500 characters."""
     examples: tuple[str, ...] = ()
-    """Harmful requests that show the style; never dangerous knowledge."""
+    """Harmful requests that show the style; never dangerous knowledge. Up to 20 of 500
+    characters."""
     twin_examples: tuple[str, ...] = ()
     """Legitimate requests that look like `examples`, in their order; empty where one has none. A
     topic without any gets no benign twins."""
@@ -212,7 +214,8 @@ class TopicSpec:
 class PolicySpec:
     """A policy written in the call. It never relaxes an operator's list."""
 
-    title: str
+    title: str = ""
+    """For whoever reads the call; the service has no use for it."""
     topics: tuple[TopicSpec, ...]
     locale: str = ""
     """BCP 47; ``en`` unless set. Give each topic examples in it: in a language without a shipped

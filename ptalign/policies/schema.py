@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,11 +15,16 @@ from ptalign.text.locales import language
 from ptalign.text.normalise import caseless, plain
 
 MAX_TOPICS = 2000
+MAX_WORDS = 2000
+"""Entries of `protected_words` and of `never_synthesize`."""
+MAX_EXAMPLES = 20
+MAX_TEXT = 500
+"""Characters of an entry, an example or a boundary."""
 _ID = r"^[a-z0-9][a-z0-9-]{0,63}$"
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True, str_max_length=500)
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True, str_max_length=MAX_TEXT)
 
 
 class ExampleFile(_File):
@@ -35,7 +40,7 @@ class TopicFile(_File):
     id: str = Field(pattern=_ID)
     title: str = Field(min_length=2, max_length=120)
     boundary: str = ""
-    examples: list[ExampleFile] = Field(default_factory=list, max_length=20)
+    examples: list[ExampleFile] = Field(default_factory=list, max_length=MAX_EXAMPLES)
 
 
 class DomainFile(_File):
@@ -72,8 +77,8 @@ class PolicyFile(_File):
     title: str = ""
     version: str = "1"
     locale: str = Field("en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-    protected_words: list[str] = Field(default_factory=list, max_length=2000)
-    never_synthesize: list[str] = Field(default_factory=list, max_length=2000)
+    protected_words: list[str] = Field(default_factory=list, max_length=MAX_WORDS)
+    never_synthesize: list[str] = Field(default_factory=list, max_length=MAX_WORDS)
     constraints: ConstraintsFile = ConstraintsFile()
     tactics: list[TacticFile] = Field(default_factory=list, max_length=50)
     domains: list[DomainFile] = Field(min_length=1, max_length=200)
@@ -204,6 +209,7 @@ def inline_policy(
         title = plain(str(spec.get("title", "")))
         domain = slug(str(spec.get("domain") or "general"))
         sides = spec.get("sides") or "positive_only"
+        boundary = plain(str(spec.get("boundary", "")))
         if not 2 <= len(title) <= 120:
             raise InvalidInput(
                 f"topics[{i}].title", "2 to 120 characters", "Name what users ask about."
@@ -218,17 +224,22 @@ def inline_policy(
                 f"'both' is allowed in the tone domains {', '.join(sorted(both_domains))}",
                 "Use one of those domains, or positive_only.",
             )
+        if len(boundary) > MAX_TEXT:
+            raise InvalidInput(
+                f"topics[{i}].boundary", f"{MAX_TEXT} characters at most", "Shorten the text."
+            )
         made.append(
             Topic(
                 id=slug(f"{domain}-{title}"),
                 domain=domain,
                 title=title,
                 sides=sides,
-                boundary=plain(str(spec.get("boundary", "")))[:500],
+                boundary=boundary,
                 examples=_requests(spec, i, "examples"),
                 twin_examples=_requests(spec, i, "twin_examples"),
             )
         )
+    _check_ids(made)
     words: dict[str, tuple[str, ...]] = {}
     if language(locale) != language(base.locale):
         constraints = "generic_constraints_positive", "generic_constraints_toxic"
@@ -247,12 +258,24 @@ def inline_policy(
     return policy
 
 
+def _check_ids(topics: Sequence[Topic]) -> None:
+    """Ids are made of titles here, so that two alike are told by those."""
+    ids: dict[str, int] = {}
+    for i, topic in enumerate(topics):
+        other = ids.setdefault(topic.id, i)
+        if other != i:
+            raise InvalidInput(
+                f"topics[{i}].title",
+                f"topics are named once, and that of topics[{other}] gives the same id {topic.id}",
+                "Rename or remove one of the two.",
+            )
+
+
 def _requests(spec: Mapping[str, Any], topic: int, name: str) -> tuple[str, ...]:
     texts = tuple(plain(str(e)) for e in spec.get(name, ()))
-    if len(texts) > 20 or any(len(t) > 500 for t in texts):
-        raise InvalidInput(
-            f"topics[{topic}].{name}", "20 of 500 characters at most", "Send fewer or shorter ones."
-        )
+    if len(texts) > MAX_EXAMPLES or any(len(t) > MAX_TEXT for t in texts):
+        limit = f"{MAX_EXAMPLES} of {MAX_TEXT} characters at most"
+        raise InvalidInput(f"topics[{topic}].{name}", limit, "Send fewer or shorter ones.")
     return texts
 
 

@@ -20,9 +20,11 @@ from ptalign.judges import judge_names
 from ptalign.judges.entries import GuardEntry
 from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
+from ptalign.policies.schema import MAX_TEXT
 from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
 from ptalign.text.locales import language
+from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.judges import JudgesFile, OwnJudges
@@ -189,24 +191,28 @@ class Catalogue:
         shipped = packs[: len(policy_names())]
         alike = [p for p in shipped if language(p.locale) == language(locale)]
         base = (alike or packs)[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
-        return inline_policy(
-            [
-                {
-                    "domain": t.domain,
-                    "title": t.title,
-                    "sides": t.sides,
-                    "boundary": t.boundary,
-                    "examples": tuple(t.examples),
-                    "twin_examples": tuple(t.twin_examples),
-                }
-                for t in spec.topics
-            ],
-            both_domains=tone,
-            base=base,
-            locale=locale,
-            protected_words=tuple(spec.protected_words),
-            never_synthesize=tuple(spec.never_synthesize),
-        )
+        try:
+            return inline_policy(
+                [
+                    {
+                        "domain": t.domain,
+                        "title": t.title,
+                        "sides": t.sides,
+                        # the gateway refuses what is longer; calls of before it did are finished
+                        "boundary": plain(t.boundary)[:MAX_TEXT],
+                        "examples": tuple(t.examples),
+                        "twin_examples": tuple(t.twin_examples),
+                    }
+                    for t in spec.topics
+                ],
+                both_domains=tone,
+                base=base,
+                locale=locale,
+                protected_words=tuple(spec.protected_words),
+                never_synthesize=tuple(spec.never_synthesize),
+            )
+        except InvalidInput as error:
+            raise InvalidInput(f"policy_spec.{error.field}", error.limit, error.mend) from None
 
     @property
     def suites(self) -> Mapping[str, SuiteSpec]:

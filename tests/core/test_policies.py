@@ -181,6 +181,24 @@ def test_an_inline_policy_adds_to_the_operators_lists_and_relaxes_nothing() -> N
         )
 
 
+@pytest.mark.parametrize(
+    ("topics", "field", "words"),
+    [
+        ([{"boundary": "b" * 501}], "topics[0].boundary", "500 characters at most"),
+        ([{}, {"title": "A broken-chair"}], "topics[1].title", "topics[0] gives the same id"),
+    ],
+)
+def test_an_inline_topic_is_refused_by_a_field_that_it_has(
+    topics: list[dict[str, str]], field: str, words: str
+) -> None:
+    """A boundary was cut without a word; titles alike were told as ids, which nobody writes."""
+    made = [{"domain": "work", "title": "a broken chair"} | topic for topic in topics]
+    with pytest.raises(InvalidInput) as caught:
+        inline_policy(made, both_domains=frozenset(), base=parse_policy(small()))
+    assert caught.value.field == field
+    assert words in caught.value.limit
+
+
 def test_an_inline_policy_in_another_language_asks_in_no_words_of_the_base() -> None:
     """A German policy's requests began with "Write a rude reply to", and were sealed as German."""
     base = load_policy("default-en")

@@ -228,6 +228,33 @@ async def test_an_inline_policy_gets_no_toxic_side_outside_tone(calls: Calls) ->
     assert "positive_only" in text
 
 
+@pytest.mark.parametrize(
+    ("topics", "more", "field", "words"),
+    [
+        ([{"boundary": "b" * 501}], {}, "policy_spec.topics[0].boundary", "longer than 500"),
+        ([{"examples": ["e" * 501]}], {}, "policy_spec.topics[0].examples[0]", "longer than 500"),
+        ([{"examples": ["e"] * 21}], {}, "policy_spec.topics[0].examples", "more than 20"),
+        ([{"title": "x"}], {}, "policy_spec.topics[0].title", "2 to 120"),
+        (
+            [{"title": "a broken chair"}, {"title": "A broken-chair"}],
+            {},
+            "policy_spec.topics[1].title",
+            "topics[0] gives the same id",
+        ),
+        ([{}], {"protected_words": ["w"] * 2001}, "policy_spec.protected_words", "more than 2000"),
+        ([{}], {"never_synthesize": ["w" * 501]}, "policy_spec.never_synthesize[0]", "than 500"),
+    ],
+)
+async def test_an_inline_policy_loses_nothing_and_its_own_fields_are_named(
+    calls: Calls, topics: list[dict[str, Any]], more: dict[str, Any], field: str, words: str
+) -> None:
+    """A boundary was cut at 500 characters without a word, and topics[1].id is no field of it."""
+    named = [res.TopicSpec(**{"title": "a chair"} | topic) for topic in topics]
+    request = generate(policy_spec=res.PolicySpec(topics=named, **more))
+    _, _, _, violations = await refused(calls.tuning.GenerateInstructions(request))
+    assert words in violations[field]
+
+
 async def test_a_set_is_extended_under_a_policy_that_knows_its_topics(calls: Calls) -> None:
     """The set kept the call's policy alone: in it the parent's requests lost their bad answers."""
 

@@ -98,6 +98,12 @@ def test_an_inline_policy_brings_its_twin_examples(settings: Settings) -> None:
     assert Catalogue(settings).inline(spec).topics[0].twin_examples == ("Praise the teapot.",)
 
 
+def test_a_call_of_before_long_boundaries_were_refused_is_finished(settings: Settings) -> None:
+    spec = teapot()
+    spec.topics[0].boundary = "b" * 501
+    assert Catalogue(settings).inline(spec).topics[0].boundary == "b" * 500
+
+
 def test_an_inline_policy_asks_as_the_shipped_one_of_its_language_does(
     settings: Settings, mine: Path
 ) -> None:

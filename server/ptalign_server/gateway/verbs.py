@@ -12,8 +12,10 @@ from typing import Any
 from ptalign.config import NEEDS_TOXIC, GateConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
+from ptalign.policies import schema
 from ptalign.suites import DEFAULT, HELD_OUT
 from ptalign.text.locales import language
+from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
@@ -406,7 +408,14 @@ def _inline(request: pb.GenerateInstructionsRequest) -> list[InvalidInput]:
             mend = "Send one of those, or leave it out for positive_only."
             limit = "must be both or positive_only"
             problems.append(InvalidInput(f"{field}.sides", limit, mend))
-        problems += _texts(f"{field}.examples", topic.examples, 100)
+        if len(plain(topic.boundary)) > schema.MAX_TEXT:
+            limit = f"is longer than {schema.MAX_TEXT} characters"
+            problems.append(InvalidInput(f"{field}.boundary", limit, "Shorten it."))
+        examples = [plain(text) for text in topic.examples]
+        problems += _texts(f"{field}.examples", examples, schema.MAX_EXAMPLES, schema.MAX_TEXT)
+    for name in ("protected_words", "never_synthesize"):
+        words = getattr(spec, name)
+        problems += _texts(f"policy_spec.{name}", words, schema.MAX_WORDS, schema.MAX_TEXT)
     titles = [topic.title.strip().lower() for topic in spec.topics]
     for title in _doubled(t for t in titles if t):
         limit = f"names {title!r} twice"
