@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from urllib.parse import quote
 
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -18,6 +21,10 @@ log = logging.getLogger("ptalign.server")
 RETRY_SECONDS = 2
 MAX_VIOLATIONS = 8
 """Fields named in one answer."""
+MAX_KNOWN, MAX_KNOWN_BYTES = 40, 1500
+"""Known names in one answer, and their bytes: they stand in it three times."""
+MAX_ECHO = 80
+"""Characters of a caller's own text that are sent back."""
 
 
 class NotFound(PtalignError):
@@ -34,16 +41,32 @@ class UnknownName(PtalignError):
 
     Attributes:
         field: Field that carries the name.
-        known: The names it may carry.
+        known: The names it may carry; those like the one that came, where they are many.
     """
 
     reason = "UNKNOWN_NAME"
 
     def __init__(self, field: str, name: str, known: Iterable[str]) -> None:
+        name, names = name[:MAX_ECHO], sorted(known)
         self.field = field
-        self.known = sorted(known)
+        self.known = _shown(name, names)
+        rest = len(names) - len(self.known)
+        more = f" and {rest} more" if rest else ""
         known_text = ", ".join(self.known) or "none is set up yet"
-        super().__init__(f"{field}: no {field} is named {name[:80]!r}. Known: {known_text}.")
+        super().__init__(f"{field}: no {field} is named {name!r}. Known: {known_text}{more}.")
+
+
+def _shown(name: str, known: Sequence[str]) -> Sequence[str]:
+    """As many as a status's trailers hold: the most like `name`, where these are not all."""
+
+    def fit(names: Sequence[str]) -> Sequence[str]:
+        # beyond ASCII a byte travels as three
+        sizes = accumulate(len(quote(known_one)) + 2 for known_one in names)
+        return names[: sum(size <= MAX_KNOWN_BYTES for size in sizes)][:MAX_KNOWN]
+
+    if len(fit(known)) == len(known):
+        return known
+    return fit(difflib.get_close_matches(name, known, n=MAX_KNOWN, cutoff=0))
 
 
 class Violations(PtalignError):

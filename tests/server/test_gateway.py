@@ -148,6 +148,55 @@ async def test_unknown_names_come_with_the_known_ones(calls: Calls) -> None:
     assert text.startswith("topic: no topic is named 'nope'. Known: ")
 
 
+async def test_of_many_known_names_those_like_the_unknown_one_are_told(
+    calls: Calls, tmp_path: Path
+) -> None:
+    """They stood three times in the trailers, whole: a client read RESOURCE_EXHAUSTED."""
+    names = [f"model-of-a-department-with-a-long-name-{n:03}" for n in range(200)]
+    path = tmp_path / "state"
+    write_models(path / "models.yaml", {n: ModelSpec(name=n, path=str(path)) for n in names})
+    asked = generate(model=names[123] + "x")
+    code, text, reason, _ = await refused(calls.tuning.GenerateInstructions(asked))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME")
+    assert f"Known: {names[123]}, " in text
+    assert text.endswith(" more.")
+    assert len(text) < 2000
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        generate(topics=["t" * 9000] * 2),
+        generate(locale="e" * 9000),
+        generate(policy_spec=res.PolicySpec(topics=[res.TopicSpec(title="t" * 9000)] * 2)),
+        generate(
+            policy_spec=res.PolicySpec(topics=[res.TopicSpec(title="chair")], locale="e" * 9000)
+        ),
+        pb.EvaluateRequest(target=pb.Target(model=MODEL), suites=["s" * 9000] * 2),
+        pb.EvaluateRequest(target=pb.Target(model=MODEL, label="l" * 9000)),
+        lro.ListOperationsRequest(filter=f"kind={'K' * 9000}"),
+    ],
+    ids=range(7),
+)
+async def test_what_a_caller_wrote_is_not_sent_back_whole(calls: Calls, asked: Any) -> None:
+    """An answer that its trailers cannot hold is one that no client reads."""
+    stub = {
+        "GenerateInstructionsRequest": calls.tuning.GenerateInstructions,
+        "EvaluateRequest": calls.tuning.Evaluate,
+        "ListOperationsRequest": calls.operations.ListOperations,
+    }[type(asked).__name__]
+    code, text, _, _ = await refused(stub(asked))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(text) < 500
+
+
+async def test_an_error_names_some_of_many_topics_that_a_parent_has(calls: Calls) -> None:
+    by_topic = {f"topic-{n:03}": 1 for n in range(300)}
+    parent = put_set(calls.store, "instructionSets", message=res.InstructionSet(by_topic=by_topic))
+    call = calls.tuning.GenerateInstructions(generate(parent=parent))
+    assert "topic-019 and 280 more." in (await refused(call))[3]["parent"]
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [

@@ -180,7 +180,7 @@ def parse_filter(text: str) -> tuple[str, Sequence[str]]:
 
 def _one_of(value: str, known: Sequence[str]) -> str:
     if value not in known:
-        limit = f"{value!r} is none of {', '.join(known)}"
+        limit = f"{value[:60]!r} is none of {', '.join(known)}"
         raise InvalidInput("filter", limit, FILTER_MEND)
     return value
 

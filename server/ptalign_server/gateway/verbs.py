@@ -20,7 +20,14 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
 from ptalign_server.catalogue import PROFILES, Catalogue
-from ptalign_server.errors import NotFound, SetPartial, SetPurged, UnknownName, Violations
+from ptalign_server.errors import (
+    MAX_ECHO,
+    NotFound,
+    SetPartial,
+    SetPurged,
+    UnknownName,
+    Violations,
+)
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.release import LOOSER, at_least_as_strict
 from ptalign_server.gateway.weights import check_weights
@@ -36,6 +43,8 @@ MAX_TEXT = 8_000
 MAX_TOPICS = 500
 MAX_ALSO = 8
 MAX_LABEL = 120
+MAX_LOST = 20
+"""Topics named in an error."""
 MAX_WORDS, MAX_WORD = 1_000, 64
 """Protected words of an Align, and the characters of one."""
 ANY_MODEL = ""
@@ -114,6 +123,11 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
     problems += _texts("seeds", request.seeds, MAX_SEEDS)
     problems += _texts("excerpts", request.excerpts, MAX_SEEDS)
     problems += _topic_ids(request.topics)
+    inline = request.policy_spec  # empty where a policy is named
+    for field, tag in (("locale", request.locale), ("policy_spec.locale", inline.locale)):
+        if len(tag) > MAX_ECHO:
+            limit = f"is longer than {MAX_ECHO} characters"
+            problems.append(InvalidInput(field, limit, "Send a BCP 47 tag, e.g. en-GB."))
     problems += _inline(request)
     _raise(problems)
     model = call.catalogue.served_model(request.model)
@@ -153,9 +167,11 @@ def _check_parent(name: str, policy: Policy, call: Call) -> None:
     was = sides | {topic.id: topic.sides for topic in before.topics}
     topics = res.InstructionSet.FromString(found.body).by_topic
     if lost := sorted(topic for topic in topics if sides.get(topic) != was.get(topic, "")):
+        more = len(lost[MAX_LOST:])
+        named = ", ".join(lost[:MAX_LOST]) + (f" and {more} more" if more else "")
         raise InvalidInput(
             "parent",
-            f"has topics that policy {policy.name} lacks or gives other sides: {', '.join(lost)}",
+            f"has topics that policy {policy.name} lacks or gives other sides: {named}",
             "Name the policy that the set was made under, or leave parent out and merge the sets.",
         )
 
@@ -281,7 +297,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
             InvalidInput("also", f"holds more than {MAX_ALSO} targets", "Evaluate in two calls.")
         )
     for name in _doubled(request.suites):
-        problems.append(InvalidInput("suites", f"names {name!r} twice", "Name it once."))
+        problems.append(InvalidInput("suites", f"names {name[:MAX_ECHO]!r} twice", "Name it once."))
     _raise(problems)
     model = call.catalogue.served_model(request.target.model, "target.model")
     _check_targets(request, call, model)
@@ -379,7 +395,8 @@ def _topic_ids(topics: Sequence[str]) -> list[InvalidInput]:
             mend = "Name a topic of the policy, or leave topics out for all of them."
             problems.append(InvalidInput(f"topics[{number}]", "is empty", mend))
     for topic in _doubled(topics):
-        problems.append(InvalidInput("topics", f"names {topic!r} twice", "Name it once."))
+        limit = f"names {topic[:MAX_ECHO]!r} twice"
+        problems.append(InvalidInput("topics", limit, "Name it once."))
     return problems
 
 
@@ -418,7 +435,7 @@ def _inline(request: pb.GenerateInstructionsRequest) -> list[InvalidInput]:
         problems += _texts(f"policy_spec.{name}", words, schema.MAX_WORDS, schema.MAX_TEXT)
     titles = [topic.title.strip().lower() for topic in spec.topics]
     for title in _doubled(t for t in titles if t):
-        limit = f"names {title!r} twice"
+        limit = f"names {title[:MAX_ECHO]!r} twice"
         problems.append(InvalidInput("policy_spec.topics", limit, "Name it once."))
     return problems
 
