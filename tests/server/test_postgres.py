@@ -161,6 +161,23 @@ def test_a_changed_row_is_refused_here_too(stores: tuple[Store, Store]) -> None:
         stores[1].operations.get(operation_id)
 
 
+def test_a_name_that_no_text_column_holds_is_the_callers_error(
+    stores: tuple[Store, Store],
+) -> None:
+    """psycopg refuses NUL, which was an internal error; on SQLite there is no such name."""
+    resources, operations = stores[0].resources, stores[0].operations
+    filters = {"before": "", "model": "", "policy": ""}
+    for ask in (
+        lambda: resources.get("adapters/a\0", "default"),
+        lambda: operations.get("a\0", "default"),
+        lambda: operations.page("default", 5, before="a\0"),
+        lambda: resources.page("default", "adapters", 5, **filters | {"model": "a\0"}),
+    ):
+        with pytest.raises(InvalidInput, match="holds a NUL character"):
+            ask()
+    assert resources.page("default", "adapters", 5, **filters) == []
+
+
 @pytest.mark.parametrize(
     ("revision", "later"), [("0001", (holds, withdrawals)), ("0002", (withdrawals,))]
 )

@@ -230,9 +230,16 @@ def _driver(url: str) -> str:
 
 
 def _away(context: sa.engine.ExceptionContext) -> BaseException | None:
-    """One error for all the ways in which a driver says that its server is gone."""
+    """One error for all the ways in which a driver says that its server is gone.
+
+    And one for text that a caller sent and PostgreSQL cannot hold, which the driver refuses.
+    """
     if context.is_pre_ping:
         return None  # the pool makes a new connection
+    if isinstance(context.sqlalchemy_exception, sa.exc.DataError) and "NUL" in str(
+        context.original_exception
+    ):
+        return InvalidInput("request", "holds a NUL character in a name", "Send it without.")
     # deadlock_detected and serialization_failure: ended so that another change could go on.
     if getattr(context.original_exception, "sqlstate", None) in {"40P01", "40001"}:
         return DatabaseBusy(waited=False)
