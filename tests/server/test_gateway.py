@@ -588,6 +588,27 @@ async def test_request_id_of_another_method_is_named(calls: Calls) -> None:
     assert "differs in: method" in text
 
 
+async def test_a_call_that_is_sent_again_is_answered_although_its_set_was_purged(
+    calls: Calls,
+) -> None:
+    """Its answer was lost, and the retry said that the call could not be made."""
+    name = put_set(calls.store, "instructionSets")
+    request = pb.SynthesizePairsRequest(
+        request_id=str(uuid.uuid4()), model=MODEL, instruction_set=name
+    )
+    made = await calls.tuning.SynthesizePairs(request)
+    row = calls.store.resources.get(name, "default")
+    calls.store.write(lambda c: calls.store.resources.mark_purged(c, row, row.body)).result()
+    assert (await calls.tuning.SynthesizePairs(request)).name == made.name
+    request.seed = 1
+    _, text, reason, _ = await refused(calls.tuning.SynthesizePairs(request))
+    assert (reason, "differs in: seed" in text) == ("REQUEST_ID_REUSED", True)
+    for other in (str(uuid.uuid4()), "", "seven"):
+        request.request_id = other
+        _, _, reason, _ = await refused(calls.tuning.SynthesizePairs(request))
+        assert reason == ("INVALID_INPUT" if other == "seven" else "SET_PURGED")
+
+
 async def test_dry_run_estimates_and_makes_nothing(calls: Calls) -> None:
     answer = await calls.tuning.GenerateInstructions(generate(dry_run=True))
     metadata = pb.GenerateInstructionsMetadata()

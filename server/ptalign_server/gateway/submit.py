@@ -11,17 +11,18 @@ from typing import Any
 import sqlalchemy as sa
 from google.longrunning import operations_pb2
 
+from ptalign.errors import PtalignError
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import NotFound, Overloaded
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.verbs import VERBS, Call, Estimate
+from ptalign_server.gateway.verbs import VERBS, Call, Estimate, request_id_problems
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
 from ptalign_server.store.glance import Shelf
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
-from ptalign_server.store.requests import Ticket, once, sent_before, ticket
+from ptalign_server.store.requests import Ticket, answered, once, sent_before, ticket
 
 MAX_SHOWN = 4096
 """Messages of operations that are remembered: about a kilobyte each."""
@@ -41,7 +42,14 @@ async def submit(
     kind: str, request: Any, identity: Identity, store: Store, catalogue: Catalogue, max_queued: int
 ) -> operations_pb2.Operation:
     """Checks the call and makes its operation; a dry run answers with an estimate instead."""
-    estimate = await asyncio.to_thread(VERBS[kind].check, request, Call(identity, store, catalogue))
+    call = Call(identity, store, catalogue)
+    try:
+        estimate = await asyncio.to_thread(VERBS[kind].check, request, call)
+    except PtalignError:  # what the call named may have gone since it was answered
+        known = await asyncio.to_thread(_answered, kind, request, identity, store)
+        if known is None:
+            raise
+        return await _shown_of(store, known, identity)
     if request.dry_run:
         return _dry_run(kind, estimate)
     made = await asyncio.to_thread(_made, kind, request, identity, store, max_queued)
@@ -51,16 +59,32 @@ async def submit(
     failpoints.hit("enqueue.after")
     if change.made is not None:
         return wire.operation_message(change.made)
+    return await _shown_of(store, operation_id, identity)
+
+
+async def _shown_of(
+    store: Store, operation_id: str, identity: Identity
+) -> operations_pb2.Operation:
     return await store.glances.read(
         lambda shelf: answer(shelf.operations.get(operation_id, identity.tenant), shelf)
     )
 
 
+def _answered(kind: str, request: Any, identity: Identity, store: Store) -> str | None:
+    """The operation that this very call made before; None where it made none."""
+    if request.dry_run or request_id_problems(request):
+        return None
+    with reading(store.engine) as connection:
+        if not sent_before(connection, identity.tenant, request):
+            return None
+        seen = ticket(store.vault, identity.tenant, kind, stored(kind, request))
+        return answered(connection, seen) if seen is not None else None
+
+
 def _made(kind: str, request: Any, identity: Identity, store: Store, max_queued: int) -> Submission:
     """What goes into the store. Off the loop: a large call takes long to redact and to digest."""
     _refuse_early(store, identity.tenant, request, max_queued)
-    if kind == "GenerateInstructions" and request.excerpts:
-        request = redacted(request)
+    request = stored(kind, request)
     return Submission(identity, kind, request, ticket(store.vault, identity.tenant, kind, request))
 
 
@@ -83,6 +107,12 @@ def _overloaded(max_queued: int) -> Overloaded:
         f"{max_queued} operations wait already. Try again when some are done, or raise "
         "PTALIGN_LIMITS__MAX_QUEUED."
     )
+
+
+def stored(kind: str, request: Any) -> Any:
+    """The call as it is kept."""
+    with_chats = kind == "GenerateInstructions" and request.excerpts
+    return redacted(request) if with_chats else request
 
 
 def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructionsRequest:

@@ -112,6 +112,17 @@ def once(
     return answer, True
 
 
+def answered(connection: sa.Connection, ticket: Ticket) -> str | None:
+    """The answer of an earlier equal call; None where there is none. Changes nothing.
+
+    Raises:
+        RequestIdReused: The id was used for a call with another payload.
+        DataDamaged: What is known of the earlier call was changed on disk.
+    """
+    row = connection.execute(_FIND, _place(ticket)).first()
+    return None if row is None or _is_old(row) else _answer(row, ticket)
+
+
 def forget_old(connection: sa.Connection) -> None:
     """Drops request ids that no longer count; called now and then."""
     old = request_ids.c.created < time.time() - KEEP_SECONDS
@@ -119,13 +130,25 @@ def forget_old(connection: sa.Connection) -> None:
 
 
 def _known(connection: sa.Connection, ticket: Ticket) -> str | None:
-    place = {"tenant_": ticket.tenant, "request_id_": ticket.request_id}
-    row = connection.execute(_FIND, place).first()
+    row = connection.execute(_FIND, _place(ticket)).first()
     if row is None:
         return None
-    if row.created < time.time() - KEEP_SECONDS:
-        connection.execute(_DROP, place)
+    if _is_old(row):
+        connection.execute(_DROP, _place(ticket))
         return None
+    return _answer(row, ticket)
+
+
+def _place(ticket: Ticket) -> dict[str, str]:
+    return {"tenant_": ticket.tenant, "request_id_": ticket.request_id}
+
+
+def _is_old(row: Any) -> bool:
+    return bool(row.created < time.time() - KEEP_SECONDS)
+
+
+def _answer(row: Any, ticket: Ticket) -> str:
+    """The answer that a row holds, if its call was this one."""
     if row.method != ticket.method:
         raise RequestIdReused(["method"])
     before = _fields(row, ticket)
