@@ -306,6 +306,14 @@ def test_marks_outside_their_limits_say_what_to_do(
     assert library.marks == []
 
 
+def test_two_long_japanese_answers_fit_into_a_form(library: Memory, client: TestClient) -> None:
+    """They are nine bytes a character there: what a person had written was refused, and lost."""
+    good, bad = "良" * 8000, "悪" * 8000
+    assert send(client, "mark", verdict="edit", good=good, bad=bad).status_code == 200
+    (mark,) = library.marks
+    assert (mark.good, mark.bad is not None and mark.bad.reveal()) == (good, bad)
+
+
 def test_damage_that_the_page_meets_is_counted(
     library: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +332,7 @@ def test_damage_that_the_page_meets_is_counted(
 
 
 def test_huge_forms_are_refused_unread(library: Memory, client: TestClient) -> None:
-    answer = send(client, "mark", verdict="edit", good="x" * 200_000, bad="y")
+    answer = send(client, "mark", verdict="edit", good="x" * 300_000, bad="y")
     assert answer.status_code == 403
     assert "too large" in answer.text
 

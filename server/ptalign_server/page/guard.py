@@ -14,7 +14,8 @@ from ptalign_server.page.library import AnnotationLibrary, Visitor
 from ptalign_server.page.sessions import LIFETIME_SECONDS, LOCAL, Session, Sessions, fingerprint
 
 ROLE = "annotator"
-MAX_FORM_BYTES = 128 * 1024
+MAX_FORM_BYTES = 256 * 1024
+"""Two answers of 8000 characters, of which each is up to twelve bytes of a form."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
