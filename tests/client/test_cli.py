@@ -25,6 +25,7 @@ from ptalign_client.cli import app, show
 from ptalign_client.cli.follow import counts
 from ptalign_client.cli.state import RunState
 from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_proto.v1 import resources_pb2
 
 Code = grpc.StatusCode
 group: Any = typer.main.get_command(app)
@@ -627,6 +628,29 @@ def test_ops(cli: Any) -> None:
     assert [event["sequence"] for event in events] == [1, 2, 3, 4]
     assert "adapters/1" in cli("ops", "wait", "1").stdout
     assert "forgotten" in cli("ops", "delete", "1").stderr
+
+
+@pytest.mark.parametrize("flag", ["--detach", "--dry-run"])
+def test_a_verdict_is_not_demanded_where_none_is_waited_for(
+    cli: Any, served: Any, flag: str
+) -> None:
+    """It ended with 0, which a script took for PASS."""
+    refused = cli("evaluate", "adapters/1", "-m", "tiny", "--require-pass", flag, columns=200)
+    assert refused.exit_code == 2
+    assert f"needs a verdict, and {flag} waits for none" in refused.stderr
+    assert not served.service.called("Evaluate")
+
+
+@pytest.mark.parametrize("words", [["wait", "1"], ["watch", "1"], ["watch", "1", "--json"]])
+def test_a_verdict_is_demanded_of_a_detached_evaluation(
+    cli: Any, served: Any, words: list[str]
+) -> None:
+    cli("evaluate", "adapters/1", "-m", "tiny", "--detach")
+    assert cli("ops", *words, "--require-pass").exit_code == 0
+    made = served.service.jobs["operations/1"].result
+    made.verdict = resources_pb2.VERDICT_INCONCLUSIVE
+    assert cli("ops", *words).exit_code == 0
+    assert cli("ops", *words, "--require-pass").exit_code == 5
 
 
 def test_operations_and_resources_name_who_asked(cli: Any, served: Any) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from ptalign_client.cli import show
 from ptalign_client.cli.follow import clock, counts, follow, losses
 from ptalign_client.cli.session import Session, command
-from ptalign_client.cli.verbs import CancelOnInterrupt, show_made
+from ptalign_client.cli.verbs import CancelOnInterrupt, RequirePass, demand_pass, show_made
 from ptalign_client.errors import ServiceError
 from ptalign_client.nouns import Progress, State
 
@@ -72,7 +72,12 @@ def get(session: Session, name: Name) -> None:
         session.out.print(_details(progress, why))
 
 
-def watch(session: Session, name: Name, cancel_on_interrupt: CancelOnInterrupt = False) -> None:
+def watch(
+    session: Session,
+    name: Name,
+    require_pass: RequirePass = False,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+) -> None:
     """Attach to an operation and show its progress until it ends.
 
     [bold]Examples[/]
@@ -85,11 +90,13 @@ def watch(session: Session, name: Name, cancel_on_interrupt: CancelOnInterrupt =
     if session.as_json:
         for event in operation.events():
             session.emit(event)
-        operation.result()
-        return
-    label = operation.progress().kind
-    made = follow(session, operation, _short(label), cancel_on_interrupt=cancel_on_interrupt)
-    show_made(session, made)
+        made = operation.result()
+    else:
+        label = operation.progress().kind
+        made = follow(session, operation, _short(label), cancel_on_interrupt=cancel_on_interrupt)
+        show_made(session, made)
+    if require_pass:
+        demand_pass(made)
 
 
 def wait(
@@ -98,9 +105,13 @@ def wait(
     seconds: Annotated[
         float | None, typer.Option("--for", help="Wait so many seconds at most.", min=0)
     ] = None,
+    require_pass: RequirePass = False,
 ) -> None:
     """Wait for an operation in silence and print what it made."""
-    show_made(session, session.client.operation(name).result(timeout=seconds))
+    made = session.client.operation(name).result(timeout=seconds)
+    show_made(session, made)
+    if require_pass:
+        demand_pass(made)
 
 
 def cancel(session: Session, name: Name) -> None:

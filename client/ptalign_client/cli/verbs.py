@@ -47,6 +47,9 @@ CancelOnInterrupt = Annotated[
     bool,
     typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels at once.", rich_help_panel=WAIT),
 ]
+RequirePass = Annotated[
+    bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
+]
 RequestId = Annotated[
     str,
     typer.Option(
@@ -284,9 +287,7 @@ def evaluate(
             "--suite, name a held-out suite too."
         ),
     ] = "",
-    require_pass: Annotated[
-        bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
-    ] = False,
+    require_pass: RequirePass = False,
     seed: Seed = 0,
     dry_run: DryRun = False,
     detach: Detach = False,
@@ -301,6 +302,10 @@ def evaluate(
 
       ptalign evaluate adapters/ID -m my-model --also adapters/MLE --require-pass
     """
+    if require_pass and (detach or dry_run):  # 0 would read as PASS
+        flag = "--dry-run" if dry_run else "--detach"
+        hint = "Leave one out; `ptalign ops wait ID --require-pass` sees the verdict later."
+        raise ConfigError(f"--require-pass needs a verdict, and {flag} waits for none", hint)
     running = session.client.evaluate(
         target=Target(model=model, adapter=adapter),
         also=[Target(model=model, adapter=name) for name in also or ()],
@@ -315,7 +320,13 @@ def evaluate(
         request_id=request_id,
     )
     made = finish(session, running, "evaluate", dry_run, detach, cancel_on_interrupt)
-    if require_pass and isinstance(made, Evaluation) and made.verdict != "pass":
+    if require_pass:
+        demand_pass(made)
+
+
+def demand_pass(made: Any) -> None:
+    """Ends the command with 5 where what was made has no verdict PASS."""
+    if not isinstance(made, Evaluation) or made.verdict != "pass":
         raise typer.Exit(5)
 
 
