@@ -39,6 +39,8 @@ METHODS: Mapping[int, Method] = {
 }
 LEFT_OUT: Mapping[str, str] = {
     "budget.steps": "for as many as its pairs ask",
+    "lora.alpha": "for twice the rank",
+    "samples": "for the profile's number",
     "ut_weight": "for one that is set from gradient norms",
     **{
         f"gate_spec.{name}": "to check no such limit"

@@ -402,8 +402,9 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
             "budget.twin_weight",
             "must be greater than 0 and at most 8, got 9",
         ),
-        ({"lora": pb.Lora(rank=999)}, "lora.rank", "must be 1..256, got 999"),
-        ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves"),
+        ({"lora": pb.Lora(rank=999)}, "lora.rank", "at most 16, the largest the engine serves"),
+        ({"lora": pb.Lora(rank=64)}, "lora.rank", "the largest the engine serves, got 64"),
+        ({"lora": pb.Lora(alpha=2000)}, "lora.alpha", "or leave it out for twice the rank."),
         ({"pair_set": ""}, "pair_set", "is empty"),
         (
             {"budget": pb.Budget(anchors_per_step=2, without_anchors=True)},
@@ -431,6 +432,20 @@ async def test_fields_of_pairs_show_both_limits_and_what_was_sent(calls: Calls) 
         "rounds": f"must be 1..8, got 9. {send} 2.",
         "min_polarity": f"must be -1..1, got -3. {send} 0.6.",
     }
+
+
+async def test_the_default_rank_is_refused_too_where_no_engine_serves_it(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", engine=EngineSettings(max_lora_rank=8)) as calls:
+        request = pb.AlignRequest(model=MODEL, pair_set=put_set(calls.store, "pairSets"))
+        _, _, _, violations = await refused(calls.tuning.Align(request))
+        assert "must be at most 8, the largest the engine serves, got 16" in violations["lora.rank"]
+
+
+async def test_samples_left_out_are_the_profiles(calls: Calls) -> None:
+    """It said 60, and a gpu takes 200."""
+    call = calls.tuning.Evaluate(evaluate("attack", samples=200_000))
+    _, _, _, violations = await refused(call)
+    assert violations["samples"].endswith("or leave it out for the profile's number.")
 
 
 async def test_foreign_and_missing_resources_read_alike(calls: Calls) -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ptalign.config import NEEDS_TOXIC, GateConfig
+from ptalign.config import NEEDS_TOXIC, GateConfig, LoraConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
 from ptalign.policies import schema
@@ -226,17 +226,16 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     """Checks Align."""
     problems = _request_id(request)
     problems += _texts("protected_words", request.protected_words, MAX_WORDS, MAX_WORD)
+    most, rank = call.catalogue.max_lora_rank, request.lora.rank or LoraConfig().rank
+    if rank > most:  # first: a rank within the config's own limit may be above this one
+        limit = f"must be at most {most}, the largest the engine serves, got {rank}"
+        mend = "Lower it, or ask the operator to raise PTALIGN_ENGINE__MAX_LORA_RANK."
+        problems.append(InvalidInput("lora.rank", limit, mend))
     _raise(problems)
     model = call.catalogue.model(request.model)
     config = configs.align_config(request)
     if not request.resume_from:  # what was begun before this was refused goes on
         configs.refuse_weighting(request, config.method)
-    if config.lora.rank > call.catalogue.max_lora_rank:
-        raise InvalidInput(
-            "lora.rank",
-            f"must be at most {call.catalogue.max_lora_rank}, the largest the engine serves",
-            "Lower it, or ask the operator to raise PTALIGN_ENGINE__MAX_LORA_RANK.",
-        )
     if not request.pair_set:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
     found = call.readable(request.pair_set, "pairSets", model.name, whole=True)
