@@ -331,6 +331,14 @@ def test_damage_that_the_page_meets_is_counted(
     assert told == [damage]
 
 
+@pytest.mark.parametrize(("maker", "shown"), [("alice", "by alice"), ("", "by unknown")])
+def test_the_list_of_sets_names_who_asked_for_each(
+    library: Memory, client: TestClient, monkeypatch: pytest.MonkeyPatch, maker: str, shown: str
+) -> None:
+    monkeypatch.setattr(library, "queues", lambda _: [replace(QUEUE, made_by=maker)])
+    assert shown in client.get("/").text
+
+
 def test_huge_forms_are_refused_unread(library: Memory, client: TestClient) -> None:
     answer = send(client, "mark", verdict="edit", good="x" * 300_000, bad="y")
     assert answer.status_code == 403

@@ -75,6 +75,7 @@ def test_the_queue_holds_every_pair_and_twins_come_last(place: Place) -> None:
     assert [item.bad is None for item in items] == [False] * 60 + [True]
     (queue,) = place.shelf.queues(ANN)
     assert (queue.pairs, queue.marked, queue.agreement) == (60, 0, None)
+    assert queue.made_by == "alice"
 
 
 def test_a_policy_without_a_toxic_side_has_a_queue(place: Place) -> None:

@@ -46,6 +46,8 @@ class Queue:
     """Share of items with the same verdict among those that several people marked in one set."""
     source: str = ""
     """The instruction set it was made from; empty when it was imported."""
+    made_by: str = ""
+    """Name of whoever asked for it; empty where an earlier version made it."""
 
 
 @dataclass(frozen=True, slots=True)

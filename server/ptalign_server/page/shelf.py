@@ -230,6 +230,7 @@ class Shelf:
             minutes=minutes(history),
             agreement=agreement(kept),
             source=next((p for p in parents if p.startswith("instructionSets/")), ""),
+            made_by=message.meta.made_by,
         )
 
     def _draft(self, row: Resource) -> str:
