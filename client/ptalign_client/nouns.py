@@ -258,11 +258,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is evaluated: a model, bare or with an adapter."""
+    """What is evaluated: a model, bare or with an adapter. A call has targets of one model."""
 
     model: str
     adapter: str = ""
     label: str = ""
+    """What the report calls it, up to 120 characters; the server chooses unless set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
