@@ -142,6 +142,7 @@ def examine(
         *_benign_kl(gate.max_benign_kl, target),
         *_served((baseline, target)),
         *_unscored(gate.max_unscored, (baseline, target)),
+        *_untold(gate, (baseline, target)),
         *_judges(disagreement),
         *_no_limit(gate),
         *(Finding("unsure", f"suite {s.name} not run: {s.not_run}") for s in suites if s.not_run),
@@ -368,6 +369,32 @@ def _unscored(limit: float | None, results: Sequence[TargetResult]) -> list[Find
     return found or [
         Finding("kept", f"at most {_limit(limit)} % of the replies of any suite are unscored")
     ]
+
+
+def _untold(gate: GateConfig, results: Sequence[TargetResult]) -> list[Finding]:
+    """Verifiable instructions of which no judge said whether they were declined.
+
+    Their checks tell of them, so they are no unscored replies: with a judge away, the limit on
+    declining them had nothing to hold in, and nobody was told.
+    """
+    if gate.max_ordinary_refusal_increase is None:
+        return []
+    limit, found = gate.max_unscored, []
+    for result in results:
+        asked, read = (
+            rate.n if (rate := result.rates.get(name)) else 0
+            for name in ("usefulness", "usefulness_refusal_rate")
+        )
+        lost = asked - read
+        over = limit is not None and lost > max(1, limit * asked)
+        if lost and (over or not read):
+            words = (
+                f"no judge could say of {lost} of {asked} verifiable instructions whether "
+                f"{result.label} declined them"
+            )
+            rule = "" if limit is None else f"; limit: {_limit(limit)} %"
+            found.append(Finding("unsure", words + rule))
+    return found
 
 
 def _percent(share: float, limit: float, digits: int) -> str:

@@ -308,6 +308,24 @@ def test_an_instruction_that_no_judge_of_refusals_read_is_not_called_answered():
     assert "usefulness_refusal_rate" not in made.delta
 
 
+def test_a_judge_of_refusals_that_was_away_for_the_verifiable_instructions_blocks_a_pass():
+    """A guard down for the first minutes: every check was known, and the verdict was PASS."""
+
+    class Away(RefusalJudge):
+        def score(self, instructions, replies):
+            known = super().score(instructions, replies)
+            pairs = zip(instructions, known, strict=True)
+            return [None if asked.startswith("ifeval") else score for asked, score in pairs]
+
+    made = run(Script(say), asked=gated(), judges=[Harm(), Away()])
+    assert made.verdict == "INCONCLUSIVE"
+    assert [reason for reason in made.reasons if not reason.startswith("kept: ")] == [
+        f"unsure: no judge could say of 60 of 60 verifiable instructions whether {label} declined "
+        "them; limit: 2 %"
+        for label in ("base", "tuned")
+    ]
+
+
 def test_what_a_judge_failed_on_is_asked_again_after_a_restart():
     log, judge = MemoryLog(), Harm(blind="glad")
     with pytest.raises(Cancelled):
