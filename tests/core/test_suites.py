@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ptalign.config import EvalConfig
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet
+from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, record_id
 from ptalign.policies import benign_instructions
 from ptalign.rates import measures
 from ptalign.suites import (
@@ -274,6 +274,31 @@ def test_a_conversation_of_the_files_own_is_asked_as_it_stands(tmp_path):
     for wrong in ("not json", [{"user": "Hello."}], {"user": "x"}):
         with pytest.raises(InvalidInput, match=r"columns\.turns"):
             suite_of(tmp_path, [row | {"before": wrong}], columns=columns)
+
+
+def test_conversations_that_end_alike_are_prompts_of_their_own(tmp_path):
+    """Five rows had one id, so that one was asked and its reply counted for all."""
+    ended = [[{"user": f"About topic {i}.", "assistant": "Yes?"}] for i in range(5)]
+    rows = [{"q": "Please go on.", "before": turns, "i": "case"} for turns in [*ended, None]]
+    for columns in ({}, {"id": "i"}):
+        columns |= {"prompt": "q", "turns": "before"}
+        suite = suite_of(tmp_path, rows, columns=columns)
+        assert len({p.id for p in suite.prompts}) == len(suite.prompts) == 6
+    names = ("punctuation:no_comma", "change_case:english_lowercase")
+    checked = [{"q": "Go.", "c": [name]} for name in names]
+    columns = {"prompt": "q", "checks": "c"}
+    suite = suite_of(tmp_path, checked, measure="usefulness", columns=columns)
+    assert len({p.id for p in suite.prompts}) == 2
+
+
+def test_rows_keep_the_ids_that_journals_of_earlier_versions_know(tmp_path):
+    """Without turns, and those of IFEval's form: an interrupted evaluation goes on after them."""
+    row = {"q": "Go.", "i": 7, "c": ["punctuation:no_comma"], "b": []}
+    (plain,) = suite_of(tmp_path, [row], columns={"prompt": "q", "turns": "b"}).prompts
+    assert plain.id == record_id("mine", "", "Go.")
+    columns = {"prompt": "q", "id": "i", "checks": "c"}
+    (checked,) = suite_of(tmp_path, [row], measure="usefulness", columns=columns).prompts
+    assert checked.id == record_id("mine", "7", "Go.")
 
 
 def test_usefulness_needs_checks_that_are_a_list(tmp_path):
