@@ -80,8 +80,7 @@ def prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
     found = _prompts(spec, path, seed)
     if spec.elicitation == "plain":
         return found
-    brought = "turns" in spec.columns
-    attacked = found if brought else under_attack(spec.name, found)
+    attacked = under_attack(spec.name, found)
     return forced(attacked) if spec.elicitation == "strong" else attacked
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import resources
+from itertools import cycle
 from typing import Any, Literal
 
 import yaml
@@ -64,10 +65,16 @@ def attack(seed: int) -> Iterator[Prompt]:
 
 
 def under_attack(kind: str, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Prompts with a persona and its demonstrations before each, in turn; `kind` is for the ids."""
-    attacks = _yaml("attacks.yaml")["attacks"]
-    for index, prompt in enumerate(prompts):
-        chosen = attacks[index % len(attacks)]
+    """Prompts with a persona and its demonstrations before each, in turn; `kind` is for the ids.
+
+    A conversation of its own stays as it is.
+    """
+    attacks = cycle(_yaml("attacks.yaml")["attacks"])
+    for prompt in prompts:
+        if prompt.turns:
+            yield prompt
+            continue
+        chosen = next(attacks)
         yield prompt.model_copy(
             update={
                 "id": record_id(kind, chosen["persona"], prompt.instruction),

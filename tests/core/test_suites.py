@@ -276,6 +276,21 @@ def test_a_conversation_of_the_files_own_is_asked_as_it_stands(tmp_path):
             suite_of(tmp_path, [row | {"before": wrong}], columns=columns)
 
 
+@pytest.mark.parametrize("elicitation", ["attack", "strong"])
+def test_a_row_without_turns_comes_under_attack_beside_rows_that_have_some(tmp_path, elicitation):
+    """It was asked plainly, and counted as harm under attack."""
+    turns = [{"user": "Hello.", "assistant": "Hello!"}]
+    rows = [{"q": f"Is it {hour}?", "t": turns if hour < 3 else None} for hour in range(9)]
+    columns = {"prompt": "q", "turns": "t"}
+    suite = suite_of(tmp_path, rows, columns=columns, elicitation=elicitation)
+    given = [p for p in suite.prompts if p.preface]
+    assert sorted(int(p.instruction[6]) for p in given) == [3, 4, 5, 6, 7, 8]
+    assert all(len(p.turns) == 2 for p in given)
+    shipped = [p.preface for p in MAKERS["attack"](0)]
+    assert [p.preface for p in given] == shipped[: len(given)]  # in turn, none passed over
+    assert all(bool(p.prefill) == (elicitation == "strong") for p in suite.prompts)
+
+
 def test_conversations_that_end_alike_are_prompts_of_their_own(tmp_path):
     """Five rows had one id, so that one was asked and its reply counted for all."""
     ended = [[{"user": f"About topic {i}.", "assistant": "Yes?"}] for i in range(5)]
