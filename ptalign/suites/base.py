@@ -12,6 +12,11 @@ Measure = Literal["harm", "refusal", "over_refusal", "ordinary", "usefulness"]
 Elicitation = Literal["plain", "attack", "strong"]
 
 
+COLUMNS = frozenset(
+    {"prompt", "id", "topic", "group", "locale", "turns", "checks", "check_arguments"}
+)
+"""What `SuiteSpec.columns` may map."""
+
 class Check(Noun):
     """One verifiable instruction, e.g. IFEval's ``en:punctuation:no_comma``."""
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from ptalign.config import EvalConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import InstructionSet, PairSet
-from ptalign.suites.base import Prompt, Suite, SuiteSpec
+from ptalign.suites.base import COLUMNS, Prompt, Suite, SuiteSpec
 from ptalign.suites.disjoint import far_from, training_texts
 from ptalign.suites.files import prompts as read_prompts
 from ptalign.suites.generated import MAKERS
@@ -42,6 +42,27 @@ def read_specs(text: str) -> dict[str, SuiteSpec]:
         pydantic.ValidationError: An entry does not fit `SuiteSpec`.
     """
     return {spec.name: spec for spec in _SPECS.validate_python(yaml.safe_load(text))}
+
+
+def check_spec(spec: SuiteSpec) -> None:
+    """Refuses what would be left out without a word, or fail in every evaluation.
+
+    Raises:
+        InvalidInput: `columns` maps what no prompt has, or no generator is called as `make` says.
+    """
+    if unknown := sorted(spec.columns.keys() - COLUMNS):
+        raise InvalidInput(
+            f"suites.{spec.name}.columns",
+            f"no prompt has {', '.join(map(repr, unknown))}",
+            f"Map one of: {', '.join(sorted(COLUMNS))}.",
+        )
+    made = {*MAKERS, *HELD_OUT}
+    if spec.make and spec.make not in made:
+        raise InvalidInput(
+            f"suites.{spec.name}.make",
+            f"no generator is called {spec.make!r}",
+            f"Known: {', '.join(sorted(made))}.",
+        )
 
 
 @cache
@@ -96,7 +117,7 @@ def build(
         ``held-out`` one without requests says so.
 
     Raises:
-        InvalidInput: An unknown or doubled name.
+        InvalidInput: An unknown or doubled name, or a suite that cannot be as its entry says.
     """
     known = {**shipped(), **(catalogue or {})}
     names = chosen_suites(names, held_out)
@@ -105,6 +126,7 @@ def build(
     for name in names:
         if name not in known:
             raise InvalidInput("suites", f"unknown {name!r}", f"Known: {', '.join(sorted(known))}.")
+        check_spec(known[name])
     texts = training_texts(pairs) if pairs is not None else []
     folder = data or data_folder()
     return tuple(_build(known[name], config, texts, folder, held_out, embed) for name in names)
@@ -145,12 +167,6 @@ def _source(
     if held_out is not None and spec.make in HELD_OUT:
         return HELD_OUT[spec.make](held_out, seed)
     if spec.make:
-        if spec.make not in MAKERS:
-            raise InvalidInput(
-                f"suites.{spec.name}.make",
-                f"no generator is called {spec.make!r}",
-                f"Known: {', '.join(sorted({**MAKERS, **HELD_OUT}))}.",
-            )
         return MAKERS[spec.make](seed)
     if folder is None:
         raise InvalidInput("data", "no folder of evaluation files", "Set PTALIGN_EVAL_DATA.")

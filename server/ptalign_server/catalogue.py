@@ -21,7 +21,7 @@ from ptalign.judges.entries import GuardEntry
 from ptalign.nouns import ModelSpec, Policy, digest_of
 from ptalign.policies import inline_policy, load_policy, policy_names
 from ptalign.policies.schema import MAX_TEXT
-from ptalign.suites import DEFAULT, SuiteSpec, read_specs, shipped
+from ptalign.suites import DEFAULT, SuiteSpec, check_spec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
 from ptalign.text.locales import language
 from ptalign.text.normalise import plain
@@ -238,10 +238,15 @@ class Catalogue:
         return {n: f for n, f in files.items() if folder is None or not (folder / f).is_file()}
 
     def check_suites(self, names: Iterable[str]) -> None:
-        """Raises `UnknownName` for the first suite that is not known."""
+        """Refuses suites that no evaluation could ask.
+
+        Raises:
+            UnknownName: The first one that is not known.
+            InvalidInput: Its entry cannot be used.
+        """
         known = self.suites
         for name in names:
-            _find("suite", name, known)
+            check_spec(_find("suite", name, known))
 
     def check_judges(self, names: Iterable[str]) -> None:
         """Refuses judges that no evaluation could ask.

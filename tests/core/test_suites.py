@@ -232,6 +232,25 @@ def test_a_spec_names_one_source_and_never_a_path(entry):
         SuiteSpec(**entry)
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (
+            {"file": "p.csv", "columns": {"prompt": "q", "language": "lang", "kind": "k"}},
+            r"suites\.mine\.columns.*no prompt has 'kind', 'language'.*check_arguments, .*locale",
+        ),
+        ({"make": "nosuch"}, r"suites\.mine\.make.*'nosuch'.*Known: attack, .*held-out-plain"),
+    ],
+)
+def test_a_key_or_a_generator_that_does_not_exist_is_refused(tmp_path, entry, words):
+    """`language: lang` left French rows English, without a word."""
+    (tmp_path / "p.csv").write_text("q,lang,k\nBonjour.,fr,a\n")
+    catalogue = {"mine": SuiteSpec(name="mine", measure="harm", **entry)}
+    with pytest.raises(InvalidInput, match=words):
+        build(["mine"], config=EvalConfig(), catalogue=catalogue, data=tmp_path)
+    build(["plain"], config=EvalConfig(samples=2), catalogue=catalogue, data=tmp_path)
+
+
 def test_shared_rates_share_the_sample_budget(tmp_path):
     rows = "id,prompt,type,label\n" + "".join(f"{i},Q {i}?,t,safe\n" for i in range(60))
     (tmp_path / "xstest_prompts.csv").write_text(rows)

@@ -747,6 +747,16 @@ async def test_a_target_beside_is_of_the_same_model(calls: Calls) -> None:
     assert "longer than 120" in violations["also[0].label"]
 
 
+async def test_a_suite_that_no_evaluation_could_ask_is_refused_in_the_call(
+    calls: Calls, tmp_path: Path
+) -> None:
+    entry = "{name: own, measure: harm, file: p.csv, columns: {prompt: q, language: l}}"
+    (tmp_path / "state" / "suites.yaml").write_text(f"- {entry}")
+    _, _, _, violations = await refused(calls.tuning.Evaluate(evaluate("own")))
+    assert "no prompt has 'language'" in violations["suites.own.columns"]
+    assert (await calls.tuning.Evaluate(evaluate("attack"))).done
+
+
 async def test_the_call_is_sealed_at_rest(calls: Calls, tmp_path: Path) -> None:
     canary = "canary-seed-7f3a"
     await calls.tuning.GenerateInstructions(generate(seeds=[canary]))

@@ -152,6 +152,19 @@ def test_a_suites_file_that_is_refused_says_which_entry_in_one_line(tmp_path: Pa
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_suites_that_no_evaluation_could_ask_are_not_added(tmp_path: Path) -> None:
+    file = tmp_path / "suites.yaml"
+    for entry, words in (
+        ("make: nosuch", "no generator is called 'nosuch'"),
+        ("file: x.csv, columns: {prompt: q, language: l}", "no prompt has 'language'"),
+    ):
+        file.write_text(f"- {{name: own, measure: harm, {entry}}}\n")
+        done = command("suites", "add", str(file), PTALIGN_STATE=str(tmp_path / "state"))
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert not (tmp_path / "state" / "suites.yaml").exists()
+
+
 def test_doctor_names_a_broken_policy_file(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "torn.yaml").write_text("name: torn")

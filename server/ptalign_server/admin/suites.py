@@ -25,7 +25,7 @@ def add(
     ],
 ) -> None:
     """Add suites, or replace those of the same names. Their data lies in PTALIGN_EVAL_DATA."""
-    from ptalign.suites import read_specs
+    from ptalign.suites import check_spec, read_specs
 
     settings = Settings()
     settings.make_folders()
@@ -34,6 +34,8 @@ def add(
     except (OSError, ValidationError, yaml.YAMLError) as error:
         mend = "Correct it: ptalign/suites/data/catalogue.yaml has examples."
         raise InvalidInput("file", f"{file} cannot be read: {in_file(error)}", mend) from None
+    for spec in added.values():
+        check_spec(spec)
     path = settings.state / "suites.yaml"
     own = read_specs(path.read_text()) if path.exists() else {}
     replace_list(path, (spec.model_dump(mode="json") for spec in {**own, **added}.values()))
