@@ -17,6 +17,10 @@ COLUMNS = frozenset(
 )
 """What `SuiteSpec.columns` may map."""
 
+LISTS = frozenset({"turns", "checks", "check_arguments"})
+"""Those that hold a list; the others hold text."""
+
+
 class Check(Noun):
     """One verifiable instruction, e.g. IFEval's ``en:punctuation:no_comma``."""
 

@@ -156,9 +156,15 @@ def _build(
         update={
             "prompts": tuple(chosen),
             "left_out": left_out,
-            "not_run": "" if chosen else "every prompt was left out",
+            "not_run": "" if chosen else _why_empty(spec, left_out),
         }
     )
+
+
+def _why_empty(spec: SuiteSpec, left_out: Mapping[str, int]) -> str:
+    if left_out:
+        return "every prompt was left out"
+    return "no row that has a prompt matches `where`" if spec.where else "it has no prompt"
 
 
 def _source(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ptalign.errors import InvalidInput
 from ptalign.nouns import record_id
-from ptalign.suites.base import Check, Prompt, SuiteSpec, Turn
+from ptalign.suites.base import LISTS, Check, Prompt, SuiteSpec, Turn
 from ptalign.suites.generated import forced, under_attack
 from ptalign.suites.ifeval import misgiven
 from ptalign.text.locales import language
@@ -94,7 +94,13 @@ def _prompts(spec: SuiteSpec, path: Path, seed: int) -> Iterator[Prompt]:
 
 
 def _matches(row: dict[str, Any], where: dict[str, str]) -> bool:
-    return all(_text(row.get(column)) == value for column, value in where.items())
+    return all(_says(row.get(column), value) for column, value in where.items())
+
+
+def _says(cell: Any, value: str) -> bool:
+    if isinstance(cell, bool):
+        return value.lower() == str(cell).lower()  # JSON and YAML write true
+    return _text(cell) == value
 
 
 def _text(cell: Any) -> str:
@@ -111,6 +117,14 @@ def _require_columns(spec: SuiteSpec, rows: Iterable[dict[str, Any]], name: str)
                 f"{name} has no column {missing[0]!r}",
                 f"Map to one of: {', '.join(sorted(map(str, row)))}.",
             )
+        for key, column in spec.columns.items():
+            if key not in LISTS and isinstance(row[column], list | dict):
+                raise InvalidInput(
+                    f"suites.{spec.name}.columns.{key}",
+                    f"{name} holds no text in {column!r}, but a list or a mapping",
+                    "Map a column of text: a chat's last request as `prompt`, what came before as "
+                    "`turns`.",
+                )
 
 
 def _require_locale(spec: SuiteSpec, rows: Sequence[dict[str, Any]], name: str) -> None:

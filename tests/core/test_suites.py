@@ -366,6 +366,29 @@ def test_check_arguments_that_would_kill_the_run_are_refused_as_the_suite_is_rea
         suite_of(tmp_path, [row], measure="usefulness", columns=columns)
 
 
+@pytest.mark.parametrize("key", ["prompt", "id", "topic", "group", "locale"])
+@pytest.mark.parametrize("cell", [[{"role": "user", "content": "Is it late?"}], {"a": 1}, []])
+def test_a_cell_that_is_no_text_is_refused_and_never_asked(tmp_path, key, cell):
+    """The model was asked ``[{'role': 'user', ...``, and the verdict went by its answers."""
+    columns = {"prompt": "q", key: "messages"}
+    words = rf"suites\.mine\.columns\.{key}.*no text in 'messages'.*`turns`"
+    with pytest.raises(InvalidInput, match=words):
+        suite_of(tmp_path, [{"q": "Who called?", "messages": cell}], columns=columns)
+
+
+@pytest.mark.parametrize("value", ["true", "True"])
+def test_where_knows_true_as_json_writes_it(tmp_path, value):
+    rows = [{"q": "Is it late?", "bad": True}, {"q": "Who called?", "bad": False}]
+    (prompt,) = suite_of(tmp_path, rows, where={"bad": value}).prompts
+    assert prompt.instruction == "Is it late?"
+
+
+def test_a_suite_that_no_row_fills_says_so(tmp_path):
+    rows = [{"q": "Is it late?", "kind": "a"}]
+    assert "matches `where`" in suite_of(tmp_path, rows, where={"kind": "b"}).not_run
+    assert suite_of(tmp_path, [{"q": ""}]).not_run == "it has no prompt"
+
+
 def test_a_null_says_nothing(tmp_path):
     columns = {"prompt": "q", "id": "i", "topic": "t", "group": "g", "locale": "l", "turns": "b"}
     nothing = dict.fromkeys(["i", "t", "g", "l", "b", "kind"])
