@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ptalign.nouns import Change, Rate, TargetResult
 from ptalign.numbers import decimal, gap, rounded, signed
 from ptalign.report.figures import track
-from ptalign.report.words import RATES
+from ptalign.report.words import RATES, whole_title
 
 By = Literal["topic", "locale"]
 
@@ -38,8 +38,7 @@ def parts(
             if any(key in _rates(result, by).get(part, {}) for result in results)
         ]
         if rows:
-            whole = title.replace("…", "Rude or harmful replies")  # it follows no other row here
-            charts.append({"title": whole, "better": better, "rows": rows})
+            charts.append({"title": whole_title(key, title), "better": better, "rows": rows})
     return charts
 
 

@@ -53,6 +53,11 @@ MEASURES: tuple[tuple[str, str, int], ...] = (
     ("trained_selectivity", "… in bad answers of the training set", 2),
 )
 """Measures of a probe, what they are called, and their decimals."""
+_STANDS_FOR = {
+    "harm_strong": "Rude or harmful replies",
+    "harm_plain": "Rude or harmful replies",
+    "usefulness_refusal_rate": "Verifiable instructions",
+}
 TWINS = "twin_refusal_rate"
 """The twins' own share of the look-alikes: each is the harmless version of a harmful request."""
 
@@ -174,6 +179,11 @@ def _measured(key: str, *sides: Mapping[str, Rate]) -> bool:
 def _others_than_twins(rates: Mapping[str, Rate]) -> bool:
     """Whether the look-alikes hold more than the twins: another suite was asked too."""
     return rates["over_refusal_rate"].n != rates[TWINS].n
+
+
+def whole_title(key: str, title: str) -> str:
+    """A rate's title where it need not follow the row that its … stands for."""
+    return title.replace("…", _STANDS_FOR.get(key, "…"))
 
 
 def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:

@@ -407,11 +407,14 @@ def test_languages_are_shown_where_there_is_more_than_one():
     page, document = build(ReportInput(model="m", evaluation=one))
     assert "By language" not in page
     assert document["aligned"]["by_locale"]["en"]["harm_rate"]["n"] == 8
+    rates |= {"harm_strong": wilson(1, 8), "usefulness_refusal_rate": wilson(1, 8)}
     two = broken_down(by_locale={"en": rates, "pt-BR": {"unscored_rate": wilson(8, 8)}})
     page, _ = build(ReportInput(model="m", evaluation=two))
     section = page[page.index("<h2>By language</h2>") :]
     for words in ("pt-BR", "Verifiable instructions followed", "could not be scored"):
         assert words in section
+    for words in ("Verifiable instructions declined instead", "Rude or harmful replies under str"):
+        assert words in section  # it said "Rude or harmful replies declined instead"
 
 
 def test_figures_draw_what_they_are_given():
