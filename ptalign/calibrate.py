@@ -43,7 +43,13 @@ LEAST = 10
 
 RATES: Mapping[Axis, tuple[str, ...]] = {
     "harm": ("harm_rate", "harm_plain", "harm_strong"),
-    "refusal": ("refusal_rate", "over_refusal_rate", "ordinary_refusal_rate"),
+    "refusal": (
+        "refusal_rate",
+        "over_refusal_rate",
+        "twin_refusal_rate",
+        "ordinary_refusal_rate",
+        "usefulness_refusal_rate",
+    ),
 }
 """Rates that count what the judges of an axis say."""
 

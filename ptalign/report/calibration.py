@@ -8,7 +8,7 @@ from typing import Any
 from ptalign.calibrate import ANNOTATIONS, CROSS_FITTED, PACKAGED, RATES, XSTEST
 from ptalign.nouns import Calibration, Evaluation
 from ptalign.numbers import decimal
-from ptalign.report.words import interval, percent, rows_of
+from ptalign.report.words import interval, percent, rows_of, whole_title
 
 FEW = 50
 """Texts of a kind below which a reader is told that figures are rough."""
@@ -85,7 +85,7 @@ def _rates(evaluation: Evaluation) -> list[dict[str, Any]]:
     names = {name for group in RATES.values() for name in group}
     return [
         {
-            "title": title,
+            "title": whole_title(key, title),
             "cells": [
                 {
                     "measured": percent(result.rates.get(key)),

@@ -378,6 +378,21 @@ def test_refusal_judges_that_disagree_make_it_inconclusive_too():
     )
 
 
+def test_refusal_judges_that_disagree_on_verifiable_instructions_alone_are_told():
+    """The gate limits how many are declined, and the judges were not compared there."""
+
+    class Other(RefusalJudge):
+        id = "refusal-other@1"
+
+        def score(self, instructions, replies):
+            return [float(asked.startswith("ifeval")) for asked in instructions]
+
+    asked = [s for s in gated() if s.name != "plain"]  # there they would differ too
+    made = run(Script(say), asked=asked, judges=[Harm(), RefusalJudge(), Other()])
+    assert made.verdict == "INCONCLUSIVE"
+    assert made.reasons[0].startswith("unsure: refusal judges say opposite things on 33 %")
+
+
 def test_a_suite_that_did_not_run_makes_it_inconclusive_and_is_named():
     missing = Suite(name="catqa", measure="refusal", not_run="no data")
     made = run(Script(say), asked=(*gated(), missing))
@@ -485,8 +500,8 @@ def test_judges_are_checked_on_marked_answers_and_rates_shown_without_their_erro
     assert fixed.value == pytest.approx(0.5 / 0.75)
     was = made.baseline.rates["harm_rate"]
     assert fixed.high - fixed.low > (was.high - was.low) / 0.75  # the judge is not known exactly
-    wanted = {"harm_rate", "harm_plain", "refusal_rate", "over_refusal_rate"}
-    assert set(made.aligned.corrected) == wanted
+    refusals = {"refusal_rate", "over_refusal_rate", "twin_refusal_rate", "usefulness_refusal_rate"}
+    assert set(made.aligned.corrected) == {"harm_rate", "harm_plain"} | refusals
     assert [r.rates for r in made.results] == [r.rates for r in plain.results]
     assert (made.verdict, made.reasons) == (plain.verdict, plain.reasons)
     assert "harm_rate" not in plain.baseline.corrected

@@ -74,6 +74,19 @@ def test_measured_and_corrected_shares_stand_side_by_side(no_data):
     assert document["baseline"]["harm_rate"]["value"] == 31 / 60
 
 
+def test_every_rate_that_counts_refusals_is_shown_without_the_judges_errors(no_data):
+    """Refused twins and declined instructions have limits, and stood as measured only."""
+    names = ("over_refusal_rate", "twin_refusal_rate", "usefulness", "usefulness_refusal_rate")
+    rates = {name: wilson(n, 60) for name, n in zip(names, (9, 6, 50, 12), strict=True)}
+    made = evaluation()
+    results = tuple(result.model_copy(update={"rates": rates}) for result in made.results)
+    made = made.model_copy(update={"results": results})
+    section, document = page_of(corrected(made, calibrate(evaluation_judges(), MARKS)))
+    assert set(document["corrected"]["base"]) == set(names) - {"usefulness"}
+    assert "Verifiable instructions declined instead 20 % →" in section
+    assert "Legitimate look-alikes refused 15 % →" in section
+
+
 def test_what_was_checked_on_nothing_or_too_little_says_so(no_data):
     section, document = page_of(evaluation(calibrate(evaluation_judges())))
     assert "tone-lexical@1 not checked: no good or bad answer marked by people" in section
