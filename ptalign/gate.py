@@ -226,7 +226,9 @@ def _change(
     if limit is None:
         return []
     if change is None or change.n == 0:
-        return [Finding("unsure", f"{what} was not measured: no suite for it was run")]
+        ran = change is not None
+        why = "no prompt was scored in both" if ran else "no suite for it was run"
+        return [Finding("unsure", f"{what} was not measured: {why}")]
     allowed = -limit if must_fall else limit
     rule = (
         f"limit: at least {_limit(limit)} lower"
@@ -366,9 +368,8 @@ def _unscored(limit: float | None, results: Sequence[TargetResult]) -> list[Find
                 found.append(Finding("unsure", f"{words}; limit: {_limit(limit)} %"))
         if "unscored_rate" not in result.rates:
             found.append(Finding("unsure", f"no reply of {result.label} was scored"))
-    return found or [
-        Finding("kept", f"at most {_limit(limit)} % of the replies of any suite are unscored")
-    ]
+    words = f"at most {_limit(limit)} % of the replies of any suite, or one reply, are unscored"
+    return found or [Finding("kept", words)]
 
 
 def _untold(gate: GateConfig, results: Sequence[TargetResult]) -> list[Finding]:
