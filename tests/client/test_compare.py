@@ -102,6 +102,25 @@ def test_what_keeps_them_from_being_alike_is_said(served: Any, two: list[str]) -
     assert "measured in one of them only: usefulness" in said
 
 
+def test_other_requests_and_pairs_are_said_and_what_was_not_run_is_named(
+    served: Any, two: list[str]
+) -> None:
+    """Other held-out requests looked like a change of the adapter, without a note."""
+    for number, name in enumerate(two):
+        found = served.service.resources[name]
+        found.meta.parents[:] = [f"adapters/{number}@x", "pairSets/1@x", "instructionSets/1@x"]
+    assert "note" not in shown(served, *two)
+    found.meta.parents[:] = ["adapters/1@x", "pairSets/2@y", "instructionSets/2@y"]
+    found.not_run[:] = ["own: every prompt was left out"]
+    said = " ".join(shown(served, *two).split())
+    assert "other requests were held out: instructionSets/1 against instructionSets/2" in said
+    assert "benign KL and harm words are of other pair sets: pairSets/1 against pairSets/2" in said
+    assert "suites that were not run: none, against own: every prompt was left out" in said
+    assert "for lack of data" not in said
+    del found.meta.parents[:]
+    assert "held out: instructionSets/1 against none" in " ".join(shown(served, *two).split())
+
+
 def test_as_json_and_other_resources_are_refused(served: Any, two: list[str]) -> None:
     data = json.loads(shown(served, *two, "--json"))
     assert data["rates"]["harm_rate"]["change"]["value"] == pytest.approx(-0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -18,6 +19,11 @@ from ptalign_client.nouns import Evaluation, Rate
 
 PANEL = "What runs and what is there"
 EvaluationName = Annotated[str, typer.Argument(help="evaluations/ID")]
+MADE_OF = (
+    ("instructionSets/", "other requests were held out"),
+    ("pairSets/", "benign KL and harm words are of other pair sets"),
+)
+"""Parents that decide what is asked or read, and what is said where they differ."""
 MEASURES = (
     ("benign_kl", "benign KL, nats"),
     ("benign_nll", "benign NLL, nats"),
@@ -124,8 +130,13 @@ def _differ(one: Evaluation, two: Evaluation) -> list[str]:
         found.append("the evaluations are of different model weights")
     if set(one.judges) != set(two.judges):
         found.append(f"other judges: {_names(one.judges)} against {_names(two.judges)}")
-    if one.not_run != two.not_run:
-        found.append("other suites were not run for lack of data")
+    for kind, told in MADE_OF:
+        first, second = (_parents(evaluation, kind) for evaluation in (one, two))
+        if set(first) != set(second):
+            found.append(f"{told}: {_names(first)} against {_names(second)}")
+    if set(one.not_run) != set(two.not_run):
+        first, second = ("; ".join(sorted(e.not_run)) or "none" for e in (one, two))
+        found.append(f"suites that were not run: {first}, against {second}")
     if one.config_digest != two.config_digest:
         found.append("other settings: samples, token limits, gate or seed")
     if only := sorted(set(one.aligned) ^ set(two.aligned)):
@@ -133,8 +144,13 @@ def _differ(one: Evaluation, two: Evaluation) -> list[str]:
     return found
 
 
-def _names(judges: Any) -> str:
-    return ", ".join(judges) or "none"
+def _parents(evaluation: Evaluation, kind: str) -> list[str]:
+    """Names of the sets of a kind, without their digests."""
+    return [name.partition("@")[0] for name in evaluation.parents if name.startswith(kind)]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def register(app: typer.Typer) -> None:
