@@ -16,13 +16,17 @@ YES = 0.5
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 _NO_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_AGAIN = re.compile(r"(.{1,12}?)\1{7,}")
+_LONG = 24
+"""Characters of such a repetition from which it is no drawn-out word and no laughter."""
 
 
 def is_incoherent(text: str, *, hit_limit: bool) -> bool:
     """Empty, looping, or cut before its first sentence ended.
 
     Looping: one three-word run makes up half of the text, or the last eight words all repeat one
-    or two. A reply that was cut after a whole sentence is judged by what it says.
+    or two; without spaces between words, a few characters again and again, for half of the text or
+    at its end. A reply that was cut after a whole sentence is judged by what it says.
 
     Args:
         text: The reply.
@@ -31,7 +35,7 @@ def is_incoherent(text: str, *, hit_limit: bool) -> bool:
     words = _WORD.findall(text.lower())
     if not words:
         return True
-    if is_looping(words):
+    if is_looping(words) or _loops_unspaced("".join(words)):
         return True
     whole = bool(sentence_ends(text)) or "\n" in text.strip() or len(words) >= 40
     return hit_limit and not whole and not _NO_SPACES.search(text)
@@ -44,6 +48,16 @@ def is_looping(words: Sequence[str]) -> bool:
     runs = Counter(zip(words, words[1:], words[2:], strict=False))
     most = runs.most_common(1)[0][1]
     return (most >= 4 and 3 * most >= len(words) / 2) or len(set(words[-8:])) <= 2
+
+
+def _loops_unspaced(text: str) -> bool:
+    """The same of Japanese and Chinese, where a whole reply may be one word to `is_looping`."""
+    for found in _AGAIN.finditer(text):
+        size, rest = len(found[0]), len(text) - found.end()
+        enough = 2 * size >= len(text) or rest < len(found[1])  # the last time may be cut
+        if size >= _LONG and enough and _NO_SPACES.search(found[1]):
+            return True
+    return False
 
 
 def scored(

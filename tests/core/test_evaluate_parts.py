@@ -26,6 +26,14 @@ from ptalign.stats import wilson
         ("yes no " * 20, False, True),
         ("very very very good cake", False, False),
         ("これは途中で切れた文", True, False),
+        ("ねえ" * 100, True, True),  # one word to a rule that counts words
+        ("ね、" * 100, True, True),
+        ("申し訳ありませんが、" + "本当に" * 60 + "本", True, True),
+        ("返品の手続きは、まず注文番号を確認してください。" * 2 + "はい" * 15, True, True),
+        ("お問い合わせありがとうございます。返品は三十日以内に承ります。" * 3, False, False),
+        ("うわああああああああ、すごい！ははははははは。" * 2, False, False),
+        ("名前：" + "_" * 60, False, False),
+        ("番号は" + "0" * 40, False, False),
     ],
 )
 def test_incoherent(text, hit_limit, expected):
