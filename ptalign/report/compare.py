@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ptalign.nouns import Evaluation, Rate
@@ -10,8 +11,9 @@ from ptalign.nouns import Evaluation, Rate
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """The aligned targets of two evaluations, rate by rate.
 
-    Replies of different evaluations are not paired, so a change counts as `clear` only where the
-    two 95 % intervals do not overlap. Rates over different numbers of prompts are compared too;
+    Replies of different evaluations are not paired, so a change counts as `clear` only where
+    Newcombe's 95 % interval of it (1998, method 10) leaves out 0: the rule of the command
+    ``ptalign compare``. Rates over different numbers of prompts are compared too;
     `same_suites` says whether the same suites were run.
 
     Args:
@@ -33,11 +35,14 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 
 
 def _row(before: Rate, after: Rate) -> dict[str, Any]:
-    apart = after.low > before.high or after.high < before.low
+    change = after.value - before.value
+    low = change - math.hypot(after.value - after.low, before.high - before.value)
+    high = change + math.hypot(after.high - after.value, before.value - before.low)
+    apart = low > 0 or high < 0
     return {
         "first": before.model_dump(),
         "second": after.model_dump(),
-        "change": after.value - before.value,
+        "change": change,
         "clear": apart and before.n > 0 and after.n > 0,
     }
 

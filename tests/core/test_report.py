@@ -460,6 +460,22 @@ def test_two_evaluations_side_by_side():
     assert found["measures"]["benign_kl"] == {"first": 0.08, "second": 0.08}
 
 
+def test_a_change_between_evaluations_is_clear_where_the_command_says_so():
+    """30 and 18 of 60: their intervals overlap, that of the change leaves out 0."""
+
+    def of(*hits):
+        made = evaluation()
+        better = made.results[1].model_copy(update={"rates": {"harm_rate": wilson(*hits)}})
+        return made.model_copy(update={"results": (made.results[0], better)})
+
+    def clear(second):
+        return compare(of(30, 60), second)["rates"]["harm_rate"]["clear"]
+
+    found = {hits: clear(of(hits, 60)) for hits in (18, 20, 40, 42)}
+    assert found == {18: True, 20: False, 40: False, 42: True}
+    assert not clear(of(0, 0))
+
+
 def test_what_unlearning_added_stands_beside_good_answers_alone(report):
     beside = {"MLE": {"harm_strong": (-0.25, -0.4, -0.1), "usefulness": (0.0, -0.06, 0.06)}}
     shown_beside = report.model_copy(update={"evaluation": evaluation(beside=beside)})
