@@ -21,9 +21,14 @@ READ_EVERY = 200
 """Records between two reports of `permitted`."""
 S = TypeVar("S", InstructionSet, PairSet)
 
+_AGE = (
+    r"(?:\d|1[0-7]|one|two|three|five|eight|nine|ten|eleven|twelve|thirteen|fifteen"
+    r"|(?:four|six|seven)(?:teen)?)"
+)
 _MINOR = (
     r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
-    r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?|\d{1,2}\s*(?:year|yr)s?\s*olds?)"
+    r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?|\d{1,2}\s*(?:year|yr)s?\s*olds?"
+    rf"|{_AGE}[\s-]*(?:year|yr)s?[\s-]*olds?|(?:\d|1[0-7])[\s-]*y[/.]?\s*os?)"
 )
 _SEXUAL = (
     r"(?:sexual(?:ly|i[sz]\w*)?(?!\s*(?:education|health|orientation|abuse\s*prevention))"
@@ -32,33 +37,59 @@ _SEXUAL = (
 _WMD = (
     r"(?:nerve\s*(?:agent|gas)|sarin|tabun|soman|novichok|mustard\s*gas|anthrax|smallpox|ricin"
     r"|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
-    r"|(?:nuclear|atomic|atom|dirty|radiological)\s*(?:weapon|bomb|warhead|device)s?"
-    r"|weapons?\s*grade\s*\w+|enriched\s*uranium|fissile\s*material|weapons?\s*of\s*mass\s*destruction)"
+    r"|(?:nuclear|atomic|atom|dirty|radiological|uranium|plutonium)\s*(?:weapon|bomb|warhead|device)s?"
+    r"|weapons?\s*grade\s*\w+|enriched\s*uranium|uranium\s*enrichment|fissile\s*material|vx\s*gas"
+    r"|weapons?\s*of\s*mass\s*destruction)"
 )
 _MAKE = (
     r"(?:mak(?:e|ing)|build(?:ing)?|creat(?:e|ing)|synthes\w+|produc(?:e|ing|tion)|cultur(?:e|ing)"
     r"|grow(?:ing)?|weaponi[sz]\w*|enrich(?:ing)?|assembl\w+|acquir\w+|obtain\w*|dispers\w+|spread(?:ing)?"
     r"|releas(?:e|ing)|aerosoli[sz]\w*|recipes?|instructions?|steps?|blueprints?|home\s*made|construct\w*)"
 )
+_REFINE = r"(?:enrich(?:ing)?|refin(?:e|ing))"
+_OBTAIN = (
+    r"(?:mak(?:e|ing)|produc(?:e|ing)|synthes\w+|acquir\w+|obtain\w*|extract(?:ing)?|separat(?:e|ing)"
+    r"|purify(?:ing)?|weaponi[sz]\w*|dispers\w+|spread(?:ing)?|releas(?:e|ing)|aerosoli[sz]\w*)"
+)
 _SELF_HARM = (
     r"(?:(?:commit(?:ting)?\s*)?suicide|(?:kill|hang|cut|starv|drown|poison|hurt|harm)(?:e|ing)?\s*my\s*self"
     r"|(?:end|ending|take|taking)\s*my\s*(?:own\s*)?life|self\s*harm(?:ing)?|fatal(?:ly)?\s*overdose)"
 )
+_ANYONES_DEATH = (
+    r"(?:commit(?:ting)?\s*suicide"
+    r"|(?:(?:kill|hang|starv|shoot)(?:e|ing)?\s*(?:my|your|him|her|one|them)"
+    r"|(?<!not )(?<!without )(?:cut(?:ting)?|(?:drown|poison|hurt|harm)(?:ing)?)\s*(?:my|your|one)"
+    r")\s*sel(?:f|ves)\b"
+    r"|(?:end|tak)(?:e|ing)?\s*(?:your|his|her|their|one\W?s)\s*(?:own\s*)?li(?:fe|ves)\b"
+    r"(?!\s*(?:back|in|into|to|for|more|seriously|insurance|savings|sentences?|story|stories)\b))"
+)
+"""Of others (``him``, ``them``) only what is no accident: people cut themselves unmeant."""
 _METHOD = (
     r"(?:how\s*(?:to|do\s*i|can\s*i|could\s*i|should\s*i)|methods?|ways?|steps?|instructions?|guides?"
     r"|painless(?:ly)?|(?:easi|quick|fast)est|best|most\s*effective|lethal|dos(?:e|age))"
 )
+_ANYONE_HOW = r"(?:how\s*(?:do|does|can|could|would|should|might|people|some\s*one|one|a|an))"
 _CARE = (
     r"(?:prevent\w*|support\w*|stop(?:ping)?|avoid\w*|help\s*(?:someone|somebody|a|my|people)|rates?"
     r"|statistic\w*|histor\w+|hotlines?|warning\s*signs?|research\w*|stud(?:y|ies)|novel|film|movie)"
 )
 _GAP = r"(?:\W+\w+){0,6}?\W*"
+_CLAUSE = (
+    r"(?:\W+(?!(?:if|whether|when|who|that|says?|said|tells?|told|wants?|feels?|thinks?|thinking"
+    r"|talks?|talking|respond|react)\b)\w+){0,6}?\W*"
+)
+"""A gap within one clause: what to say to someone who wants to die is no method."""
+_NEXT = r"(?:\W+\w+){0,2}?\W*"
+_GAPS = {_GAP: ".{0,40}?", _CLAUSE: ".{0,40}?", _NEXT: ".{0,12}?"}
+"""Gaps between words, and what they are in text without spaces."""
 
 _SUBJECTS = {
     "child_sexual_exploitation": rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b"
     r"|\bcsam\b|\bp(?:a)?edophil\w*",
-    "weapons_of_mass_destruction": rf"^(?=.*\b{_MAKE}\b)(?=.*{_WMD})",
-    "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b",
+    "weapons_of_mass_destruction": rf"^(?=.*\b{_MAKE}\b)(?=.*{_WMD})"
+    rf"|\b{_REFINE}\b{_NEXT}\buranium\b|\b(?:{_OBTAIN}|{_REFINE})\b{_NEXT}\b(?:plutonium|vx)\b",
+    "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*(?:\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b"
+    rf"|\b(?:{_ANYONE_HOW}|{_METHOD})\b{_CLAUSE}\b{_ANYONES_DEATH})",
 }
 
 CATEGORIES: dict[str, re.Pattern[str]] = {
@@ -66,10 +97,14 @@ CATEGORIES: dict[str, re.Pattern[str]] = {
 }
 """The built-in categories. There is no way to empty this list through a policy or a call."""
 
-_SQUEEZED = {
-    name: re.compile(pattern.replace(r"\b", "").replace(_GAP, ".{0,40}?"), re.S)
-    for name, pattern in _SUBJECTS.items()
-}
+
+def _anywhere(pattern: str) -> str:
+    for gap, letters in _GAPS.items():
+        pattern = pattern.replace(gap, letters)
+    return pattern.replace(r"\b", "")
+
+
+_SQUEEZED = {name: re.compile(_anywhere(pattern), re.S) for name, pattern in _SUBJECTS.items()}
 """The same without word boundaries, for text that is spelled out letter by letter."""
 
 
