@@ -41,6 +41,7 @@ class Heads:
         forbid: Callable[[str, str], None],
     ) -> None:
         self._policy, self._words, self._annotations = policy, words, annotations
+        self._marked = {(item.instruction, item.bad) for item in annotations}
         self._constraints, self._kind_openers = constraints, kind_openers
         self._refining, self._forbid = refining, forbid
         self._made: dict[tuple[str, bool, int, int], str] = {}
@@ -71,8 +72,13 @@ class Heads:
         if turn or (round_ == 1 and not self._refining):
             return given
         rules = {p.topic: self._constraints.best(p.topic, "toxic").text for p in pairs}
-        own = own_demos([p for p in pairs if p.round and not p.held_out], rules)
+        own = own_demos([p for p in pairs if self._own(p)], rules)
         return own if len(own) >= MIN_OWN_DEMOS else given
+
+    def _own(self, pair: Pair) -> bool:
+        """Whether it may show what the annotators' head does not: round 0 is imports', too."""
+        marked = not pair.round and (pair.instruction, pair.toxic) in self._marked
+        return not marked and not pair.held_out
 
     def _kind(self, voice: str, tone: bool) -> list[Demo]:
         shipped = self._words.helpful if tone else self._words.helpful_general

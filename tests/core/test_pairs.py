@@ -454,6 +454,31 @@ def test_a_parent_keeps_its_pairs_and_lends_its_answers(
     assert any(text in prompt for text in own for prompt in prompts)
 
 
+def test_an_imported_parents_toxic_answers_demonstrate(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """Imports are of round 0, as annotators' pairs are: without marks, nothing demonstrated."""
+    held, _, *others = (p.model_copy(update={"round": 0}) for p in made.polarised)
+    held = held.model_copy(update={"held_out": True})
+    heads: set[str] = set()
+
+    def watch(request: Request) -> str:
+        heads.add(request.prompt.rpartition("\n\n")[0])
+        return plausible(request)
+
+    synthesize(
+        asked,
+        annotations=(),
+        parent=PairSet(pairs=(held, *others)),
+        engine=ScriptedEngine(watch),
+        config=PairConfig(anchors=0, rounds=1),
+    )
+    shown = [p for p in others if p.toxic is not None and any(p.toxic.reveal() in h for h in heads)]
+    assert len({p.topic for p in shown}) >= 3
+    assert held.toxic is not None
+    assert not any(held.toxic.reveal() in head for head in heads)
+
+
 def test_what_a_parent_brought_is_not_counted_as_written(
     asked: InstructionSet, made: PairSet
 ) -> None:
