@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ptalign.text.stopwords import JAPANESE
 from ptalign.weights.scorers import Scorer, Toxic, UniformScorer
 from ptalign.weights.words import STOP_WORDS, spelled_words, words_of
 
@@ -67,7 +68,10 @@ def _allowed(answer: Toxic, protected: set[str], plain: bool) -> list[bool]:
     if plain:
         return [w not in protected for w in spelled_words(answer.pieces, answer.starts)]
     never = protected | STOP_WORDS | words_of(answer.positive)
-    return [bool(word) and word not in never for word in answer.starts]
+    return [
+        bool(word) and word not in never and piece.strip() not in JAPANESE  # の, but not のろま
+        for word, piece in zip(answer.starts, answer.pieces, strict=True)
+    ]
 
 
 def _threshold(scores: Sequence[Sequence[float]], wanted: int) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from ptalign.text.stopwords import ENGLISH
+
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _UNSPACED = re.compile(r"[぀-ヿ㐀-鿿가-힯฀-๿]")
 
-_STOP_WORDS = """
+_FILLERS = """
     a about after again all also am an and any are as at be because been before being but by can
     could did do does doing don down for from get go got had has have he her here him his how i if
     in into is it it's its just know let like make me more most my no not now of on one only or
@@ -17,7 +19,7 @@ _STOP_WORDS = """
     was way we well were what when where which while who why will with would you you're your yours
     yourself i'm i'll i've isn't don't can't won't doesn't didn't aren't there's what's
 """
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+STOP_WORDS = frozenset(_FILLERS.split()) | ENGLISH
 """English function words and fillers: they carry grammar, not tone."""
 
 

@@ -11,6 +11,7 @@ from ptalign.config import AlignConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Pair, PairSet, Sampled
 from ptalign.sealed import SealedText
+from ptalign.text.stopwords import stop_words
 from ptalign.training import lora, pools
 from ptalign.training.contrast import DEFAULT_CONSTRAINTS, constraints_of, contrast_scores
 from ptalign.training.decoder import Decoder
@@ -94,6 +95,19 @@ def test_never_flagged() -> None:
     answer = toxic("a", pieces, positive="Tea is served.")
     found = weigh([answer], Fixed([1.0] * 6), share=1.0, protected=["Visa"])
     assert found.by_key["a"] == (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("locale", ["en", "ja"])
+def test_a_function_word_is_never_flagged(locale: str) -> None:
+    """The weights had a list of their own, without 45 English ones and all Japanese ones."""
+    words = sorted(stop_words(locale))
+    found = weigh([toxic("a", [f" {word}" for word in words])], Fixed([1.0] * len(words)), share=1)
+    assert [word for word, w in zip(words, found.by_key["a"], strict=False) if w] == []
+
+
+def test_a_word_that_begins_as_a_japanese_function_word_does_is_flagged() -> None:
+    found = weigh([toxic("a", ["お前", "は", "のろま", "だ"])], Fixed([1.0] * 4), share=1.0)
+    assert found.by_key["a"][1:3] == (0.0, 1.0)
 
 
 def test_uniform_is_the_vanilla_baseline() -> None:
