@@ -99,6 +99,32 @@ def test_personal_data_is_replaced_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "api_key=x9k2",
+        "api-key: x9k2",
+        "apikey is x9k2",
+        "X-Api-Key: x9k2",
+        "ACME_API_KEY=x9k2",
+        '{"api_key": "x9k2"}',
+        "access_token = x9k2",
+    ],
+)
+def test_a_key_is_found_however_it_is_assigned(text: str) -> None:
+    clean, found = redact(f"It says {text}")
+    assert "x9k2" not in clean
+    assert found == {"SECRET": 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32", "DE89370400440532013000"]
+)
+def test_an_iban_with_blanks_is_no_card(text: str) -> None:
+    """A card was seen inside, and country, check digits and end stayed."""
+    assert redact(f"Pay to {text} please") == ("Pay to [IBAN] please", {"IBAN": 1})
+
+
+@pytest.mark.parametrize(
     ("text", "secret", "kind"),
     [
         ("電話は090-1234-5678です", "5678", "NUMBER"),
