@@ -23,6 +23,7 @@ from ptalign.progress import OnProgress, Progress
 from ptalign.records import RecordLog
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder, default_embedder
+from ptalign.text.near import tokens
 from ptalign.text.normalise import plain
 
 MIN_SIMILARITY = 0.3
@@ -81,6 +82,7 @@ class DraftRun:
         self._twin_check = TwinCheck(policy, self.embed)
         self._kind_openers = twin_openers(policy)
         self._records: dict[str, Instruction] = {}
+        self._said: set[tuple[str, ...]] = set()
         self._harmful = 0
         self._twin_jobs: deque[TwinJob] = deque()
         self._flight: dict[str, Cell | TwinJob] = {}
@@ -254,6 +256,8 @@ class DraftRun:
         text = plain(f"{job.opener}{completion.text}")
         reason = malformed(text, finished=completion.finish == "stop", locale=self.policy.locale)
         reason = reason or self._twin_check.why_not(text, job.harmful.text)
+        if not reason and tokens(text, self.policy.locale) in self._said:
+            reason = "twin_duplicate"  # one of the two may be held out, and the other trained on
         if reason:
             return reason
         topic = self.policy.topic(job.harmful.topic)
@@ -308,6 +312,7 @@ class DraftRun:
 
     def _remember(self, record: Instruction) -> None:
         self._records[record.id] = record
+        self._said.add(tokens(record.text, self.policy.locale))
         if record.side == "harmful":
             self._harmful += 1
             self._novelty.add(record.text)

@@ -144,8 +144,8 @@ class Metrics:
 REASONS = frozenset(
     {
         "answer_like", "beside_the_point", "called_wrong", "copied_demo", "copied_example",
-        "engine_error", "equal", "frame_leaked", "given_up", "harmful", "harsh", "known",
-        "language", "like_positive", "malformed", "near_duplicate", "never_synthesize",
+        "duplicate", "engine_error", "equal", "frame_leaked", "given_up", "harmful", "harsh",
+        "known", "language", "like_positive", "malformed", "near_duplicate", "never_synthesize",
         "no_twin_examples", "not_a_request", "not_apart", "not_benign", "off_topic", "over_count",
         "over_quota", "refuses", "repetitive", "reworded", "swapped", "threat", "too_far",
         "too_long", "too_short", "truncated", "unscored", "worn_out",

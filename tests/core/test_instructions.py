@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptalign.asking.run import TWIN_TRIES
 from ptalign.asking.stats import cell_stats
 from ptalign.asking.twins import TwinCheck
 from ptalign.asking.validity import Novelty, malformed
@@ -110,6 +111,23 @@ def test_yield_is_of_this_runs_own_drafts(made: InstructionSet) -> None:
     assert len(again.harmful) == 32
     assert again.stats["yield"] == pytest.approx(2 / again.stats["drafts"])
     assert (seen[-1].counts["accepted"], seen[-1].counts["written"]) == (32, 2)
+
+
+def test_a_twin_says_nothing_that_the_set_says_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests got the same twin, and one was held out while its copy was trained on."""
+    monkeypatch.setattr(TwinCheck, "why_not", lambda *_: "")
+    monkeypatch.setattr("ptalign.asking.run.twin_openers", lambda _: {})
+
+    def alike(request: Request) -> str:
+        if request.prompt.endswith("Harmless:"):
+            return " Write a kind note to the new neighbour."
+        return plausible(request)
+
+    made = generate(4, engine=ScriptedEngine(alike))
+    assert (len(made.harmful), len(made.twins)) == (4, 1)
+    assert made.rejected["twin_duplicate"] == 3 * TWIN_TRIES
+    again = generate(4, engine=ScriptedEngine(alike), log=of(made.records))
+    assert again.records == made.records
 
 
 def test_twins_can_be_left_out() -> None:
