@@ -285,6 +285,21 @@ def test_two_spellings_of_a_request_are_one() -> None:
     assert (len(joined.records), doubled) == (2, 1)
 
 
+def test_a_request_in_two_locales_is_one() -> None:
+    """Its words differ by locale and its id does not: two pairs of one id, weighed by ids."""
+    records = [
+        asked("Sing at dawn!", "a", locale="en", id="x", positive="Gladly."),
+        asked("Sing at dawn!", "a", locale="ja", id="y", positive="Gladly, too."),
+        asked("Sing kindly.", "a", locale="ja", kind="twin", twin_of="y", positive="Yes."),
+    ]
+    made = additions.import_instructions(records, ROOMS)
+    assert (len(made.records), made.rejected) == (2, {"duplicate": 1})
+    assert [twin.twin_of for twin in made.twins] == [made.harmful[0].id]
+    pairs = additions.import_pairs(records, ROOMS)
+    assert len({p.id for p in pairs.pairs}) == len(pairs.pairs) == 2
+    assert pairs.rejected == {"duplicate": 1}
+
+
 def test_an_imported_twin_belongs_to_the_spelling_that_was_kept() -> None:
     """Ids are made anew here, and twins went on naming the caller's."""
     records = [

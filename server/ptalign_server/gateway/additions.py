@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -192,13 +192,15 @@ def import_instructions(records: list[lib.Record], policy: Policy) -> Instructio
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[_Words, Instruction] = {}
+    ids: set[str] = set()
     for record in records:
-        reason = _problem(record, topics, policy, made)
+        reason = _problem(record, topics, policy, made, ids)
         if reason:
             rejected[reason] += 1
             continue
         topic = topics[record.topic]
         text = record.instruction.strip()
+        ids.add(record_id(text))  # the same in every locale, whose words differ
         made[_words(text, record.locale or policy.locale)] = Instruction(
             id=record_id(text),
             text=text,
@@ -221,8 +223,10 @@ def _with_own_ids(
 ) -> tuple[Instruction, ...]:
     """The instructions, with twins of the ids that they have here, not of the caller's."""
     ids = {}
+    by_id = {r.id: r for r in made.values()}
     for record in records:
-        kept = made.get(_words(record.instruction.strip(), record.locale or policy.locale))
+        text = record.instruction.strip()
+        kept = made.get(_words(text, record.locale or policy.locale)) or by_id.get(record_id(text))
         if record.id and kept:
             ids[record.id] = kept.id
     return tuple(
@@ -238,17 +242,19 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[_Words, Pair] = {}
+    ids: set[str] = set()
     anchors = _import_anchors([r for r in records if r.kind == "anchor"], policy, rejected)
     for record in records:
         if record.kind == "anchor":
             continue
-        reason = _problem(record, topics, policy, made) or _pair_problem(record, topics, policy)
-        if reason:
+        reason = _problem(record, topics, policy, made, ids)
+        if reason := reason or _pair_problem(record, topics, policy):
             rejected[reason] += 1
             continue
         topic, text = topics[record.topic], record.instruction.strip()
         toxic = record.toxic.strip()
         twin = record.kind == "twin"
+        ids.add(record_id(text))
         made[_words(text, record.locale or policy.locale)] = Pair(
             id=record_id(text),
             kind="twin" if twin else "pair" if toxic else "positive_only",
@@ -643,7 +649,11 @@ def _import_ticket(
 
 
 def _problem(
-    record: lib.Record, topics: dict[str, Topic], policy: Policy, made: Mapping[_Words, Any]
+    record: lib.Record,
+    topics: dict[str, Topic],
+    policy: Policy,
+    made: Mapping[_Words, Instruction | Pair],
+    ids: Container[str],
 ) -> str:
     text = record.instruction.strip()
     if reason := _unusable(record, text):
@@ -652,7 +662,8 @@ def _problem(
         return "off_topic"
     if blocked(text, policy):
         return "blocked"
-    return "duplicate" if _words(text, record.locale or policy.locale) in made else ""
+    known = _words(text, record.locale or policy.locale) in made or record_id(text) in ids
+    return "duplicate" if known else ""
 
 
 def _words(text: str, locale: str) -> _Words:
