@@ -426,6 +426,22 @@ def test_an_imported_set_holds_out_what_the_exported_one_did() -> None:
     assert sum(p.held_out for p in joined.pairs) == 4
 
 
+def test_an_anchor_whose_first_answer_was_rejected_is_merged_once() -> None:
+    """The import numbers the others from 0: one stood twice in the merged set, one was lost."""
+    later = tuple(
+        a.model_copy(update={"id": anchor_id(a.instruction, 1 + i % 2)})
+        for i, a in enumerate(MARKED.anchors)
+    )
+    given = MARKED.model_copy(update={"anchors": later})
+    brought = additions.import_pairs(records_of(given), ROOMS)
+    assert {a.id for a in brought.anchors} != {a.id for a in later}
+    assert additions._join_pairs([given, brought])[0].anchors == later
+    answers = {(a.instruction, a.answer) for a in later}
+    joined, _ = additions._join_pairs([brought, given])
+    assert {(a.instruction, a.answer) for a in joined.anchors} == answers
+    assert len(joined.anchors) == len(later)
+
+
 def test_records_of_earlier_versions_are_trained_on_and_end() -> None:
     records = [
         asked("Sing.", "a", positive="Gladly.", kind="pair"),

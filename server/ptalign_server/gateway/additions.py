@@ -454,15 +454,21 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
 
 
 def _join_anchors(sets: list[PairSet]) -> tuple[Anchor, ...]:
-    """Each anchor once. An instruction that one set kept from training is kept from it in all."""
+    """Each anchor once, by id, or by its text in another set: imports number the answers anew.
+
+    An instruction that one set kept from training is kept from it in all.
+    """
     held_out = {a.instruction for s in sets for a in s.anchors if a.held_out}
-    return tuple(
-        {
-            a.id: a.model_copy(update={"held_out": a.instruction in held_out})
-            for s in sets
-            for a in s.anchors
-        }.values()
-    )
+    kept: dict[str, Anchor] = {}
+    for made in sets:
+        ids = {(a.instruction, a.answer): a.id for a in kept.values()}
+        for anchor in made.anchors:
+            if ids.get((anchor.instruction, anchor.answer), anchor.id) != anchor.id:
+                continue
+            if before := kept.get(anchor.id):  # what is replaced stands for no other any more
+                ids.pop((before.instruction, before.answer), None)
+            kept[anchor.id] = anchor.model_copy(update={"held_out": anchor.instruction in held_out})
+    return tuple(kept.values())
 
 
 def _check_marks(policies: Sequence[str], sets: Sequence[PairSet]) -> None:
