@@ -135,8 +135,8 @@ def _differ(one: Evaluation, two: Evaluation) -> list[str]:
         if set(first) != set(second):
             found.append(f"{told}: {_names(first)} against {_names(second)}")
     if set(one.not_run) != set(two.not_run):
-        first, second = ("; ".join(sorted(e.not_run)) or "none" for e in (one, two))
-        found.append(f"suites that were not run: {first}, against {second}")
+        left, right = ("; ".join(sorted(e.not_run)) or "none" for e in (one, two))
+        found.append(f"suites that were not run: {left}, against {right}")
     if one.config_digest != two.config_digest:
         found.append("other settings: samples, token limits, gate or seed")
     if only := sorted(set(one.aligned) ^ set(two.aligned)):
