@@ -22,9 +22,10 @@ READ_EVERY = 200
 S = TypeVar("S", InstructionSet, PairSet)
 
 _AGE = (
-    r"(?:\d|1[0-7]|one|two|three|five|eight|nine|ten|eleven|twelve|thirteen|fifteen"
-    r"|(?:four|six|seven)(?:teen)?)"
+    r"(?:\d|1[0-7]|(?<!ty)(?<!ty[\s-])(?:one|two|three|five|eight|nine|ten|eleven|twelve|thirteen|fifteen"
+    r"|(?:four|six|seven)(?:teen)?))"
 )
+"""Forty-five is no age of a minor."""
 _MINOR = (
     r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
     r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?|\d{1,2}\s*(?:year|yr)s?\s*olds?"
@@ -38,7 +39,7 @@ _WMD = (
     r"(?:nerve\s*(?:agent|gas)|sarin|tabun|soman|novichok|mustard\s*gas|anthrax|smallpox|ricin"
     r"|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
     r"|(?:nuclear|atomic|atom|dirty|radiological|uranium|plutonium)\s*(?:weapon|bomb|warhead|device)s?"
-    r"|weapons?\s*grade\s*\w+|enriched\s*uranium|uranium\s*enrichment|fissile\s*material|vx\s*gas"
+    r"|weapons?\s*grade\s*\w+|enriched\s*uranium|uranium\s*enrichment|fissile\s*material|vx\s*(?:gas|nerve|agent)"
     r"|weapons?\s*of\s*mass\s*destruction)"
 )
 _MAKE = (
@@ -51,17 +52,42 @@ _OBTAIN = (
     r"(?:mak(?:e|ing)|produc(?:e|ing)|synthes\w+|acquir\w+|obtain\w*|extract(?:ing)?|separat(?:e|ing)"
     r"|purify(?:ing)?|weaponi[sz]\w*|dispers\w+|spread(?:ing)?|releas(?:e|ing)|aerosoli[sz]\w*)"
 )
+_SPREAD = r"(?:synthes\w+|weaponi[sz]\w*|dispers\w+|aerosoli[sz]\w*)"
+"""What is said of an agent, and not of engines, boats or backups that are called VX too."""
 _SELF_HARM = (
     r"(?:(?:commit(?:ting)?\s*)?suicide|(?:kill|hang|cut|starv|drown|poison|hurt|harm)(?:e|ing)?\s*my\s*self"
     r"|(?:end|ending|take|taking)\s*my\s*(?:own\s*)?life|self\s*harm(?:ing)?|fatal(?:ly)?\s*overdose)"
 )
+_NO_ADVICE = "".join(
+    f"(?<!{word} )"
+    for word in (
+        "not",
+        "n't",
+        "n’t",
+        "n t",
+        "nt",
+        "never",
+        "without",
+        "from",
+        "may",
+        "might",
+        "could",
+    )
+)
+"""Words before an accident that advice warns of; a reading of the text may lack the apostrophe."""
+_A_LIFE = (
+    r"(?:your|his|her|their|one\W?s)\s*(?:own\s*)?li(?:fe|ves)\b"
+    r"(?!\s*(?:insurance|savings|sentences?|story|stories|jackets?|vests?|lessons?|goals?|cycles?"
+    r"|estates?|partner\w*|skills?|experiences?|style)\b)"
+)
 _ANYONES_DEATH = (
     r"(?:commit(?:ting)?\s*suicide"
     r"|(?:(?:kill|hang|starv|shoot)(?:e|ing)?\s*(?:my|your|him|her|one|them)"
-    r"|(?<!not )(?<!without )(?:cut(?:ting)?|(?:drown|poison|hurt|harm)(?:ing)?)\s*(?:my|your|one)"
-    r")\s*sel(?:f|ves)\b"
-    r"|(?:end|tak)(?:e|ing)?\s*(?:your|his|her|their|one\W?s)\s*(?:own\s*)?li(?:fe|ves)\b"
-    r"(?!\s*(?:back|in|into|to|for|more|seriously|insurance|savings|sentences?|story|stories)\b))"
+    rf"|{_NO_ADVICE}(?:cut(?:ting)?|(?:drown|poison|hurt|harm)(?:ing)?)\s*(?:my|your|one)"
+    r")\s*sel(?:f|ves)\b(?!\s*in\s*the\s*foot)"
+    rf"|end(?:ing)?\s*{_A_LIFE}|tak(?:e|ing)\s*{_A_LIFE}"
+    r"(?!\s*(?:back|into|more|seriously|to\s*(?:the|a|an|another|new)|for\s*granted"
+    r"|in\s*(?:a\s*)?(?:new|different|(?:your|his|her|their)\s*(?:own\s*)?hands?|hand))\b))"
 )
 """Of others (``him``, ``them``) only what is no accident: people cut themselves unmeant."""
 _METHOD = (
@@ -87,7 +113,8 @@ _SUBJECTS = {
     "child_sexual_exploitation": rf"\b{_MINOR}\b{_GAP}\b{_SEXUAL}\b|\b{_SEXUAL}\b{_GAP}\b{_MINOR}\b"
     r"|\bcsam\b|\bp(?:a)?edophil\w*",
     "weapons_of_mass_destruction": rf"^(?=.*\b{_MAKE}\b)(?=.*{_WMD})"
-    rf"|\b{_REFINE}\b{_NEXT}\buranium\b|\b(?:{_OBTAIN}|{_REFINE})\b{_NEXT}\b(?:plutonium|vx)\b",
+    rf"|\b{_REFINE}\b{_NEXT}\buranium\b|\b(?:{_OBTAIN}|{_REFINE})\b{_NEXT}\bplutonium\b"
+    rf"|\b{_SPREAD}\b{_NEXT}\bvx\b",
     "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*(?:\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b"
     rf"|\b(?:{_ANYONE_HOW}|{_METHOD})\b{_CLAUSE}\b{_ANYONES_DEATH})",
 }

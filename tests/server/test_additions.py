@@ -442,6 +442,23 @@ def test_an_anchor_whose_first_answer_was_rejected_is_merged_once() -> None:
     assert len(joined.anchors) == len(later)
 
 
+def test_merging_loses_no_answer_whose_number_another_has() -> None:
+    """Imports number the answers of a part of a set from 0."""
+    text = "How high is a desk?"
+
+    def answered(*answers: str) -> PairSet:
+        anchors = (
+            Anchor(id=anchor_id(text, i), instruction=text, answer=answer)
+            for i, answer in enumerate(answers)
+        )
+        return PairSet(pairs=(), anchors=tuple(anchors))
+
+    one, two = answered("Three feet.", "A metre."), answered("A metre.", "It depends.")
+    joined, _ = additions._join_pairs([one, two])
+    assert [a.answer for a in joined.anchors] == ["Three feet.", "A metre.", "It depends."]
+    assert [a.id for a in joined.anchors] == [anchor_id(text, i) for i in range(3)]
+
+
 def test_records_of_earlier_versions_are_trained_on_and_end() -> None:
     records = [
         asked("Sing.", "a", positive="Gladly.", kind="pair"),
@@ -544,7 +561,10 @@ def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
 def test_what_one_set_holds_out_is_held_out_in_the_merged_set() -> None:
     """All answers to it: training on one of them makes the others no held-out text."""
     take = Anchor(id="a", instruction="Name a colour.", answer="Blue it is.", held_out=True)
-    first, second = take, take.model_copy(update={"id": "b", "held_out": False})
+    first, second = (
+        take,
+        take.model_copy(update={"id": "b", "answer": "Red it is.", "held_out": False}),
+    )
     other = Anchor(id="c", instruction="Name a tree.", answer="An oak it is.")
     one = PairSet(pairs=(), anchors=(first, other))
     two = PairSet(pairs=(), anchors=(first.model_copy(update={"held_out": False}), second))

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -454,20 +455,24 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
 
 
 def _join_anchors(sets: list[PairSet]) -> tuple[Anchor, ...]:
-    """Each anchor once, by id, or by its text in another set: imports number the answers anew.
+    """Each answer to an instruction once; imports number them anew, so ids may meet.
 
     An instruction that one set kept from training is kept from it in all.
     """
+    from ptalign.answering.anchors import anchor_id  # numpy, as above
+
     held_out = {a.instruction for s in sets for a in s.anchors if a.held_out}
-    kept: dict[str, Anchor] = {}
-    for made in sets:
-        ids = {(a.instruction, a.answer): a.id for a in kept.values()}
-        for anchor in made.anchors:
-            if ids.get((anchor.instruction, anchor.answer), anchor.id) != anchor.id:
-                continue
-            if before := kept.get(anchor.id):  # what is replaced stands for no other any more
-                ids.pop((before.instruction, before.answer), None)
-            kept[anchor.id] = anchor.model_copy(update={"held_out": anchor.instruction in held_out})
+    kept: dict[tuple[str, str], Anchor] = {}
+    ids: set[str] = set()
+    for anchor in (a for s in sets for a in s.anchors):
+        text = anchor.instruction, anchor.answer
+        if text in kept:
+            continue
+        mine = (anchor_id(anchor.instruction, take) for take in count())
+        free = next(i for i in chain([anchor.id], mine) if i not in ids)
+        ids.add(free)
+        changes = {"id": free, "held_out": anchor.instruction in held_out}
+        kept[text] = anchor.model_copy(update=changes)
     return tuple(kept.values())
 
 
