@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
-from ptalign.errors import InvalidInput, PtalignError
+from ptalign.errors import DataDamaged, InvalidInput, PtalignError
 from ptalign.nouns import ModelSpec
+from ptalign.suites import check_spec
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.profiles import profile
 from ptalign_server.settings import Settings
@@ -24,6 +26,7 @@ def notices(settings: Settings) -> Iterator[str]:
     yield from _unused_urls(settings)
     yield from _weights(settings)
     yield from _evaluation_data(settings)
+    yield from _suites(settings)
     yield from _judges(settings)
 
 
@@ -95,6 +98,15 @@ def _evaluation_data(settings: Settings) -> Iterator[str]:
             f"no evaluation data: {missing}. {NO_PASS[0].upper()}{NO_PASS[1:]}. Set "
             "PTALIGN_EVAL_DATA to the folder of these files (docs/operations.md)."
         )
+
+
+def _suites(settings: Settings) -> Iterator[str]:
+    with suppress(DataDamaged):  # said with the evaluation data
+        for spec in Catalogue(settings).suites.values():
+            try:
+                check_spec(spec)
+            except InvalidInput as error:
+                yield f"{error} Until then evaluations that name it are refused."
 
 
 def _judges(settings: Settings) -> Iterator[str]:

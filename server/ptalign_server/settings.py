@@ -221,11 +221,16 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def bare(host: str) -> str:
+    """The host without the brackets that an IPv6 address may be set with, as sockets take it."""
+    return host.strip("[]")
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine alone."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(bare(host)).is_loopback
     except ValueError:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import socket
 import ssl
 from pathlib import Path
 
@@ -26,6 +27,15 @@ from ptalign_server.settings import AuthSettings
 
 async def scheme(request: Request) -> PlainTextResponse:
     return PlainTextResponse(request.url.scheme)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 APP = Starlette(routes=[Route("/", scheme)])
@@ -87,6 +97,16 @@ async def test_loopback_may_be_in_clear() -> None:
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_an_ipv6_host_may_have_brackets(host: str) -> None:
+    """The name was looked up with them: the error said that the port was taken."""
+    port, stop = await listen(APP, host, 0, AuthSettings())
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://[::1]:{port}/")).text == "http"
+    await stop()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "page.example"])

@@ -285,6 +285,15 @@ def test_all_policies_are_read_before_the_first_call(settings: Settings, mine: P
     assert load_policy.cache_info().misses == before
 
 
+def test_a_suite_that_no_evaluation_could_ask_is_said_at_the_start(settings: Settings) -> None:
+    """A file of an earlier version may map a column that nobody reads: it was taken in silence."""
+    entry = "{name: own, measure: harm, file: p.csv, columns: {prompt: q, language: l}}"
+    (settings.state / "suites.yaml").write_text(f"- {entry}\n")
+    (found,) = (n for n in notices(settings) if "suites.own.columns" in n)
+    assert "'language'" in found
+    assert found.endswith("evaluations that name it are refused.")
+
+
 def test_a_folder_in_the_place_of_the_suites_file_is_named_by_doctor_and_at_start(
     settings: Settings,
 ) -> None:

@@ -24,7 +24,7 @@ from ptalign_server.gateway.identity import Tokens
 from ptalign_server.health import serves
 from ptalign_server.judges import called, read_file
 from ptalign_server.notices import NO_DIGEST, NO_PASS, missing_data, two_types
-from ptalign_server.settings import Settings, address, is_loopback
+from ptalign_server.settings import Settings, address, bare, is_loopback
 from ptalign_server.vault import operator_keys
 
 JUDGE_SECONDS = 10.0
@@ -320,7 +320,7 @@ def _free(host: str, port: int) -> bool:
     """Whether every address of the host that this machine has can be bound, and it has one."""
     bound = False
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(bare(host), port, type=socket.SOCK_STREAM)
     except OSError:
         return False
     for family, kind, _, _, place in found:

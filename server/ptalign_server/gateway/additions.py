@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -455,24 +454,20 @@ def _join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
 
 
 def _join_anchors(sets: list[PairSet]) -> tuple[Anchor, ...]:
-    """Each answer to an instruction once; imports number them anew, so ids may meet.
+    """Each answer to an instruction once, whatever number an import gave it.
 
-    An instruction that one set kept from training is kept from it in all.
+    Sets of one policy answer the same ordinary requests: of answers with one number the first
+    counts, as of pairs, so that fifty sets have no fifty answers to each. An instruction that one
+    set kept from training is kept from it in all.
     """
-    from ptalign.answering.anchors import anchor_id  # numpy, as above
-
     held_out = {a.instruction for s in sets for a in s.anchors if a.held_out}
-    kept: dict[tuple[str, str], Anchor] = {}
-    ids: set[str] = set()
+    kept: dict[str, Anchor] = {}
+    said: set[tuple[str, str]] = set()
     for anchor in (a for s in sets for a in s.anchors):
         text = anchor.instruction, anchor.answer
-        if text in kept:
-            continue
-        mine = (anchor_id(anchor.instruction, take) for take in count())
-        free = next(i for i in chain([anchor.id], mine) if i not in ids)
-        ids.add(free)
-        changes = {"id": free, "held_out": anchor.instruction in held_out}
-        kept[text] = anchor.model_copy(update=changes)
+        if anchor.id not in kept and text not in said:
+            said.add(text)
+            kept[anchor.id] = anchor.model_copy(update={"held_out": anchor.instruction in held_out})
     return tuple(kept.values())
 
 

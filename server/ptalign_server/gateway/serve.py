@@ -32,7 +32,7 @@ from ptalign_server.gateway.tuning import SafetyTuning
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
 from ptalign_server.process import hold
-from ptalign_server.settings import Settings
+from ptalign_server.settings import Settings, bare
 from ptalign_server.store import Store
 from ptalign_server.store.names import KEEP_SECONDS, Name
 from ptalign_server.store.requests import forget_old
@@ -194,7 +194,7 @@ class Gateway:
         settings = self._settings
         try:
             server, _ = start_http_server(
-                settings.metrics_port, settings.metrics_host, registry=metrics.registry()
+                settings.metrics_port, bare(settings.metrics_host), registry=metrics.registry()
             )
         except OSError:
             raise taken(settings.metrics_host, settings.metrics_port, "METRICS_") from None

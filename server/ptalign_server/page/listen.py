@@ -12,7 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ptalign.errors import InvalidInput, NotReady
-from ptalign_server.settings import AuthSettings, is_loopback
+from ptalign_server.settings import AuthSettings, bare, is_loopback
 
 RELOAD_SECONDS = 30.0
 
@@ -40,7 +40,7 @@ async def listen(
         )
     config = uvicorn.Config(
         app,
-        host=host,
+        host=bare(host),
         port=port,
         log_config=None,
         access_log=False,
