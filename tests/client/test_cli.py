@@ -641,6 +641,12 @@ def test_a_verdict_is_not_demanded_where_none_is_waited_for(
     assert not served.service.called("Evaluate")
 
 
+def test_a_check_of_a_loop_file_demands_no_verdict(cli: Any, tmp_path: Path) -> None:
+    refused = cli("run", str(tmp_path / "loop.yaml"), "--check", "--require-pass", columns=200)
+    assert refused.exit_code == 2
+    assert "needs a verdict, and --check stops before there is one" in refused.stderr
+
+
 @pytest.mark.parametrize("words", [["wait", "1"], ["watch", "1"], ["watch", "1", "--json"]])
 def test_a_verdict_is_demanded_of_a_detached_evaluation(
     cli: Any, served: Any, words: list[str]

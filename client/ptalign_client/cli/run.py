@@ -14,7 +14,8 @@ from ptalign_client.cli.loop import Runner, stage_table
 from ptalign_client.cli.loopfile import Loop, Reader, open_loop
 from ptalign_client.cli.session import Session, command, exit_code, report
 from ptalign_client.cli.state import RunState
-from ptalign_client.errors import DeadlineExceeded, PtalignError, ServiceError
+from ptalign_client.cli.verbs import RequirePass, demand_pass
+from ptalign_client.errors import ConfigError, DeadlineExceeded, PtalignError, ServiceError
 from ptalign_client.nouns import Evaluation
 from ptalign_client.options import Retry
 
@@ -28,9 +29,7 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Check file, marks and names, and stop.")
     ] = False,
-    require_pass: Annotated[
-        bool, typer.Option("--require-pass", help="Exit with 5 unless the verdict is PASS.")
-    ] = False,
+    require_pass: RequirePass = False,
     cancel_on_interrupt: Annotated[
         bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the running operation.")
     ] = False,
@@ -47,6 +46,11 @@ def run(
 
       ptalign run loop.yaml --out demo-out --require-pass
     """
+    if check and require_pass:  # 0 would read as PASS
+        raise ConfigError(
+            "--require-pass needs a verdict, and --check stops before there is one",
+            "Leave one out.",
+        )
     loop, reader = open_loop(file)
     folder = out or Path(loop.out)
     check_weighting(loop, reader, RunState(folder).stages)
@@ -71,8 +75,8 @@ def run(
         session.out.print()
         session.out.print("verdict:", show.verdict(evaluation))
         session.out.print(f"report:  {folder / 'report.html'}", soft_wrap=True, markup=False)
-    if require_pass and evaluation.verdict != "pass":
-        raise typer.Exit(5)
+    if require_pass:
+        demand_pass(evaluation)
 
 
 def _run(session: Session, runner: Runner) -> Evaluation:
