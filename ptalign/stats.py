@@ -205,6 +205,18 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def difference(before: Rate, after: Rate) -> tuple[float, float, float]:
+    """The change of a share between other prompts, with its 95 % interval.
+
+    Newcombe (1998), method 10. Shares of the same prompts have `paired_difference`, which is
+    narrower.
+    """
+    value = after.value - before.value
+    low = value - math.hypot(after.value - after.low, before.high - before.value)
+    high = value + math.hypot(after.high - after.value, before.value - before.low)
+    return value, low, high
+
+
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Agreement of two raters beyond chance (Cohen 1960); 1 when both always say the same thing.
 

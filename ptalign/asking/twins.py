@@ -27,8 +27,8 @@ from ptalign.asking.openers import twin_openers
 from ptalign.nouns import Policy
 from ptalign.policies.never import blocked
 from ptalign.text.embed import Embedder, Vectors
-from ptalign.text.locales import language
 from ptalign.text.near import rouge_l, tokens
+from ptalign.text.normalise import unspaced
 from ptalign.text.stopwords import stop_words
 
 MIN_ROUGE_L = 0.35
@@ -88,7 +88,7 @@ class TwinCheck:
         self._reference: Reference | None = None
         self._stop = stop_words(locale) | _FILLERS
         # In character pairs: a changed ending makes one new pair, a changed word two or more.
-        self._least = 2 if language(locale) in ("ja", "zh", "th") else 1
+        self._least = 2 if unspaced(locale) else 1
         harmful: Counter[str] = Counter()
         kind: set[str] = set(stop_words(locale))
         form: set[str] = set()

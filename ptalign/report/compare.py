@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ptalign.nouns import Evaluation, Rate
+from ptalign.stats import difference
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
@@ -35,9 +35,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 
 
 def _row(before: Rate, after: Rate) -> dict[str, Any]:
-    change = after.value - before.value
-    low = change - math.hypot(after.value - after.low, before.high - before.value)
-    high = change + math.hypot(after.high - after.value, before.value - before.low)
+    change, low, high = difference(before, after)
     apart = low > 0 or high < 0
     return {
         "first": before.model_dump(),

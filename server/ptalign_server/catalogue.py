@@ -188,8 +188,8 @@ class Catalogue:
         tone = frozenset(t.domain for pack in packs for t in pack.topics if t.sides == "both")
         phrases = {phrase for pack in packs for phrase in pack.never_synthesize}
         locale = spec.locale or packs[0].locale
-        shipped = packs[: len(policy_names())]
-        alike = [p for p in shipped if language(p.locale) == language(locale)]
+        ours = packs[: len(policy_names())]  # the operator's come after them
+        alike = [p for p in ours if language(p.locale) == language(locale)]
         base = (alike or packs)[0].model_copy(update={"never_synthesize": tuple(sorted(phrases))})
         try:
             return inline_policy(

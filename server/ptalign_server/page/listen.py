@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ptalign.errors import InvalidInput, NotReady
+from ptalign_server.gateway.ports import taken
 from ptalign_server.settings import AuthSettings, bare, is_loopback
 
 RELOAD_SECONDS = 30.0
@@ -84,11 +85,7 @@ async def _serve(server: uvicorn.Server) -> None:
     try:
         await server.serve()
     except (OSError, SystemExit):  # uvicorn's answer to a port that is taken
-        host, port = server.config.host, server.config.port
-        raise NotReady(
-            f"port {port} on {host} is taken or not ours to bind. Set PTALIGN_PAGE_PORT to a free "
-            "one, stop what listens there, or correct PTALIGN_PAGE_HOST."
-        ) from None
+        raise taken(server.config.host, server.config.port, "PAGE_") from None
 
 
 async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:

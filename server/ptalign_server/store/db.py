@@ -96,7 +96,7 @@ def connect(url: str) -> sa.Engine:
         NotReady: PostgreSQL's driver is not installed.
     """
     try:
-        backend = sa.make_url(url.replace("postgres://", "postgresql://", 1)).get_backend_name()
+        backend = sa.make_url(_driver(url)).get_backend_name()
         if backend in {"sqlite", "postgresql"}:
             return _engine(url)
     except (sa.exc.ArgumentError, ImportError, ValueError):  # no URL, no such driver, no port
