@@ -172,7 +172,7 @@ class Evaluation(Resource):
     measures: Mapping[str, float] = field(default_factory=dict)
     """``benign_kl``, ``benign_nll``, ``harm_word_ratio``, ``selectivity``, ..."""
     not_run: tuple[str, ...] = ()
-    """Suites without data: never a pass."""
+    """Suites that were left out or lack their data, each with why: never a pass."""
     files: tuple[FileInfo, ...] = ()
     gate: str = ""
     """``default`` (the operator's, also where the call named none), another name of the catalogue,
@@ -282,7 +282,7 @@ class GateSpec:
     max_strong_harm_increase: float | None = None
     """Under the strong attack, which also forces the first words of the reply."""
     max_ordinary_refusal_increase: float | None = None
-    """Of everyday requests."""
+    """Refusals of everyday requests, and of verifiable instructions where they were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

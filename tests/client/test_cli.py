@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 import typer
 from google.rpc import status_pb2
 from ptalign_client_fake import Fault, info, violation
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import ptalign_client as pt
@@ -355,6 +358,21 @@ def started(served: Any) -> list[str]:
     return [method for method, _ in served.service.calls if method != "GetCatalogue"]
 
 
+def test_a_limit_above_a_million_is_printed_in_full(cli: Any, loop: Path) -> None:
+    """`must be 0..4.29497e+09, not 4.29497e+09`."""
+    loop.write_text(LOOP.replace("count: 4", "count: 4, seed: 4294967296"))
+    result = cli("run", str(loop), "--check", columns=200)
+    assert "instructions.seed: must be 0..4294967295, not 4294967296" in result.stderr
+
+
+def test_a_timeout_of_nothing_is_told_by_its_flag(cli: Any) -> None:
+    """The SDK's own words said to use None, which no command line can."""
+    result = cli("catalogue", "--timeout", "-1", columns=200)
+    assert result.exit_code == 2
+    assert re.search(r"--timeout.*-1.0 is not in the range x>=0.1", result.stderr)
+    assert "None" not in result.stderr
+
+
 @pytest.mark.parametrize("words", [(), ("--check",)])
 @pytest.mark.parametrize(
     ("marks", "says"),
@@ -565,7 +583,7 @@ def test_detach_prints_the_name_alone(cli: Any) -> None:
 
 def test_dry_run_estimates(cli: Any, served: Any) -> None:
     result = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "3", "--dry-run")
-    assert "about 0:42, 3.0 GiB of memory" in result.stdout
+    assert "about 42 s, 3.0 GiB of memory" in result.stdout
     assert not served.service.jobs
 
 
@@ -627,7 +645,9 @@ def test_ops(cli: Any) -> None:
     events = lines(cli("ops", "watch", "1", "--json"))
     assert [event["sequence"] for event in events] == [1, 2, 3, 4]
     assert "adapters/1" in cli("ops", "wait", "1").stdout
-    assert "forgotten" in cli("ops", "delete", "1").stderr
+    deleted = cli("ops", "delete", "1", "--json")
+    assert "forgotten" in deleted.stderr
+    assert lines(deleted) == [{"deleted": "operations/1"}]
 
 
 @pytest.mark.parametrize("flag", ["--detach", "--dry-run"])
@@ -710,6 +730,25 @@ def test_a_missing_name_is_repeated(cli: Any) -> None:
     result = cli("get", "pairSets/foo", columns=200)
     assert result.exit_code == 2
     assert "not yours to see (asked for pairSets/foo)." in result.stderr
+    assert "`ptalign list pairSets` shows yours." in result.stderr
+    assert "`ptalign ops list` shows yours." in cli("ops", "get", "foo", columns=200).stderr
+
+
+def test_a_zero_that_was_counted_is_shown() -> None:
+    """`0 == False`: an MLE adapter's toxic tokens, a set's pairs and its shortfall went."""
+    console = Console(width=80, file=io.StringIO())
+    console.print(show.details(pt.Adapter(name="adapters/1", method="mle", tokens_ut=0)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"tokens_ut +0 *\n", shown)
+    assert "partial" not in shown
+    assert "guards" not in shown
+
+
+def test_an_estimate_names_its_unit(cli: Any) -> None:
+    """`about 1:12` is minutes to one reader and hours to another."""
+    assert [show.duration(s) for s in (72, 150, 9000)] == ["72 s", "2 min", "2 h"]
+    told = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "4", "--dry-run", columns=200)
+    assert re.search(r"about \d+ (s|min|h), ", told.stdout)
 
 
 def test_one_mark_is_not_marks(cli: Any, tmp_path: Path) -> None:
@@ -736,7 +775,9 @@ def test_purge_asks(cli: Any, served: Any) -> None:
     refused = cli("purge", "pairSets/1", "--reason", "r", text="n\n")
     assert refused.exit_code == 1
     assert not served.service.called("PurgeSet")
-    assert cli("purge", "pairSets/1", "--reason", "r", "--yes").exit_code == 0
+    done = cli("purge", "pairSets/1", "--reason", "r", "--yes", "--json")
+    assert done.exit_code == 0
+    assert lines(done) == [{"purged": "pairSets/1"}]
     assert served.service.called("PurgeSet")[0].reason == "r"
 
 

@@ -215,7 +215,13 @@ class Reader:
         """Raises: LoopError: A number outside its limits."""
         low, high = spec.metadata.get("low"), spec.metadata.get("high")
         if low is not None and not isinstance(value, str) and not low <= value <= high:
-            raise self.fail(node, path, f"must be {low:g}..{high:g}, not {value:g}")
+            limits = f"{_number(low)}..{_number(high)}"
+            raise self.fail(node, path, f"must be {limits}, not {_number(value)}")
+
+
+def _number(value: float) -> str:
+    """In full where it is whole: 4294967296 and its limit 4294967295 are one number in ``:g``."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

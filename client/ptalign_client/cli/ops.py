@@ -137,6 +137,7 @@ def delete(session: Session, name: Name) -> None:
     """Forget an ended operation; what it made stays."""
     operation = session.client.operation(name)
     operation.delete()
+    session.emit({"deleted": operation.name}) if session.as_json else None
     session.note(f"{operation.name} is forgotten.")
 
 

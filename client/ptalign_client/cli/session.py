@@ -170,7 +170,9 @@ def shared(
     ] = "",
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds one call may take, retries included.", rich_help_panel=PANEL),
+        typer.Option(
+            help="Seconds one call may take, retries included.", min=0.1, rich_help_panel=PANEL
+        ),
     ] = 30.0,
     as_json: Annotated[
         bool,
@@ -317,8 +319,18 @@ def explain(error: PtalignError) -> tuple[str, list[str], str]:
         head = "the request has fields outside their limits"
         return _after(error, head), [str(v) for v in error.violations], error.hint
     if isinstance(error, ServiceError):
-        return _after(error, error.words), [], error.hint
+        return _after(error, error.words), [], error.hint or _where_listed(error)
     return error.words, [], error.hint
+
+
+def _where_listed(error: ServiceError) -> str:
+    """The command that lists what a missing name is one of: the same whoever owns that name."""
+    if not isinstance(error, NotFound) or error.reason != "RESOURCE_NOT_FOUND":
+        return ""
+    kinds = dict.fromkeys(name.partition("/")[0] for name in error.asked)
+    lists = ("ops list" if kind == "operations" else f"list {kind}" for kind in kinds)
+    known = " or ".join(f"`ptalign {what}`" for what in lists)
+    return f"{known} shows yours." if known else ""
 
 
 def _after(error: ServiceError, text: str) -> str:

@@ -98,7 +98,7 @@ def details(resource: Resource) -> Table:
     for spec in fields(resource):
         value = getattr(resource, spec.name)
         value = value or UNKNOWN if spec.name == "made_by" else value
-        if value in ("", (), {}, None, False) or (value == 0 and spec.name == "shortfall"):
+        if value is None or value is False or value in ("", (), {}):  # a 0 was counted: it stays
             continue
         table.add_row(spec.name, Text(_words(value)))
     return table
@@ -186,11 +186,15 @@ def age(time: datetime | None) -> str:
     """How long ago, in the largest unit that says something."""
     if time is None:
         return "-"
-    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
+    return duration((datetime.now(UTC) - time).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """Seconds for eyes, in the largest unit that there are two of."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def size(count: float) -> str:

@@ -244,6 +244,7 @@ def purge(
     if not yes:
         typer.confirm(f"Destroy the text of {name}? It cannot be brought back.", abort=True)
     session.client.purge(name, reason=reason)
+    session.emit({"purged": name}) if session.as_json else None
     session.note(f"[green]{escape(name)} is purged.[/]")
 
 

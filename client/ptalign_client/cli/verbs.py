@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ptalign_client.cli import show
 from ptalign_client.cli.annotations import read_annotations
-from ptalign_client.cli.follow import clock, follow
+from ptalign_client.cli.follow import follow
 from ptalign_client.cli.session import Session, command
 from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import (
@@ -370,7 +370,7 @@ def show_estimate(session: Session, progress: Progress) -> None:
         session.out.print("The request is valid; the server gives no estimate.")
     else:
         session.out.print(
-            f"The request is valid. It would take about {clock(estimate.seconds)}, "
+            f"The request is valid. It would take about {show.duration(estimate.seconds)}, "
             f"{show.size(estimate.memory_bytes)} of memory and "
             f"{show.size(estimate.disk_bytes)} of disk."
         )
