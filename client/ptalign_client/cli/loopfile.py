@@ -213,8 +213,10 @@ class Reader:
 
     def check_limits(self, spec: Field[Any], value: Any, node: yaml.Node, path: str) -> None:
         """Raises: LoopError: A number outside its limits."""
-        low, high = spec.metadata.get("low"), spec.metadata.get("high")
-        if low is not None and not isinstance(value, str) and not low <= value <= high:
+        if "low" not in spec.metadata or isinstance(value, str):
+            return
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        if not low <= value <= high:
             limits = f"{_number(low)}..{_number(high)}"
             raise self.fail(node, path, f"must be {limits}, not {_number(value)}")
 
