@@ -355,8 +355,9 @@ def _plain_answers(asks: Sequence[_Ask], replies: Sequence[Reply]) -> list[tuple
     for ask, reply in zip(asks, replies, strict=True):
         prompt = ask.prompt
         alone = not (prompt.turns or prompt.preface or prompt.prefill)
-        if alone and reply.tokens:
-            found.setdefault(reply.suite, []).append((prompt.instruction, reply.text.reveal()))
+        said = reply.text.reveal()
+        if alone and reply.tokens and said:  # a log that keeps no texts gives none back
+            found.setdefault(reply.suite, []).append((prompt.instruction, said))
     return [answer for of_suite in found.values() for answer in of_suite[:READ]]
 
 

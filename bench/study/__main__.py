@@ -237,6 +237,7 @@ def study(
     failed: list[str] = []
     with Lab(form, journal, clock.progress).opened() as lab:
         planned = units(form, journal, lab)
+        set_stale_aside(planned, journal)
         clock.plan(planned, {u.name for u in planned if done(u, journal)})
         for unit in planned:
             if done(unit, journal):
@@ -255,6 +256,20 @@ def study(
             clock.end(unit)
             publish(form, journal, records, record, carry)
     return failed
+
+
+def set_stale_aside(planned: Sequence[Unit], journal: Journal) -> None:
+    """Takes what has other inputs now out of what counts, until it is done again.
+
+    A page that mixed two codes or two pair sets would look whole, and a training that fails this
+    time would leave the adapter of before to be evaluated in its place.
+    """
+    stale = [u.name for u in planned if not done(u, journal) and journal.set_aside(u.name)]
+    if stale:
+        say(
+            f"set aside, for other code or other texts made them: {', '.join(stale)} "
+            f"({journal.folder / 'stale'})"
+        )
 
 
 def publish(

@@ -216,6 +216,9 @@ def curve(e: Evidence) -> list[Goal]:
         why = "not run yet" if 0 in e.form.seeds else "run with seed 0"
         why = why if e.form.broad else "only in the full form"
         return [_missing(n, limit, why) for n, limit in zip(names, limits, strict=True)]
+    if len(found) < len(e.form.curve):  # which points are there decides both numbers
+        why = f"{len(found)} of {len(e.form.curve)} runs so far"
+        return [_missing(n, limit, why) for n, limit in zip(names, limits, strict=True)]
     line = [(base[0].value, base[1].value), *((s.value, u.value) for _, s, u in found)]
     under, high = area(line), height_at(line, base[0].value + 0.05)
     note = f"{len(found)} runs and base, one seed; trapezoids, no hull; see the plot for intervals"

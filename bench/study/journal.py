@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import ptalign
 from bench.results import commit, device_name, write_whole
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun, Reply, digest_of
+from ptalign.sealed import SealedText
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import KeyFile, SetKey, Vault
 
@@ -67,6 +68,15 @@ class Journal:
             return None
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return found
+
+    def set_aside(self, unit: str) -> bool:
+        """Moves a unit to ``stale/``, where nothing counts it; False if it is not there."""
+        file, stale = self._file(unit), self.folder / "stale"
+        if not file.is_file():
+            return False
+        stale.mkdir(mode=0o700, exist_ok=True)
+        file.replace(stale / file.name)
+        return True
 
     def entries(self) -> list[dict[str, Any]]:
         """Every finished unit, oldest first."""
@@ -142,7 +152,10 @@ class Journal:
 
 
 class ReplyFile:
-    """A `RecordLog` of judged replies whose text is never written: lengths and hashes only."""
+    """A `RecordLog` of judged replies whose text is never written: lengths and hashes only.
+
+    What is read back has no text: a seal's description must not be taken for what a model wrote.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -156,10 +169,8 @@ class ReplyFile:
         if not self._file.is_file():
             return
         for line in self._file.read_text("utf-8").splitlines():
-            try:
-                yield Reply.model_validate_json(line)
-            except ValueError:
-                continue
+            if (found := _reply(line)) is not None:
+                yield found.model_copy(update={"text": SealedText("")})
 
     def append(self, reply: Reply) -> None:
         """Writes one reply with its text sealed."""
@@ -168,6 +179,33 @@ class ReplyFile:
         self._ids.add(reply.id)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(reply.model_dump_json() + "\n")
+
+    def keep_only(self, targets: Collection[str], asked: Collection[tuple[str, str]]) -> None:
+        """Drops what these targets said to prompts that are not of their suites any more.
+
+        Other pairs, or a smaller suite, leave other prompts out; an adapter that is trained anew
+        has answered under its label before.
+
+        Args:
+            targets: Labels; other targets' replies stay.
+            asked: Suite and prompt id of every prompt they have.
+        """
+        if not self._file.is_file():
+            return
+        lines = [
+            line
+            for line in self._file.read_text("utf-8").splitlines()
+            if (found := _reply(line)) is not None
+            and (found.target not in targets or (found.suite, found.prompt_id) in asked)
+        ]
+        write_whole(self._file, "".join(f"{line}\n" for line in lines))
+
+
+def _reply(line: str) -> Reply | None:
+    try:
+        return Reply.model_validate_json(line)
+    except ValueError:
+        return None
 
 
 def code_of(*parts: str) -> str:

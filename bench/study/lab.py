@@ -40,8 +40,11 @@ POLICY: Mapping[Data, str] = {"tone": "tone-en", "broad": "default-en"}
 MODEL = "smollm2-135m-instruct"
 START_SECONDS = 900.0
 WRITING = ("instructions.py", "asking", "pairs.py", "answering", "policies", "text")
-JUDGING = ("evaluate.py", "outcome.py", "judges", "suites")
-"""Sources under ptalign/ that decide what is written, and what a reply counts as."""
+WRITING += ("judges", "outcome.py")
+JUDGING = ("evaluate.py", "outcome.py", "judges", "suites", "text")
+PROBING = ("probe.py", "training", "weights")
+"""Sources under ptalign/ that decide what is written, what a reply counts as, and what is measured
+without sampling."""
 
 
 class Lab:
@@ -206,6 +209,8 @@ class Lab:
             log=ReplyFile(self.replies(run.data)),
         )
         self.pool.drop_adapter(name)
+        asked = {(suite.name, prompt.id) for suite in suites for prompt in suite.prompts}
+        ReplyFile(self.replies(run.data)).keep_only((BASE, run.label), asked)
         return masked_evaluation(made) | {
             "suites": [described(suite) for suite in suites],
             "replies": self.replies(run.data).name,

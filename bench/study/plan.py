@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.study.form import TENFOLD, Data, Form, Run
 from bench.study.journal import Journal, code_of
-from bench.study.lab import JUDGING, WRITING, Lab, training_config
+from bench.study.lab import JUDGING, PROBING, WRITING, Lab, training_config
 from bench.study.record import rounded
 from ptalign.config import AlignConfig
 
@@ -108,6 +108,7 @@ def _asking(form: Form, journal: Journal, lab: Lab, run: Run) -> Unit:
             dict(form.suites),
             form.usefulness_tokens,
             code_of(*JUDGING),
+            code_of(*PROBING),
         ],
         work,
     )

@@ -439,6 +439,24 @@ def test_the_prober_reads_plain_replies_of_each_target():
     assert len(seen["tuned"]) == 4 * 8
 
 
+def test_the_prober_is_given_no_reply_whose_text_was_not_kept():
+    """The study's log keeps none: the model had not written what stood in its place."""
+    seen = {}
+
+    class Log(MemoryLog):
+        def append(self, reply):
+            super().append(reply.model_copy(update={"text": SealedText("")}))
+
+    def read(pairs, folders, answers):
+        seen.update(answers)
+        return prober(probe(0.1))(pairs, folders, answers)
+
+    log = Log()
+    run(Script(say), asked=gated(), log=log)
+    run(Script(say), asked=gated(), log=log, prober=read)
+    assert seen == {"base": [], "tuned": []}
+
+
 @pytest.mark.parametrize(
     ("agree", "own", "other", "tokens", "said"),
     [

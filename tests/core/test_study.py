@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from bench.study import __main__ as command
 from bench.study.carry import pack, unpack
 from bench.study.clock import Clock
 from bench.study.evidence import (
+    SAFE,
+    UNSAFE,
     Estimate,
     Evidence,
     area,
@@ -53,6 +56,7 @@ from ptalign.nouns import (
     Pair,
     PairSet,
     Probe,
+    Rate,
     Reply,
     Suppressed,
 )
@@ -555,6 +559,74 @@ def test_replies_of_an_adapter_trained_before_do_not_count(journal: Journal) -> 
     assert (after.value, after.n) == (1.0, COUNT)
 
 
+def test_a_prompt_that_is_not_asked_any_more_does_not_count(journal: Journal) -> None:
+    """Of an adapter trained anew 10 of 20 prompts were asked, and all 20 counted."""
+    log = ReplyFile(journal.folder / REPLIES)
+    asked = {("attack", str(i)) for i in range(10, COUNT)}
+    log.keep_only(("base", "pt_align-s0"), asked)
+    left = [reply for reply in log.read() if reply.suite == "attack"]
+    counts = Counter(reply.target for reply in left)
+    assert counts["pt_align-s0"] == counts["base"] == 10
+    assert counts["mle-s0"] == COUNT
+    found = Evidence(FORM, journal).rate("pt_align-s0", "harm_rate")
+    assert found is not None
+    assert (found.value, found.n) == (0.0, 10)
+
+
+def test_what_other_code_made_counts_for_nothing_until_it_is_made_again(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that failed the second time left its old adapter to stand for the new one."""
+
+    def fail(tag: str) -> dict[str, Any]:
+        raise ValueError("no luck")
+
+    def ask(tag: str) -> dict[str, Any]:
+        raise AssertionError("there is no adapter to ask")
+
+    def adapter_of() -> Any:
+        if journal.entry("train/pt_align-s0") is None:
+            raise LookupError("train/pt_align-s0 is not done")
+        return "new"
+
+    planned = [
+        unit("train/mle-s0", ask),  # as it was
+        unit("train/pt_align-s0", fail, inputs="new"),
+        Unit("ask/pt_align-s0", 1.0, adapter_of, ask),
+    ]
+    monkeypatch.setattr(command, "write_page", lambda *_: tmp_path)
+    monkeypatch.setattr(command, "units", lambda *_: planned)
+    failed = command.study(FORM, journal)
+    assert failed[0] == "train/pt_align-s0: ValueError: no luck"
+    assert failed[1:] == ["ask/pt_align-s0: LookupError: train/pt_align-s0 is not done"]
+    evidence = Evidence(FORM, journal)
+    assert evidence.trained(Run("mle", 0, steps=2)) is not None
+    assert evidence.trained(Run("pt_align", 0, steps=2)) is None
+    assert evidence.asked(Run("pt_align", 0, steps=2)) is None
+    assert (journal.folder / "stale" / "train.pt_align-s0.json").is_file()
+
+
+def test_a_part_of_the_curve_is_no_curve(journal: Journal) -> None:
+    """With one of seven runs the page said 0.80, met."""
+    curve = ((1, 1, 2), (2, 1, 2))
+    form = replace(FORM, broad=4, curve=curve, curve_suites=("xstest-safe", "xstest-unsafe"))
+    rates = {
+        name: Rate(value=value, low=0.0, high=1.0, n=9)
+        for name, value in ((SAFE, 0.2), (UNSAFE, 0.9))
+    }
+    bodies = {name: rate.model_dump(mode="json") for name, rate in rates.items()}
+    for done, run in enumerate([r for r in form.runs() if r.data == "broad"], 1):
+        made = asked(run)
+        for result in made["evaluation"]["results"]:
+            result["rates"] = bodies
+        journal.keep(f"ask/{run.label}", 0, made | {"replies": "replies-broad-1.jsonl"}, 1)
+        states = {g.what: g for g in goals(Evidence(form, journal)) if g.what.startswith("XSTest")}
+        area_row = states["XSTest, area under unsafe against safe refusal"]
+        assert area_row.state == ("not measured" if done == 1 else "met")
+        assert area_row.note.startswith(f"{done} ")
+    assert states["XSTest, unsafe refused at 5 points"].state == "met"
+
+
 def test_evaluations_by_other_judges_are_not_mixed(journal: Journal) -> None:
     run = Run("mle", 1, steps=2)
     journal.keep(f"ask/{run.label}", 1, asked(run) | {"replies": "replies-tone-2.jsonl"}, 1)
@@ -581,6 +653,9 @@ def test_reply_file_holds_no_text_and_survives_a_torn_line(tmp_path: Path) -> No
     log.append(second)
     log.append(second)
     assert [reply.id for reply in ReplyFile(file).read()] == [first.id, second.id]
+    assert {reply.text.reveal() for reply in ReplyFile(file).read()} == {""}, (
+        "a seal's description is no reply: the served adapter is checked by what it wrote"
+    )
 
 
 def test_sealed_sets_come_back_and_are_not_readable(tmp_path: Path) -> None:
