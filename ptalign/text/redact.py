@@ -19,6 +19,12 @@ from collections import Counter
 from ptalign.text.normalise import plain
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_NO_ADDRESS = re.compile(r"[!#$&'*/=?^`{|}~](?=[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~.]{64})")
+"""A sign that no e-mail address begins at: what is before its "@" has 64 characters at most.
+
+datafog looks for an address after each such sign, as far as the run without blanks goes: of 8000
+of them half a second, in which no other thread of the process runs, and a call brings hundreds.
+"""
 _FROM, _TO = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
 _IBAN = re.compile(
     rf"{_FROM}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{4}}){{3,7}}(?: ?[A-Z0-9]{{1,3}})?{_TO}"
@@ -68,7 +74,7 @@ def redact(text: str) -> tuple[str, Counter[str]]:
     # Before datafog, which takes the digits within one for a card's.
     text, found["IBAN"] = _IBAN.subn("[IBAN]", plain(text))
     pieces, last = [], 0
-    scanned = datafog.scan(_NOT_ASCII.sub("。", text), engine="regex")
+    scanned = datafog.scan(_searchable(text), engine="regex")
     for entity in sorted(scanned.entities, key=lambda e: e.start):
         if entity.start < last:
             continue
@@ -81,3 +87,12 @@ def redact(text: str) -> tuple[str, Counter[str]]:
         if n:
             found[kind] += n
     return clean, +found
+
+
+def _searchable(text: str) -> str:
+    """The text as datafog is to see it: of the same length, in words and steps that it can take.
+
+    A slash becomes a hyphen, for dates are written with both.
+    """
+    text = _NOT_ASCII.sub("。", text)
+    return _NO_ADDRESS.sub(lambda sign: "-" if sign[0] == "/" else "。", text)
