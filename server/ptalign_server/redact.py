@@ -14,12 +14,13 @@ _RULES = (
      r"\1\2<masked>"),
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer <masked>"),
     (re.compile(r"\b(hf|sk|ghp|gho|glpat|xox[abp])[-_][A-Za-z0-9_\-]{8,}"), "<masked>"),
-    (re.compile(r"(\w+://)[^/\s@]+@"), r"\1<masked>@"),
-    (re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"), "<masked>"),
+    (re.compile(r"(\w{1,32}://)[^/\s@]+@"), r"\1<masked>@"),
+    (re.compile(r"[\w.+-]{1,64}@[\w-]+\.[\w.]+"), "<masked>"),
     (re.compile(r"[\[(]\s*-?\d+(?:\s*,\s*-?\d+){7,}[^\])]*[\])]?"), "<numbers>"),
     (re.compile(r"'[^'\n]{24,}'|\"[^\"\n]{24,}\""), "<text>"),
 )  # fmt: skip
-# A token id list is as good as its text, so long lists of numbers go too.
+# A token id list is as good as its text, so long lists of numbers go too. What begins anywhere in a
+# word has a longest length: else a line of 16 KiB without a blank takes steps by its square.
 
 _ENGINE_LINE = re.compile(r"^(\([\w =:]+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 _FRAME = re.compile(r'^\s*File "[^"]+", line \d+')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ptalign_server.redact import LIMIT, LogTail, mask, mask_strictly
@@ -27,6 +29,26 @@ def test_credentials_token_ids_and_quotations_are_masked(line: str) -> None:
 def test_what_an_operator_needs_stays() -> None:
     line = "ValueError: Free memory on device (3.1/15.7 GiB) is less than desired"
     assert mask(line) == line
+
+
+@pytest.mark.parametrize("unit", ["a", "a_", "1-", "a.", "あ", "token", "[1,", "'a", "eyJ-"])
+def test_a_long_word_takes_steps_by_its_length(unit: str) -> None:
+    """A line of 16 KiB without a blank held the worker's interpreter for seconds."""
+
+    def seconds(length: int) -> float:
+        line, taken = (unit * length)[:length], []
+        for _ in range(5):
+            begun = time.thread_time()
+            mask(line)
+            taken.append(time.thread_time() - begun)
+        return min(taken)
+
+    assert seconds(8000) < 8 * seconds(2000)
+
+
+@pytest.mark.parametrize("word", ["x" * 500 + f"@{CANARY}.org", "x" * 500 + f"://u:{CANARY}@e.org"])
+def test_a_credential_at_the_end_of_a_long_word_is_masked(word: str) -> None:
+    assert "7431" not in mask(word[-300:]) + mask(word)
 
 
 def test_long_lines_are_cut() -> None:
