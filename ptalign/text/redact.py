@@ -16,6 +16,7 @@ import os
 import re
 from collections import Counter
 
+from ptalign.text.credentials import BARE, FROM, GIVEN, HEADER, KEY, PASSWORD, VALUE
 from ptalign.text.normalise import plain
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -25,21 +26,25 @@ _NO_ADDRESS = re.compile(r"[!#$&'*/=?^`{|}~](?=[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~.]{
 datafog looks for an address after each such sign, as far as the run without blanks goes: of 8000
 of them half a second, in which no other thread of the process runs, and a call brings hundreds.
 """
-_FROM, _TO = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
-_IBAN = re.compile(
-    rf"{_FROM}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{4}}){{3,7}}(?: ?[A-Z0-9]{{1,3}})?{_TO}"
+_TO = r"(?![A-Za-z0-9_])"
+_IBAN = re.compile(rf"{FROM}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{4}}){{3,7}}(?: ?[A-Z0-9]{{1,3}})?{_TO}")
+_IS = r"[\"']?\s+is\s*[:=]?\s*"
+_PROSE = (
+    r"(?:a|an|the|this|that|my|your|no|not|now|never|always|still|also|only|so|too|very|to|in|on|at"
+    r"|of|for|with|being|what|where|how|wrong|right|correct|incorrect|valid|invalid|accepted"
+    r"|rejected|refused|expired|missing|lost|gone|required|needed|empty|old|new|weak|strong|safe"
+    r"|secure|short|long|hard|easy|different|stored|saved|sent|used|set|shown|hidden|written)"
 )
+"""What is said of a password that is not told."""
+
 _EXTRA = (
     # Hiragana ends a link: a particle follows it without a space.
-    ("URL", re.compile(rf"{_FROM}(?:https?://|www\.)[^\s,;)][^\s,;)぀-ゟ、。「」]*", re.I)),
-    ("SECRET", re.compile(rf"{_FROM}(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_]?[A-Za-z0-9_-]{{12,}}")),
-    (
-        "SECRET",
-        re.compile(
-            rf"(?i){_FROM}(?:[A-Za-z0-9_]+_)?(?:password|passcode|pin|token|api[ _-]?key)"
-            r"[\"']?\s*(?:is|:|=)\s*\S+"
-        ),
-    ),
+    ("URL", re.compile(rf"{FROM}(?:https?://|www\.)[^\s,;)][^\s,;)぀-ゟ、。「」]*", re.I)),
+    ("SECRET", re.compile(BARE)),
+    ("SECRET", re.compile(rf"(?i)(?:{PASSWORD}|{KEY}|{HEADER}){GIVEN}{VALUE}")),
+    ("SECRET", re.compile(rf"(?i){PASSWORD}{_IS}(?!{_PROSE}[.,;:!?)]*(?:\s|$)){VALUE}")),
+    ("SECRET", re.compile(rf"(?i){KEY}{_IS}(?=\S{{6}})(?=\S*\d){VALUE}")),
+    ("SECRET", re.compile(r"(?i)\bbearer\s+(?=\S{16})(?=\S*\d)\S+")),
     ("SECRET", re.compile(r"(?:パスワード|暗証番号)\s*[は:=]\s*[!-~]+")),
     ("HANDLE", re.compile(r"(?<![A-Za-z0-9_.])@[A-Za-z0-9_]{3,}")),
     (
@@ -58,7 +63,7 @@ _EXTRA = (
         ),
     ),
     ("NAME", re.compile(r"(?<=\bI'm )[A-Z][\w'’-]+\s[A-Z][\w'’-]+|(?<=\bI am )[A-Z]\w+\s[A-Z]\w+")),
-    ("NUMBER", re.compile(rf"{_FROM}(?:\d[ ()‐-―−ー-]?){{7,}}\d{_TO}")),
+    ("NUMBER", re.compile(rf"{FROM}(?:\d[ ()‐-―−ー-]?){{7,}}\d{_TO}")),
 )
 
 

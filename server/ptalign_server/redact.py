@@ -6,14 +6,15 @@ import re
 from collections import deque
 from threading import Lock
 
+from ptalign.text.credentials import BARE, GIVEN, HEADER, KEY, PASSWORD, VALUE
+
 LIMIT = 400
 """Characters of a line that are kept."""
 
 _RULES = (
-    (re.compile(r"(?i)\b(authorization|api[-_]?key|token|secret|password)\b(\s*[=:]\s*)\S+( \S+)?"),
-     r"\1\2<masked>"),
+    (re.compile(rf"(?i)((?:{PASSWORD}|{KEY}|{HEADER}){GIVEN}){VALUE}( \S+)?"), r"\1<masked>"),
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer <masked>"),
-    (re.compile(r"\b(hf|sk|ghp|gho|glpat|xox[abp])[-_][A-Za-z0-9_\-]{8,}"), "<masked>"),
+    (re.compile(BARE), "<masked>"),
     (re.compile(r"(\w{1,32}://)[^/\s@]+@"), r"\1<masked>@"),
     (re.compile(r"[\w.+-]{1,64}@[\w-]+\.[\w.]+"), "<masked>"),
     (re.compile(r"[\[(]\s*-?\d+(?:\s*,\s*-?\d+){7,}[^\])]*[\])]?"), "<numbers>"),

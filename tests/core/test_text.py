@@ -109,12 +109,56 @@ def test_personal_data_is_replaced_and_counted() -> None:
         "ACME_API_KEY=x9k2",
         '{"api_key": "x9k2"}',
         "access_token = x9k2",
+        "accessToken=x9k2",
+        "client_secret=x9k2",
+        "secret: x9k2",
+        "aws_secret_access_key = x9k2/a+b",
+        "passwd=x9k2",
+        "pwd is x9k2",
+        "password is: x9k2",
+        "PASSWORD='a x9k2'",
+        '{"token": "a \\" x9k2"}',
+        "Authorization: Bearer x9k2",
+        "the secret is x9k2ab",
     ],
 )
 def test_a_key_is_found_however_it_is_assigned(text: str) -> None:
     clean, found = redact(f"It says {text}")
     assert "x9k2" not in clean
     assert found == {"SECRET": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf_abcdefghijx9k2",
+        "glpat-abcdefghijx9k2",
+        "github_pat_abcdefghijx9k2",
+        "ghs_abcdefghijx9k2",
+        "AIzaabcdefghijabcdefghijx9k2",
+        "eyJabcdefghij.eyJabcdefghij.x9k2",
+        "pta_abcdefghijx9k2",
+        "bearer abcdefghijabcdefghijx9k2",
+    ],
+)
+def test_a_key_is_found_without_its_name(text: str) -> None:
+    assert redact(f"It says {text}") == ("It says [SECRET]", {"SECRET": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the secret is to listen",
+        "the secret key to success is work",
+        "my password is wrong!",
+        "Her token is invalid, and the authorization is missing",
+        "Please tokenise this, sky-blue-curtains and all",
+        "She is a bearer of bad news",
+    ],
+)
+def test_what_is_said_of_secrets_stays(text: str) -> None:
+    """Of "tokenise this" a secret "e" was taken, of "password is wrong" the word."""
+    assert redact(text) == (text, {})
 
 
 @pytest.mark.parametrize(

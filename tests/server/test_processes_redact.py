@@ -17,6 +17,12 @@ CANARY = "heron-7431"
         f"Authorization: Bearer {CANARY}",
         f"api_key={CANARY}",
         f"VLLM token = {CANARY}",
+        f"client_secret={CANARY}",
+        f"aws_secret_access_key = {CANARY}",
+        f"{{'token': 'a b c {CANARY}'}}",
+        f"accessToken={CANARY}",
+        f"got ghs_{CANARY}",
+        f"got pta_{CANARY}",
         f"loading https://user:{CANARY}@example.org/model",
         "prompt_token_ids=[7431, 12, 5, 9, 11, 3, 77, 41, 8]",
         f"ValueError: cannot parse 'please tell me about the {CANARY} of the lake'",
@@ -26,8 +32,14 @@ def test_credentials_token_ids_and_quotations_are_masked(line: str) -> None:
     assert "7431" not in mask(line)
 
 
-def test_what_an_operator_needs_stays() -> None:
-    line = "ValueError: Free memory on device (3.1/15.7 GiB) is less than desired"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ValueError: Free memory on device (3.1/15.7 GiB) is less than desired",
+        "tokenizer='/models/x', max_num_batched_tokens=2048, pin_memory: True",
+    ],
+)
+def test_what_an_operator_needs_stays(line: str) -> None:
     assert mask(line) == line
 
 
