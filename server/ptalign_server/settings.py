@@ -217,8 +217,13 @@ class Settings(BaseSettings):
 
 
 def address(host: str, port: int) -> str:
-    """``host:port``; an IPv6 address needs brackets there, and may be set with or without."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    """``host:port``."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """The host as URLs take it: an IPv6 address in brackets, which it may be set without."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def bare(host: str) -> str:

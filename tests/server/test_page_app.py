@@ -203,6 +203,24 @@ def test_loopback_needs_no_login_but_a_csrf_token_and_its_own_name() -> None:
     assert rebound.get("/sets/1").status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("::1", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("0:0:0:0:0:0:0:1", "[0:0:0:0:0:0:0:1]"),
+        ("0:0:0:0:0:0:0:1", "[::1]"),
+        ("127.0.0.2", "127.0.0.2"),
+    ],
+)
+def test_the_page_answers_at_the_address_that_it_is_set_to(host: str, where: str) -> None:
+    """`Invalid host header` was all of the page at `PTALIGN_PAGE_HOST=::1`."""
+    app = create_app(Memory(free=True), host=host)
+    ask = {"host": f"{where}:8080"}
+    assert TestClient(app).get("/", headers=ask).status_code == 200
+    assert TestClient(app).get("/", headers={"host": "evil.example"}).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/", "/login", "/sets/1", "/sets/none", "/nowhere"])
 def test_every_answer_is_uncached_unframed_and_free_of_foreign_code(
     client: TestClient, path: str

@@ -17,9 +17,14 @@ def test_marks_made_on_the_page_are_an_annotation_set_over_grpc(tmp_path: Path) 
     pairs = world.add_pair_set(store, world.pairs(4))
     store.close()
     port = running.free_port()
-    settings = {"PTALIGN_PAGE": "true", "PTALIGN_PAGE_PORT": str(port)}
+    host = "127.0.0.2"  # not the one that is always let in
+    settings = {
+        "PTALIGN_PAGE": "true",
+        "PTALIGN_PAGE_HOST": host,
+        "PTALIGN_PAGE_PORT": str(port),
+    }
     with running.running(tmp_path / "state", PTALIGN_ENGINE__KIND="scripted", **settings) as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", follow_redirects=True) as page:
+        with httpx.Client(base_url=f"http://{host}:{port}", follow_redirects=True) as page:
             assert pairs in page.get("/").text
             name = work(page, f"/sets/{pairs.partition('/')[2]}")
         made = server.library.GetAnnotationSet(lib.GetResourceRequest(name=name))

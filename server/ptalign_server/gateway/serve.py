@@ -206,7 +206,8 @@ class Gateway:
         from ptalign_server.page.shelf import Shelf
 
         settings = self._settings
-        app = create_app(Shelf(settings, self._store), self._metrics.failed)
+        shelf = Shelf(settings, self._store)
+        app = create_app(shelf, self._metrics.failed, settings.page_host)
         return await listen(app, settings.page_host, settings.page_port, settings.auth)
 
     async def _follow_engine(self) -> None:

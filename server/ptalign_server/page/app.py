@@ -23,6 +23,7 @@ from ptalign_server.errors import NotFound
 from ptalign_server.page.guard import Guard, Headers, Pass, Refused
 from ptalign_server.page.library import LIMIT, AnnotationLibrary, Board, Full, Item, Mark
 from ptalign_server.page.sessions import Sessions
+from ptalign_server.settings import bracketed
 
 HERE = Path(__file__).parent
 MAX_TEXT = 8_000
@@ -30,20 +31,23 @@ MAX_TEXT = 8_000
 
 
 def create_app(
-    library: AnnotationLibrary, count: Callable[[PtalignError], None] = lambda _: None
+    library: AnnotationLibrary,
+    count: Callable[[PtalignError], None] = lambda _: None,
+    host: str = "localhost",
 ) -> Starlette:
     """The page as an ASGI application.
 
     Args:
         library: Where pair sets come from and marks go.
         count: Told every error that the page shows.
+        host: Where the page listens, as set.
     """
     guard = Guard(library, Sessions(library.secret()))
     page = Page(library, guard, count)
     middleware = [Middleware(Headers)]
     if library.local() is not None:
         # A page of another site must not reach a server without login by a name of its own.
-        hosts = ["localhost", "127.0.0.1"]
+        hosts = ["localhost", "127.0.0.1", "[::1]", bracketed(host)]
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
     return Starlette(
         routes=[
