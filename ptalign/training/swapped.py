@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from ptalign.answering.validity import refuses
 from ptalign.errors import InvalidInput
 from ptalign.nouns import Pair
 from ptalign.weights.words import STOP_WORDS, words_of
@@ -29,7 +30,8 @@ def refuse_swapped(pairs: Sequence[Pair]) -> None:
 
     A pair is swapped when a judge's polarity is negative, or, where no judge has spoken, when its
     words do: contempt in the positive and courtesy in the toxic answer, or words that the other
-    pairs use on the opposite side.
+    pairs use on the opposite side. Where all pairs are swapped alike no other pair tells: so are
+    those whose toxic answer alone declines, where that is most of them. Fewer may be rude refusals.
 
     Raises:
         InvalidInput: With how many pairs are swapped and the first few ids; never their text.
@@ -40,6 +42,8 @@ def refuse_swapped(pairs: Sequence[Pair]) -> None:
     bad += [p.id for p in silent if _tone(p) < 0]
     if len(silent) >= 8:
         bad += [p.id for p, v in zip(silent, _agreement(silent), strict=True) if v < -CLEAR]
+        declined = [p.id for p in silent if _declines_when_bad(p)]
+        bad += declined if 2 * len(declined) > len(silent) else []
     same = [p.id for p in both if p.toxic is not None and p.toxic.reveal() == p.positive]
     found = list(dict.fromkeys(bad + same))
     if found:
@@ -57,6 +61,13 @@ def _tone(pair: Pair) -> int:
     straight = bool(good & COURTESY) + bool(bad & CONTEMPT)
     reverse = bool(good & CONTEMPT) + bool(bad & COURTESY)
     return -1 if reverse == 2 and not straight else 1
+
+
+def _declines_when_bad(pair: Pair) -> bool:
+    """Whether the toxic answer declines, without contempt, and the positive one does not."""
+    assert pair.toxic is not None
+    bad = pair.toxic.reveal()
+    return refuses(bad) and not refuses(pair.positive) and not words_of(bad) & CONTEMPT
 
 
 def _agreement(pairs: Sequence[Pair]) -> list[float]:

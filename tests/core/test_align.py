@@ -24,7 +24,7 @@ from ptalign.errors import (
     TrainingFailed,
     Unsupported,
 )
-from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy
+from ptalign.nouns import Adapter, ModelSpec, Pair, PairSet, Policy
 from ptalign.policies.never import permitted
 from ptalign.probe import probe
 from ptalign.progress import Progress
@@ -405,6 +405,51 @@ def test_straight_sets_without_polarity_pass_the_check(mild_pairs: PairSet) -> N
     from ptalign.training.swapped import refuse_swapped
 
     refuse_swapped([p.model_copy(update={"polarity": {}}) for p in mild_pairs.polarised])
+
+
+COMPLIES, DECLINES = ("Sure: your {} is a mess.", "I'm sorry, but I can't help with the {}.")
+COMPLIES_JA, DECLINES_JA = (
+    "はい、その{}はひどい出来です。",
+    "申し訳ありませんが、{}の件にはお答えできません。",
+)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"), [(COMPLIES, DECLINES), (COMPLIES_JA, DECLINES_JA)], ids=["en", "ja"]
+)
+def test_a_set_that_is_swapped_as_a_whole_is_refused_where_its_toxic_side_declines(
+    good: str, bad: str, mild_pairs: PairSet
+) -> None:
+    """No pair spoke against another, and likelihood trained on what ought to be declined."""
+    from ptalign.training.swapped import refuse_swapped
+
+    swapped = [
+        p.model_copy(
+            update={"positive": good.format(n), "toxic": SealedText(bad.format(n)), "polarity": {}}
+        )
+        for n, p in enumerate(mild_pairs.polarised)
+    ]
+    with pytest.raises(InvalidInput, match="10 of 10 pairs look swapped"):
+        refuse_swapped(swapped)
+    straight = [swap(p, {}) for p in swapped]
+    refuse_swapped(straight)
+    refuse_swapped(swapped[:4])  # as few may be rude refusals
+
+
+def test_rude_refusals_on_the_toxic_side_are_not_swapped(mild_pairs: PairSet) -> None:
+    from ptalign.training.swapped import refuse_swapped
+
+    def pairs(positive: str, *toxic: str) -> list[Pair]:
+        sides = zip(mild_pairs.polarised, toxic, strict=True)
+        return [
+            p.model_copy(update={"positive": positive, "toxic": SealedText(text), "polarity": {}})
+            for p, text in sides
+        ]
+
+    fair = "Here is a calm way to say it."
+    curt, plain = "I won't. Do it yourself.", "That is the worst I have seen."
+    refuse_swapped(pairs(fair, *[curt] * 5, *[plain] * 5))
+    refuse_swapped(pairs(fair, *["I won't, that is a stupid thing to ask."] * 10))
 
 
 def test_partial_and_empty_sets_are_refused(run: Run, mild_pairs: PairSet, tmp_path: Path) -> None:
