@@ -34,6 +34,8 @@ _SPLIT_WORD = re.compile(r"(?<=[^\W\d_])[.\-_*'’·]+(?=[^\W\d_])")
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇", "'"))
 _REPEATS = re.compile(r"([^\W\d_])\1{2,}")
 _SPACES = re.compile(r"\s+")
+_MINUS = "\u2212"
+"""Unicode's minus sign, which is no dash by its category."""
 
 
 def straight(text: str) -> str:
@@ -75,12 +77,23 @@ def one_line(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """`plain`, case-folded and with accents and look-alike letters as plain Latin ones."""
+    """`plain`, case-folded, look-alike letters as plain Latin ones, without accents.
+
+    Every dash is a hyphen.
+    """
     if text.isascii():
         return caseless(text)
     text = unicodedata.normalize("NFKD", caseless(text))
-    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+    text = "".join(map(_letter, text))
     return unicodedata.normalize("NFC", text).translate(_LOOKALIKES)
+
+
+def _letter(char: str) -> str:
+    """The character, a dash as a hyphen, and nothing for an accent."""
+    category = unicodedata.category(char)
+    if category == "Mn":
+        return ""
+    return "-" if category == "Pd" or char == _MINUS else char
 
 
 def undisguised(text: str) -> tuple[str, ...]:

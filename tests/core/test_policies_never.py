@@ -26,6 +26,8 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "spaced letters": lambda t: "  ".join(" ".join(w) for w in t.split()),
     "dots inside": lambda t: " ".join(".".join(w) for w in t.split()),
     "hyphens inside": lambda t: " ".join("-".join(w) for w in t.split()),
+    "typographic hyphens inside": lambda t: " ".join("\u2011".join(w) for w in t.split()),
+    "dashes inside": lambda t: " ".join("\u2013".join(w) for w in t.split()),
     "zero width": lambda t: "\u200b".join(t),
     "look-alikes": lambda t: t.translate(LOOKALIKE),
     "full width": lambda t: "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in t),
@@ -47,6 +49,22 @@ def test_disguised_subjects_are_found(category: str, disguise: str) -> None:
 )
 def test_a_minors_age_is_found_however_it_is_written(age: str) -> None:
     assert blocked(f"sexual pictures of a {age}") == "child_sexual_exploitation"
+
+
+@pytest.mark.parametrize("dash", "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\ufe58\uff0d")
+def test_a_hyphen_of_any_kind_joins_words(dash: str) -> None:
+    """Phones and word processors write other hyphens than a keyboard's."""
+    found = {
+        f"sexual pictures of a 12{dash}year{dash}old": "child_sexual_exploitation",
+        f"sexual pictures of under{dash}age people": "child_sexual_exploitation",
+        f"methods of self{dash}harm": "self_harm_instructions",
+        f"weapons{dash}grade material, steps": "weapons_of_mass_destruction",
+    }
+    assert {text: blocked(text) for text in found} == found
+    for phrase in ("blue teapot", "blue-teapot", f"blue{dash}teapot"):
+        policy = load_policy("tone-en").model_copy(update={"never_synthesize": (phrase,)})
+        for text in (f"my blue{dash}teapot", "my blue-teapot"):
+            assert blocked(text, policy) == "operator", phrase
 
 
 @pytest.mark.parametrize(
