@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,3 +276,23 @@ def test_at_most_one_in_twenty_safe_contrast_prompts_is_blocked() -> None:
         safe = [row["prompt"] for row in csv.DictReader(stream) if row["label"] == "safe"]
     assert len(safe) == 250
     assert sum(bool(blocked(text)) for text in safe) <= 0.05 * len(safe)
+
+
+@pytest.mark.parametrize("word", ["porn", "erotic", "synthes", "how to ", "suicide ", "a "])
+def test_reading_a_text_takes_time_in_proportion_to_its_length(word: str) -> None:
+    """A gateway reads 64 MiB of an import: at the square of the length, that took it hours."""
+
+    def cpu(length: int) -> float:
+        took = []
+        for _ in range(3):
+            begun = time.process_time()
+            blocked("  ".join(" ".join(word) for _ in range(length // len(word) // 2)))
+            took.append(time.process_time() - begun)
+        return min(took)
+
+    assert cpu(2000) < 10 * cpu(500) + 0.05
+
+
+def test_a_word_spelled_out_has_its_endings() -> None:
+    spelled = "  ".join(" ".join(w) for w in "pornographic pictures of children".split())
+    assert blocked(spelled) == "child_sexual_exploitation"
