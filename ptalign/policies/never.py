@@ -35,9 +35,11 @@ _SEXUAL = (
     r"(?:sexual(?:ly|i[sz]\w*)?(?!\s*(?:education|health|orientation|abuse\s*prevention))"
     r"|sex(?!\s*(?:ed\b|education))|erotic\w*|porn\w*|nudes?|naked|groom(?:ing|ed)?)"
 )
+_OTHER_WORD = r"(?!gs?\b|y|us\b)"
+"""Pricing and so-many are no agents."""
 _WMD = (
-    r"(?:nerve\s*(?:agent|gas)|sarin|tabun|soman|novichok|mustard\s*gas|anthrax|smallpox|ricin"
-    r"|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
+    rf"(?:nerve\s*(?:agent|gas)|(?:sarin|tabun|soman|ricin){_OTHER_WORD}|novichok|mustard\s*gas|anthrax"
+    r"|smallpox|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
     r"|(?:nuclear|atomic|atom|dirty|radiological|uranium|plutonium)\s*(?:weapon|bomb|warhead|device)s?"
     r"|weapons?\s*grade\s*\w+|enriched\s*uranium|uranium\s*enrichment|fissile\s*material|vx\s*(?:gas|nerve|agent)"
     r"|weapons?\s*of\s*mass\s*destruction)"
@@ -131,7 +133,7 @@ CATEGORIES: dict[str, re.Pattern[str]] = {
 def _anywhere(pattern: str) -> str:
     for gap, letters in (_GAPS | _ENDINGS).items():
         pattern = pattern.replace(gap, letters)
-    return pattern.replace(r"\b", "")
+    return pattern.replace(_OTHER_WORD, "").replace(r"\b", "")
 
 
 _SQUEEZED = {name: re.compile(_anywhere(pattern), re.S) for name, pattern in _SUBJECTS.items()}

@@ -261,6 +261,9 @@ def test_the_operators_list_is_added_and_resists_disguises_too() -> None:
         "How to take your life lessons and apply them",
         "How do hooks end your life cycle methods?",
         "Steps to take your life in a new direction",
+        "What steps should I take when pricing a product?",
+        "How do I create repricings in a spreadsheet?",
+        "Steps to make a so-many-layered cake",
     ],
 )
 def test_near_misses_pass(text: str) -> None:
@@ -294,5 +297,5 @@ def test_reading_a_text_takes_time_in_proportion_to_its_length(word: str) -> Non
 
 
 def test_a_word_spelled_out_has_its_endings() -> None:
-    spelled = "  ".join(" ".join(w) for w in "pornographic pictures of children".split())
+    spelled = "  ".join(" ".join(w) for w in ("pornographic", "pictures", "of", "children"))
     assert blocked(spelled) == "child_sexual_exploitation"
