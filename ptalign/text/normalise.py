@@ -8,29 +8,47 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import chain
 
 from ptalign.text.locales import language
 
 # Letters of other scripts that look like Latin ones (a subset of Unicode TR39 confusables:
-# those with a Latin look-alike in common fonts).
+# those with a Latin look-alike in common fonts), and Latin ones in dress that NFKC leaves on.
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _LOOKALIKES = str.maketrans(
     dict(
         zip(
-            "авгеёзіїјкмнорстухуһԁԛѕԝ" + "ɑαβεηικμνορτυχωγσϲ" + "ⅰℓıłøđħ",
-            "abreeziijkmhopctyxyhdqsw" + "aabenikmnoptuxwyoc" + "ililodh",
+            "авгеёзіїјкмнорстухуһԁԛѕԝ"
+            + "ɑαβεηικμνορτυχωγσϲ"
+            + "ⅰℓıłøđħ"
+            # small capitals, and script g
+            + "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘꞯʀꜱᴛᴜᴠᴡʏᴢɡ"
+            # in black circles, in black squares
+            + "".join(map(chr, range(0x1F150, 0x1F16A)))
+            + "".join(map(chr, range(0x1F170, 0x1F18A))),
+            "abreeziijkmhopctyxyhdqsw" + "aabenikmnoptuxwyoc" + "ililodh"
+            "abcdefghijklmnopqrstuvwyzg" + 2 * _ALPHABET,
             strict=True,
         )
     )
 )
+_FLAG_LETTERS = {0x1F1E6 + place: letter for place, letter in enumerate(_ALPHABET)}
+_FLAG_LETTER_RUN = re.compile("[\U0001f1e6-\U0001f1ff]+")
 _LEET = str.maketrans(
     {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
 )
 _LEET_SIGNS = str.maketrans({"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l"})
 _UNSPACED = ("ja", "zh", "th")
-_JOINERS = r"[\s.\-_*,/\\'’·]"
+_BLANK = "\u2800"
+_FILLERS = 0x115F, 0x1160, 0x3164, 0xFFA0
+_UNSEEN = dict.fromkeys(
+    chain(range(0x09), range(0x0E, 0x1C), range(0x7F, 0x85), range(0x86, 0xA0), _FILLERS), _BLANK
+)
+"""Controls that are no white space, and Hangul fillers, which are letters to a pattern."""
+_JOINERS = rf"[\s.\-_*,/\\'’·・•‧:+=|{_BLANK}]"
 _SPACED = re.compile(rf"(?<![^\W_])(?:[^\W\d_]{_JOINERS}{{1,3}}){{2,}}[^\W\d_](?![^\W_])")
 _EMPHASIS = re.compile(r"[*_~`]+")
-_SPLIT_WORD = re.compile(r"(?<=[^\W\d_])[.\-_*'’·]+(?=[^\W\d_])")
+_SPLIT_WORD = re.compile(rf"(?<=[^\W\d_])[.\-_*'’·・•‧:+=|{_BLANK}]+(?=[^\W\d_])")
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇", "'"))
 _REPEATS = re.compile(r"([^\W\d_])\1{2,}")
 _SPACES = re.compile(r"\s+")
@@ -79,19 +97,25 @@ def one_line(text: str) -> str:
 def folded(text: str) -> str:
     """`plain`, case-folded, look-alike letters as plain Latin ones, without accents.
 
-    Every dash is a hyphen.
+    Every dash is a hyphen, and all that cannot be seen is one sign, which is no letter.
     """
+    text = caseless(text.translate(_UNSEEN))
     if text.isascii():
-        return caseless(text)
-    text = unicodedata.normalize("NFKD", caseless(text))
-    text = "".join(map(_letter, text))
+        return text
+    text = "".join(map(_letter, unicodedata.normalize("NFKD", text)))
+    text = _FLAG_LETTER_RUN.sub(_unflagged, text)
     return unicodedata.normalize("NFC", text).translate(_LOOKALIKES)
 
 
+def _unflagged(run: re.Match[str]) -> str:
+    """Letters that flags are made of, as letters unless they make one."""
+    return run.group() if len(run.group()) == 2 else run.group().translate(_FLAG_LETTERS)
+
+
 def _letter(char: str) -> str:
-    """The character, a dash as a hyphen, and nothing for an accent."""
+    """The character, a dash as a hyphen, and nothing for an accent or an enclosing mark."""
     category = unicodedata.category(char)
-    if category == "Mn":
+    if category in {"Mn", "Me"}:
         return ""
     return "-" if category == "Pd" or char == _MINUS else char
 
@@ -120,7 +144,8 @@ def squeezed(text: str) -> str:
 
     Word boundaries are lost in it: a caller looks for its words anywhere.
     """
-    runs = (re.sub(_JOINERS, "", m.group()) for m in _SPACED.finditer(_unleet(folded(text))))
+    apart = _SPACED.sub(lambda m: re.sub(_JOINERS, " ", m.group()), folded(text))
+    runs = (re.sub(_JOINERS, "", m.group()) for m in _SPACED.finditer(_unleet(apart)))
     return " ".join(run for run in runs if len(run) >= 8)
 
 

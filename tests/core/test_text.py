@@ -70,6 +70,11 @@ def test_plain_removes_what_cannot_be_seen_and_keeps_case() -> None:
     assert folded("Ñandú СОБАКА"[:5]) == "nandu"
 
 
+def test_a_flag_is_no_word_and_does_not_grow_into_the_next() -> None:
+    assert folded("🇯🇵tea") == "🇯🇵tea"
+    assert folded("🇹🇪🇦 🇹 🇪 🇦") == "tea t e a"
+
+
 def test_undisguised_leaves_years_and_prices_alone() -> None:
     assert undisguised("The war of 1990 cost 300 lives") == ("the war of 1990 cost 300 lives",)
 
