@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import TypeVar
 
 from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, Policy
-from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined
+from ptalign.policies import never_ja
+from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined, joined_apart
 from ptalign.text.normalise import folded, squeezed, undisguised
 
 READ_EVERY = 200
@@ -140,6 +141,53 @@ _SQUEEZED = {name: re.compile(_anywhere(pattern), re.S) for name, pattern in _SU
 """The same without word boundaries, for text that is spelled out letter by letter."""
 
 
+def _latin(words: str) -> str:
+    """English words where Japanese, too, may stand beside them: to a pattern it is more letters."""
+    words = re.sub(r"\\w([*+])", r"[a-z]\1", words).replace(r"\b", "(?![a-z])")
+    return rf"(?<![a-z\d]){words}(?![a-z])"
+
+
+_NEAR = r"[^。!?]{0,30}?"
+_LATIN_LETTERS = "[a-z0-9 ]{0,80}?"
+_MINOR_LATIN = _latin(rf"(?!minor(?!s)|[2-9]\d|1[89]){_MINOR}")
+"""Without the key of a piece of music."""
+_MINOR_JAPANESE = never_ja.MINOR.replace(r"(?<!\d)", r"(?<![\da-z])")
+"""A reading may have a letter for an age's first digit."""
+_PROTECTED = (
+    r"(?:abuse|assault|exploitation|violence)[^。!?]{0,16}(?:防|予防|守|相談|支援|気づ|対策)"
+)
+_SEXUAL_LATIN = _latin(
+    rf"(?!groom|sexual\s*{_PROTECTED})(?:{_SEXUAL}|sex(?:y|ting|tapes?)|nud(?:ity|ists?))"
+)
+_WMD_LATIN = _latin(rf"(?:{_WMD}(?:s|\s*gas)?|vx(?=ガス|神経))(?:ガス|神経剤)?")
+_DEATH_LATIN = _latin(rf"(?!suicide\s*(?:squad|silence))(?:{_SELF_HARM}|{_ANYONES_DEATH})")
+_MIXED_SUBJECTS = {
+    "child_sexual_exploitation": rf"{_MINOR_LATIN}{_NEAR}{never_ja.SEXUAL}"
+    rf"|{never_ja.SEXUAL}{_NEAR}{_MINOR_LATIN}|{_MINOR_JAPANESE}{_NEAR}{_SEXUAL_LATIN}"
+    rf"|{_SEXUAL_LATIN}{_NEAR}{_MINOR_JAPANESE}",
+    "weapons_of_mass_destruction": never_ja.made(_WMD_LATIN, never_ja.MAKE)
+    + f"|{never_ja.made(never_ja.WMD, _latin(_MAKE))}"
+    rf"|{never_ja.WMD}{_LATIN_LETTERS}{_latin(_MAKE)}|{_latin(_MAKE)}{_LATIN_LETTERS}{never_ja.WMD}"
+    rf"|{_latin('vx')}[をの]?(?:合成|兵器化|(?:噴霧|散布)(?![器機]))",
+    "self_harm_instructions": rf"^(?!.*(?:{never_ja.CARE}|{_latin(_CARE)}))"
+    rf".*(?:{_latin(_METHOD)}{_NEAR}{never_ja.SELF_HARM}|{never_ja.SELF_HARM}{_NEAR}{_latin(_METHOD)}"
+    rf"|{never_ja.METHOD}{_NEAR}{_DEATH_LATIN}|{_DEATH_LATIN}{_NEAR}{never_ja.METHOD})",
+}
+_MIXED = {
+    name: re.compile(never_ja.unvoiced(pattern), re.S) for name, pattern in _MIXED_SUBJECTS.items()
+}
+"""The same where one of the two words is English and the other one Japanese."""
+_LATIN_LETTER = re.compile("[a-z]")
+
+
+def _mixed_category(readings: tuple[str, ...]) -> str:
+    """The category that a text's English and Japanese words make up together, or nothing."""
+    if not (HAS_JAPANESE.search(readings[0]) and _LATIN_LETTER.search(readings[0])):
+        return ""
+    texts = dict.fromkeys(map(joined_apart, readings))
+    return next((name for name, p in _MIXED.items() if any(map(p.search, texts))), "")
+
+
 def blocked(text: str, policy: Policy | None = None) -> str:
     """The never-synthesize category a text falls into, or an empty string.
 
@@ -153,7 +201,7 @@ def blocked(text: str, policy: Policy | None = None) -> str:
             return name
         if spelled and _SQUEEZED[name].search(spelled):
             return name
-    if category := japanese_category(readings[0]):
+    if category := japanese_category(readings[0]) or _mixed_category(readings):
         return category
     if policy is not None and policy.never_synthesize:
         listed, anywhere, japanese = _phrases(policy.never_synthesize)
