@@ -29,7 +29,7 @@ _AGE = (
 """Forty-five is no age of a minor."""
 _MINOR = (
     r"(?:child(?:ren)?|kids?|minors?|under\s*age[d]?|pre\s*teens?|toddlers?|infants?|teen(?:s|ager|agers"
-    r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?|\d{1,2}\s*(?:year|yr)s?\s*olds?"
+    r"|aged?)?|school\s*(?:girl|boy)s?|(?:little|young)\s*(?:girl|boy)s?"
     rf"|{_AGE}[\s-]*(?:year|yr)s?[\s-]*olds?|(?:\d|1[0-7])[\s-]*y[/.]?\s*os?)"
 )
 _SEXUAL = (
@@ -149,7 +149,7 @@ def _latin(words: str) -> str:
 
 _NEAR = r"[^。!?]{0,30}?"
 _LATIN_LETTERS = "[a-z0-9 ]{0,80}?"
-_MINOR_LATIN = _latin(rf"(?!minor(?!s)|[2-9]\d|1[89]){_MINOR}")
+_MINOR_LATIN = _latin(rf"(?!minor(?!s)){_MINOR}")
 """Without the key of a piece of music."""
 _MINOR_JAPANESE = never_ja.MINOR.replace(r"(?<!\d)", r"(?<![\da-z])")
 """A reading may have a letter for an age's first digit."""
