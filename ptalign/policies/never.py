@@ -41,7 +41,8 @@ _OTHER_WORD = r"(?!gs?\b|y|us\b)"
 _WMD = (
     rf"(?:nerve\s*(?:agent|gas)|(?:sarin|tabun|soman|ricin){_OTHER_WORD}|novichok|mustard\s*gas|anthrax"
     r"|smallpox|botulinum|(?:chemical|biological)\s*(?:weapon|warfare\s*agent|agent)s?|bio\s*weapons?"
-    r"|(?:nuclear|atomic|atom|dirty|radiological|uranium|plutonium)\s*(?:weapon|bomb|warhead|device)s?"
+    r"|(?:nuclear|atomic|atom|radiological|uranium|plutonium)\s*(?:weapon|bomb|warhead|device)s?"
+    r"|dirty\s*(?:bomb|warhead)s?"
     r"|weapons?\s*grade\s*\w+|enriched\s*uranium|uranium\s*enrichment|fissile\s*material|vx\s*(?:gas|nerve|agent)"
     r"|weapons?\s*of\s*mass\s*destruction)"
 )
@@ -160,7 +161,9 @@ _SEXUAL_LATIN = _latin(
     rf"(?!groom|sexual\s*{_PROTECTED})(?:{_SEXUAL}|sex(?:y|ting|tapes?)|nud(?:ity|ists?))"
 )
 _WMD_LATIN = _latin(rf"(?:{_WMD}(?:s|\s*gas)?|vx(?=ガス|神経))(?:ガス|神経剤)?")
-_DEATH_LATIN = _latin(rf"(?!suicide\s*(?:squad|silence))(?:{_SELF_HARM}|{_ANYONES_DEATH})")
+_DEATH_LATIN = _latin(
+    rf"(?!suicide\s*(?:notes?|squad|silence)(?![a-z]))(?:{_SELF_HARM}|{_ANYONES_DEATH})"
+)
 _MIXED_SUBJECTS = {
     "child_sexual_exploitation": rf"{_MINOR_LATIN}{_NEAR}{never_ja.SEXUAL}"
     rf"|{never_ja.SEXUAL}{_NEAR}{_MINOR_LATIN}|{_MINOR_JAPANESE}{_NEAR}{_SEXUAL_LATIN}"
