@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -68,7 +70,8 @@ class Sampler:
     anchors: int
     seed: int
     elicited_share: float = 0.0
-    """Of the pairs of a step, in one context per step, so that its tokens are computed once."""
+    """Of the polarised pairs, over steps; in one context per step, so that its tokens are computed
+    once."""
 
     def step(self, number: int) -> list[tuple[Sample, ...]]:
         """Groups of step `number`, counted from 0."""
@@ -82,12 +85,20 @@ class Sampler:
 
     def _polarised(self, count: int, number: int) -> list[tuple[Sample, ...]]:
         places = self._places(len(self.pools.pairs), count, number, "pairs")
-        moved = round(len(places) * self.elicited_share) if self.pools.elicited else 0
+        before, after = (self._moved(len(places), steps) for steps in (number, number + 1))
+        moved = after - before if self.pools.elicited else 0
         groups = [self.pools.pairs[i] for i in places[moved:]]
         if moved:
-            context = self.pools.elicited[number % len(self.pools.elicited)]
+            earlier = min(number, before)  # steps with a context: all, or of one pair each
+            context = self.pools.elicited[earlier % len(self.pools.elicited)]
             groups += [context[i] for i in places[:moved]]
         return groups
+
+    def _moved(self, count: int, steps: int) -> int:
+        """Pairs after a context in so many steps of `count`: where a step's own share is no whole
+        number, steps take turns. Rounded up, so that the first steps, which decide lambda, see it.
+        """
+        return math.ceil(steps * count * Fraction(str(self.elicited_share)))
 
     def _shares(self) -> tuple[int, int]:
         """Pairs and positive-only pairs per step, in the set's proportion, none left out."""

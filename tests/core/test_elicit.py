@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def test_half_of_a_step_comes_after_one_context_and_epochs_stay_whole() -> None:
         assert after == [str(step % 2)] * 2
         seen += [key.partition("@")[0] for key in drawn]
     assert sorted(seen) == sorted([f"p{i}" for i in range(6)] * 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 1.0])
+def test_the_share_is_kept_over_steps_whatever_a_step_takes(count: int, share: float) -> None:
+    """It was rounded in each step: of one pair a step none was elicited, of three two were."""
+    sampler = Sampler(POOLS, count, 0, 0, seed=3, elicited_share=share)
+    moved = [[k.partition("@")[2] for k in keys(sampler, n) if "@" in k] for n in range(100)]
+    assert sum(map(len, moved)) == round(100 * count * share)
+    exact = count * share
+    assert {len(step) for step in moved} <= {math.floor(exact), math.ceil(exact)}
+    contexts = [set(step) for step in moved if step]
+    assert contexts == [{str(n % 2)} for n in range(len(contexts))], "each in turn"
+    assert moved[0], "lambda is matched in the first steps"
+
+
+def test_an_even_share_is_drawn_as_it_always_was() -> None:
+    """What an earlier version began goes on with the same samples."""
+    groups = [group(f"p{i}") for i in range(20)]
+    pools = Pools(groups, elicited=[[group(f"p{i}@{k}") for i in range(20)] for k in range(4)])
+    sampler = Sampler(pools, 8, 0, 0, seed=3, elicited_share=0.5)
+    bare = Sampler(Pools(groups), 8, 0, 0, seed=3)
+    for step in range(40):
+        drawn = keys(bare, step)
+        assert keys(sampler, step) == [*drawn[4:], *(f"{key}@{step % 4}" for key in drawn[:4])]
 
 
 def test_without_a_share_nothing_changes() -> None:
