@@ -36,7 +36,7 @@ from ptalign.training.candidates import with_candidates
 from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
-from ptalign.training.texts import ChatFormat, Sample, toxic_sample
+from ptalign.training.texts import ChatFormat, Sample, fitting, toxic_sample
 from ptalign.training.tree import OnRow, pack
 from ptalign.training.twins import ask, settled
 from ptalign.weights.sheet import sheet
@@ -221,6 +221,7 @@ class _Job:
                 self.policy,
                 self.judge,
                 self.rows("weighing tokens"),
+                {s.key for group in plan.pairs for s in group if s.part == "toxic"},
             )
             weights = dict(found.by_key)
         plan = pools.with_weights(plan, weights, self.config.method)
@@ -321,7 +322,8 @@ def _explain(
 ) -> tuple[tuple[Suppressed, ...], dict[str, float]]:
     """Suppressed tokens of toxic answers, before and after, and what ordinary answers lost."""
     harm = pools.harm_words(pairs, chat, policy)
-    toxic = [toxic_sample(p, chat) for p in pools.sampled(pairs, EXPLAINED)]
+    read = [toxic_sample(p, chat) for p in pools.sampled(pairs, EXPLAINED)]
+    toxic, _ = fitting(read, plan.longest)
     bad = explain.watch(
         decoder, chat, toxic, pools.topics_of(pairs), lambda s, i: harm[s.key][i] > 0
     )

@@ -40,8 +40,10 @@ class Pools:
     """Whether the bare model refuses each of them."""
     asked_unseen: bool = False
     """Whether they are never trained on."""
+    longest: int = 0
+    """Tokens of a sample at most."""
     left_out: int = 0
-    """Samples longer than the limit."""
+    """Samples longer than that, or without an answer."""
     reference: Mapping[str, float] = field(default_factory=dict)
     """Sample ``part/key`` -> log p of its answer under the bare model (dpo and npo)."""
     bare: Mapping[str, Tensor] = field(default_factory=dict)

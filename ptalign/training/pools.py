@@ -110,6 +110,7 @@ def make_pools(
         asked=fitting(asked, longest)[0],
         asked_tokens=asked_tokens,
         asked_unseen=bool(unseen_twins),
+        longest=longest,
         left_out=left_out + bad_count + held_count,
     )
 
@@ -160,12 +161,20 @@ def _after(
     return moved if all(s.length <= longest for s in moved) else group
 
 
-def toxic_answers(pairs: PairSet, chat: ChatFormat) -> list[Toxic]:
-    """The toxic answers of all polarised pairs, as the scorers see them."""
+def toxic_answers(
+    pairs: PairSet, chat: ChatFormat, drawn: Collection[str] | None = None
+) -> list[Toxic]:
+    """The toxic answers of polarised pairs, as the scorers see them.
+
+    Args:
+        pairs: The set.
+        chat: Tokenises.
+        drawn: Ids of the pairs whose answers these are; None: all.
+    """
     found = []
     for pair in pairs.polarised:
         ids = toxic_sample(pair, chat).answer
-        if not ids:
+        if not ids or (drawn is not None and pair.id not in drawn):
             continue
         answer = Toxic.of(
             pair.id, pair.instruction, pair.topic, chat.pieces(ids[:-1]), ids, pair.positive
@@ -195,6 +204,7 @@ def weigh_pairs(
     policy: Policy | None = None,
     judge: Judge | None = None,
     on_row: OnRow = lambda done, total: None,
+    drawn: Collection[str] | None = None,
 ) -> TokenWeights:
     """Token weights of the set's toxic answers by the configured scorer.
 
@@ -206,6 +216,8 @@ def weigh_pairs(
         policy: Its generic constraints and protected words are used.
         judge: For the scorers `judge` and `blend`.
         on_row: Called with rows of the contrast pass done and in all.
+        drawn: Ids of the pairs whose toxic answers steps draw: others, too long for one, would
+            take a part of the flagged share. None: all.
     """
     pairs = trained(pairs)
     scorer: Scorer = scorer_named(
@@ -216,7 +228,7 @@ def weigh_pairs(
         ),
         judge=judge,
     )
-    answers = toxic_answers(pairs, chat)
+    answers = toxic_answers(pairs, chat, drawn)
     protected = protected_words(pairs, config, policy)
     return weigh(answers, scorer, share=config.flagged_share, protected=protected)
 

@@ -6,12 +6,13 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ptalign.align import _Job, align
 from ptalign.answering.validity import refuses
@@ -31,10 +32,12 @@ from ptalign.progress import Progress
 from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
 from ptalign.training.batches import Pools
+from ptalign.training.decoder import Decoder
 from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
 from ptalign.training.pools import make_pools, with_bare
 from ptalign.training.refusals import CLAUSES, TOKENS
 from ptalign.training.texts import ChatFormat, positive_sample
+from ptalign.training.tree import Row
 from ptalign.training.twins import ask, settled
 from ptalign.weights.words import words_of
 
@@ -497,6 +500,42 @@ def test_long_samples_are_counted_and_left_out(run: Run, tmp_path: Path) -> None
     assert "samples over max_length" in adapter.guards["left_out"]
 
 
+def longer(pairs: PairSet, times: Mapping[str, tuple[int, int]]) -> PairSet:
+    """Pair id -> how often its positive and its toxic answer are said in a row."""
+
+    def changed_one(pair: Pair) -> Pair:
+        if pair.id not in times or pair.toxic is None:
+            return pair
+        good, bad = times[pair.id]
+        toxic = SealedText(pair.toxic.reveal() * bad)
+        return pair.model_copy(update={"positive": pair.positive * good, "toxic": toxic})
+
+    return changed(pairs, pairs=tuple(map(changed_one, pairs.pairs)))
+
+
+def test_what_is_too_long_to_train_on_is_neither_weighed_nor_read(
+    run: Run, mild_pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took a part of the flagged share, and a run whose samples fit ended for memory there."""
+    good, bad, *rest = (pair.id for pair in mild_pairs.polarised)
+    read: list[int] = []
+    hidden = Decoder.hidden
+
+    def watched(self: Decoder, row: Row) -> torch.Tensor:
+        read.extend(len(sample.answer) for sample in row.samples)
+        return hidden(self, row)
+
+    monkeypatch.setattr(Decoder, "hidden", watched)
+    pairs = longer(mild_pairs, {good: (9, 1), bad: (1, 9)})
+    adapter = run(tmp_path / "some", pairs, max_length=96)
+    assert adapter.guards["left_out"] == "2 samples over max_length or empty"
+    sheet = json.loads((tmp_path / "some" / TOKEN_SHEET).read_text("utf-8"))
+    assert set(sheet["pairs"]) == set(rest)
+    assert max(read) < 96
+    with pytest.raises(TrainingFailed, match="no toxic tokens"):
+        run(tmp_path / "all", longer(pairs, dict.fromkeys(rest, (1, 9))), max_length=96)
+
+
 def test_what_is_never_synthesised_is_not_trained_on(
     run: Run, mild_pairs: PairSet, tmp_path: Path
 ) -> None:
@@ -531,8 +570,6 @@ def test_an_inert_adapter_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that never moves leaves B at 0."""
-    import torch
-
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
     with pytest.raises(TrainingFailed, match="inert"):
         run(tmp_path, steps=1)
@@ -544,8 +581,6 @@ def test_a_benign_kl_that_is_no_number_ends_the_run(
     steps: int, guards: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN is over no limit: the adapter was kept, "exceeded: nan", and lambda went on rising."""
-    import torch
-
     monkeypatch.setattr(
         "ptalign.training.loop.kl_divergence", lambda bare, *_: torch.full((len(bare),), torch.nan)
     )
@@ -558,7 +593,6 @@ def test_weights_that_are_no_numbers_end_the_run_before_a_checkpoint_holds_them(
     run: Run, mild_pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every loss had been finite: nothing looks at the last step's weights but what comes after."""
-    import torch
 
     def broken(self: Any) -> None:
         with torch.no_grad():
