@@ -105,7 +105,8 @@ def align(
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    plan = pools.make_pools(pairs, chat, config, policy.locale if policy else "en", taught)
+    within = config.model_copy(update={"max_length": lora.longest(model, config.max_length)})
+    plan = pools.make_pools(pairs, chat, within, policy.locale if policy else "en", taught)
     causal_lm = lora.load_model(model, config.device)
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]
@@ -273,7 +274,9 @@ class _Job:
         if decoder.reason:
             guards["layout"] = decoder.reason
         if plan.left_out:
-            guards["left_out"] = f"{plan.left_out} samples over max_length or empty"
+            own = plan.longest < self.config.max_length
+            limit = f"the model's {plan.longest} positions" if own else "max_length"
+            guards["left_out"] = f"{plan.left_out} samples over {limit} or empty"
         if self.blocked:
             guards["blocked"] = (
                 f"{self.blocked} pairs and anchors say what is never synthesised: left out"

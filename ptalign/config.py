@@ -139,7 +139,8 @@ class AlignConfig(Config):
     checkpoint_every: int = Field(4, ge=1)
     """Steps between checkpoints."""
     max_length: int = Field(2048, ge=32, le=131_072)
-    """Tokens of prompt plus answer; longer samples are counted and left out."""
+    """Tokens of prompt plus answer, or as many as the model has positions for where these are
+    fewer; longer samples are counted and left out."""
     beta: float = Field(0.1, gt=0, le=10)
     """Temperature of dpo and npo."""
     threads: int = Field(0, ge=0, le=1024)

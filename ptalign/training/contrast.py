@@ -48,7 +48,8 @@ def contrast_scores(
     Where an answer's sampling was kept, the first of the two is the log-prob it was sampled with,
     under the toxic rule and demonstrations of its request, and only the second is computed
     (ADR 0011). Answers of a topic share their constraints' tokens in the tree. Only tokens that
-    begin a word are scored; the others get -inf.
+    begin a word are scored; the others get -inf, and so do answers that the model has no positions
+    for after their constraints.
 
     Args:
         decoder: Run without its adapter.
@@ -58,15 +59,19 @@ def contrast_scores(
         on_row: Called with rows done and rows in all.
     """
     order = sorted(range(len(answers)), key=lambda i: answers[i].topic)
-    groups = [
-        [_under(answers[i], chat, constraints(answers[i].topic)[side], f"{side}/{i}")]
+    under = [
+        (i, _under(answers[i], chat, constraints(answers[i].topic)[side], f"{side}/{i}"))
         for side in ("toxic", "positive")
         for i in order
         if side == "positive" or not answers[i].sampled
     ]
+    long = {i for i, sample in under if sample.length > decoder.positions}
+    groups = [[sample] for i, sample in under if i not in long]
     found = token_log_probs(decoder, groups, on_row)
     scores = [[float("-inf")] * len(a.pieces) for a in answers]
     for i, answer in enumerate(answers):
+        if i in long:
+            continue
         places = [place for place, word in enumerate(answer.starts) if word]
         kept = [answer.sampled[place] for place in places] if answer.sampled else []
         toxic = kept or found.get(f"toxic/{i}", [])

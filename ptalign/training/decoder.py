@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -23,6 +24,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference of hidden states between a row and its samples run alone."""
 
 
+def positions_of(config: Any) -> int:
+    """How many positions a model of this text configuration has; no limit where none is said.
+
+    Learned positions end there, and ones that rotate were trained no further. Where those are
+    scaled they reach further than the number, each kind in its own way: no limit.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else rope.values()  # of all layers, or of each kind
+    if any(isinstance(k, dict) and k.get("rope_type", "default") != "default" for k in kinds):
+        return sys.maxsize
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+
+
 class Decoder:
     """A causal language model, with or without an adapter, split into backbone and head.
 
@@ -30,12 +44,14 @@ class Decoder:
         layout: How rows are run: as a tree, or padded where the model's attention cannot take
             a tree's mask.
         reason: Why the layout is not a tree; empty when it is.
+        positions: How many tokens of a sample the model takes.
     """
 
     def __init__(self, causal_lm: Any, peft_model: Any = None) -> None:
         self.causal_lm = causal_lm
         self.peft = peft_model
         self.config = causal_lm.config.get_text_config()
+        self.positions = positions_of(self.config)
         self.backbone = causal_lm.base_model
         self.device = next(causal_lm.parameters()).device
         self.dtype = next(causal_lm.parameters()).dtype

@@ -16,7 +16,7 @@ from torch import Tensor
 from ptalign.config import LoraConfig
 from ptalign.errors import DataDamaged, InvalidInput, TrainingFailed, Unsupported
 from ptalign.nouns import ModelSpec
-from ptalign.training.decoder import Decoder
+from ptalign.training.decoder import Decoder, positions_of
 from ptalign.training.tree import Row
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,6 +58,20 @@ def load_model(model: ModelSpec, device: str = "cpu") -> Any:
             f"({type(error).__name__})"
         ) from error
     return loaded.to(torch.device(device)).eval().requires_grad_(False)
+
+
+def longest(model: ModelSpec, most: int) -> int:
+    """How many tokens of a sample the model takes: `most`, or its positions where they are fewer.
+
+    Only its configuration is read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
+    except (ValueError, OSError, KeyError):  # `load_model` says what is wrong with it
+        return most
+    return min(most, positions_of(config.get_text_config()))
 
 
 def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = None) -> Decoder:

@@ -536,6 +536,35 @@ def test_what_is_too_long_to_train_on_is_neither_weighed_nor_read(
         run(tmp_path / "all", longer(pairs, dict.fromkeys(rest, (1, 9))), max_length=96)
 
 
+def test_a_model_with_fewer_positions_takes_shorter_samples(
+    mild_pairs: PairSet, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    """Learned positions ended in an IndexError, at the first step that drew a longer sample."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = load_tokenizer(tiny_model)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(vocab_size=len(tokenizer), **sizes)
+    for part in (GPT2LMHeadModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    model = ModelSpec(name="short", path=str(tmp_path / "model"))
+    near, over = (pair.id for pair in mild_pairs.polarised[:2])
+    first, *rest = mild_pairs.anchors
+    assert first.held_out
+    long = first.model_copy(update={"answer": first.answer * 9})
+    pairs = longer(changed(mild_pairs, anchors=(long, *rest)), {over: (1, 9), near: (1, 4)})
+    settings = AlignConfig(**{**SHORT, "elicited_share": 0.5})
+    adapter = align(pairs, model=model, out=tmp_path, config=settings)
+    assert adapter.guards["left_out"] == "2 samples over the model's 128 positions or empty"
+    sheet = json.loads((tmp_path / TOKEN_SHEET).read_text("utf-8"))
+    assert over not in sheet["pairs"]
+    assert not sheet["pairs"][near]["flagged"], "too long after the positive constraints"
+    found = probe(pairs, {"tuned": adapter.path}, model=model)["tuned"]
+    assert found.toxic_answers == len(pairs.polarised) - 1
+    assert len(found.anchor_kl) == sum(a.held_out for a in rest)
+
+
 def test_what_is_never_synthesised_is_not_trained_on(
     run: Run, mild_pairs: PairSet, tmp_path: Path
 ) -> None:

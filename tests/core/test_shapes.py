@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ptalign.config import LoraConfig
 from ptalign.errors import InvalidInput, TrainingFailed, Unsupported
 from ptalign.losses import margins_of_logits, mle, unlikelihood
 from ptalign.nouns import Method
-from ptalign.training.decoder import Decoder
+from ptalign.training.decoder import Decoder, positions_of
 from ptalign.training.lora import attach, check_live, refuse_foreign, save_adapter, trainable
 from ptalign.training.pools import bare_states
 from ptalign.training.step import STILL, Objective, accumulate, accumulate_apart
@@ -149,6 +150,27 @@ def warm(parameters: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "positions"),
+    [
+        ("GPT2Config", {}, 128),
+        ("LlamaConfig", {}, 128),
+        ("Gemma3TextConfig", {}, 128),
+        # one number of positions, of before they were stretched or of after it
+        ("LlamaConfig", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, sys.maxsize),
+        ("MambaConfig", {}, sys.maxsize),
+    ],
+)
+def test_a_model_says_how_many_positions_it_has(
+    kind: str, extra: dict[str, Any], positions: int
+) -> None:
+    import transformers
+
+    size = {} if kind == "MambaConfig" else {"max_position_embeddings": 128}
+    config = getattr(transformers, kind)(**size, **extra)
+    assert positions_of(config.get_text_config()) == positions
 
 
 @pytest.mark.parametrize("name", SHAPES)
