@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked by SHA-256.
 
-A resume on the same device with as many threads is exact to the bit.
+A resume on the CPU with as many threads is exact to the bit. On a GPU it goes on from the same
+numbers, but kernels of attention's backward pass add in no fixed order.
 """
 
 from __future__ import annotations
