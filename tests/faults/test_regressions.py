@@ -35,7 +35,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
-from ptalign_server.errors import status_of
+from ptalign_server.errors import is_disk_full, status_of
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.submit import Submission, _Insert
@@ -466,6 +466,33 @@ def test_changes_that_may_stand_are_not_made_again(store: Store) -> None:
     assert made == {"a": 1, "b": 1}
     assert all(isinstance(task.future.exception(), DatabaseAway) for task in tasks)
     writer.close()
+
+
+def leave_no_room(connection: sqlite3.Connection, _: object) -> None:
+    """A file that may grow by 16 pages: SQLite fails as on a full disk."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages + 16}")
+
+
+def test_what_a_full_disk_undid_is_not_acknowledged(store: Store) -> None:
+    """SQLite rolls back the whole batch there, and the changes before and after stood as made."""
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("create table kept (name text, body blob)"))
+
+    def task(name: str, size: int) -> _Task:
+        put = sa.text("insert into kept values (:name, zeroblob(:size))")
+        return _Task(lambda made: made.execute(put, {"name": name, "size": size}), Future())
+
+    store.engine.dispose()
+    sa.event.listen(store.engine, "connect", leave_no_room)
+    made = [task("before", 9), task("large", 1 << 20), task("after", 9)]
+    store._writer._commit(made)
+    assert is_disk_full(made[1].future.exception())  # type: ignore[arg-type]
+    assert made[0].future.result(0) is not None
+    assert made[2].future.result(0) is not None
+    with store.engine.connect() as connection:
+        names = connection.execute(sa.text("select name from kept")).scalars().all()
+    assert names == ["before", "after"]
 
 
 @contextmanager

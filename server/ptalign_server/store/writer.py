@@ -144,8 +144,19 @@ def _apply(
         except DatabaseUnavailable:
             raise  # for all of the batch: its connection or its locks are gone
         except Exception as error:
+            if _undone(connection):
+                raise  # with it went what the batch had done before, and its end would keep nothing
             failure = error
             del entries[before:]
             if not isinstance(error, sa.exc.IntegrityError):
                 break
     return failure
+
+
+def _undone(connection: sa.Connection) -> bool:
+    """Whether the transaction is gone, savepoint and all.
+
+    SQLite rolls it back where a statement meets a full disk, a bad one or too little memory.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    return connection.dialect.name == "sqlite" and not driver.in_transaction
