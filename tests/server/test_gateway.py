@@ -41,6 +41,7 @@ from ptalign_server.settings import ROLES, AuthSettings, EngineSettings, Setting
 from ptalign_server.store import Store
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
+from ptalign_server.store.schema import events
 from ptalign_server.store.sets import Terms
 
 MODEL = "tiny"
@@ -891,6 +892,29 @@ async def test_a_slow_watcher_of_a_deleted_operation_is_told(calls: Calls) -> No
     store.write(lambda connection: store.operations.delete(connection, operation_id)).result()
     with pytest.raises(NotFound):
         await asyncio.wait_for(anext(watch), 10)
+
+
+async def test_a_damaged_event_ends_its_own_watch_and_holds_up_no_other(calls: Calls) -> None:
+    """The look at all watched operations ended with the first that could not be read."""
+    store, feeds = calls.store, Feeds(calls.store)
+    made = [await calls.tuning.GenerateInstructions(generate()) for _ in range(2)]
+    damaged, whole = (operation.name.removeprefix("operations/") for operation in made)
+    watches = [feeds.events(damaged, 0), feeds.events(whole, 0)]
+    for watch in watches:
+        assert (await anext(watch)).sequence == 1
+    waits = [asyncio.ensure_future(anext(watch)) for watch in watches]
+    await feeds.wait(whole, 0, 10)
+
+    def change(connection: Any) -> None:
+        for operation_id in (damaged, whole):
+            store.operations.advance_in(connection, operation_id, lambda o: o)
+        row = events.update().where(events.c.operation == damaged, events.c.sequence == 2)
+        connection.execute(row.values(body=b"other"))
+
+    store.write(change).result()
+    assert (await asyncio.wait_for(waits[1], 10)).sequence == 2
+    with pytest.raises(DataDamaged):
+        await asyncio.wait_for(waits[0], 10)
 
 
 async def test_a_watch_from_before_a_restored_backup_ends(calls: Calls) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+from ptalign.errors import DataDamaged
 from ptalign_server.store import Store
 from ptalign_server.store.operations import Event
 
@@ -120,7 +121,9 @@ class Feeds:
         feed = self._feeds.get(operation_id)
         if feed is None or sequence <= feed.sequence:
             return
-        events = await asyncio.to_thread(
-            self._store.operations.events, operation_id, max(feed.sequence, sequence - 100)
-        )
-        feed.ring(sequence, events)
+        after, found = max(feed.sequence, sequence - 100), list[Event]()
+        try:
+            found = await asyncio.to_thread(self._store.operations.events, operation_id, after)
+        except DataDamaged as error:  # its own watchers read the store and are told; others go on
+            log.error("%s", error)
+        feed.ring(sequence, found)
