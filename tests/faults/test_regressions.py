@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,13 +37,14 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import is_disk_full, status_of
+from ptalign_server.gateway import serve
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.submit import Submission, _Insert
 from ptalign_server.manifest import PART, Signer
 from ptalign_server.metrics import Metrics
 from ptalign_server.process import hold
-from ptalign_server.settings import Settings
+from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import DatabaseAway, DatabaseBusy
 from ptalign_server.store.operations import RUNNING, SUCCEEDED, VALIDATING, Operation, new_id
@@ -51,6 +53,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import audit, operations, request_ids, resources
 from ptalign_server.store.writer import Writer, _Task
 from ptalign_server.vault import KeyFile
+from ptalign_server.worker import __main__ as worker_main
 from ptalign_server.worker import perform, run
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import JOBS
@@ -285,6 +288,62 @@ def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
     assert "another server uses the state folder" in second.stderr
     held.close()
     assert subprocess.run(command).returncode == 0
+
+
+def test_servers_of_two_names_do_not_share_a_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second removed the first's metrics and took over its sockets."""
+    begun, go = threading.Event(), threading.Event()
+
+    def prepare(_: Path) -> None:
+        if begun.is_set():
+            raise AssertionError("the second touches what the first uses")
+        begun.set()
+        go.wait(30)
+        raise InterruptedError
+
+    def start(name: str) -> None:
+        engine = EngineSettings(kind="scripted")
+        settings = Settings(state=tmp_path / "state", executor_id=name, engine=engine)
+        with suppress(InterruptedError):
+            asyncio.run(serve.serve(settings, lambda _: None))
+
+    monkeypatch.setattr(serve, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(serve.metrics, "prepare", prepare)
+    first = threading.Thread(target=start, args=("first",))
+    first.start()
+    try:
+        assert begun.wait(30)
+        with pytest.raises(NotReady, match="another server uses the state folder"):
+            start("second")
+    finally:
+        go.set()
+        first.join()
+
+
+def test_a_worker_waits_for_that_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed server's may live on for a moment, and would run the same operations."""
+    held: list[Path] = []
+
+    def hold(path: Path, _: float) -> None:
+        held.append(path)
+        raise NotReady("another has it")
+
+    monkeypatch.setattr(sys, "argv", ["worker", "1"])
+    monkeypatch.setattr(worker_main, "hold", hold)
+    for name in ("die_with_parent", "refuse_unpickling"):
+        monkeypatch.setattr(worker_main, name, lambda *_: None)
+    monkeypatch.setattr("ptalign_server.logs.set_up", lambda _: None)
+    monkeypatch.setenv("PTALIGN_STATE", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it sets its own
+    for name in ("first", "second"):
+        monkeypatch.setenv("PTALIGN_EXECUTOR_ID", name)
+        with pytest.raises(NotReady):
+            worker_main.main()
+    assert held[0] == held[1]
 
 
 @pytest.mark.parametrize("place", [0, 100, 4096])

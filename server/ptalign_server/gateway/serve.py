@@ -79,7 +79,7 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
         ready: Called with the ports once calls are answered.
     """
     settings.make_folders()
-    held = hold(settings.run_dir / f"gateway-{settings.executor_id}.lock", LOCK_SECONDS)
+    held = hold(settings.run_dir / "gateway.lock", LOCK_SECONDS)  # of any name: sockets, metrics
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)

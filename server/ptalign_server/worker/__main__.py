@@ -25,7 +25,7 @@ def main() -> None:
     settings = Settings()
     logs.set_up(settings.log_level)
     # Two workers on one state folder would run the same operations twice.
-    held = hold(settings.run_dir / f"worker-{settings.executor_id}.lock", LOCK_SECONDS)
+    held = hold(settings.run_dir / "worker.lock", LOCK_SECONDS)
     Worker(settings).run()
     held.close()
 
