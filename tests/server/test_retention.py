@@ -29,6 +29,7 @@ from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import InstructionSet
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin import hold as admin
 from ptalign_server.admin.keys import rotate_all
@@ -176,6 +177,24 @@ async def test_retention_is_told_that_the_server_stops(
         await asyncio.sleep(0.01)
     loop.cancel()
     assert told == [True]
+
+
+def test_what_an_operation_accepted_during_a_pass_needs_stays(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of minutes looked once, at its start; the operation failed with SET_PURGED."""
+    first, needed = (put_set(store, "instructionSets") for _ in range(2))
+    erase = store.sets.erase
+
+    def accept_and_erase(set_id: str) -> None:
+        request = pb.SynthesizePairsRequest(instruction_set=needed)
+        put_operation(store, QUEUED, request=request)
+        erase(set_id)
+
+    monkeypatch.setattr(store.sets, "erase", accept_and_erase)
+    assert expire(store, settings, time.time() + LATER) == 1
+    assert store.resources.get(first, None).purged
+    store.keys.get(needed.partition("/")[2])
 
 
 def test_a_set_that_cannot_be_erased_does_not_keep_the_next(

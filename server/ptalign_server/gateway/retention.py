@@ -25,7 +25,7 @@ from ptalign_server.in_use import Skip, in_use
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import Operation
+from ptalign_server.store.operations import UNDER_WAY, Operation
 from ptalign_server.store.resources import Resource
 
 log = logging.getLogger("ptalign.server")
@@ -73,6 +73,34 @@ class _Pass:
         return True
 
 
+class _Kept:
+    """Ids of what is held, and of what operations under way work with, as of each question."""
+
+    def __init__(self, store: Store, skip: Skip) -> None:
+        self._store = store
+        self._look(self._ids_under_way(), skip)
+
+    def __contains__(self, found: str) -> bool:
+        # A pass may take minutes, and what was accepted meanwhile needs its sets too.
+        under_way = self._ids_under_way()
+        if not under_way <= self._under_way:
+            self._look(under_way, _say_nothing)
+        return found in self._ids
+
+    def _look(self, under_way: set[str], skip: Skip) -> None:
+        self._under_way = under_way
+        names = {*self._store.holds.names(), *in_use(self._store, skip)}
+        # A set and its operation share one key.
+        self._ids = {name.partition("/")[2] for name in names}
+
+    def _ids_under_way(self) -> set[str]:
+        return set(self._store.operations.ids_in(UNDER_WAY))
+
+
+def _say_nothing(name: str, why: object = "") -> None:
+    """The pass has named what cannot run already, or the next one will."""
+
+
 def expire(
     store: Store,
     settings: Settings,
@@ -112,18 +140,17 @@ def expire(
 
 def _expire(turn: _Pass, settings: Settings, cutoff: float) -> None:
     store = turn.store
-    kept = {*store.holds.names(), *in_use(store, turn.skip)}
-    ids = {name.partition("/")[2] for name in kept}  # a set and its operation share one key
+    kept = _Kept(store, turn.skip)
     reason = f"older than {settings.retention_days:g} days"
     for found in store.resources.older_than(cutoff, SETS, turn.skip):
-        if found.id not in ids:
+        if found.id not in kept:
             turn.done += turn.each(found.name, partial(_purge, store, found, reason))
     for operation in store.operations.ended_before(cutoff, turn.skip):
-        if operation.id not in ids:
+        if operation.id not in kept:
             forget = partial(_forget, store, operation, reason)
             turn.done += turn.each(wire.operation_name(operation.id), forget)
     for operation in store.operations.with_history(cutoff, turn.skip):
-        if operation.id not in ids:
+        if operation.id not in kept:
             turn.each(wire.operation_name(operation.id), partial(_drop_history, store, operation))
 
 
