@@ -13,20 +13,27 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from test_retention import put_operation
 from typer.testing import CliRunner
 
 from ptalign.errors import DataDamaged, InvalidInput, NotReady, PtalignError, Unsupported
 from ptalign.nouns import Instruction, InstructionSet
 from ptalign_server.admin.keys import rotate_all
 from ptalign_server.cli import app
+from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import Operation, new_id
+from ptalign_server.store.operations import QUEUED, SUCCEEDED, Operation, new_id
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import KeyCommand, keycommand
+from ptalign_server.worker import perform, run
+from ptalign_server.worker.job import Job, Made, Room
+from ptalign_server.worker.jobs import JOBS
 
 SCRIPT = """
 import json, os, subprocess, sys, time
@@ -364,6 +371,40 @@ def test_a_key_that_the_command_cannot_fetch_now_is_not_ready_then_found(
     kms.put("second")
     monkeypatch.setattr(keycommand, "PAUSE_SECONDS", 0.0)
     assert text(gateway, old) == "a mild text"
+
+
+def test_an_operation_waits_for_a_command_that_fails_for_a_moment(
+    kms: Kms, opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended FAILED and without its result, although all of that was on disk."""
+    store, beside, waits, made = opened(), opened(), list[float](), list[Job]()
+    operation = put_operation(store, QUEUED, "GenerateInstructions")
+
+    def make(job: Job) -> Made:
+        if not made:
+            kms.put("second", "first")
+            beside.keys.rotate()
+            kms.say("", code=1)
+        made.append(job)
+        return Made(noun=InstructionSet(records=(), requested=0), message=None, config=None)
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 4:
+            kms.put("second", "first")
+        return False
+
+    kind = "GenerateInstructions"
+    monkeypatch.setitem(JOBS, kind, replace(JOBS[kind], make=make))
+    monkeypatch.setattr(perform, "_seal", lambda job, _: store.keys.get(job.operation.id) and None)
+    monkeypatch.setattr(keycommand, "PAUSE_SECONDS", 0.0)
+    worker = run.Worker.__new__(run.Worker)
+    worker.room = Room(Settings(), store, None, None, Metrics())  # type: ignore[arg-type]
+    worker.ending = SimpleNamespace(wait=wait, is_set=lambda: False)  # type: ignore[assignment]
+    worker._told = set()
+    assert worker._persist(operation) == SUCCEEDED
+    assert len(waits) == 4
+    assert store.operations.get(operation).attempt == 2, "a try that found no key is none"
 
 
 def test_a_set_stored_after_a_rotation_outlives_the_old_key(

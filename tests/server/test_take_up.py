@@ -28,6 +28,7 @@ from ptalign_server.store.operations import (
     RUNNING,
     VALIDATING,
 )
+from ptalign_server.vault import KeysAway
 from ptalign_server.worker import patience, perform, run
 from ptalign_server.worker.patience import Patience
 from ptalign_server.worker.run import Worker
@@ -81,7 +82,9 @@ def bench(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(store, monkeypatch)
 
 
-@pytest.mark.parametrize("error", [LOCKED, OSError(116, "stale file handle"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [LOCKED, OSError(116, "stale file handle"), TimeoutError(), KeysAway("exit code 1")]
+)
 def test_what_may_pass_is_tried_again(bench: Bench, error: BaseException) -> None:
     found = put_operation(bench.store, VALIDATING)
     bench.raises = [error, error]

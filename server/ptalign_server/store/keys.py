@@ -55,7 +55,7 @@ class Keys:
         after the insert leaves no gap: the rotation's transaction waits for this one, or is seen.
 
         Raises:
-            NotReady, DataDamaged: The key in force is not known here and cannot be had.
+            KeysAway, DataDamaged: The key in force is not known here and cannot be had.
         """
         connection.execute(_INSERT, {"set_id": set_id, "wrapped": wrapped})
         found: Any = connection.execute(_IN_FORCE).scalar_one()
@@ -67,6 +67,7 @@ class Keys:
 
         Raises:
             SetPurged: The key was destroyed.
+            KeysAway, DataDamaged: The operator's key that wraps it cannot be had.
         """
         wrapped = self._wrapped(set_id)
         if wrapped is None:

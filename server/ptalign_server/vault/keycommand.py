@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from ptalign.errors import InvalidInput, NotReady
-from ptalign_server.vault.operator import OperatorKeys, parse_keys
+from ptalign.errors import InvalidInput
+from ptalign_server.vault.operator import KeysAway, OperatorKeys, parse_keys
 
 log = logging.getLogger("ptalign.server")
 
@@ -41,7 +41,7 @@ class KeyCommand(OperatorKeys):
 
     Raises:
         InvalidInput: It cannot be split.
-        NotReady: It did not print keys.
+        KeysAway: It did not print keys.
     """
 
     def __init__(self, command: str) -> None:
@@ -64,7 +64,7 @@ class KeyCommand(OperatorKeys):
         """Runs the command. Callers that come meanwhile share the next run.
 
         Raises:
-            NotReady: It failed, now or less than `PAUSE_SECONDS` ago. Keys stay as they were.
+            KeysAway: It failed, now or less than `PAUSE_SECONDS` ago. Keys stay as they were.
         """
         asked = time.monotonic()
         with self._running:
@@ -73,7 +73,7 @@ class KeyCommand(OperatorKeys):
                 self._run()
             failure = self._failure
         if failure:
-            raise NotReady(
+            raise KeysAway(
                 f"the command of {SETTING} {failure}. Run it by hand as the server's user: it must "
                 "print the operator's keys as 'id base64' lines, the current one first, and end "
                 "with exit code 0."
@@ -91,7 +91,7 @@ class KeyCommand(OperatorKeys):
 
     def _refresh(self) -> None:
         try:
-            with contextlib.suppress(NotReady):  # logged
+            with contextlib.suppress(KeysAway):  # logged
                 self.reload()
         finally:
             self._refreshing.release()

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from ptalign.errors import DataDamaged, NotReady
-from ptalign_server.vault.operator import KEY_BYTES, OperatorKeys, format_key, parse_keys
+from ptalign_server.vault.operator import KEY_BYTES, KeysAway, OperatorKeys, format_key, parse_keys
 
 
 class KeyFile(OperatorKeys):
@@ -50,14 +50,14 @@ class KeyFile(OperatorKeys):
         """Reads the file again.
 
         Raises:
-            NotReady: The file is missing, or others can read it.
+            KeysAway: The file is missing, or others can read it.
             DataDamaged: The file is not a key file.
         """
         if not self.path.exists():
-            raise NotReady(f"key file {self.path} is missing. Restore it from its backup.")
+            raise KeysAway(f"key file {self.path} is missing. Restore it from its backup.")
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & 0o077:
-            raise NotReady(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
+            raise KeysAway(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
         stamp = self._seen()
         try:
             text = self.path.read_text()
@@ -75,7 +75,7 @@ class KeyFile(OperatorKeys):
         """Reads the file again if it changed: a rotation may have put another key first.
 
         Raises:
-            NotReady, DataDamaged: See `reload`.
+            KeysAway, DataDamaged: See `reload`.
         """
         if self._seen() != self._stamp:
             self.reload()

@@ -6,9 +6,15 @@ import base64
 import re
 from abc import ABC, abstractmethod
 
+from ptalign.errors import NotReady
+
 KEY_BYTES = 32
 _ID = re.compile(r"[!-9;-~]+")
 """Printable ASCII. A wrapped key begins with ``ID:``, so that a colon would cut an id short."""
+
+
+class KeysAway(NotReady):
+    """The source of the operator's keys cannot be read now, and a key is asked for that is new."""
 
 
 class OperatorKeys(ABC):
@@ -38,7 +44,7 @@ class OperatorKeys(ABC):
         """Reads the source again, now.
 
         Raises:
-            NotReady: It cannot be read; what was known stays known.
+            KeysAway: It cannot be read; what was known stays known.
             DataDamaged: The key file is not one.
         """
 

@@ -78,7 +78,7 @@ class Vault:
 
         Raises:
             DataDamaged: The wrapped key was changed or belongs to another set or operator.
-            NotReady: Its operator's key is not known and the source of keys cannot be read.
+            KeysAway: Its operator's key is not known and the source of keys cannot be read.
         """
         return SetKey(set_id, self._unwrap(set_id, wrapped))
 
@@ -90,7 +90,7 @@ class Vault:
         """Id of the operator's key that wraps it; the source is read again if that is not known.
 
         Raises:
-            DataDamaged, NotReady: See `unwrap`.
+            DataDamaged, KeysAway: See `unwrap`.
         """
         key_id = key_id_of(wrapped)
         if key_id not in self.operator.keys:

@@ -14,7 +14,7 @@ def operator_keys(settings: Settings) -> OperatorKeys:
 
     Raises:
         InvalidInput: Two sources are set, or the command is none.
-        NotReady: The source cannot be read.
+        KeysAway: The source cannot be read.
         DataDamaged: The key file is not one.
     """
     if not settings.key_command:

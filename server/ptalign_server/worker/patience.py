@@ -1,4 +1,4 @@
-"""Operations whose check hit something that may pass: a locked database, a volume that is away."""
+"""What may pass: a locked database, a volume or a source of keys that is away."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from ptalign_server.store.db import DatabaseUnavailable
+from ptalign_server.vault import KeysAway
 
 MAX_BACKOFF_SECONDS = 30.0
+AWAY = (DatabaseUnavailable, KeysAway)
+"""Nothing goes on without these, and the operation that meets it has done nothing wrong."""
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -17,7 +20,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same may work later. What ptalign raises on purpose is decided."""
     if isinstance(error, OSError):
         return not isinstance(error, LASTING)
-    return isinstance(error, (DatabaseUnavailable, sa.exc.OperationalError, sa.exc.InterfaceError))
+    return isinstance(error, (*AWAY, sa.exc.OperationalError, sa.exc.InterfaceError))
 
 
 class Patience:

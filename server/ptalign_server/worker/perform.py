@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -12,10 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ptalign.config import EvalConfig
-from ptalign.errors import Cancelled, PtalignError
+from ptalign.errors import Cancelled, DataDamaged, PtalignError
 from ptalign_server import failpoints, wire
-from ptalign_server.errors import BelowFloor, status_of
-from ptalign_server.store.db import DatabaseUnavailable
+from ptalign_server.errors import BelowFloor, SetPurged, status_of
 from ptalign_server.store.operations import (
     CANCELLED,
     CANCELLING,
@@ -28,6 +28,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import JOBS
+from ptalign_server.worker.patience import AWAY
 from ptalign_server.worker.reporter import Reporter
 
 log = logging.getLogger("ptalign.worker")
@@ -52,8 +53,12 @@ def perform(
 
     Raises:
         ShuttingDown: The worker ends before the operation does.
-        DatabaseUnavailable: Its state cannot be read or written now: it stays as it is.
+        DatabaseUnavailable, KeysAway: Its state cannot be read or written, or its key cannot be
+            had, now: it stays as it is.
     """
+    # Before it counts as begun: keys may be away for longer than there are attempts.
+    with contextlib.suppress(SetPurged, DataDamaged):  # said below, of one that is not done
+        room.store.keys.get(operation_id)
     failpoints.hit("lease.before")
     operation = room.store.operations.advance(operation_id, _begin)
     failpoints.hit("lease.after")
@@ -72,7 +77,7 @@ def perform(
         if ending() and not told():
             raise ShuttingDown from None
         return _end(job, CANCELLED, error)
-    except DatabaseUnavailable:
+    except AWAY:
         raise  # the operation has done nothing wrong
     except Exception as error:
         if ending() and not told():
@@ -109,7 +114,7 @@ def _make(job: Job) -> Made:
         job.check()
         try:
             return JOBS[job.operation.kind].make(job)
-        except DatabaseUnavailable:
+        except AWAY:
             raise  # nothing goes on without it, however often it is tried
         except PtalignError as error:  # a dead engine, a killed trainer
             attempts += 1
@@ -143,7 +148,7 @@ def _end(job: Job, state: str, error: BaseException) -> str:
     try:
         partial = JOBS[job.operation.kind].partial
         made = partial(job) if partial is not None else None
-    except DatabaseUnavailable:
+    except AWAY:
         raise  # or the operation would end without what it accepted
     except Exception:
         log.exception("operation %s: what it accepted could not be sealed", job.operation.id)

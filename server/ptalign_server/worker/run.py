@@ -26,7 +26,7 @@ from ptalign_server.errors import NotFound, status_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.db import DatabaseUnavailable, timeouts
+from ptalign_server.store.db import timeouts
 from ptalign_server.store.operations import (
     CANCELLING,
     FAILED,
@@ -41,7 +41,7 @@ from ptalign_server.worker.job import Job, Room
 from ptalign_server.worker.jobs import JOBS
 from ptalign_server.worker.jobs.evaluate import publish_newest
 from ptalign_server.worker.judges import load_judges
-from ptalign_server.worker.patience import Patience, may_pass
+from ptalign_server.worker.patience import AWAY, Patience, may_pass
 from ptalign_server.worker.perform import ShuttingDown, perform
 from ptalign_server.worker.reporter import Reporter
 
@@ -156,7 +156,7 @@ class Worker:
     def _persist(self, operation_id: str) -> str:
         """Runs an operation until its end is on disk: what may pass there is waited out.
 
-        A full or locked disk, a database that is away.
+        A full or locked disk, a database or a source of keys that is away.
         """
         while True:
             try:
@@ -166,7 +166,7 @@ class Worker:
             except ShuttingDown:
                 raise
             except Exception as error:
-                if isinstance(error, PtalignError) and not isinstance(error, DatabaseUnavailable):
+                if isinstance(error, PtalignError) and not isinstance(error, AWAY):
                     return self._fail(operation_id, error)  # its row or its key is gone or damaged
                 log.error(
                     "operation %s: its state cannot be written now", operation_id, exc_info=error
