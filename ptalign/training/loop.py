@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class Run:
     declines: Declines
     """Whether the beginning of a reply declines; counts refused twins."""
     done: int = 0
+    earlier: dict[str, int] = field(default_factory=dict)
+    """Tokens of the ledger that a checkpoint brought."""
 
     @classmethod
     def start(
@@ -139,6 +141,7 @@ class Run:
         self.balance = Balance(**found.state["balance"])
         self.ledger = [StepLog.model_validate(entry) for entry in found.state["ledger"]]
         self.done = found.step
+        self.earlier = _counts(self.ledger)
 
     def save(self) -> None:
         """Writes a checkpoint of the steps done."""
@@ -315,12 +318,16 @@ def _progress(run: Run, entry: StepLog) -> Progress:
         "twin_weight": entry.twin_weight,
     }
     values |= {name: value for name, value in later.items() if value is not None}
-    counts = {
-        "tokens_mle": sum(e.tokens_mle for e in run.ledger),
-        "tokens_ut": sum(e.tokens_ut for e in run.ledger),
-        "tokens_anchor": sum(e.tokens_anchor for e in run.ledger),
+    counts = _counts(run.ledger)
+    return Progress("training", run.done, run.config.steps, counts, values, run.earlier)
+
+
+def _counts(ledger: Sequence[StepLog]) -> dict[str, int]:
+    return {
+        "tokens_mle": sum(e.tokens_mle for e in ledger),
+        "tokens_ut": sum(e.tokens_ut for e in ledger),
+        "tokens_anchor": sum(e.tokens_anchor for e in ledger),
     }
-    return Progress("training", run.done, run.config.steps, counts, values)
 
 
 def _tokens(groups: list[tuple[Sample, ...]], *parts: str) -> int:

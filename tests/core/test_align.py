@@ -207,6 +207,19 @@ def test_kill_between_checkpoints_repeats_the_lost_steps(run: Run, tmp_path: Pat
     assert run(tmp_path / "cut").weights_sha256 == whole.weights_sha256
 
 
+def test_a_resumed_run_says_which_tokens_were_trained_on_before(run: Run, tmp_path: Path) -> None:
+    """Every worker that took it up counted them once more."""
+    with pytest.raises(Cancelled):
+        run(tmp_path / "cut", on_progress=stop_at(3))
+    told: list[Progress] = []
+    ledger = run(tmp_path / "cut", on_progress=told.append).ledger
+    parts = ("tokens_mle", "tokens_ut", "tokens_anchor")
+    before = {part: sum(getattr(entry, part) for entry in ledger[:3]) for part in parts}
+    said = [progress for progress in told if progress.phase == "training"]
+    assert [progress.earlier for progress in said] == [before] * 3
+    assert said[0].counts["tokens_mle"] == before["tokens_mle"] + ledger[3].tokens_mle
+
+
 def test_a_resumed_run_counts_the_seconds_of_the_steps_before(run: Run, tmp_path: Path) -> None:
     """A training that was killed in its last hour seemed to have cost minutes."""
     hours = itertools.count(0.0, 3600.0)  # one step takes an hour

@@ -15,6 +15,7 @@ import pytest
 import ptalign
 from ptalign.errors import DataDamaged, EngineFailed
 from ptalign.progress import Progress
+from ptalign_server.executor.events import progress_event, progress_of
 from ptalign_server.gateway.interceptor import _Watch
 from ptalign_server.metrics import REASONS, RESERVED, Metrics, rejections
 from ptalign_server.worker import perform
@@ -76,6 +77,17 @@ def test_drafts_of_a_second_try_count_beside_those_of_the_first() -> None:
             counts = {"written": total, "rejected.toxic_harsh": total}
             meter.update(Progress("answering", 0, 0, counts, earlier=earlier))
     assert drafts(metrics) == {"accepted": 12, "rejected": 12}
+
+
+def test_tokens_of_a_resumed_training_count_once() -> None:
+    """They came from a checkpoint, in another process, and were counted again after each start."""
+    metrics = Metrics()
+    for earlier, total in (({}, 70), ({"tokens_mle": 70}, 100)):
+        meter = Meter(metrics, "Align")
+        said = Progress("training", 1, 9, {"tokens_mle": total}, earlier=earlier)
+        meter.update(progress_of(progress_event(said)))
+    [family] = metrics.train_tokens.collect()
+    assert sum(s.value for s in family.samples if s.name.endswith("_total")) == 100
 
 
 def test_a_try_after_a_failure_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,13 @@ def progress_event(progress: Progress) -> dict[str, Any]:
         "total": progress.total,
         "counts": dict(progress.counts),
         "values": dict(progress.values),
+        "earlier": dict(progress.earlier),
     }
 
 
 def progress_of(event: Mapping[str, Any]) -> Progress:
-    return Progress(event["phase"], event["done"], event["total"], event["counts"], event["values"])
+    names = ("phase", "done", "total", "counts", "values", "earlier")
+    return Progress(*(event[name] for name in names))
 
 
 def error_event(error: BaseException) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from ptalign_server.store import Store
 from ptalign_server.store.operations import Operation
 
 INTERVAL_SECONDS = 0.4
+TRAINED = ("mle", "ut", "anchor")
+"""Parts of a training's batches whose tokens are counted."""
 
 
 class Reporter:
@@ -119,7 +121,7 @@ class Meter:
         for part in ("mle", "ut", "anchor", "twin"):
             if f"loss_{part}" in values:
                 metrics.train_loss.labels(part).set(values[f"loss_{part}"])
-        for part in ("mle", "ut", "anchor"):
+        for part in TRAINED:
             tokens = counts.get(f"tokens_{part}", int(values.get(f"tokens_{part}", 0)))
             metrics.train_tokens.labels(part).inc(self._new(f"tokens_{part}", tokens))
         if "ut_weight" in values:
@@ -129,7 +131,7 @@ class Meter:
 
     def _skip(self, earlier: Mapping[str, int]) -> None:
         """Passes over what earlier attempts had reached: they have counted it."""
-        for name in ("tokens_generated", "written"):
+        for name in ("tokens_generated", "written", *(f"tokens_{part}" for part in TRAINED)):
             self._new(name, earlier.get(name, 0))
         for reason, count in rejections(earlier).items():
             self._new(f"r.{reason}", count)
