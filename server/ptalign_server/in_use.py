@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from ptalign_server.store import Store
 from ptalign_server.store.operations import Operation
 from ptalign_server.store.resources import Resource
 
+log = logging.getLogger("ptalign.server")
 FIELDS = ("instruction_set", "annotation_set", "pair_set", "parent", "parent_adapter", "held_out")
 """Fields of a call that name resources."""
 TRAINED_ON = ("pairSets", "annotationSets")
@@ -41,6 +43,11 @@ def in_use(store: Store, skip: Skip) -> dict[str, str]:
             continue
         found |= dict.fromkeys(_named(store, operation, request, skip), by)
     return found
+
+
+def pass_over(name: str, why: object = "its row was changed in the database") -> None:
+    """A `Skip` for whoever asks about one name only."""
+    log.warning("%s is passed over, it cannot run: %s", name, why)
 
 
 def _named(store: Store, operation: Operation, request: Any, skip: Skip) -> Iterator[str]:

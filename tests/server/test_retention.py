@@ -33,7 +33,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.admin import hold as admin
 from ptalign_server.admin.keys import rotate_all
-from ptalign_server.errors import OnHold, SetPurged
+from ptalign_server.errors import OnHold, OperationRunning, SetPurged
 from ptalign_server.gateway import serve
 from ptalign_server.gateway.identity import Identity, _caller
 from ptalign_server.gateway.operations import Operations
@@ -370,6 +370,22 @@ async def test_what_is_held_is_destroyed_by_nobody(store: Store, settings: Setti
     await purge(request, OPERATOR, store)
     assert expire(store, settings, time.time() + LATER) == 1
     assert not store.write(lambda connection: store.holds.remove(connection, name)).result()
+
+
+async def test_checkpoints_that_an_operation_will_go_on_from_stay(store: Store) -> None:
+    """The call was accepted, and ended without them when its turn came."""
+    stopped = put_operation(store, FAILED, "Align")
+    (store.work(stopped) / "run").mkdir(parents=True)
+    request = pb.AlignRequest(resume_from=f"operations/{stopped}")
+    waiting = put_operation(store, QUEUED, "Align", request)
+    _caller.set(OPERATOR)
+    delete = lro.DeleteOperationRequest(name=f"operations/{stopped}")
+    with pytest.raises(OperationRunning, match=f"operations/{waiting} goes on from"):
+        await Operations(store, Feeds(store)).DeleteOperation(delete, None)
+    assert (store.work(stopped) / "run").exists()
+    store.operations.advance(waiting, lambda o: replace(o, state=FAILED))
+    await Operations(store, Feeds(store)).DeleteOperation(delete, None)
+    assert not store.work(stopped).exists()
 
 
 async def test_the_call_that_made_a_held_set_stays_with_it(store: Store) -> None:

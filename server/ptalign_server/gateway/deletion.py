@@ -5,8 +5,6 @@ By an operator's command alone: no retention deletes an adapter.
 
 from __future__ import annotations
 
-import logging
-
 import sqlalchemy as sa
 
 from ptalign.errors import InvalidInput
@@ -14,12 +12,10 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import NotFound, OperationRunning
 from ptalign_server.gateway.release import released_by
-from ptalign_server.in_use import in_use
+from ptalign_server.in_use import in_use, pass_over
 from ptalign_server.store import Store
 from ptalign_server.store.holds import lock_key, refuse_held
 from ptalign_server.store.resources import Resource
-
-log = logging.getLogger("ptalign.server")
 
 
 def delete(store: Store, catalogue: Catalogue, connection: sa.Connection, name: str) -> bool:
@@ -36,7 +32,7 @@ def delete(store: Store, catalogue: Catalogue, connection: sa.Connection, name: 
         return False
     refuse_held(connection, found.id)
     _refuse_released(store, catalogue, found)
-    if by := in_use(store, _pass_over).get(name):
+    if by := in_use(store, pass_over).get(name):
         raise OperationRunning(
             f"{by} works with {name}. Wait for its end, or cancel it: ptalign ops cancel {by}"
         )
@@ -77,7 +73,3 @@ def _refuse_released(store: Store, catalogue: Catalogue, found: Resource) -> Non
             f"({evaluation.name} PASSed)",
             f"Withdraw it first: ptalign-server adapters withdraw {found.name}",
         )
-
-
-def _pass_over(name: str, why: object = "its row was changed in the database") -> None:
-    log.warning("%s is passed over, it cannot run: %s", name, why)

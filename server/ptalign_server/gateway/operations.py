@@ -20,6 +20,7 @@ from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.purge import erase
 from ptalign_server.gateway.submit import answer, answers
 from ptalign_server.gateway.watch import Feeds
+from ptalign_server.in_use import in_use, pass_over
 from ptalign_server.store import Store
 from ptalign_server.store.glance import Shelf
 from ptalign_server.store.holds import refuse_held
@@ -122,6 +123,8 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
             self._store.audit.add(connection, *who, "delete", request.name, {})
 
         def whole() -> None:
+            if found.kind == "Align":
+                self._refuse_resumed(request.name)
             self._store.write(change).result()
             if not found.resource:
                 erase(self._store, found.id)
@@ -130,6 +133,12 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         identity = caller()
         await asyncio.to_thread(whole)  # as in `purge`: to its end, whoever still waits for it
         return empty_pb2.Empty()
+
+    def _refuse_resumed(self, name: str) -> None:
+        if by := in_use(self._store, pass_over).get(name):
+            raise OperationRunning(
+                f"{by} goes on from {name}. Wait for its end, or cancel it: ptalign ops cancel {by}"
+            )
 
     async def _get(self, name: str) -> Operation:
         found = operation_id(name)
