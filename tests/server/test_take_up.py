@@ -15,8 +15,9 @@ from google.rpc import status_pb2
 from test_retention import put_operation
 
 from ptalign.errors import DataDamaged
+from ptalign.nouns import InstructionSet
 from ptalign_server import wire
-from ptalign_server.errors import reason_of
+from ptalign_server.errors import NotFound, reason_of
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -26,10 +27,13 @@ from ptalign_server.store.operations import (
     FAILED,
     QUEUED,
     RUNNING,
+    SUCCEEDED,
     VALIDATING,
 )
+from ptalign_server.store.resources import Resource
 from ptalign_server.vault import KeysAway
 from ptalign_server.worker import patience, perform, run
+from ptalign_server.worker.job import Made
 from ptalign_server.worker.patience import Patience
 from ptalign_server.worker.run import Worker
 
@@ -190,6 +194,38 @@ def test_what_is_wrong_fails_at_once(bench: Bench, error: BaseException, reason:
     assert row.state == FAILED
     assert reason_of(status_pb2.Status.FromString(row.error)) == reason
     assert damage(bench.worker.room.metrics) == (reason == "DATA_DAMAGED")
+
+
+@pytest.mark.parametrize("state", [QUEUED, RUNNING])
+def test_a_failed_check_does_not_end_what_another_server_took(bench: Bench, state: str) -> None:
+    """Servers of one database check the same operations, and one's volume may be away."""
+    found = put_operation(bench.store, VALIDATING)
+
+    def check(_: Any) -> None:
+        bench.store.operations.advance(found, lambda o: replace(o, state=state))
+        raise DataDamaged("changed")
+
+    run.JOBS["SynthesizePairs"].validate = check  # type: ignore[method-assign,assignment]
+    bench.turn()
+    assert bench.store.operations.get(found).state == state
+
+
+def test_what_comes_after_the_end_is_no_result(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood in the library, and the operation that made it said that it had failed."""
+    found = bench.store.operations.get(put_operation(bench.store, FAILED))
+    job: Any = SimpleNamespace(operation=found, room=bench.worker.room)
+    name = f"pairSets/{found.id}"
+    row = Resource(
+        name=name, collection="pairSets", tenant="default", model="", policy="", verdict="",
+        adapter="", partial=False, purged=False, content="", body=b"", created=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr(perform, "_seal", lambda *_: row)
+    made = Made(noun=InstructionSet(records=(), requested=0), message=None, config=None)
+    assert perform._end_with(job, SUCCEEDED, None, made) == FAILED
+    with pytest.raises(NotFound):
+        bench.store.resources.get(name, None)
 
 
 def test_one_that_waits_holds_up_no_other_and_is_forgotten_once_cancelled(bench: Bench) -> None:

@@ -160,15 +160,15 @@ def _end_with(job: Job, state: str, error: BaseException | None, made: Made | No
     status = status_of(error).SerializeToString() if error is not None else b""
     store = job.room.store
 
-    def end(operation: Operation) -> Operation | None:
-        if operation.done:
-            return None
-        name = resource.name if resource is not None else ""
-        return replace(operation, state=state, error=status, resource=name, ended=time.time())
-
     def change(connection: sa.Connection) -> Operation:
-        if resource is not None:
-            store.resources.insert(connection, resource)
+        def end(operation: Operation) -> Operation | None:
+            if operation.done:
+                return None
+            name = resource.name if resource is not None else ""
+            if resource is not None:
+                store.resources.insert(connection, resource)
+            return replace(operation, state=state, error=status, resource=name, ended=time.time())
+
         return store.operations.advance_in(connection, job.operation.id, end)
 
     failpoints.hit("state_commit.before")

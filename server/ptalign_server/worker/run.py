@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from ptalign_server.store.operations import (
     FAILED,
     QUEUED,
     RUNNING,
+    UNDER_WAY,
     VALIDATING,
     Operation,
 )
@@ -285,17 +286,23 @@ class Worker:
                 what = type(error).__name__
                 log.warning("operation %s: its inputs cannot be read now: %s", operation.id, what)
             else:
-                self._fail(operation.id, error)
+                self._fail(operation.id, error, (VALIDATING,))
             return False
         return True
 
-    def _fail(self, operation_id: str, error: Exception) -> str:
-        """Ends an operation that cannot run; one whose own row is damaged says so when read."""
+    def _fail(
+        self, operation_id: str, error: Exception, states: Collection[str] = UNDER_WAY
+    ) -> str:
+        """Ends an operation that cannot run; one whose own row is damaged says so when read.
+
+        Args:
+            states: One in another is left alone: a server that checked it too may have taken it.
+        """
         self.room.metrics.failed(error)
         status = status_of(error).SerializeToString()
 
         def end(operation: Operation) -> Operation | None:
-            if operation.done:
+            if operation.state not in states:
                 return None
             return replace(operation, state=FAILED, error=status, ended=time.time())
 
