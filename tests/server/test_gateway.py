@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.longrunning import operations_pb2 as lro
 from google.longrunning import operations_pb2_grpc
@@ -20,6 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from safetensors.numpy import save_file
 
 from ptalign.config import GateConfig
 from ptalign.errors import DataDamaged
@@ -637,6 +639,22 @@ async def test_dry_run_estimates_and_makes_nothing(calls: Calls) -> None:
     listed = await calls.operations.ListOperations(lro.ListOperationsRequest())
     assert not listed.operations
     await refused(calls.tuning.GenerateInstructions(generate(dry_run=True, count=0)))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+async def test_a_dry_run_of_a_training_counts_weights_as_they_are_loaded(
+    calls: Calls, tmp_path: Path, dtype: Any, size: int
+) -> None:
+    """Files in two bytes a parameter under an entry in float32 were counted at half."""
+    save_file({"w": np.zeros(500_000, dtype=np.float16)}, tmp_path / "model.safetensors")
+    entry = ModelSpec(name=MODEL, path=str(tmp_path), dtype=dtype)
+    write_models(tmp_path / "state" / "models.yaml", {MODEL: entry})
+    name = put_set(calls.store, "pairSets")
+    answer = await calls.tuning.Align(pb.AlignRequest(model=MODEL, pair_set=name, dry_run=True))
+    metadata = pb.AlignMetadata()
+    answer.metadata.Unpack(metadata)
+    estimate = metadata.progress.estimate
+    assert estimate.memory_bytes == pytest.approx(500_000 * size * 2.2 + 1.7e9, abs=2)
 
 
 def evaluate(*suites: str, **changes: Any) -> pb.EvaluateRequest:

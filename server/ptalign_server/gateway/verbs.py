@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from ptalign.config import NEEDS_TOXIC, GateConfig, LoraConfig
 from ptalign.errors import InvalidInput
@@ -47,6 +51,8 @@ MAX_LOST = 20
 """Topics named in an error."""
 MAX_WORDS, MAX_WORD = 1_000, 64
 """Protected words of an Align, and the characters of one."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a parameter."""
 ANY_MODEL = ""
 """For requests: one model writes them, any may be asked them (ADR 0013)."""
 SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
@@ -255,8 +261,8 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     if request.resume_from:
         _check_resume(request, call)
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
-    size = _weights_bytes(model)
-    per_row = size / 538e6 * 0.35
+    size = _weights_bytes(model, BYTES[model.dtype])
+    per_row = size / BYTES[model.dtype] * 4 / 538e6 * 0.35
     trained = pairs.pairs + pairs.positive_only - int(pairs.stats["held_out_pairs"])
     steps = config.steps_for(trained)
     factor = 0.05 if call.catalogue.profile == "gpu" else 1.0
@@ -577,17 +583,27 @@ def _generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Est
     )
 
 
-def _weights_bytes(model: ModelSpec) -> int:
+def _weights_bytes(model: ModelSpec, loaded: int = 0) -> int:
+    """Size of the model's weights: of its files, or with so many bytes a parameter."""
     if model.weights_digest:
-        return _bytes_of(model.path, model.weights_digest)
-    return _bytes_now(model.path)
+        return _bytes_of(model.path, loaded, model.weights_digest)
+    return _bytes_now(model.path, loaded)
 
 
 @lru_cache(maxsize=64)
-def _bytes_of(path: str, weights_digest: str) -> int:
+def _bytes_of(path: str, loaded: int, weights_digest: str) -> int:
     """Looked up once for each digest: listing the folder took 6 % of the time of a busy server."""
-    return _bytes_now(path)
+    return _bytes_now(path, loaded)
 
 
-def _bytes_now(path: str) -> int:
-    return sum(f.stat().st_size for f in Path(path).glob("*.safetensors"))
+def _bytes_now(path: str, loaded: int) -> int:
+    return sum(_file_bytes(file, loaded) for file in Path(path).glob("*.safetensors"))
+
+
+def _file_bytes(file: Path, loaded: int) -> int:
+    with contextlib.suppress(SafetensorError):
+        if loaded:
+            with safe_open(file, "np") as tensors:  # its header alone is read
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+            return loaded * sum(map(math.prod, shapes))
+    return file.stat().st_size
