@@ -105,8 +105,8 @@ def align(
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))
     chat = ChatFormat(lora.load_tokenizer(model), model)
-    within = config.model_copy(update={"max_length": lora.longest(model, config.max_length)})
-    plan = pools.make_pools(pairs, chat, within, policy.locale if policy else "en", taught)
+    locale, positions = policy.locale if policy else "en", lora.positions(model)
+    plan = pools.make_pools(pairs, chat, config, locale, taught, positions)
     causal_lm = lora.load_model(model, config.device)
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]

@@ -105,7 +105,8 @@ class AlignConfig(Config):
     two answers and that no benign answer says (ADR 0018). Only for pt_align, and not with the
     scorer uniform, which flags ordinary words too."""
     elicited_share: float = Field(0.5, ge=0, le=1)
-    """Share of a step's polarised pairs that come after a context that draws bad answers out."""
+    """Share of the polarised pairs that come after a context that draws bad answers out, over
+    steps: of one pair a step it is every second step."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(0, ge=0, le=MOST_STEPS)
     """0: as many as read each pair `epochs` times, 28 to 200 (ADR 0014)."""

@@ -58,6 +58,8 @@ def main() -> int:
             journal.forget()
         if options.go_on:
             go_on(form, journal, options.go_on, options.key)
+        if not options.page:
+            refuse_other_texts(form, journal)
     except (OSError, ValueError, PtalignError) as error:
         say(f"{error}")
         return 2
@@ -105,6 +107,21 @@ def check_judging(records: Sequence[Record]) -> None:
         )
 
 
+def refuse_other_texts(form: Form, journal: Journal) -> None:
+    """Ends a study that would write all its texts, and so make all its runs, anew.
+
+    Raises:
+        ValueError: Names the sets.
+    """
+    planned = units(form, journal, Lab(form, journal, lambda _: None))
+    texts = [u for u in planned if u.name.startswith(("instructions-", "pairs-"))]
+    if stale := [u.name for u in texts if journal.entry(u.name) and not done(u, journal)]:
+        raise ValueError(
+            f"{', '.join(stale)} in {journal.folder} would be made anew, by other code or of other "
+            "sizes, and all runs on them: name another --out, or forget this study with --fresh"
+        )
+
+
 def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
     """Fills an empty journal from another machine's; one that is begun is left as it is.
 
@@ -135,7 +152,7 @@ def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
             commits = ", ".join(sorted({record.units[name]["commit"] for name in stale}))
             raise ValueError(
                 f"{', '.join(stale)} would be done again: made by other code, or of another "
-                f"--pairs. Take ptalign/ from {commits}, or begin a part of your own"
+                f"--pairs. Go on in a worktree of {commits}, or begin a part of your own"
             )
         shutil.rmtree(journal.folder)
         partial.replace(journal.folder)  # whole or not at all

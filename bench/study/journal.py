@@ -75,7 +75,7 @@ class Journal:
         if not file.is_file():
             return False
         stale.mkdir(mode=0o700, exist_ok=True)
-        file.replace(stale / file.name)
+        file.replace(stale / f"{datetime.now():%Y%m%dT%H%M%S.%f}-{file.name}")
         return True
 
     def entries(self) -> list[dict[str, Any]]:

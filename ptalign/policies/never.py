@@ -158,11 +158,13 @@ _PROTECTED = (
     r"(?:abuse|assault|exploitation|violence)[^。!?]{0,16}(?:防|予防|守|相談|支援|気づ|対策)"
 )
 _SEXUAL_LATIN = _latin(
-    rf"(?!groom|sexual\s*{_PROTECTED})(?:{_SEXUAL}|sex(?:y|ting|tapes?)|nud(?:ity|ists?))"
+    rf"(?!groom|sexual\s*{_PROTECTED}|naked\s*(?:eyes?|domain)(?![a-z])|nudityの?(?:な[いくし]|無)"
+    r"|sex\s*(?:ratio|age|name|height|weight)(?![a-z]))"
+    rf"(?:{_SEXUAL}|sex(?:y|ting|tapes?)|nud(?:ity|ists?))"
 )
 _WMD_LATIN = _latin(rf"(?:{_WMD}(?:s|\s*gas)?|vx(?=ガス|神経))(?:ガス|神経剤)?")
 _DEATH_LATIN = _latin(
-    rf"(?!suicide\s*(?:notes?|squad|silence)(?![a-z]))(?:{_SELF_HARM}|{_ANYONES_DEATH})"
+    rf"(?!suicide\s*(?:notes?|squad|silence|squeeze|doors?)(?![a-z]))(?:{_SELF_HARM}|{_ANYONES_DEATH})"
 )
 _MIXED_SUBJECTS = {
     "child_sexual_exploitation": rf"{_MINOR_LATIN}{_NEAR}{never_ja.SEXUAL}"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def load_model(model: ModelSpec, device: str = "cpu") -> Any:
     return loaded.to(torch.device(device)).eval().requires_grad_(False)
 
 
-def longest(model: ModelSpec, most: int) -> int:
-    """How many tokens of a sample the model takes: `most`, or its positions where they are fewer.
+def positions(model: ModelSpec) -> int:
+    """How many tokens of a sample the model takes; `sys.maxsize` where it has no limit.
 
     Only its configuration is read.
     """
@@ -70,8 +71,8 @@ def longest(model: ModelSpec, most: int) -> int:
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
     except (ValueError, OSError, KeyError):  # `load_model` says what is wrong with it
-        return most
-    return min(most, positions_of(config.get_text_config()))
+        return sys.maxsize
+    return positions_of(config.get_text_config())
 
 
 def attach(causal_lm: Any, lora: LoraConfig, seed: int, parent: Path | None = None) -> Decoder:

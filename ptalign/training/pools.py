@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ def make_pools(
     config: AlignConfig,
     locale: str = "en",
     taught: Collection[str] = (),
+    positions: int = sys.maxsize,
 ) -> Pools:
     """Tokenises a pair set; toxic answers carry no weights yet.
 
@@ -64,6 +66,7 @@ def make_pools(
         config: Method, lengths, seed and the elicited share.
         locale: Language of the personas of eliciting contexts.
         taught: Ids of pairs that the parent adapter was trained on.
+        positions: Tokens of a sample that the model takes.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
     Held-out pairs are in no pool; held-out twins are kept to ask.
@@ -71,7 +74,8 @@ def make_pools(
     Raises:
         InvalidInput: Steps take anchors, and every one of the set is too long.
     """
-    longest, left_out = config.max_length, 0
+    longest, left_out = min(config.max_length, positions), 0
+    config = config.model_copy(update={"max_length": longest})
     both: list[tuple[Sample, ...]] = []
     single: list[tuple[Sample, ...]] = []
     twins: list[tuple[Sample, ...]] = []
@@ -98,7 +102,7 @@ def make_pools(
     held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
     anchors, bad_count = fitting(seen, longest)
     if config.anchors_per_step and seen and not anchors:
-        raise _no_anchor_fits(seen, longest)
+        raise _no_anchor_fits(seen, longest, own=longest == positions)
     held_out, held_count = fitting(held, longest)
     return Pools(
         pairs=both,
@@ -115,13 +119,15 @@ def make_pools(
     )
 
 
-def _no_anchor_fits(anchors: Sequence[Sample], longest: int) -> InvalidInput:
+def _no_anchor_fits(anchors: Sequence[Sample], longest: int, *, own: bool) -> InvalidInput:
     least = min((a.length for a in anchors if a.answer), default=0)
     mend = f"Raise it to {least} or more" if least else "Use a set whose anchors have answers"
+    if own and least:
+        mend = f"Use a model that takes {least} tokens, or a set of shorter anchors"
     return InvalidInput(
         "max_length",
-        f"is {longest}, and no anchor of the set fits: without them a model refuses ordinary "
-        "requests too, and no guard can tell",
+        f"is {longest}{' in this model' if own else ''}, and no anchor of the set fits: without "
+        "them a model refuses ordinary requests too, and no guard can tell",
         f"{mend}, or {WITHOUT_ANCHORS} max_length is no field of a call to the service.",
     )
 

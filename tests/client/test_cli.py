@@ -746,7 +746,8 @@ def test_a_zero_that_was_counted_is_shown() -> None:
 
 def test_an_estimate_names_its_unit(cli: Any) -> None:
     """`about 1:12` is minutes to one reader and hours to another."""
-    assert [show.duration(s) for s in (72, 150, 9000)] == ["72 s", "2 min", "2 h"]
+    told = [show.duration(s) for s in (72, 179, 3601, 10_799)]
+    assert told == ["72 s", "3 min", "1 h 0 min", "3 h 0 min"]
     told = cli("generate", "-m", "tiny", "-p", "tone-en", "-n", "4", "--dry-run", columns=200)
     assert re.search(r"about \d+ (s|min|h), ", told.stdout)
 

@@ -606,6 +606,9 @@ def test_anchors_that_are_all_too_long_are_no_anchors(
     least = int(re.findall(r"to (\d+) or more", str(caught.value))[0])
     assert make_pools(pairs, chat, AlignConfig(max_length=least)).anchors
     assert not make_pools(pairs, chat, AlignConfig(max_length=96, anchors_per_step=0)).anchors
+    words = rf"is 96 in this model, .*Use a model that takes {least} tokens"
+    with pytest.raises(InvalidInput, match=words):  # raising it would do nothing
+        make_pools(pairs, chat, AlignConfig(), positions=96)
 
 
 def test_an_inert_adapter_is_refused(

@@ -603,7 +603,25 @@ def test_what_other_code_made_counts_for_nothing_until_it_is_made_again(
     assert evidence.trained(Run("mle", 0, steps=2)) is not None
     assert evidence.trained(Run("pt_align", 0, steps=2)) is None
     assert evidence.asked(Run("pt_align", 0, steps=2)) is None
-    assert (journal.folder / "stale" / "train.pt_align-s0.json").is_file()
+    assert len(list((journal.folder / "stale").glob("*-train.pt_align-s0.json"))) == 1
+
+
+def test_texts_of_other_code_are_not_written_anew_over_a_study(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page, the record and the carried folder became those of the first unit made anew."""
+    planned = [
+        unit("pairs-tone", lambda _: PAIRS, inputs="other"),
+        unit("train/mle-s0", lambda _: {}),
+    ]
+    monkeypatch.setattr(command, "units", lambda *_: planned)
+    with pytest.raises(ValueError, match="pairs-tone in "):
+        command.refuse_other_texts(FORM, journal)
+    planned[0] = unit("pairs-tone", lambda _: PAIRS)
+    command.refuse_other_texts(FORM, journal)
+    journal.forget()
+    planned[0] = unit("pairs-tone", lambda _: PAIRS, inputs="other")
+    command.refuse_other_texts(FORM, journal)
 
 
 def test_a_part_of_the_curve_is_no_curve(journal: Journal) -> None:

@@ -125,12 +125,25 @@ def test_personal_data_is_replaced_and_counted() -> None:
         '{"token": "a \\" x9k2"}',
         "Authorization: Bearer x9k2",
         "the secret is x9k2ab",
+        'passphrase: "' + "horse " * 60 + 'x9k2"',
+        'password: "horse battery x9k2',
+        "-----BEGIN RSA PRIVATE KEY-----\n"
+        + "MIIE\n" * 300
+        + "x9k2\n-----END RSA PRIVATE KEY-----",
     ],
 )
 def test_a_key_is_found_however_it_is_assigned(text: str) -> None:
     clean, found = redact(f"It says {text}")
     assert "x9k2" not in clean
     assert found == {"SECRET": 1}
+
+
+def test_a_private_key_in_a_files_text_goes_whole() -> None:
+    body = "-----BEGIN PRIVATE KEY-----" + "\\nMII" * 300 + "x9k2\\n-----END PRIVATE KEY-----\\n"
+    clean, _ = redact(f'It is {{"private_key": "{body}", "kind": "account"}}')
+    assert "MII" not in clean
+    assert "x9k2" not in clean
+    assert "account" in clean
 
 
 @pytest.mark.parametrize(
@@ -144,6 +157,8 @@ def test_a_key_is_found_however_it_is_assigned(text: str) -> None:
         "eyJabcdefghij.eyJabcdefghij.x9k2",
         "pta_abcdefghijx9k2",
         "bearer abcdefghijabcdefghijx9k2",
+        "skABCDEF1234567890abcdef",
+        "AKIAIOSFODNN7EXAMPLE",
     ],
 )
 def test_a_key_is_found_without_its_name(text: str) -> None:
@@ -159,6 +174,9 @@ def test_a_key_is_found_without_its_name(text: str) -> None:
         "Her token is invalid, and the authorization is missing",
         "Please tokenise this, sky-blue-curtains and all",
         "She is a bearer of bad news",
+        "from huggingface_hub import hf_hub_download",
+        "ASIA-PACIFIC-REGION sales",
+        "ghs-hazard-labels for rk_integrator_step",
     ],
 )
 def test_what_is_said_of_secrets_stays(text: str) -> None:

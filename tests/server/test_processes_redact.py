@@ -22,6 +22,8 @@ CANARY = "heron-7431"
         f"{{'token': 'a b c {CANARY}'}}",
         f"accessToken={CANARY}",
         f"got ghs_{CANARY}",
+        f"passphrase: '{'horse ' * 50}{CANARY}'",
+        f"passphrase: '{'horse ' * 20}{CANARY}",
         f"got pta_{CANARY}",
         f"loading https://user:{CANARY}@example.org/model",
         "prompt_token_ids=[7431, 12, 5, 9, 11, 3, 77, 41, 8]",

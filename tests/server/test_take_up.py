@@ -178,6 +178,17 @@ def test_what_never_passes_fails_in_the_end(bench: Bench) -> None:
     assert bench.store.operations.get(found).state == FAILED
 
 
+def test_keys_are_waited_for_as_long_as_they_are_away(bench: Bench) -> None:
+    """After ten minutes what was accepted ended FAILED, and had done nothing wrong."""
+    found = put_operation(bench.store, VALIDATING)
+    bench.raises = [KeysAway("exit code 1")] * 9
+    for _ in range(9):
+        bench.turn()
+    assert bench.store.operations.get(found).state == VALIDATING
+    bench.turn()
+    assert bench.store.operations.get(found).state == QUEUED
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

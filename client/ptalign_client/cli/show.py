@@ -186,15 +186,19 @@ def age(time: datetime | None) -> str:
     """How long ago, in the largest unit that says something."""
     if time is None:
         return "-"
-    return duration((datetime.now(UTC) - time).total_seconds())
-
-
-def duration(seconds: float) -> str:
-    """Seconds for eyes, in the largest unit that there are two of."""
+    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds:.0f} s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for eyes: ``42 s``, ``12 min``, ``2 h 59 min``."""
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def size(count: float) -> str:

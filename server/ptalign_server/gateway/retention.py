@@ -74,7 +74,10 @@ class _Pass:
 
 
 class _Kept:
-    """Ids of what is held, and of what operations under way work with, as of each question."""
+    """Ids of what operations under way work with, as of each question, and of what is held.
+
+    A hold that comes later is seen where the key is destroyed.
+    """
 
     def __init__(self, store: Store, skip: Skip) -> None:
         self._store = store

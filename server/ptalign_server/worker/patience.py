@@ -13,6 +13,7 @@ from ptalign_server.vault import KeysAway
 MAX_BACKOFF_SECONDS = 30.0
 AWAY = (DatabaseUnavailable, KeysAway)
 """Nothing goes on without these, and the operation that meets it has done nothing wrong."""
+AWAY_SECONDS = 5.0
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -37,6 +38,11 @@ class Patience:
 
     def __len__(self) -> int:
         return len(self._failures)
+
+    def wait(self, operation_id: str) -> None:
+        """Puts off what meets nothing of its own, as often as it takes."""
+        self._failures.setdefault(operation_id, 0)
+        self._due[operation_id] = time.monotonic() + AWAY_SECONDS
 
     def put_off(self, operation_id: str) -> bool:
         """Notes a failure; False when it was the last that is allowed."""

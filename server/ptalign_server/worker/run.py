@@ -282,7 +282,10 @@ class Worker:
                 Job(operation, request, self.room, reporter, lambda: False)
             )
         except Exception as error:
-            if may_pass(error) and self._patience.put_off(operation.id):
+            if isinstance(error, AWAY):
+                self._patience.wait(operation.id)
+                log.warning("operation %s waits: %s", operation.id, error)
+            elif may_pass(error) and self._patience.put_off(operation.id):
                 what = type(error).__name__
                 log.warning("operation %s: its inputs cannot be read now: %s", operation.id, what)
             else:
