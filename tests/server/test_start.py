@@ -386,6 +386,15 @@ def test_a_database_that_there_cannot_be_is_told_without_its_password(
     assert "hush" not in found.found
 
 
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    """`serve` ended in a traceback of SQLAlchemy's."""
+    (tmp_path / "ptalign.db").write_bytes(b"another file of that name, " * 200)
+    done = command("serve", PTALIGN_STATE=str(tmp_path), PTALIGN_ENGINE__KIND="scripted")
+    assert done.returncode == 2, done.stderr
+    assert "the file of the SQLite database is none, or its head is lost" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("url", ["s3//hush-1", "s3://", "/hush-1"])
 def test_an_object_store_that_there_cannot_be_is_told(url: str, tmp_path: Path) -> None:
     with pytest.raises(PtalignError, match="PTALIGN_ARTEFACTS") as caught:

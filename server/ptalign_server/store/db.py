@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ptalign.errors import InvalidInput, NotReady, Unsupported
+from ptalign.errors import DataDamaged, InvalidInput, NotReady, Unsupported
 from ptalign_server.store.schema import metadata
 
 log = logging.getLogger("ptalign.server")
@@ -42,6 +42,11 @@ _KINDS: Kinds = {
     "bool": bool,
 }
 """Annotation of a row's field -> what its column may give."""
+
+
+MEND = (
+    "Move it (ptalign.db in the state folder, or where PTALIGN_DATABASE says) away and restore it."
+)
 
 
 class DatabaseUnavailable(NotReady):
@@ -254,9 +259,13 @@ def _away(context: sa.engine.ExceptionContext) -> BaseException | None:
 
 
 def _locked(context: sa.engine.ExceptionContext) -> BaseException | None:
-    """Another process held SQLite's file for longer than a change waits."""
-    found = "database is locked" in str(context.original_exception)
-    return DatabaseBusy(waited=True) if found else None
+    """Another process held SQLite's file for longer than a change waits, or the file is none."""
+    words = str(context.original_exception)
+    if "database is locked" in words:
+        return DatabaseBusy(waited=True)
+    if "file is not a database" in words:
+        return DataDamaged(f"the file of the SQLite database is none, or its head is lost. {MEND}")
+    return None
 
 
 def _sqlite_connect(connection: Any, _: Any) -> None:
