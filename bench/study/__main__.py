@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -115,9 +115,9 @@ def refuse_other_texts(form: Form, journal: Journal) -> None:
     """
     planned = units(form, journal, Lab(form, journal, lambda _: None))
     texts = [u for u in planned if u.name.startswith(("instructions-", "pairs-"))]
-    if stale := [u.name for u in texts if journal.entry(u.name) and not done(u, journal)]:
+    if found := list(stale(texts, journal)):
         raise ValueError(
-            f"{', '.join(stale)} in {journal.folder} would be made anew, by other code or of other "
+            f"{', '.join(found)} in {journal.folder} would be made anew, by other code or of other "
             "sizes, and all runs on them: name another --out, or forget this study with --fresh"
         )
 
@@ -148,10 +148,10 @@ def go_on(form: Form, journal: Journal, folder: Path, key: Path) -> None:
             )
         planned = units(form, filled, Lab(form, filled, lambda _: None))
         there = {entry["unit"] for entry in filled.entries()}
-        if stale := [u.name for u in planned if u.name in there and not done(u, filled)]:
-            commits = ", ".join(sorted({record.units[name]["commit"] for name in stale}))
+        if found := list(stale(planned, filled)):
+            commits = ", ".join(sorted({record.units[name]["commit"] for name in found}))
             raise ValueError(
-                f"{', '.join(stale)} would be done again: made by other code, or of another "
+                f"{', '.join(found)} would be done again: made by other code, or of another "
                 f"--pairs. Go on in a worktree of {commits}, or begin a part of your own"
             )
         shutil.rmtree(journal.folder)
@@ -281,10 +281,13 @@ def set_stale_aside(planned: Sequence[Unit], journal: Journal) -> None:
     A page that mixed two codes or two pair sets would look whole, and a training that fails this
     time would leave the adapter of before to be evaluated in its place.
     """
-    stale = [u.name for u in planned if not done(u, journal) and journal.set_aside(u.name)]
-    if stale:
+    aside = []
+    for name in stale(planned, journal):
+        journal.set_aside(name)
+        aside.append(name)
+    if aside:
         say(
-            f"set aside, for other code or other texts made them: {', '.join(stale)} "
+            f"set aside, for other code or other texts made them: {', '.join(aside)} "
             f"({journal.folder / 'stale'})"
         )
 
@@ -317,6 +320,16 @@ def done(unit: Unit, journal: Journal) -> bool:
         return journal.result(unit.name, unit.inputs()) is not None
     except LookupError:
         return False
+
+
+def stale(planned: Sequence[Unit], journal: Journal) -> Iterator[str]:
+    """Units that stand in the journal with other inputs than they would have now.
+
+    Each is looked at when it is asked for: what depends on one set aside meanwhile is stale too.
+    """
+    for unit in planned:
+        if journal.entry(unit.name) is not None and not done(unit, journal):
+            yield unit.name
 
 
 def say(line: str) -> None:

@@ -69,14 +69,11 @@ class Journal:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return found
 
-    def set_aside(self, unit: str) -> bool:
-        """Moves a unit to ``stale/``, where nothing counts it; False if it is not there."""
+    def set_aside(self, unit: str) -> None:
+        """Moves a unit that is there to ``stale/``, where nothing counts it."""
         file, stale = self._file(unit), self.folder / "stale"
-        if not file.is_file():
-            return False
         stale.mkdir(mode=0o700, exist_ok=True)
         file.replace(stale / f"{datetime.now():%Y%m%dT%H%M%S.%f}-{file.name}")
-        return True
 
     def entries(self) -> list[dict[str, Any]]:
         """Every finished unit, oldest first."""
@@ -166,11 +163,18 @@ class ReplyFile:
 
     def read(self) -> Iterator[Reply]:
         """Judged replies in order; a line torn by a kill is left out."""
+        for _, found in self._lines():
+            yield found.model_copy(update={"text": SealedText("")})
+
+    def _lines(self) -> Iterator[tuple[str, Reply]]:
+        """What is whole, as it stands and as a reply."""
         if not self._file.is_file():
             return
         for line in self._file.read_text("utf-8").splitlines():
-            if (found := _reply(line)) is not None:
-                yield found.model_copy(update={"text": SealedText("")})
+            try:
+                yield line, Reply.model_validate_json(line)
+            except ValueError:
+                continue
 
     def append(self, reply: Reply) -> None:
         """Writes one reply with its text sealed."""
@@ -190,22 +194,13 @@ class ReplyFile:
             targets: Labels; other targets' replies stay.
             asked: Suite and prompt id of every prompt they have.
         """
-        if not self._file.is_file():
-            return
-        lines = [
+        kept = [
             line
-            for line in self._file.read_text("utf-8").splitlines()
-            if (found := _reply(line)) is not None
-            and (found.target not in targets or (found.suite, found.prompt_id) in asked)
+            for line, found in self._lines()
+            if found.target not in targets or (found.suite, found.prompt_id) in asked
         ]
-        write_whole(self._file, "".join(f"{line}\n" for line in lines))
-
-
-def _reply(line: str) -> Reply | None:
-    try:
-        return Reply.model_validate_json(line)
-    except ValueError:
-        return None
+        if self._file.is_file():
+            write_whole(self._file, "".join(f"{line}\n" for line in kept))
 
 
 def code_of(*parts: str) -> str:

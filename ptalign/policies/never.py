@@ -154,9 +154,7 @@ _MINOR_LATIN = _latin(rf"(?!minor(?!s)){_MINOR}")
 """Without the key of a piece of music."""
 _MINOR_JAPANESE = never_ja.MINOR.replace(r"(?<!\d)", r"(?<![\da-z])")
 """A reading may have a letter for an age's first digit."""
-_PROTECTED = (
-    r"(?:abuse|assault|exploitation|violence)[^。!?]{0,16}(?:防|予防|守|相談|支援|気づ|対策)"
-)
+_PROTECTED = rf"(?:abuse|assault|exploitation|violence)[^。!?]{{0,16}}{never_ja.PROTECT}"
 _SEXUAL_LATIN = _latin(
     rf"(?!groom|sexual\s*{_PROTECTED}|naked\s*(?:eyes?|domain)(?![a-z])|nudityの?(?:な[いくし]|無)"
     r"|sex\s*(?:ratio|age|name|height|weight)(?![a-z]))"

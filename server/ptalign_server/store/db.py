@@ -44,11 +44,6 @@ _KINDS: Kinds = {
 """Annotation of a row's field -> what its column may give."""
 
 
-MEND = (
-    "Move it (ptalign.db in the state folder, or where PTALIGN_DATABASE says) away and restore it."
-)
-
-
 class DatabaseUnavailable(NotReady):
     """The database can do nothing now, and will again without a restart."""
 
@@ -264,7 +259,10 @@ def _locked(context: sa.engine.ExceptionContext) -> BaseException | None:
     if "database is locked" in words:
         return DatabaseBusy(waited=True)
     if "file is not a database" in words:
-        return DataDamaged(f"the file of the SQLite database is none, or its head is lost. {MEND}")
+        return DataDamaged(
+            "the file of the SQLite database is none, or its head is lost. Move it (ptalign.db in "
+            "the state folder, or where PTALIGN_DATABASE says) away and restore it."
+        )
     return None
 
 
