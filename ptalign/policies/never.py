@@ -98,6 +98,8 @@ _METHOD = (
     r"(?:how\s*(?:to|do\s*i|can\s*i|could\s*i|should\s*i)|methods?|ways?|steps?|instructions?|guides?"
     r"|painless(?:ly)?|(?:easi|quick|fast)est|best|most\s*effective|lethal|dos(?:e|age))"
 )
+_METHOD_BEHIND = r"\W*(?:methods?(?!\s*restriction)|techniques?|instructions?|tutorials?)"
+"""A method named after what it is of, in the same breath: guides and ways are of care as well."""
 _ANYONE_HOW = r"(?:how\s*(?:do|does|can|could|would|should|might|people|some\s*one|one|a|an))"
 _CARE = (
     r"(?:prevent\w*|support\w*|stop(?:ping)?|avoid\w*|help\s*(?:someone|somebody|a|my|people)|rates?"
@@ -123,6 +125,7 @@ _SUBJECTS = {
     rf"|\b{_REFINE}\b{_NEXT}\buranium\b|\b(?:{_OBTAIN}|{_REFINE})\b{_NEXT}\bplutonium\b"
     rf"|\b{_SPREAD}\b{_NEXT}\bvx\b",
     "self_harm_instructions": rf"^(?!.*\b{_CARE}\b).*(?:\b{_METHOD}\b{_GAP}\b{_SELF_HARM}\b"
+    rf"|\b{_SELF_HARM}{_METHOD_BEHIND}\b"
     rf"|\b(?:{_ANYONE_HOW}|{_METHOD})\b{_CLAUSE}\b{_ANYONES_DEATH})",
 }
 

@@ -15,23 +15,25 @@ from ptalign.text.locales import language
 # Letters of other scripts that look like Latin ones (a subset of Unicode TR39 confusables:
 # those with a Latin look-alike in common fonts), and Latin ones in dress that NFKC leaves on.
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-_LOOKALIKES = str.maketrans(
-    dict(
-        zip(
-            "авгеёзіїјкмнорстухуһԁԛѕԝ"
-            + "ɑαβεηικμνορτυχωγσϲ"
-            + "ⅰℓıłøđħ"
-            # small capitals, and script g
-            + "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘꞯʀꜱᴛᴜᴠᴡʏᴢɡ"
-            # in black circles, in black squares
-            + "".join(map(chr, range(0x1F150, 0x1F16A)))
-            + "".join(map(chr, range(0x1F170, 0x1F18A))),
-            "abreeziijkmhopctyxyhdqsw" + "aabenikmnoptuxwyoc" + "ililodh"
-            "abcdefghijklmnopqrstuvwyzg" + 2 * _ALPHABET,
-            strict=True,
-        )
-    )
+_SCRIPTS = (
+    ("авгеёзіїјкмнорстухуһԁԛѕԝ", "abreeziijkmhopctyxyhdqsw"),
+    ("ɑαβεηικμνορτυχωγσϲ", "aabenikmnoptuxwyoc"),
+    ("ⅰℓıłøđħ", "ililodh"),
+    ("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘꞯʀꜱᴛᴜᴠᴡʏᴢɡ", "abcdefghijklmnopqrstuvwyzg"),
+    ("քցհոռօգզտսա", "fghnnoqqsuw"),
+    ("ᎪᏏᏴᏟᏧᎠᎬᏀᏳᏂᎻᎥᎫᏦᏞᎷᏢᎱᎡᏒᏚᏕᎢᏙᎳᏔᎩᎽᏃ", "abbcddegghhijklmprrrsstvwwyyz"),
+    ("ꓮꓐꓚꓒꓓꓰꓝꓖꓧꓙꓗꓲꓡꓟꓠꓳꓑꓣꓢꓔꓴꓦꓪꓫꓬꓜ", "abcddefghjkilmnoprstuvwxyz"),
+    ("ⲥⲏⲕⲓⲙⲛⲟⲣⲅⲧⲭⲩ", "chklmnoprtxy"),
+    ("".join(map(chr, range(0x1F150, 0x1F16A))), _ALPHABET),
+    ("".join(map(chr, range(0x1F170, 0x1F18A))), _ALPHABET),
 )
+"""Cyrillic, Greek, Latin with marks, small capitals, Armenian, Cherokee, Lisu, Coptic, and letters
+in black circles and squares."""
+_LOOKALIKES = {
+    ord(letter): likeness
+    for letters, likenesses in _SCRIPTS
+    for letter, likeness in zip(letters, likenesses, strict=True)
+}
 _FLAG_LETTERS = {0x1F1E6 + place: letter for place, letter in enumerate(_ALPHABET)}
 _FLAG_LETTER_RUN = re.compile("[\U0001f1e6-\U0001f1ff]+")
 _LEET = str.maketrans(

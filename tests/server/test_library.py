@@ -312,6 +312,34 @@ async def test_import_is_idempotent(shelf: Shelf) -> None:
     assert (code, "records" in text) == ("ALREADY_EXISTS", True)
 
 
+async def test_a_call_sent_again_is_answered_when_what_it_was_made_of_is_gone(shelf: Shelf) -> None:
+    """The answer was lost on its way, and by now a source is purged and the model is no more."""
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    first, second = await bring(shelf, 3), await bring(shelf, 5)
+    merge = lib.MergeSetsRequest(names=[first, second], request_id=ids[0])
+    anchor = lib.Record(kind="anchor", instruction="Name a colour.", positive="Blue.")
+    records = [pair(1), pair(1), anchor]
+    mark = res.Annotation(instruction="Mock me.", good="Kindly no.")
+    marks = lib.CreateAnnotationSetRequest(
+        model="tiny", policy=POLICY, items=[mark], request_id=ids[2]
+    )
+
+    async def send() -> list[Any]:
+        return [
+            await shelf.library.MergeSets(merge),
+            await shelf.library.ImportSet(batches("pairSets", records, ids[1])),
+            await shelf.library.CreateAnnotationSet(marks),
+        ]
+
+    before = await send()
+    await shelf.library.PurgeSet(lib.PurgeSetRequest(name=first, reason="done with"))
+    another = {"another": ModelSpec(name="another", path=str(shelf.state))}
+    write_models(Settings(state=shelf.state).models_path, another)
+    assert await send() == before
+    assert (before[0].accepted, dict(before[0].rejected)) == (5, {"duplicate": 3})
+    assert (before[1].accepted, dict(before[1].rejected)) == (2, {"duplicate": 1})
+
+
 async def test_merge_keeps_each_instruction_once(shelf: Shelf) -> None:
     first, second = await bring(shelf, 3), await bring(shelf, 5)
     answer = await shelf.library.MergeSets(lib.MergeSetsRequest(names=[first, second]))

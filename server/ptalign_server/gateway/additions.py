@@ -39,7 +39,7 @@ from ptalign_server import wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import SetPartial, SetPurged, UnknownName, Violations
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.reading import find
+from ptalign_server.gateway.reading import find, look_up
 from ptalign_server.gateway.verbs import (
     MAX_ANNOTATIONS,
     MAX_TEXT,
@@ -49,9 +49,9 @@ from ptalign_server.gateway.verbs import (
 )
 from ptalign_server.messages import instruction_set, pair_set
 from ptalign_server.store import Store
-from ptalign_server.store.db import DatabaseAway
+from ptalign_server.store.db import DatabaseAway, reading
 from ptalign_server.store.operations import new_id
-from ptalign_server.store.requests import Ticket, once, ticket
+from ptalign_server.store.requests import Ticket, answered, once, ticket
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
 
@@ -93,6 +93,9 @@ async def annotate(
         limit = "must be 0 or more and below a million"
         problems.append(InvalidInput("annotator_minutes", limit, "Send minutes."))
     _raise(problems)
+    seen = ticket(store.vault, identity.tenant, "CreateAnnotationSet", request)
+    if name := await _made_before(store, seen):
+        return name
     model = catalogue.model(request.model)
     policy = await asyncio.to_thread(catalogue.policy, request.policy)  # a large file takes long
     topics = {topic.id for topic in policy.topics}
@@ -109,7 +112,6 @@ async def annotate(
     )
     kind = "annotate", "annotationSets"
     addition = Addition(*kind, noun, message, model.name, model.weights_digest, policy)
-    seen = ticket(store.vault, identity.tenant, "CreateAnnotationSet", request)
     return await _add(addition, identity, store, seen)
 
 
@@ -165,6 +167,11 @@ async def take_in(
     if header.kind not in {"instructionSets", "pairSets"}:
         limit = f"is {header.kind[:40]!r}"
         raise InvalidInput("header.kind", limit, "Send instructionSets or pairSets.")
+    seen = await asyncio.to_thread(_import_ticket, store, identity, header, records)
+    if name := await _made_before(store, seen):
+        made = await _message(store, name, identity)
+        taken = _count(made) + getattr(made, "anchors", 0)
+        return lib.ImportSetResponse(name=name, accepted=taken, rejected=made.rejected)
     model = catalogue.model(header.model)
     policy = await asyncio.to_thread(catalogue.policy, header.policy)  # a large file takes long
     noun: Any
@@ -182,7 +189,6 @@ async def take_in(
         raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
     kind = "import", header.kind
     addition = Addition(*kind, noun, message, model.name, model.weights_digest, policy)
-    seen = await asyncio.to_thread(_import_ticket, store, identity, header, records)
     name = await _add(addition, identity, store, seen)
     return lib.ImportSetResponse(name=name, accepted=accepted + anchors, rejected=noun.rejected)
 
@@ -323,12 +329,18 @@ async def merge(
     if not 2 <= len(names) <= MAX_MERGED or len(set(names)) < len(names):
         limit = f"must be 2..{MAX_MERGED} different sets"
         raise InvalidInput("names", limit, "Name each set once.")
-    addition, rejected = await asyncio.to_thread(_merged, names, identity, store)
     seen = ticket(store.vault, identity.tenant, "MergeSets", request)
-    name = await _add(addition, identity, store, seen)
-    noun: Any = addition.noun
-    accepted = len(noun.records if addition.collection == "instructionSets" else noun.pairs)
-    return lib.MergeSetsResponse(name=name, accepted=accepted, rejected=rejected)
+    if name := await _made_before(store, seen):
+        made = await _message(store, name, identity)
+        left_out = Counter(made.rejected)
+        for source in names:
+            left_out.subtract((await _message(store, source, identity)).rejected)
+        rejected = dict(+left_out)
+    else:
+        addition, rejected = await asyncio.to_thread(_merged, names, identity, store)
+        made = addition.message
+        name = await _add(addition, identity, store, seen)
+    return lib.MergeSetsResponse(name=name, accepted=_count(made), rejected=rejected)
 
 
 def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Addition, dict[str, int]]:
@@ -560,6 +572,32 @@ def _joined_policy(policies: list[Policy]) -> Policy:
             "protected_words": tuple(sorted(words)),
         }
     )
+
+
+async def _made_before(store: Store, seen: Ticket | None) -> str | None:
+    """The set that this very call made. Asked first: what it was made of may be gone by now."""
+    if seen is None:
+        return None
+
+    def look() -> str | None:
+        with reading(store.engine) as connection:
+            return answered(connection, seen)
+
+    return await asyncio.to_thread(look)
+
+
+async def _message(store: Store, name: str, identity: Identity) -> Any:
+    """A set's message as its row holds it, which stays when the set is purged."""
+    collection = name.partition("/")[0]
+    found = await look_up(store, name, collection, identity.tenant)
+    return wire.COLLECTIONS[collection].FromString(found.body)
+
+
+def _count(made: res.InstructionSet | res.PairSet) -> int:
+    """Records of a set without its anchors."""
+    if isinstance(made, res.InstructionSet):
+        return made.harmful + made.twins
+    return made.pairs + made.positive_only + made.twins
 
 
 async def _add(addition: Addition, identity: Identity, store: Store, seen: Ticket | None) -> str:
