@@ -54,16 +54,20 @@ class Shelf:
         return put(self.store, f"adapters/{self._id()}", message, policy=policy)
 
     def evaluation(
-        self, adapter: str, verdict: str, terms: Terms | None = None, policy: str = POLICY
+        self,
+        adapter: str,
+        verdict: str,
+        terms: Terms | None = None,
+        policy: str = POLICY,
+        created: float = 1.0,
     ) -> str:
         found = self._id()
         name = f"evaluations/{found}"
         _, wrapped = self.store.vault.fresh_key(found)
         self.store.write(lambda c: self.store.keys.insert(c, found, wrapped)).result()
         self.store.sets.keep_terms(found, terms or Terms(gate=GateConfig()))
-        return put(
-            self.store, name, res.Evaluation(), policy=policy, verdict=verdict, adapter=adapter
-        )
+        values = {"policy": policy, "verdict": verdict, "adapter": adapter, "created": created}
+        return put(self.store, name, res.Evaluation(), **values)
 
     def old_evaluation(self, adapter: str, request: pb.EvaluateRequest) -> str:
         """One of a version that kept no terms: its operation's call says what they were."""
@@ -98,8 +102,8 @@ def put(store: Store, name: str, message: Any, **values: Any) -> str:
     message.meta.name = name
     row = Resource(
         name=name, collection=name.partition("/")[0], tenant=TENANT, model=MODEL,
-        partial=False, purged=False, content="", body=message.SerializeToString(), created=1.0,
-        **{"policy": POLICY, "verdict": "", "adapter": "", **values},
+        partial=False, purged=False, content="", body=message.SerializeToString(),
+        **{"policy": POLICY, "verdict": "", "adapter": "", "created": 1.0, **values},
     )  # fmt: skip
     store.write(lambda c: store.resources.insert(c, row)).result()
     return name
@@ -126,6 +130,17 @@ def test_a_later_fail_takes_an_adapter_back(shelf: Shelf) -> None:
     assert shelf.resolve()[0] == new
     shelf.evaluation(new, "FAIL", LOOSE)
     assert shelf.resolve() == (old, passed)
+
+
+def test_the_evaluation_that_ends_last_counts_not_the_one_asked_for_last(shelf: Shelf) -> None:
+    """Several run at once, and a name holds the time of the call."""
+    adapter = shelf.adapter()
+    failed = shelf.evaluation(adapter, "FAIL", created=20.0)
+    shelf.evaluation(adapter, "PASS", created=10.0)
+    with pytest.raises(NotFound):
+        shelf.resolve()
+    newest = shelf.store.resources.newest("evaluations")
+    assert newest is not None and newest.name == failed
 
 
 def test_a_later_pass_gives_it_back(shelf: Shelf) -> None:

@@ -14,6 +14,9 @@ from ptalign_server.store.db import HeavyRow, kinds_of, of_their_kinds, reading
 from ptalign_server.store.schema import resources
 from ptalign_server.vault import Vault
 
+_LAST_MADE = resources.c.created.desc(), resources.c.name.desc()
+"""Order by the end of the work. A name holds the time of the call, and of two evaluations under way
+the one that was asked for first may end last."""
 LIGHT_BYTES = 16 * 1024
 """Of a row's message: a larger one is not read on the event loop."""
 
@@ -105,7 +108,7 @@ class Resources:
         return self._intact_ones(query.order_by(resources.c.name.desc()), damaged)
 
     def newest(self, collection: str) -> Resource | None:
-        """The newest resource of a collection, of all tenants; None when there is none.
+        """The last one made of a collection, of all tenants; None when there is none.
 
         Raises:
             DataDamaged: Its row was changed on disk.
@@ -113,9 +116,7 @@ class Resources:
         columns = resources.c
         query = sa.select(resources).where(columns.collection == collection)
         with reading(self._engine) as connection:
-            row = (
-                connection.execute(query.order_by(columns.name.desc()).limit(1)).mappings().first()
-            )
+            row = connection.execute(query.order_by(*_LAST_MADE).limit(1)).mappings().first()
         return None if row is None else self._checked(row)
 
     def purged_ids(self) -> list[str]:
@@ -180,7 +181,7 @@ class Resources:
             return [str(row[0]) for row in connection.execute(query)]
 
     def evaluations_of(self, tenant: str, adapter: str) -> list[Resource]:
-        """Evaluations of an adapter, newest first."""
+        """Evaluations of an adapter, the last one made first."""
         columns = resources.c
         query = sa.select(resources).where(
             columns.tenant == tenant,
@@ -188,7 +189,7 @@ class Resources:
             columns.adapter == adapter,
         )
         with reading(self._engine) as connection:
-            rows = connection.execute(query.order_by(columns.name.desc())).mappings()
+            rows = connection.execute(query.order_by(*_LAST_MADE)).mappings()
             return [self._checked(row) for row in rows]
 
     def _intact_ones(self, query: sa.Select[Any], damaged: Callable[[str], None]) -> list[Resource]:
