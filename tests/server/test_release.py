@@ -140,7 +140,8 @@ def test_the_evaluation_that_ends_last_counts_not_the_one_asked_for_last(shelf: 
     with pytest.raises(NotFound):
         shelf.resolve()
     newest = shelf.store.resources.newest("evaluations")
-    assert newest is not None and newest.name == failed
+    assert newest is not None
+    assert newest.name == failed
 
 
 def test_a_later_pass_gives_it_back(shelf: Shelf) -> None:
