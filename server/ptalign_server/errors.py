@@ -187,6 +187,15 @@ class DiskFull(PtalignError):
         )
 
 
+class Relayed(PtalignError):
+    """What another process of the server raised, with the status that it gave it."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.reason = reason_of(status)
+        self.status = status
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or what caused it, says that the disk is full."""
     seen: BaseException | None = error
@@ -205,6 +214,8 @@ def status_of(error: BaseException) -> status_pb2.Status:
     An exception not raised on purpose becomes INTERNAL with an opaque id; its text goes to the
     log, never to the caller.
     """
+    if isinstance(error, Relayed):
+        return error.status
     if not isinstance(error, PtalignError):
         if not is_disk_full(error):
             return _internal(error)

@@ -19,6 +19,7 @@ from test_matrix import engines, get
 from world import accepted, end, generate, pack, records_of, server, wait_for, worker_pid
 
 from ptalign.engines import script
+from ptalign_server.errors import reason_of
 
 DEATHS = 5
 """Deaths in ten minutes that open the circuit."""
@@ -138,12 +139,14 @@ def _open_circuit(running: Running) -> bool:
     records = list((running.state / "engines" / "children").glob("*"))
     request = generate(2, policy=NEAR)
     failed = running.wait(running.tuning.GenerateInstructions(request).name, 60)
-    good = not records and state_of(failed) == "FAILED" and _hinted(failed)
+    good = not records and state_of(failed) == "FAILED" and _for_an_operator(failed)
     if not good:
         print(records, state_of(failed), failed.error)
     return good
 
 
-def _hinted(done: lro.Operation) -> bool:
+def _for_an_operator(done: lro.Operation) -> bool:
+    """No hint to try again: that is for an engine that restarts."""
     hint = error_details_pb2.RetryInfo.DESCRIPTOR.full_name
-    return hint in {detail.TypeName() for detail in done.error.details}
+    hinted = hint in {detail.TypeName() for detail in done.error.details}
+    return reason_of(done.error) == "CIRCUIT_OPEN" and not hinted

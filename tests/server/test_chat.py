@@ -13,13 +13,24 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google.rpc import code_pb2, error_details_pb2
 from test_gateway import MODEL, Calls, refused, serving
 
 from ptalign.engines.base import Message, Request
-from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, PtalignError
+from ptalign.errors import (
+    Cancelled,
+    DataDamaged,
+    EngineFailed,
+    InvalidInput,
+    NotReady,
+    PtalignError,
+    Unsupported,
+)
 from ptalign.nouns import ModelSpec
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.errors import AdapterDeleted, CircuitOpen, reason_of, status_of
 from ptalign_server.gateway import chat
+from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.worker.control import serve_control
 
@@ -45,8 +56,13 @@ class Bench:
         self.settings = Settings(state=state)
         self.settings.make_folders()
         catalogue = SimpleNamespace(model=lambda _: self.model)
+        self.metrics = Metrics()
         room: Any = SimpleNamespace(
-            settings=self.settings, pools=self, catalogue=catalogue, store=None
+            settings=self.settings,
+            pools=self,
+            catalogue=catalogue,
+            store=None,
+            metrics=self.metrics,
         )
         serve_control(room)
 
@@ -188,25 +204,51 @@ async def test_the_models_system_prompt_stands_first(bench: Bench) -> None:
 async def test_chat_is_refused_at_once_while_a_training_has_the_device(bench: Bench) -> None:
     """It waited 300 s and then said that the engine was starting."""
     bench.leased = True
-    with pytest.raises(NotReady, match="a training job has the device"):
+    with pytest.raises(PtalignError, match="a training job has the device") as caught:
         await asyncio.wait_for(bench.said(), 30)
+    assert caught.value.reason == "NOT_READY"
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "words"),
+    ("error", "code", "retried"),
     [
-        (EngineFailed("its circuit is open"), EngineFailed, "its circuit is open"),
-        (NotReady("the volume is away"), NotReady, "the volume is away"),
-        (ValueError("secret"), EngineFailed, "the engine failed; the server's log says more"),
+        (EngineFailed("it died"), code_pb2.UNAVAILABLE, True),
+        (NotReady("the volume is away"), code_pb2.UNAVAILABLE, True),
+        (CircuitOpen("it failed too often"), code_pb2.FAILED_PRECONDITION, False),
+        (DataDamaged("the adapter was changed"), code_pb2.DATA_LOSS, False),
+        (AdapterDeleted("adapters/1"), code_pb2.FAILED_PRECONDITION, False),
+        (Unsupported("a pickle"), code_pb2.FAILED_PRECONDITION, False),
     ],
 )
-async def test_what_the_worker_raises_keeps_its_reason(
-    bench: Bench, error: Exception, kind: type[PtalignError], words: str
+async def test_what_the_worker_raises_keeps_its_status(
+    bench: Bench, error: PtalignError, code: int, retried: bool
 ) -> None:
+    """All of it was UNAVAILABLE, with a hint to try again what never works."""
     bench.error = error
     bench.answer.set()
-    with pytest.raises(kind, match=f"^{words}$"):
+    with pytest.raises(PtalignError, match=f"^{error}$") as caught:
         await bench.said()
+    status = status_of(caught.value)
+    assert (status.code, reason_of(status)) == (code, error.reason)
+    hint = error_details_pb2.RetryInfo.DESCRIPTOR
+    assert any(detail.Is(hint) for detail in status.details) is retried
+
+
+async def test_an_error_that_nobody_foresaw_keeps_its_text_to_itself(bench: Bench) -> None:
+    bench.error = ValueError("secret")
+    bench.answer.set()
+    with pytest.raises(PtalignError, match=r"^internal error [0-9a-f]{16}\. ") as caught:
+        await bench.said()
+    assert status_of(caught.value).code == code_pb2.INTERNAL
+
+
+async def test_damage_that_a_chat_meets_is_counted_once(bench: Bench) -> None:
+    bench.error = DataDamaged("the adapter was changed")
+    bench.answer.set()
+    with pytest.raises(PtalignError):
+        await bench.said()
+    [family] = bench.metrics.data_damaged.collect()
+    assert [s.value for s in family.samples if s.name == "ptalign_data_damaged_total"] == [1]
 
 
 async def test_no_answer_in_time_is_not_called_a_start(

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from ptalign.engines.base import Completion, Message, Request
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, Unsupported
 from ptalign.nouns import ModelSpec
+from ptalign_server.errors import CircuitOpen
 from ptalign_server.pool import Pool, PoolSettings, State, supervisor
 from ptalign_server.pool.command import Launch, free_port
 from ptalign_server.pool.command import launch as launch_command
@@ -137,18 +138,18 @@ def test_an_engine_that_keeps_them_apart_needs_no_zero_adapter(
 
 def test_an_engine_that_mixes_adapters_up_is_refused(open_pool: Open) -> None:
     pool = open_pool("mixes-up", wait=False, start_attempts=1)
-    with pytest.raises(EngineFailed, match="differs from solo by 3"):
+    with pytest.raises(CircuitOpen, match="differs from solo by 3"):
         pool.wait_ready(20)
     assert pool.status()[0].state is State.CIRCUIT_OPEN
 
 
 def test_an_engine_that_cannot_start_shows_its_last_lines_redacted(open_pool: Open) -> None:
     pool = open_pool("exit-at-start", wait=False)
-    with pytest.raises(EngineFailed, match="the model does not fit") as caught:
+    with pytest.raises(CircuitOpen, match="the model does not fit") as caught:
         pool.wait_ready(20)
     assert "ended with status 1 at start" in str(caught.value)
     assert "hunter2" not in str(caught.value)
-    assert caught.value.retryable
+    assert not caught.value.retryable
 
 
 def test_not_ready_in_time_is_its_own_error(open_pool: Open) -> None:
@@ -234,7 +235,7 @@ def test_circuit_opens_after_too_many_deaths_and_closes_later(open_pool: Open) -
         os.kill(pool.status()[0].pid, signal.SIGKILL)
         until(lambda n=death + 1: pool.status()[0].restarts == n)
     until(lambda: pool.status()[0].state is State.CIRCUIT_OPEN)
-    with pytest.raises(EngineFailed, match="circuit is open"):
+    with pytest.raises(CircuitOpen, match="circuit is open"):
         answers(pool, ask("a"))
     ready(pool)
     assert not answers(pool, ask("a"))["0"].error

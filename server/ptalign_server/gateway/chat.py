@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from ptalign.errors import EngineFailed, InvalidInput, NotReady
+from google.rpc.status_pb2 import Status
+
+from ptalign.errors import InvalidInput, NotReady
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.catalogue import Catalogue
+from ptalign_server.errors import Relayed
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.reading import look_up
 from ptalign_server.gateway.weights import check_weights
@@ -97,11 +101,8 @@ async def _pieces(settings: Settings, body: dict[str, Any]) -> AsyncIterator[str
             async with client.stream("POST", "http://worker/chat", json=body) as reply:
                 async for line in reply.aiter_lines():
                     piece = json.loads(line)
-                    if "invalid" in piece:
-                        raise InvalidInput(*piece["invalid"])
-                    if "error" in piece:
-                        kind = NotReady if piece["reason"] == NotReady.reason else EngineFailed
-                        raise kind(piece["error"])
+                    if "status" in piece:
+                        raise Relayed(Status.FromString(base64.b64decode(piece["status"])))
                     yield piece["text"]
         except httpx.TimeoutException:
             why = f"the engine did not answer in {REPLY_SECONDS:.0f} s: it starts, or is busy"

@@ -15,6 +15,7 @@ from ptalign.engines.openai import OpenAIEngine, never
 from ptalign.errors import Cancelled, EngineFailed, NotReady
 from ptalign.nouns import ModelSpec
 from ptalign.text.controls import control_tokens
+from ptalign_server.errors import CircuitOpen
 from ptalign_server.pool.adapters import check_adapter
 from ptalign_server.pool.router import Router
 from ptalign_server.pool.settings import EngineStatus, PoolSettings, State
@@ -76,7 +77,7 @@ class Pool:
         """Waits until one engine is READY.
 
         Raises:
-            EngineFailed: None can start; with the last log lines, redacted.
+            CircuitOpen: None can start; with the last log lines, redacted.
             NotReady: Not in this time.
         """
         deadline = time.monotonic() + timeout_s
@@ -227,9 +228,9 @@ class Pool:
     def _reasons(self) -> str:
         return "; ".join(f"{e.slot.name} {e.state.value} {e.reason}".strip() for e in self._engines)
 
-    def _failure(self) -> EngineFailed:
+    def _failure(self) -> CircuitOpen:
         tail = "\n".join(self._engines[0].last_words())
-        return EngineFailed(
+        return CircuitOpen(
             f"no engine can run, each one's circuit is open: {self._reasons()}. "
             f"Last lines of its log:\n{tail}"
         )
@@ -261,7 +262,7 @@ class PoolEngine:
         """Completions in the order they finish; see `Engine.stream`.
 
         Raises:
-            EngineFailed: Every engine's circuit is open.
+            CircuitOpen: Every engine failed too often.
             Cancelled: `should_stop` said so.
         """
         return self._explained(self._inner.stream(requests))
@@ -271,7 +272,8 @@ class PoolEngine:
 
         Raises:
             InvalidInput: An engine found fault with `messages`.
-            EngineFailed: The engine failed or died, or every engine's circuit is open.
+            EngineFailed: The engine failed or died.
+            CircuitOpen: Every engine failed too often.
             Cancelled: `should_stop` said so.
         """
         return self._explained(self._inner.pieces(request))

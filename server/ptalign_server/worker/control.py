@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,11 +17,10 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from ptalign.engines.base import Message, Request
-from ptalign.errors import EngineFailed, InvalidInput, NotReady, PtalignError
+from ptalign.errors import NotReady
+from ptalign_server.errors import status_of
 from ptalign_server.worker.adapters import served_adapter
 from ptalign_server.worker.job import Room
-
-log = logging.getLogger("ptalign.worker")
 
 
 def serve_control(room: Room) -> None:
@@ -95,14 +94,10 @@ def _reply(
                 )
                 for piece in pool.engine(should_stop).pieces(request):
                     say(_line(text=piece))
-    except InvalidInput as error:
-        say(_line(invalid=[error.field, error.limit, error.mend]))
-    except PtalignError as error:
-        say(_line(error=str(error), reason=error.reason))
-    except Exception:
-        log.exception("chat failed")
-        why = "the engine failed; the server's log says more"
-        say(_line(error=why, reason=EngineFailed.reason))
+    except Exception as error:
+        room.metrics.failed(error)
+        status = status_of(error).SerializeToString()
+        say(_line(status=base64.b64encode(status).decode()))
 
 
 def _line(**told: Any) -> str:
