@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,7 +27,10 @@ from typer.testing import CliRunner, Result
 import ptalign_client as pt
 from ptalign_client.cli import app, show
 from ptalign_client.cli.follow import counts
+from ptalign_client.cli.loop import Runner
+from ptalign_client.cli.session import LISTED
 from ptalign_client.cli.state import RunState
+from ptalign_client.cli.store import LISTS
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2
 
@@ -316,6 +320,18 @@ def test_pairs_cut_short_and_gone_are_made_anew(
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code != 0
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0
     assert [r.parent for r in served.service.called("SynthesizePairs")] == ["", ""]
+
+
+def test_a_disk_that_fills_up_at_the_end_is_not_called_nothing_started(
+    cli: Any, loop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    monkeypatch.setattr(Runner, "fetch", full)
+    result = cli("run", str(loop), "--out", str(tmp_path / "out"), columns=200)
+    assert result.exit_code == 1
+    assert "report.html: No space left on device" in result.stderr
 
 
 @pytest.mark.parametrize("reason", ["SET_PURGED", "ADAPTER_DELETED"])
@@ -730,7 +746,8 @@ def test_a_missing_name_is_repeated(cli: Any) -> None:
     result = cli("get", "pairSets/foo", columns=200)
     assert result.exit_code == 2
     assert "not yours to see (asked for pairSets/foo)." in result.stderr
-    assert "`ptalign list pairSets` shows yours." in result.stderr
+    assert "`ptalign list pairs` shows yours." in result.stderr
+    assert {words.removeprefix("list ") for words in LISTED.values()} == {*LISTS, "ops list"}
     assert "`ptalign ops list` shows yours." in cli("ops", "get", "foo", columns=200).stderr
 
 
@@ -773,13 +790,18 @@ def test_library_commands(cli: Any, tmp_path: Path) -> None:
 
 
 def test_purge_asks(cli: Any, served: Any) -> None:
-    refused = cli("purge", "pairSets/1", "--reason", "r", text="n\n")
+    refused = cli("purge", "pairSets/1", "--reason", "r", "--json", text="n\n")
+    assert "[y/N]" not in refused.stdout
     assert refused.exit_code == 1
     assert not served.service.called("PurgeSet")
     done = cli("purge", "pairSets/1", "--reason", "r", "--yes", "--json")
     assert done.exit_code == 0
     assert lines(done) == [{"purged": "pairSets/1"}]
     assert served.service.called("PurgeSet")[0].reason == "r"
+
+
+def test_a_list_that_a_filter_empties_is_not_called_empty(cli: Any) -> None:
+    assert "No adapters like that." in cli("list", "adapters", "-m", "typo").stderr
 
 
 def test_import_names_the_line(cli: Any, tmp_path: Path, served: Any) -> None:
@@ -939,6 +961,13 @@ def test_terminal_does_not_obey_what_the_server_says(cli: Any, served: Any) -> N
     assert "gone [bold]x" in result.stderr
 
 
+def test_without_a_command_the_help_is_shown(cli: Any) -> None:
+    """With an option it printed nothing, and that was a success."""
+    result = cli("--json")
+    assert result.exit_code == 2
+    assert "Exit codes: " in result.output
+
+
 def test_exit_codes_stand_in_the_help(cli: Any) -> None:
     text = " ".join(cli("--help").stdout.split())
     assert "Exit codes: 0 done; 1 the service refused" in text
@@ -999,8 +1028,13 @@ def slow(served: Any) -> Iterator[Any]:
     served.service.pace = 0
 
 
-def interrupted(served: Any, *words: str, times: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ptalign_client", "align", "pairSets/1", "-m", "tiny", *words]
+ALIGN = ("align", "pairSets/1", "-m", "tiny")
+
+
+def interrupted(
+    served: Any, *words: str, times: int, verb: tuple[str, ...] = ALIGN
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ptalign_client", *verb, *words]
     child = subprocess.Popen(
         command,
         env={**os.environ, "PTALIGN_ENDPOINT": served.endpoint},
@@ -1038,6 +1072,16 @@ def test_cancel_on_interrupt(slow: Any) -> None:
     done = interrupted(slow, "--cancel-on-interrupt", times=1)
     assert done.returncode == 130
     assert slow.service.called("CancelOperation")
+
+
+def test_cancel_on_interrupt_of_events_as_json(slow: Any, cli: Any) -> None:
+    """The flag was not read: the operation went on."""
+    assert cli(*ALIGN, "--detach").exit_code == 0
+    watch = ("ops", "watch", "operations/1", "--json")
+    done = interrupted(slow, "--cancel-on-interrupt", times=1, verb=watch)
+    assert done.returncode == 130
+    assert slow.service.called("CancelOperation")
+    assert all(json.loads(line) for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

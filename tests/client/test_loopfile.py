@@ -121,6 +121,8 @@ def test_fault_is_named(
             "at most 1000",
         ),
         ("name: B", f"name: {'B' * 121}", 8, "align[1].name", "longer than 120"),
+        ("name: B", "name: base", 8, "align[1].name", "the bare model's name"),
+        ("name: B", "name: ''", 8, "align[1].name", "is empty"),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_told_before_the_first(
@@ -165,6 +167,11 @@ def test_an_annotation_ends_at_a_line_feed_alone(tmp_path: Path, mark: str) -> N
     assert [found.instruction for found in marks.items] == [f"Mock{mark}my poem."] * 2
 
 
+def test_an_empty_policy_is_none(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("policy:\nitems: [{instruction: i, good: g}]")
+    assert read_annotations(tmp_path / "m.yaml").policy == ""
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -175,6 +182,7 @@ def test_an_annotation_ends_at_a_line_feed_alone(tmp_path: Path, mark: str) -> N
         ("m.yaml", "a: [", "m.yaml:1: not YAML"),
         ("m.yaml", "items: [{instruction: 3, good: g}]", "items\\[0\\]: must be a mapping"),
         ("m.yaml", "annotator_minutes: soon\nitems: []", "annotator_minutes"),
+        ("m.yaml", "annotater_minutes: 40\nitems: []", "no such field: annotater_minutes"),
     ],
 )
 def test_faulty_annotations(tmp_path: Path, name: str, text: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from ptalign.errors import InvalidInput
+from ptalign_server.admin import audit
 from ptalign_server.admin.doctor import check_model
 from ptalign_server.admin.models import app
 from ptalign_server.notices import notices
@@ -115,3 +117,34 @@ def test_a_damaged_models_file_is_said_among_the_notices(tmp_path: Path) -> None
     settings = Settings(state=tmp_path)
     settings.models_path.write_text("name: no list")
     assert any("models file" in notice for notice in notices(settings))
+
+
+def test_what_is_no_list_of_models_is_a_finding_of_the_doctor(tmp_path: Path) -> None:
+    """It ended the doctor with one line, and nothing else was looked at."""
+    settings = Settings(state=tmp_path)
+    settings.models_path.write_text("foo: bar")
+    [found] = check_model(settings)
+    assert not found.ok
+    assert "cannot be read" in found.found
+    assert str(settings.models_path) in found.mend
+
+
+def test_a_conversion_that_fails_has_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its one line came a traceback of the call."""
+    failed = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    result = CliRunner().invoke(app, ["prepare"])
+    assert result.exit_code == 3
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("words", [["verify"], ["list"]])
+def test_a_folder_where_no_server_has_run_is_not_in_order(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restore to another place, the check made an empty service and passed it."""
+    monkeypatch.setenv("PTALIGN_STATE", str(tmp_path / "wrong"))
+    result = CliRunner().invoke(audit.app, words)
+    assert isinstance(result.exception, InvalidInput)
+    assert result.exception.field == "PTALIGN_STATE"
+    assert not (tmp_path / "wrong").exists()

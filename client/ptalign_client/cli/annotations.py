@@ -15,6 +15,9 @@ from ptalign_client.nouns import Annotation
 FIELDS = tuple(f.name for f in fields(Annotation))
 
 
+HEAD = "items", "policy", "annotator_minutes"
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What an annotation file holds."""
@@ -44,12 +47,16 @@ def read_annotations(file: Path) -> Marks:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{file}:{mark.line + 1 if mark else 0}: not YAML") from None
     head = found if isinstance(found, dict) else {"items": found}
+    for name in head:
+        if name not in HEAD:
+            hint = f"A file has {', '.join(HEAD[:-1])} and {HEAD[-1]}."
+            raise ConfigError(f"{file}: no such field: {name}", hint)
     listed = head.get("items")
     if not isinstance(listed, list):
         raise ConfigError(f"{file}: needs a list under 'items'", f"Each item has {_said()}.")
     return Marks(
         tuple(_item(file, f"items[{i}]", item) for i, item in enumerate(listed)),
-        str(head.get("policy", "")),
+        str(head.get("policy") or ""),
         _minutes(file, head.get("annotator_minutes", 0.0)),
     )
 

@@ -55,7 +55,7 @@ def follow(
         watch(session, operation, label)
         return operation.result()
     except KeyboardInterrupt:
-        _interrupted(session, operation, cancel_on_interrupt, more)
+        interrupted(session, operation, cancel_on_interrupt, more)
 
 
 def _watch_live(session: Session, operation: Operation[Any], label: str) -> None:
@@ -176,7 +176,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _interrupted(session: Session, operation: Operation[Any], cancel: bool, more: str) -> NoReturn:
+def interrupted(
+    session: Session, operation: Operation[Any], cancel: bool, more: str = ""
+) -> NoReturn:
+    """Says how to attach again, or cancels the operation: at once, or at a second Ctrl-C."""
     if not cancel:
         session.note(
             f"\n[yellow]{operation.name} goes on without you.[/] Attach again:\n"

@@ -17,7 +17,7 @@ from ptalign_client import nouns
 from ptalign_client.cli import show
 from ptalign_client.cli.annotations import Marks
 from ptalign_client.cli.follow import clock, follow
-from ptalign_client.cli.loopfile import Instructions, Loop, Training
+from ptalign_client.cli.loopfile import BARE, Instructions, Loop, Training
 from ptalign_client.cli.session import Session
 from ptalign_client.cli.state import RunState, Stage
 from ptalign_client.errors import NotFound, ServiceError
@@ -332,7 +332,7 @@ class Runner:
         report = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         shown = {run["label"]: report_rates(run) for run in report.get("runs", ())}
         also = {n: shown[n] for n in self.loop.evaluate.also if n in shown}
-        return {"base": evaluation.baseline, **also, self.loop.target: evaluation.aligned}
+        return {BARE: evaluation.baseline, **also, self.loop.target: evaluation.aligned}
 
 
 def stage_table(finished: list[Finished]) -> Table:

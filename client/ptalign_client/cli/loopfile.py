@@ -16,6 +16,8 @@ from ptalign_client.nouns import Candidates, Method, Scorer
 T = TypeVar("T")
 MAX_NAME = 120
 """Characters of an adapter's name, which labels it in the report."""
+BARE = "base"
+"""Heads the bare model's column in the table of rates."""
 MAX_ALSO = 8
 """Adapters beside the judged one."""
 MAX_WORDS, MAX_WORD = 1000, 64
@@ -275,6 +277,9 @@ def open_loop(file: Path) -> tuple[Loop, Reader]:
 
 def _check_training(reader: Reader, at: str, training: Training) -> None:
     """What Align refuses, hours after the run began."""
+    if training.name in ("", BARE):
+        message = "is the bare model's name" if training.name else "is empty"
+        raise reader.at(f"{at}.name", message, "Give the adapter another name.")
     if len(training.name) > MAX_NAME:
         raise reader.at(f"{at}.name", f"is longer than {MAX_NAME} characters", "Shorten it.")
     if training.ut_candidates == "written" and training.method != "pt_align":

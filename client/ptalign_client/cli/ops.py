@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptalign_client.cli import show
-from ptalign_client.cli.follow import clock, counts, follow, losses
+from ptalign_client.cli.follow import clock, counts, follow, interrupted, losses
 from ptalign_client.cli.session import Session, command
 from ptalign_client.cli.verbs import CancelOnInterrupt, RequirePass, demand_pass, show_made
 from ptalign_client.errors import ServiceError
@@ -88,8 +88,11 @@ def watch(
     """
     operation = session.client.operation(name)
     if session.as_json:
-        for event in operation.events():
-            session.emit(event)
+        try:
+            for event in operation.events():
+                session.emit(event)
+        except KeyboardInterrupt:
+            interrupted(session, operation, cancel_on_interrupt)
         made = operation.result()
     else:
         label = operation.progress().kind

@@ -12,7 +12,7 @@ from ptalign_client.cli import show
 from ptalign_client.cli.check import check_names, check_weighting, read_marks
 from ptalign_client.cli.loop import Runner, stage_table
 from ptalign_client.cli.loopfile import Loop, Reader, open_loop
-from ptalign_client.cli.session import Session, command, exit_code, report
+from ptalign_client.cli.session import Session, command, exit_code, of_a_file, report
 from ptalign_client.cli.state import RunState
 from ptalign_client.cli.verbs import RequirePass, demand_pass
 from ptalign_client.errors import ConfigError, DeadlineExceeded, PtalignError, ServiceError
@@ -83,10 +83,11 @@ def _run(session: Session, runner: Runner) -> Evaluation:
     """Runs it. The code for "nothing was started" is not for an error after something was."""
     try:
         return runner.run()
-    except PtalignError as error:
-        if not (runner.began and exit_code(error) == 2):
+    except (PtalignError, OSError) as error:
+        found = error if isinstance(error, PtalignError) else of_a_file(error)
+        if found is None or not (runner.began and exit_code(found) == 2):
             raise
-        report(session, error)
+        report(session, found)
         raise typer.Exit(1) from None
 
 

@@ -234,6 +234,9 @@ def root(app: typer.Typer, epilog: str) -> None:
         if version:
             print(f"ptalign {__version__}")
             raise typer.Exit
+        if ctx.invoked_subcommand is None:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
 
     show_version = inspect.Parameter(
         "version",
@@ -287,16 +290,22 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
     except BrokenPipeError:
         raise typer.Exit(0) from None  # the reader of stdout has seen enough
     except OSError as error:
-        if isinstance(error, (ConnectionError, TimeoutError)):
-            raise  # of no file: nothing that a caller could mend
-        found = ConfigError(
-            f"{error.filename or 'a file here'}: {error.strerror or error}",
-            "Mend the path, its permissions or the space on its disk, and call again.",
-        )
+        if (found := of_a_file(error)) is None:
+            raise
         report(session, found)
         raise typer.Exit(exit_code(found)) from None
     finally:
         session.close()
+
+
+def of_a_file(error: OSError) -> ConfigError | None:
+    """What a caller can mend; None of connections, where there is nothing."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return None
+    return ConfigError(
+        f"{error.filename or 'a file here'}: {error.strerror or error}",
+        "Mend the path, its permissions or the space on its disk, and call again.",
+    )
 
 
 def report(session: Session, error: PtalignError) -> None:
@@ -323,12 +332,23 @@ def explain(error: PtalignError) -> tuple[str, list[str], str]:
     return error.words, [], error.hint
 
 
+LISTED = {
+    "operations": "ops list",
+    "instructionSets": "list instructions",
+    "annotationSets": "list annotations",
+    "pairSets": "list pairs",
+    "adapters": "list adapters",
+    "evaluations": "list evaluations",
+}
+"""Collection -> the command that lists it."""
+
+
 def _where_listed(error: ServiceError) -> str:
     """The command that lists what a missing name is one of: the same whoever owns that name."""
     if not isinstance(error, NotFound) or error.reason != "RESOURCE_NOT_FOUND":
         return ""
     kinds = dict.fromkeys(name.partition("/")[0] for name in error.asked)
-    lists = ("ops list" if kind == "operations" else f"list {kind}" for kind in kinds)
+    lists = (LISTED[kind] for kind in kinds if kind in LISTED)
     known = " or ".join(f"`ptalign {what}`" for what in lists)
     return f"{known} shows yours." if known else ""
 

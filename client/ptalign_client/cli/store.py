@@ -74,7 +74,7 @@ def listing(
         for item in found:
             session.emit(item)
     elif not found:
-        session.note(f"No {kind} yet.")
+        session.note(f"No {kind} like that." if model or policy else f"No {kind} yet.")
     else:
         session.out.print(show.listing(found))
 
@@ -242,7 +242,8 @@ def purge(
       ptalign purge pairSets/ID --reason "retention of the pilot ended"
     """
     if not yes:
-        typer.confirm(f"Destroy the text of {name}? It cannot be brought back.", abort=True)
+        question = f"Destroy the text of {name}? It cannot be brought back."
+        typer.confirm(question, abort=True, err=True)
     session.client.purge(name, reason=reason)
     session.emit({"purged": name}) if session.as_json else None
     session.note(f"[green]{escape(name)} is purged.[/]")

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 import typer
 
-from ptalign.errors import InvalidInput, NotReady, PtalignError
+from ptalign.errors import DataDamaged, InvalidInput, NotReady, PtalignError
 from ptalign.judges.entries import GuardEntry
 from ptalign.suites.catalogue import data_folder
 from ptalign_server.admin.judges import asked
@@ -111,7 +111,12 @@ def check_packages(settings: Settings) -> Iterator[Finding]:
 def check_model(settings: Settings) -> Iterator[Finding]:
     """At least one model, and its folder."""
     catalogue = Catalogue(settings)
-    models = catalogue.models
+    try:
+        models = catalogue.models
+    except DataDamaged as error:
+        mend = f"Correct {settings.models_path}, or remove it and add the models again."
+        yield Finding("a model", False, str(error), mend)
+        return
     mend = "ptalign-server models prepare, or: ptalign-server models add NAME FOLDER"
     yield Finding("a model", bool(models), ", ".join(models) or "none", mend)
     for model in models.values():

@@ -24,7 +24,8 @@ app = typer.Typer(help="Models that callers may name.", no_args_is_help=True)
 @app.command()
 def prepare() -> None:
     """Convert the demo model (SmolLM2-135M-Instruct) once, into the cache folder."""
-    subprocess.run([sys.executable, "-m", "ptalign_server.models"], check=True)
+    done = subprocess.run([sys.executable, "-m", "ptalign_server.models"], check=False)
+    raise typer.Exit(done.returncode)  # it has said why
 
 
 @app.command()

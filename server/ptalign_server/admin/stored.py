@@ -29,15 +29,31 @@ Reason = Annotated[str, typer.Option(help="Why, for the audit trail: a matter's 
 
 @contextmanager
 def open_store() -> Iterator[Store]:
-    """The store that the environment names."""
+    """The store that the environment names.
+
+    Raises:
+        InvalidInput: No server has run there: an empty one would be made, and found in order.
+    """
     from ptalign_server.store import Store
     from ptalign_server.wire import freeze
 
-    store = Store(Settings(), freeze)
+    settings = Settings()
+    if not _has_run(settings):
+        mend = "Set PTALIGN_STATE to the folder that serve runs on."
+        raise InvalidInput("PTALIGN_STATE", f"is {settings.state}, where no server has run", mend)
+    store = Store(settings, freeze)
     try:
         yield store
     finally:
         store.close()
+
+
+def _has_run(settings: Settings) -> bool:
+    """Whether a server made the embedded database; of any other it is not known."""
+    import sqlalchemy as sa
+
+    file = sa.make_url(settings.database_url).database
+    return not (settings.embedded and file and not Path(file).exists())
 
 
 def entered(
@@ -53,12 +69,8 @@ def entered(
         act: Does it. The entry is written first: what fails leaves none, and nothing is done whose
             entry cannot be written.
     """
-    import sqlalchemy as sa
-
-    settings = Settings()
-    file = sa.make_url(settings.database_url).database
-    if settings.embedded and file and not Path(file).exists():
-        return act()  # no server has run on this folder: there is no trail yet
+    if not _has_run(Settings()):
+        return act()  # there is no trail yet
     with open_store() as store, store.engine.begin() as connection:  # not gathered, so written here
         store.audit.add(connection, tenant, WHO, action, name, detail)
         return act()
