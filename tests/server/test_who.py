@@ -218,7 +218,7 @@ def test_who_may_call_is_in_the_trail_where_there_is_one(
     found = [(e.tenant, e.identity, e.action, e.target, e.detail) for e in store.audit.entries()]
     assert found == [
         ("red", "console", "add token", "tokens/alice", {"roles": ["operator"]}),
-        ("red", "console", "remove token", "tokens/alice", {}),
+        ("red", "console", "remove token", "tokens/alice", {"roles": ["operator"]}),
     ]
     store.close()
     (state / "operator.key").rename(state / "away.key")

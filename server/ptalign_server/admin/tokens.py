@@ -51,6 +51,8 @@ def remove(
 ) -> None:
     """Remove a token: its next call is refused."""
     tokens = _tokens()
+    known = (one.roles for one in tokens.entries() if (one.name, one.tenant) == (name, tenant))
+    roles = list(next(known, ()))
 
     def act() -> None:
         if not tokens.remove(name, tenant):
@@ -58,7 +60,7 @@ def remove(
             raise InvalidInput("name", limit, "See: ptalign-server tokens list")
 
     try:
-        entered("remove token", f"tokens/{name}", tenant, {}, act)
+        entered("remove token", f"tokens/{name}", tenant, {"roles": roles}, act)
     except NotReady as error:  # whose access must end cannot wait for a database
         act()
         typer.echo(f"the audit trail has no entry of it: {error}", err=True)
