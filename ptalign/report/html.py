@@ -13,6 +13,7 @@ from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
 from ptalign.report.contribution import contribution
 from ptalign.report.figures import COLOURS, colours_of, lines, track
+from ptalign.report.guards import guards, weight_words
 from ptalign.report.inputs import ReportInput
 from ptalign.report.parts import parts
 from ptalign.report.words import (
@@ -162,7 +163,7 @@ def _cell(key: str, result: TargetResult, digits: int) -> dict[str, str]:
 
 
 def _training(name: str, adapter: Adapter) -> dict[str, Any]:
-    """Losses and the weight over steps, and what the run cost."""
+    """Losses and the weight over steps, what the guards said, and what the run cost."""
     ledger = adapter.ledger
     parts = [
         ("good answers", COLOURS[1], [log.loss_mle for log in ledger]),
@@ -180,6 +181,8 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
         "weights": lines([("weight", COLOURS[3], weights)], f"unlikelihood weight of {name}")
         if any(weights)
         else Markup(""),
+        "weight_words": weight_words(adapter),
+        "guards": guards(adapter),
     }
 
 

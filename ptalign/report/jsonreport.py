@@ -99,6 +99,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
             "tokens_ut": adapter.tokens_ut if adapter else None,
             "ut_weight": adapter.ut_weight if adapter else None,
             "seconds": adapter.seconds if adapter else None,
+            "guards": adapter.guards if adapter else None,
         }
         runs.append(target_json(result) | costs)
     return {

@@ -135,6 +135,54 @@ def report():
     )
 
 
+def trained(report, *, by_hand=False, **guards):
+    """The section on the target's training, without tags, and the document's run."""
+    made = adapter("pt_align", 3.5)
+    if by_hand:
+        ledger = tuple(log.model_copy(update={"grad_norm_ut": 0.0}) for log in made.ledger)
+        made = made.model_copy(update={"ledger": ledger})
+    told = {"PT-ALIGN": made.model_copy(update={"guards": guards})}
+    page, document = build(report.model_copy(update={"adapters": told}))
+    section = page[page.index("<h2>Training</h2>") :]
+    section = re.sub(r"<[^>]+>|\s+", " ", section[: section.index("</section>")])
+    return re.sub(r"\s+", " ", section), document["runs"][0]
+
+
+def test_the_weight_is_said_to_be_set_by_gradients_only_where_it_was(report):
+    """It stood under a weight that the caller had asked for, and that no budget moves."""
+    assert "set by gradient norms" in trained(report)[0]
+    section, _ = trained(report, by_hand=True)
+    assert "set by gradient norms" not in section
+    assert "set by whoever asked for the training: no budget moved it" in section
+
+
+def test_what_the_guards_said_stands_with_the_training(report):
+    """A training that recorded an excess, or doubled the twins' weight, looked like any other."""
+    said = {
+        "benign_kl": "exceeded: 0.311, limit 0.250, on held-out anchors",
+        "mle_fit": "ok: 0.412, limit 0.850",
+        "twin_fit": "not judged: 1.000, limit 1.250",
+        "twin_refusals": "unsure: 0.250, from 0.000 to 0.250, limit 0.250, 4 held-out twins",
+        "twins": "held to the bare model's answers; step 8: weight 4, twins are refused",
+        "ut_weight": "step 4: ut_weight x0.5, benign KL near its limit",
+        "live": "ok: reloaded, changes a margin by up to 2.00 nats",
+    }
+    section, run = trained(report, **said)
+    for words in (
+        "✗ over limit Change on ordinary answers, KL in nats a token: 0.311, limit 0.250",
+        "✓ kept Loss on good answers, its end against its start: 0.412",
+        "– not judged Loss on legitimate twins",
+        "? not settled Share of legitimate twins refused beyond the original",
+        "step 8: weight 4, twins are refused",
+        "step 4: times 0.5, benign KL near its limit",
+        "set to record, not to stop it",
+    ):
+        assert words in section
+    assert run["guards"] == said
+    assert "set to record" not in trained(report, mle_fit=said["mle_fit"])[0]
+    assert "guards of this training" not in trained(report)[0]
+
+
 def test_the_costs_name_who_asked_for_each_stage_where_that_is_known(report):
     assert "Asked for by" not in build(report)[0]
     pairs, evaluation = report.stages
