@@ -27,6 +27,7 @@ from ptalign.nouns import (
     PairSet,
     Probe,
     Reply,
+    Spent,
     TargetResult,
     record_id,
 )
@@ -46,6 +47,7 @@ from ptalign.rates import (
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.sealed import SealedText
 from ptalign.shape import shape_changes, shapes
+from ptalign.spending import Spending
 from ptalign.suites.base import Prompt, Suite
 from ptalign.suites.ifeval import passes
 from ptalign.text.locales import language
@@ -90,9 +92,10 @@ class _Ask:
 
 @dataclass(slots=True)
 class _Tally:
-    """Running totals for progress."""
+    """Running totals for progress, and of what earlier attempts spent too."""
 
     total: int
+    spent: Spending
     done: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     judge_seconds: float = 0.0
@@ -117,6 +120,7 @@ def evaluate(
     prober: Prober | None = None,
     on_progress: OnProgress = ignore,
     log: RecordLog[Reply] | None = None,
+    costs: RecordLog[Spent] | None = None,
 ) -> Evaluation:
     """Asks, judges and compares.
 
@@ -134,6 +138,8 @@ def evaluate(
         on_progress: Called while the judges are checked, then once per judged reply.
         log: Judged replies, sealed; an interrupted evaluation continues after what it holds. What
             the engine or a judge failed on comes in last, so that it is then asked again.
+        costs: Seconds of every attempt that shares these logs: those before this one stand in
+            ``seconds`` as ``earlier attempts``.
 
     Raises:
         InvalidInput: Targets, suites or judges that cannot give a fair comparison.
@@ -142,32 +148,36 @@ def evaluate(
     """
     _check(targets, suites, judges, pairs)
     begun = time.monotonic()
+    spent = Spending(MemoryLog() if costs is None else costs)
+    before = {"earlier attempts": spent.seconds} if spent.earlier else {}
     on_progress(Progress("checking the judges", 0, 0))
     locale = next((pair.locale for pair in pairs.pairs), "en") if pairs is not None else "en"
     calibrations = _calibrations(judges, annotations, pairs, locale, on_progress)
     started = time.monotonic()
     log = MemoryLog() if log is None else log
-    tally = _Tally(total=len(targets) * sum(len(s.prompts) for s in suites))
+    tally = _Tally(len(targets) * sum(len(s.prompts) for s in suites), spent)
     known = {reply.id: reply for reply in log.read()}
     asks = {target.label: _asks(target, suites) for target in targets}
     todo = list(chain.from_iterable(asks.values()))  # one stream: no target waits for another
     failed: list[Reply] = []
-    for reply in _judged(todo, known, engine, model, judges, tally, on_progress):
-        known[reply.id] = reply
-        if _failed(reply):
-            failed.append(reply)
-        else:
+    with spent.kept():
+        for reply in _judged(todo, known, engine, model, judges, tally, on_progress):
+            known[reply.id] = reply
+            if _failed(reply):
+                failed.append(reply)
+            else:
+                log.append(reply)
+        for reply in failed:  # last: after a restart they are asked again, the outage may be over
             log.append(reply)
-    for reply in failed:  # last: after a restart they are asked again, and the outage may be over
-        log.append(reply)
-    replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
-    generated = time.monotonic()
-    probes = _probe(targets, pairs, prober, asks, replies, on_progress)
+        replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
+        generated = time.monotonic()
+        probes = _probe(targets, pairs, prober, asks, replies, on_progress)
     seconds = {
         "calibrate": started - begun,
         "generate": generated - started - tally.judge_seconds,
         "judge": tally.judge_seconds,
         "probe": time.monotonic() - generated,
+        **before,
     }
     made = _compare(targets, suites, replies, probes, judges, config, pairs, seconds)
     return corrected(made, calibrations, locale)
@@ -260,6 +270,8 @@ def _judged(
     try:
         while batch := list(islice(stream, BATCH)):
             started = time.monotonic()
+            for done in batch:
+                tally.spent.back(done)
             pairs = [(todo[done.key], done) for done in batch]
             judged = _judge(pairs, judges, model)
             tally.judge_seconds += time.monotonic() - started

@@ -56,8 +56,10 @@ def _environment() -> Environment:
     return found
 
 
-def clock(seconds: float) -> str:
-    """``4 min 05 s``."""
+def clock(seconds: float | None) -> str:
+    """``4 min 05 s``; a dash where it is not known."""
+    if seconds is None:
+        return "–"
     minutes, rest = divmod(int(rounded(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -11,8 +11,8 @@ class Stage(Noun):
     """What one stage cost."""
 
     name: str
-    seconds: float = 0.0
-    """Compute time on the machine that ran it."""
+    seconds: float | None = None
+    """At work, all attempts together; None where that is not known."""
     tokens: int = 0
     """Generated, or trained on."""
     annotator_minutes: float = 0.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ptalign.nouns import PROBED, Change, Evaluation, Rate, TargetResult
 from ptalign.report.calibration import calibration_json
-from ptalign.report.inputs import ReportInput
+from ptalign.report.inputs import ReportInput, Stage
 from ptalign.report.words import twin_separation
 
 RATES = (
@@ -87,6 +87,16 @@ def delta_json(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     return found
 
 
+def _seconds(stages: Iterable[Stage]) -> dict[str, float | None]:
+    """Per name, for a lineage may hold two of a kind; None where of none of them it is known."""
+    found: dict[str, float | None] = {}
+    for stage in stages:
+        before = found.setdefault(stage.name, None)
+        if stage.seconds is not None:
+            found[stage.name] = round((before or 0.0) + stage.seconds, 1)
+    return found
+
+
 def report_json(report: ReportInput) -> dict[str, Any]:
     """The document that `report.json` holds."""
     evaluation = report.evaluation
@@ -125,7 +135,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         "tokens_mle": shown.tokens_mle if shown else None,
         "tokens_ut": shown.tokens_ut if shown else None,
         "ut_weight": shown.ut_weight if shown else None,
-        "seconds": {stage.name: round(stage.seconds, 1) for stage in report.stages},
+        "seconds": _seconds(report.stages),
         "stages": [stage.model_dump() for stage in report.stages],
         "suites": list(evaluation.suites),
         "not_run": list(evaluation.not_run),

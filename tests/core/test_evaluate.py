@@ -183,6 +183,17 @@ def test_an_interrupted_evaluation_continues_and_asks_nothing_twice():
     assert len(list(log.read())) == 480
 
 
+def test_what_a_stopped_attempt_spent_is_in_the_evaluations_seconds():
+    """Its tokens were of all attempts, its seconds of the last."""
+    log, costs = MemoryLog(), MemoryLog()
+    assert "earlier attempts" not in run(Script(say)).seconds
+    with pytest.raises(Cancelled):
+        run(Script(say, fail_after=100), log=log, costs=costs)
+    booked = list(costs.read())[-1]
+    assert booked.seconds > 0
+    assert run(Script(say), log=log, costs=costs).seconds["earlier attempts"] >= booked.seconds
+
+
 def test_progress_is_told_per_reply_and_its_cancel_comes_through():
     told = []
     run(Script(say), on_progress=told.append)

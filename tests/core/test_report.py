@@ -194,6 +194,20 @@ def test_the_costs_name_who_asked_for_each_stage_where_that_is_known(report):
     assert [stage["made_by"] for stage in document["stages"]] == ["", "<bob>"]
 
 
+def test_seconds_of_stages_of_one_name_are_added_up(report):
+    """Of a lineage with two pair sets, report.json had the last one's alone."""
+    pairs, evaluation = report.stages
+    unknown = Stage(name="Instructions")
+    told = (unknown, pairs, pairs.model_copy(update={"seconds": None}), pairs, evaluation)
+    page, document = build(report.model_copy(update={"stages": told}))
+    assert document["seconds"] == {"Instructions": None, "Pairs": 250, "Evaluation": 60}
+    assert [stage["seconds"] for stage in document["stages"]] == [None, 125, None, 125, 60]
+    assert '<td>Instructions</td><td class="num">–</td>' in page
+    assert '<td>Total</td><td class="num">5 min 10 s</td>' in page
+    assert "the total lacks it" in page
+    assert "the total lacks it" not in build(report)[0]
+
+
 def test_the_report_names_the_gate_and_whether_it_releases(report):
     assert "Release gate" not in build(report)[0]
     gate = Gate(name="default", limits={"max_benign_kl": 0.25})

@@ -86,6 +86,30 @@ def test_stages_name_who_asked_for_them() -> None:
     assert [stage.made_by for stage in stages] == ["alice", "", "bob"]
 
 
+def test_compute_is_what_each_result_says_of_all_its_attempts() -> None:
+    """It was how long the newest operation ran: of a training that was resumed its last attempt,
+    and 0 once the operation was deleted."""
+    world = World()
+    world.add("instructionSets/i", res.InstructionSet(stats={"seconds": 7.0}))
+    world.pairs("brought")
+    world.add(
+        "pairSets/joined",
+        res.PairSet(stats={"seconds": 30.5}),
+        "pairSets/brought",
+        "instructionSets/i",
+    )
+    world.add("adapters/a", res.Adapter(train_seconds=90.0), "pairSets/joined")
+    spent = EVALUATION.model_copy(update={"seconds": {"generate": 5.0, "earlier attempts": 2.0}})
+    found = [(stage.name, stage.seconds) for stage in _stages(world, spent)]  # type: ignore[arg-type]
+    assert found == [
+        ("GenerateInstructions", 7.0),
+        ("SynthesizePairs", None),
+        ("SynthesizePairs", 30.5),
+        ("Align", 90.0),
+        ("Evaluate", 7.0),
+    ]
+
+
 def test_a_later_hand_over_adds_only_what_came_since() -> None:
     """The page hands over all marks each time: their minutes were counted in every round."""
     world = World()

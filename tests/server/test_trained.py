@@ -199,7 +199,7 @@ def test_an_evaluation_of_an_adapter_whose_sets_are_purged_keeps_its_policy(
     )
     job.model = lambda _: ModelSpec(name="m", path=str(tmp_path))
     job.parent = lambda name: f"{name}@sha256:0"
-    job.should_stop, job.log = (lambda: False), (lambda *_: None)
+    job.should_stop, job.log, job.costs = (lambda: False), (lambda *_: None), (lambda: None)
     job.reporter = SimpleNamespace(waiting=None)
     for name in ("_suites", "_targets", "_report", "Counting", "OfTheseJudges"):
         monkeypatch.setattr(evaluating, name, lambda *_: ())

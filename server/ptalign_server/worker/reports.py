@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
-from ptalign_server.errors import NotFound
 from ptalign_server.lineage import parents
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
@@ -93,7 +92,7 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
     minutes = minutes_per_pair_set(line)
     for resource in reversed(line):
         if resource.collection in STAGES:
-            yield _stage(job, resource, minutes.get(resource.name, 0.0))
+            yield _stage(resource, minutes.get(resource.name, 0.0))
     seconds = sum(evaluation.seconds.values())
     yield Stage(
         name="Evaluate",
@@ -103,31 +102,26 @@ def _stages(job: Job, evaluation: Evaluation) -> Iterator[Stage]:
     )
 
 
-def _stage(job: Job, resource: Resource, minutes: float) -> Stage:
+def _stage(resource: Resource, minutes: float) -> Stage:
+    """What its making cost as it says itself: its newest operation is only the last attempt, may
+    have waited for a device, and may be deleted."""
     from ptalign.report import Stage
 
     message: Any = COLLECTIONS[resource.collection].FromString(resource.body)
+    trained = resource.collection == "adapters"
     tokens = (
         message.tokens_mle + message.tokens_ut + message.tokens_anchor
-        if resource.collection == "adapters"
+        if trained
         else int(message.stats["tokens_generated"])
     )
+    seconds = message.train_seconds if trained else message.stats.get("seconds")
     return Stage(
         name=STAGES[resource.collection],
-        seconds=_seconds(job, message.meta.operation),
+        seconds=seconds or None,
         tokens=tokens,
         annotator_minutes=minutes,
         made_by=message.meta.made_by,
     )
-
-
-def _seconds(job: Job, operation: str) -> float:
-    """How long the operation ran; 0 for imports and deleted operations."""
-    try:
-        found = job.room.store.operations.get(operation.removeprefix("operations/"))
-    except NotFound:
-        return 0.0
-    return max(0.0, found.ended - found.started)
 
 
 def _command(job: Job) -> str:

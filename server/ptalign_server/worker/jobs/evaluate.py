@@ -87,6 +87,7 @@ def make(job: Job) -> Made:
             prober=prober if pairs is not None else None,
             on_progress=Counting(job.reporter, judges),
             log=OfTheseJudges(job.log(Reply), judges),
+            costs=job.costs(),
         )
     _publish(job.room, made.baseline.rates, made.aligned.rates)
     gate = gate_in_force(job, config.gate)
