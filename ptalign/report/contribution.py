@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from ptalign.nouns import Evaluation, TargetResult
+from ptalign.nouns import Adapter, TargetResult
+from ptalign.report.inputs import ReportInput
 from ptalign.report.words import MEASURES, RATES, name_of, read_in
 
 ALONE = "mle"
@@ -15,24 +15,28 @@ SHOWN = ("harm_word_ratio", "benign_kl")
 """Measures that stand beside the rates."""
 
 
-def contribution(evaluation: Evaluation, same_pairs: Sequence[str]) -> dict[str, Any] | None:
+def contribution(report: ReportInput) -> dict[str, Any] | None:
     """What learning from bad answers added to learning from good ones.
 
     Args:
-        evaluation: Its further targets may hold one of method `mle`.
-        same_pairs: Labels of those trained on what the target of the verdict was: a difference to
-            any other is not what unlearning added.
+        report: Further targets of its evaluation may be of method `mle`. One of other pairs is
+            passed over: a difference to it is not what unlearning added. Of several, the one whose
+            training is most like that of the target.
 
     Returns:
-        ``base``, ``alone`` and ``both`` (names), ``rows`` of rates (title, better, shares, change
-        with its paired interval in points) and ``measures``; None where no target of method `mle`
-        and the same pairs was shown beside one that learned from bad answers too.
+        ``base``, ``alone`` and ``both`` (names), ``apart`` (in what else the trainings differed),
+        ``rows`` of rates (title, better, shares, change with its paired interval in points) and
+        ``measures``; None where no target of method `mle` and the same pairs was shown beside one
+        that learned from bad answers too.
     """
+    evaluation = report.evaluation
     both = evaluation.aligned
-    others = (r for r in evaluation.results[2:] if r.label in same_pairs)
-    alone = next((r for r in others if r.method == ALONE), None)
-    if alone is None or both.method not in BOTH:
+    found = [r for r in evaluation.results[2:] if r.label in report.same_pairs]
+    found = [r for r in found if r.method == ALONE]
+    if not found or both.method not in BOTH:
         return None
+    apart = {r.label: _apart(report, r.label) for r in found}
+    alone = min(found, key=lambda r: len(apart[r.label]))
     changes = evaluation.beside.get(alone.label, {})
     rows = [
         {
@@ -48,6 +52,7 @@ def contribution(evaluation: Evaluation, same_pairs: Sequence[str]) -> dict[str,
         "base": name_of(evaluation.baseline),
         "alone": name_of(alone),
         "both": name_of(both),
+        "apart": apart[alone.label],
         "rows": rows,
         "measures": [
             {
@@ -60,6 +65,40 @@ def contribution(evaluation: Evaluation, same_pairs: Sequence[str]) -> dict[str,
             if key in SHOWN and (values := _measured(key, evaluation.baseline, alone, both))
         ],
     }
+
+
+def _apart(report: ReportInput, label: str) -> list[str]:
+    """In what a training differed from the target's, beside its method: settings, and what came of
+    them and of the guards."""
+    told = list(report.apart.get(label, ()))
+    alone = report.adapters.get(label)
+    both = report.adapters.get(report.evaluation.aligned.label)
+    if alone is None or both is None:
+        return told
+    for what, one, other in zip(
+        ("steps", "learning rate", "weight of legitimate twins at the end"),
+        _course(alone),
+        _course(both),
+        strict=True,
+    ):
+        if one != other:
+            told.append(f"{what} ({one} against {other})")
+    if not told and _drawn(alone) != _drawn(both):
+        told.append("the examples that their steps drew")
+    return told
+
+
+def _course(adapter: Adapter) -> tuple[str, str, str]:
+    """Steps, highest learning rate, and the last weight of twins."""
+    ledger = adapter.ledger
+    rate = max((log.learning_rate for log in ledger), default=0.0)
+    weight = ledger[-1].twin_weight if ledger else None
+    return str(len(ledger)), f"{rate:g}", "none" if weight is None else f"{weight:g}"
+
+
+def _drawn(adapter: Adapter) -> list[tuple[int, int]]:
+    """Step by step, the tokens of what was trained on: another seed draws others."""
+    return [(log.tokens_mle, log.tokens_anchor) for log in adapter.ledger]
 
 
 def _measured(key: str, *results: TargetResult) -> list[float]:

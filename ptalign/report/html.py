@@ -101,7 +101,7 @@ def report_html(report: ReportInput) -> str:
                 for result in results
                 if (adapter := report.adapters.get(result.label)) is not None
             ],
-            contribution=contribution(evaluation, report.same_pairs),
+            contribution=contribution(report),
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
             least_loss=COLLATERAL,

@@ -54,6 +54,10 @@ class ReportInput(Noun):
     """By the label of the target in the evaluation."""
     same_pairs: tuple[str, ...] = ()
     """Labels of the targets that were trained on what the target of the verdict was."""
+    apart: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Label -> settings in which its training differed from that of the target of the verdict."""
+    unlearned_before: bool = False
+    """Whether that training went on from an adapter that had learned from bad answers too."""
     pairs: PairCounts = PairCounts()
     annotations_used: int = 0
     stages: tuple[Stage, ...] = ()

@@ -561,6 +561,57 @@ def test_an_adapter_of_other_pairs_does_not_show_what_unlearning_added(report):
     assert document["beside"]["MLE"]
 
 
+def added(report, *, apart=(), before=False, **steps):
+    """The section on what unlearning added, whose likelihood run has other fields in its steps."""
+    known = report.adapters["MLE"]
+    ledger = tuple(log.model_copy(update=steps) for log in known.ledger)
+    adapters = report.adapters | {"MLE": known.model_copy(update={"ledger": ledger})}
+    told = {"adapters": adapters, "apart": {"MLE": apart}, "unlearned_before": before}
+    page, _ = build(report.model_copy(update=told))
+    section = page[page.index("What each part of the training added") :]
+    return re.sub(r"<[^>]+>|\s+", " ", section[: section.index("</section>")])
+
+
+def test_unlearning_is_said_to_have_added_only_what_the_trainings_differ_in(report):
+    """Half the steps, another seed or a doubled weight of twins was unlearning's doing, too."""
+    beside = {"MLE": {"harm_strong": (-0.25, -0.4, -0.1)}}
+    report = report.model_copy(update={"evaluation": evaluation(beside=beside)})
+    claim = "so the last column is what unlearning added"
+    assert claim in added(report)
+    for words, changes in {
+        "differ in seed (1 against 0).": {"apart": ("seed (1 against 0)",)},
+        "differ in learning rate (0.001 against 0.0001).": {"learning_rate": 1e-3},
+        "weight of legitimate twins at the end (4 against none)": {"twin_weight": 4.0},
+        "differ in the examples that their steps drew.": {"tokens_mle": 101},
+    }.items():
+        section = added(report, **changes)
+        assert claim not in section
+        assert words in section
+
+
+def test_good_answers_alone_are_not_all_that_a_continued_adapter_learned_from(report):
+    assert "went on from" not in added(report)
+    section = added(report, before=True)
+    assert "alone in this training;" in section
+    assert "Both went on from an adapter that had unlearned bad answers before" in section
+
+
+def test_the_training_most_like_the_targets_stands_beside_it(report):
+    """It was the first of method mle, whatever its seed."""
+    other = target("other", "mle", 1)
+    results = report.evaluation.results
+    told = {
+        "evaluation": report.evaluation.model_copy(
+            update={"results": (*results[:2], other, results[2])}
+        ),
+        "adapters": report.adapters | {"other": report.adapters["MLE"]},
+        "same_pairs": ("PT-ALIGN", "other", "MLE"),
+        "apart": {"other": ("seed (1 against 0)",)},
+    }
+    page, _ = build(report.model_copy(update=told))
+    assert "MLE (likelihood only) learned from the good answers alone" in page
+
+
 def test_a_baseline_that_is_an_adapter_is_not_called_the_original(report):
     known = report.evaluation
     last = {"label": "last-month", "method": "pt_align", "adapter": "sha-last"}

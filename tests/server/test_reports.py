@@ -15,7 +15,14 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
 from ptalign_server.gateway.verbs import MAX_ALSO
 from ptalign_server.store.resources import Resource
-from ptalign_server.worker.reports import _command, _command_lacks, _same_pairs, _stages
+from ptalign_server.worker.reports import (
+    _apart,
+    _command,
+    _command_lacks,
+    _same_pairs,
+    _stages,
+    _unlearned_before,
+)
 
 RESULT = TargetResult(label="baseline")
 EVALUATION = Evaluation(results=(RESULT, RESULT), verdict="PASS")
@@ -27,9 +34,26 @@ class World:
     def __init__(self) -> None:
         self.rows: dict[str, Resource] = {}
         self.request = pb.EvaluateRequest(target=pb.Target(model="m", adapter="adapters/a"))
-        self.operation = SimpleNamespace(identity="bob")
-        none = SimpleNamespace(get=self.resource)
-        self.room = SimpleNamespace(store=SimpleNamespace(operations=none))
+        self.operation = SimpleNamespace(identity="bob", tenant="default")
+        self.calls: dict[str, bytes] = {}
+        key = SimpleNamespace(open=lambda _, sealed: sealed)
+        store = SimpleNamespace(
+            operations=SimpleNamespace(get=self.call), keys=SimpleNamespace(get=lambda _: key)
+        )
+        self.room = SimpleNamespace(store=store)
+
+    def call(self, operation: str, tenant: str) -> SimpleNamespace:
+        if operation not in self.calls:
+            raise NotFound
+        return SimpleNamespace(id=operation, request=self.calls[operation])
+
+    def adapter(self, name: str, *parents: str, **call: Any) -> None:
+        """One trained by an Align with these fields."""
+        request = pb.AlignRequest(**call)
+        message = res.Adapter(method=request.method or res.METHOD_PT_ALIGN)
+        message.meta.operation = f"operations/{name}"
+        self.calls[name] = request.SerializeToString()
+        self.add(f"adapters/{name}", message, *parents)
 
     def resource(self, name: str) -> Resource:
         if name not in self.rows:
@@ -162,6 +186,37 @@ def test_adapters_of_the_same_pairs_are_those_made_from_the_same_things() -> Non
     assert _same_pairs(world, names) == ("a", "mle")  # type: ignore[arg-type]
     world.request.target.adapter = ""
     assert _same_pairs(world, names) == ()  # type: ignore[arg-type]
+
+
+def test_settings_that_two_trainings_differ_in_are_named() -> None:
+    """Whatever the seed and the rank, the report said that unlearning made the difference."""
+    world = World()
+    world.adapter("a", ut_weight=7.0, lora=pb.Lora(rank=16), budget=pb.Budget(max_benign_kl=1.0))
+    mle: dict[str, Any] = {"method": res.METHOD_MLE}
+    world.adapter("like", **mle)
+    world.adapter("other", **mle, seed=1, lora=pb.Lora(rank=8), budget=pb.Budget(pairs_per_step=4))
+    apart = {name: _apart(world, f"adapters/{name}") for name in ("a", "like", "other")}  # type: ignore[arg-type]
+    assert apart == {
+        "a": (),
+        "like": (),
+        "other": (
+            "seed (1 against 0)",
+            "pairs a step (4 against 8)",
+            "rank (8 against 16)",
+            "alpha (16 against 32)",
+        ),
+    }
+    del world.calls["like"]
+    assert "not known any more" in _apart(world, "adapters/like")[0]  # type: ignore[arg-type]
+
+
+def test_an_adapter_that_goes_on_from_an_unlearned_one_is_told_from_others() -> None:
+    world = World()
+    for method, before in ((res.METHOD_MLE, False), (res.METHOD_NPO, True)):
+        world.adapter("first", method=method)
+        world.adapter("second", "adapters/first", method=res.METHOD_MLE)
+        world.adapter("a", "adapters/second")
+        assert _unlearned_before(world) is before  # type: ignore[arg-type]
 
 
 def test_the_command_has_all_of_the_call_that_it_can_say() -> None:

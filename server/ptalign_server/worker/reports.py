@@ -7,7 +7,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptalign.errors import InvalidInput
 from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
+from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server import configs
+from ptalign_server.errors import NotFound, SetPurged, Violations
 from ptalign_server.lineage import parents
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
@@ -26,6 +31,12 @@ STAGES = {
     "adapters": "Align",
 }
 
+MADE_WITH = (
+    ("model_digest", "the model's weights"),
+    ("template_digest", "the chat template or system prompt"),
+)
+"""Fields of what every adapter says of itself."""
+
 
 def build_report(
     job: Job,
@@ -41,12 +52,15 @@ def build_report(
 
     asked = (job.request.baseline, job.request.target, *job.request.also)
     names = {t.label: one.adapter for t, one in zip(targets, asked, strict=True) if one.adapter}
+    same = _same_pairs(job, names)
     report = ReportInput(
         model=job.request.target.model,
         policy=policy.name if policy else trained_under(job)[0],
         evaluation=evaluation,
         adapters={label: job.load(name, Adapter) for label, name in names.items()},
-        same_pairs=_same_pairs(job, names),
+        same_pairs=same,
+        apart={label: _apart(job, names[label]) for label in same},
+        unlearned_before=_unlearned_before(job),
         pairs=_counts(pairs) if pairs else PairCounts(),
         annotations_used=pairs.annotations_used if pairs else 0,
         stages=tuple(_stages(job, evaluation)),
@@ -69,6 +83,50 @@ def _same_pairs(job: Job, names: Mapping[str, str]) -> tuple[str, ...]:
         for label, name in names.items()
         if made_from and set(parents(job.resource(name))) == made_from
     )
+
+
+def _apart(job: Job, name: str) -> tuple[str, ...]:
+    """In which settings an adapter's training differed from the target's.
+
+    Of settings that only the method uses, or that only move what the ledger holds, none counts.
+    """
+    own = job.request.target.adapter
+    if name == own:
+        return ()
+    first, second = (res.Adapter.FromString(job.resource(n).body).meta for n in (name, own))
+    digests = ((what, getattr(first, f), getattr(second, f)) for f, what in MADE_WITH)
+    found = [what for what, one, other in digests if one and other and one != other]
+    alone, both = _settings(job, first.operation), _settings(job, second.operation)
+    if alone is None or both is None:
+        return (*found, "settings that are not known any more, as their operation is gone")
+    return (*found, *(f"{w} ({alone[w]} against {both[w]})" for w in both if alone[w] != both[w]))
+
+
+def _settings(job: Job, operation: str) -> dict[str, str] | None:
+    """What a caller of Align may set beside the method and what shows in the ledger, in words."""
+    store = job.room.store
+    try:
+        found = store.operations.get(operation.removeprefix("operations/"), job.operation.tenant)
+        call = store.keys.get(found.id).open("request", found.request)
+        config = configs.align_config(pb.AlignRequest.FromString(call))
+    except (NotFound, SetPurged, InvalidInput, Violations):  # a limit may be another by now
+        return None
+    lora = config.lora
+    return {
+        "seed": str(config.seed),
+        "pairs a step": str(config.pairs_per_step),
+        "everyday answers a step": str(config.anchors_per_step),
+        "rank": str(lora.rank),
+        "alpha": str(lora.alpha or 2 * lora.rank),
+        "dropout": f"{lora.dropout:g}",
+        "layers": ", ".join(sorted(lora.target_modules)) or "all",
+    }
+
+
+def _unlearned_before(job: Job) -> bool:
+    """Whether an adapter that the target goes on from learned from bad answers too."""
+    line = [r for r in lineage(job, job.request.target.adapter) if r.collection == "adapters"]
+    return any(res.Adapter.FromString(r.body).method != res.METHOD_MLE for r in line[1:])
 
 
 def _counts(pairs: PairSet) -> PairCounts:
