@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,8 @@ from ptalign_server.worker.reports import (
     _apart,
     _command,
     _command_lacks,
+    _counts,
+    _own_set,
     _same_pairs,
     _stages,
     _unlearned_before,
@@ -132,6 +135,33 @@ def test_compute_is_what_each_result_says_of_all_its_attempts() -> None:
         ("Align", 90.0),
         ("Evaluate", 7.0),
     ]
+
+
+def test_counts_are_those_of_the_adapters_own_set_though_its_text_is_gone() -> None:
+    """After retention the report said that nobody had marked anything, or counted another set."""
+    world = World()
+    rejected, stats = (
+        {"blocked": 1},
+        {"held_out_pairs": 5.0, "held_out_twins": 6.0, "held_out": 8.0},
+    )
+    own = res.PairSet(
+        pairs=60, positive_only=4, twins=50, anchors=40, annotations_used=24, rounds=2,
+        rejected=rejected, stats=stats,
+    )  # fmt: skip
+    world.add("pairSets/own", own)
+    world.add("pairSets/named", res.PairSet(pairs=9, annotations_used=3))
+    world.rows["pairSets/own"] = replace(world.rows["pairSets/own"], purged=True)
+    world.add("adapters/a", res.Adapter(), "pairSets/own")
+    world.request.pair_set = "pairSets/named"
+    found = _own_set(world)  # type: ignore[arg-type]
+    assert found.annotations_used == 24
+    counts = _counts(found)
+    assert (counts.pairs, counts.polarised, counts.twins, counts.anchors) == (64, 60, 50, 40)
+    assert (counts.rounds, counts.rejected) == (2, rejected)
+    del world.rows["pairSets/own"]
+    assert _counts(_own_set(world)).pairs == 0  # type: ignore[arg-type]
+    world.request.target.adapter = ""
+    assert _counts(_own_set(world)).pairs == 9  # type: ignore[arg-type]
 
 
 def test_a_later_hand_over_adds_only_what_came_since() -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Adapter, Evaluation, PairSet, Policy
+from ptalign.nouns import Adapter, Evaluation, Policy
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
 from ptalign_server.errors import NotFound, SetPurged, Violations
-from ptalign_server.lineage import parents
+from ptalign_server.lineage import own_pairs, parents
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
@@ -43,16 +43,15 @@ def build_report(
     evaluation: Evaluation,
     targets: Sequence[Target],
     suites: Sequence[Suite],
-    pairs: PairSet | None,
     policy: Policy | None,
     gate: Gate,
 ) -> tuple[str, dict[str, Any]]:
     """``report.html`` as text and ``report.json`` as a document."""
-    from ptalign.report import PairCounts, ReportInput, build
+    from ptalign.report import ReportInput, build
 
     asked = (job.request.baseline, job.request.target, *job.request.also)
     names = {t.label: one.adapter for t, one in zip(targets, asked, strict=True) if one.adapter}
-    same = _same_pairs(job, names)
+    same, own = _same_pairs(job, names), _own_set(job)
     report = ReportInput(
         model=job.request.target.model,
         policy=policy.name if policy else trained_under(job)[0],
@@ -61,8 +60,8 @@ def build_report(
         same_pairs=same,
         apart={label: _apart(job, names[label]) for label in same},
         unlearned_before=_unlearned_before(job),
-        pairs=_counts(pairs) if pairs else PairCounts(),
-        annotations_used=pairs.annotations_used if pairs else 0,
+        pairs=_counts(own),
+        annotations_used=own.annotations_used,
         stages=tuple(_stages(job, evaluation)),
         left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
         topic_titles={t.id: t.title for t in policy.topics} if policy else {},
@@ -129,16 +128,28 @@ def _unlearned_before(job: Job) -> bool:
     return any(res.Adapter.FromString(r.body).method != res.METHOD_MLE for r in line[1:])
 
 
-def _counts(pairs: PairSet) -> PairCounts:
+def _own_set(job: Job) -> res.PairSet:
+    """What the set that the target was made from says of itself: after a purge too. Of the bare
+    model the set that the call names; empty where there is none."""
+    request = job.request
+    adapter = request.target.adapter
+    name = own_pairs(job.resource(adapter)) if adapter else request.pair_set
+    try:
+        return res.PairSet.FromString(job.resource(name).body) if name else res.PairSet()
+    except NotFound:  # younger than the backup that was restored
+        return res.PairSet()
+
+
+def _counts(own: res.PairSet) -> PairCounts:
     from ptalign.report import PairCounts
 
     return PairCounts(
-        pairs=sum(p.kind != "twin" for p in pairs.pairs),
-        polarised=len(pairs.polarised),
-        twins=len(pairs.twins),
-        anchors=len(pairs.anchors),
-        rounds=pairs.rounds,
-        rejected=pairs.rejected,
+        pairs=own.pairs + own.positive_only,
+        polarised=own.pairs,
+        twins=own.twins,
+        anchors=own.anchors,
+        rounds=own.rounds,
+        rejected=dict(own.rejected),
     )
 
 

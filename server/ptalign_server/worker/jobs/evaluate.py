@@ -91,7 +91,7 @@ def make(job: Job) -> Made:
         )
     _publish(job.room, made.baseline.rates, made.aligned.rates)
     gate = gate_in_force(job, config.gate)
-    files = _report(job, made, targets, suites, pairs, policy, gate)
+    files = _report(job, made, targets, suites, policy, gate)
     return Made(
         noun=made,
         message=messages.evaluation(made, files, gate),
@@ -253,12 +253,11 @@ def _report(
     made: Evaluation,
     targets: Sequence[Target],
     suites: Sequence[Suite],
-    pairs: PairSet | None,
     policy: Policy | None,
     gate: Gate,
 ) -> list[res.FileInfo]:
     """Stores ``report.html`` and ``report.json``."""
-    html, document = build_report(job, made, targets, suites, pairs, policy, gate)
+    html, document = build_report(job, made, targets, suites, policy, gate)
     put = job.room.store.artefacts.put
     text = json.dumps(document, indent=1, ensure_ascii=False)
     return [
