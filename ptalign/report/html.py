@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ptalign.nouns import COLLATERAL, Adapter, TargetResult
 from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
-from ptalign.report.contribution import contribution
+from ptalign.report.contribution import BOTH, contribution
 from ptalign.report.figures import COLOURS, colours_of, lines, track
 from ptalign.report.guards import guards, weight_words
 from ptalign.report.inputs import ReportInput
@@ -102,6 +102,7 @@ def report_html(report: ReportInput) -> str:
                 if (adapter := report.adapters.get(result.label)) is not None
             ],
             contribution=contribution(report),
+            unlearns=evaluation.aligned.method in BOTH,
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
             least_loss=COLLATERAL,

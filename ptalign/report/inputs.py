@@ -29,6 +29,11 @@ class PairCounts(Noun):
     """Those that have both."""
     twins: int = 0
     anchors: int = 0
+    """Everyday requests with the model's own answers."""
+    held_out: int = 0
+    """Of `pairs`, never trained on."""
+    held_out_twins: int = 0
+    held_out_anchors: int = 0
     rounds: int = 0
     rejected: dict[str, int] = Field(default_factory=dict)
 
@@ -60,6 +65,8 @@ class ReportInput(Noun):
     """Whether that training went on from an adapter that had learned from bad answers too."""
     pairs: PairCounts = PairCounts()
     annotations_used: int = 0
+    imported: tuple[str, ...] = ()
+    """Sets behind it that came from elsewhere."""
     stages: tuple[Stage, ...] = ()
     """In the order they ran."""
     left_out: dict[str, dict[str, int]] = Field(default_factory=dict)

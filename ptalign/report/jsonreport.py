@@ -132,6 +132,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         "annotations_used": report.annotations_used,
         "pairs": report.pairs.pairs,
         "pair_counts": report.pairs.model_dump(),
+        "imported": list(report.imported),
         "tokens_mle": shown.tokens_mle if shown else None,
         "tokens_ut": shown.tokens_ut if shown else None,
         "ut_weight": shown.ut_weight if shown else None,

@@ -626,6 +626,38 @@ def test_a_baseline_that_is_an_adapter_is_not_called_the_original(report):
     assert name_of(known.baseline) == "original model"
 
 
+def costs(report, **changes):
+    """The section on what it cost, without tags, and the document."""
+    page, document = build(report.model_copy(update=changes))
+    section = page[page.index("What it cost") :]
+    return re.sub(r"<[^>]+>|\s+", " ", section[: section.index("</section>")]), document
+
+
+def test_the_training_set_is_described_as_it_is(report):
+    """The model was said to have written imports and seeds too, and all of it was trained on."""
+    held = {"held_out": 5, "held_out_twins": 6, "held_out_anchors": 8}
+    counts = report.pairs.model_copy(update=held)
+    section, document = costs(report, pairs=counts, imported=("pairSets/brought",))
+    assert "The model wrote" not in section
+    assert "60 of them with a bad one to unlearn" in section
+    assert "5 requests, 6 twins and 8 everyday answers were kept from training" in section
+    assert "Some were imported, not written by the model here: pairSets/brought." in section
+    assert document["pair_counts"]["held_out_twins"] == 6
+    assert document["imported"] == ["pairSets/brought"]
+    plain, _ = costs(report)
+    assert "kept from training" not in plain
+    assert "imported" not in plain
+    results = report.evaluation.results
+    alone = report.evaluation.model_copy(update={"results": (results[0], results[2])})
+    assert "to unlearn" not in costs(report, evaluation=alone)[0]
+
+
+def test_a_training_set_that_is_not_known_is_not_an_empty_one(report):
+    section, _ = costs(report, pairs=PairCounts(), annotations_used=0)
+    assert "0 items" not in section
+    assert "What the training set held is not known here." in section
+
+
 def test_without_a_target_of_good_answers_alone_the_page_says_what_is_missing(report):
     results = report.evaluation.results[:2]
     alone = report.evaluation.model_copy(update={"results": results})

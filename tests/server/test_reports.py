@@ -21,6 +21,7 @@ from ptalign_server.worker.reports import (
     _command,
     _command_lacks,
     _counts,
+    _imported,
     _own_set,
     _same_pairs,
     _stages,
@@ -158,10 +159,20 @@ def test_counts_are_those_of_the_adapters_own_set_though_its_text_is_gone() -> N
     counts = _counts(found)
     assert (counts.pairs, counts.polarised, counts.twins, counts.anchors) == (64, 60, 50, 40)
     assert (counts.rounds, counts.rejected) == (2, rejected)
+    assert (counts.held_out, counts.held_out_twins, counts.held_out_anchors) == (5, 6, 8)
     del world.rows["pairSets/own"]
     assert _counts(_own_set(world)).pairs == 0  # type: ignore[arg-type]
     world.request.target.adapter = ""
     assert _counts(_own_set(world)).pairs == 9  # type: ignore[arg-type]
+
+
+def test_imported_sets_are_those_that_nothing_here_made() -> None:
+    world = World()
+    world.pairs("brought")
+    world.add("pairSets/made", res.PairSet(meta=res.ResourceMeta(operation="operations/made")))
+    world.pairs("joined", "pairSets/brought", "pairSets/made")
+    world.add("adapters/a", res.Adapter(), "pairSets/joined")
+    assert list(_imported(world)) == ["pairSets/brought"]  # type: ignore[arg-type]
 
 
 def test_a_later_hand_over_adds_only_what_came_since() -> None:

@@ -62,6 +62,7 @@ def build_report(
         unlearned_before=_unlearned_before(job),
         pairs=_counts(own),
         annotations_used=own.annotations_used,
+        imported=tuple(_imported(job)),
         stages=tuple(_stages(job, evaluation)),
         left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
         topic_titles={t.id: t.title for t in policy.topics} if policy else {},
@@ -140,6 +141,15 @@ def _own_set(job: Job) -> res.PairSet:
         return res.PairSet()
 
 
+def _imported(job: Job) -> Iterator[str]:
+    """Sets of the target's lineage that no operation made, nor a merge, which has parents."""
+    for resource in lineage(job, job.request.target.adapter):
+        if resource.collection in ("instructionSets", "pairSets") and not parents(resource):
+            meta = COLLECTIONS[resource.collection].FromString(resource.body).meta
+            if not meta.operation:
+                yield resource.name
+
+
 def _counts(own: res.PairSet) -> PairCounts:
     from ptalign.report import PairCounts
 
@@ -148,6 +158,9 @@ def _counts(own: res.PairSet) -> PairCounts:
         polarised=own.pairs,
         twins=own.twins,
         anchors=own.anchors,
+        held_out=int(own.stats.get("held_out_pairs", 0)),
+        held_out_twins=int(own.stats.get("held_out_twins", 0)),
+        held_out_anchors=int(own.stats.get("held_out", 0)),
         rounds=own.rounds,
         rejected=dict(own.rejected),
     )
