@@ -71,6 +71,9 @@ class ReportInput(Noun):
     """In the order they ran."""
     left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Suite -> reason -> prompts that were not asked."""
+    not_kept_apart: tuple[str, ...] = ()
+    """Sets that a target or its parents were trained on, whose text is gone: whether a prompt is
+    among it cannot be said."""
     topic_titles: dict[str, str] = Field(default_factory=dict)
     gate: Gate | None = None
     command: str = ""

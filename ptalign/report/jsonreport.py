@@ -141,6 +141,7 @@ def report_json(report: ReportInput) -> dict[str, Any]:
         "suites": list(evaluation.suites),
         "not_run": list(evaluation.not_run),
         "left_out": report.left_out,
+        "not_kept_apart": list(report.not_kept_apart),
         "judges": {
             "evaluation": list(evaluation.judge_ids),
             "generation": list(evaluation.generation_judge_ids),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
@@ -35,3 +35,10 @@ def parents(resource: Resource) -> list[str]:
 def own_pairs(adapter: Resource) -> str:
     """The pair set that an adapter was made from; empty for none."""
     return next((name for name in parents(adapter) if name.startswith("pairSets/")), "")
+
+
+def trained_on(line: Iterable[Resource]) -> Iterator[str]:
+    """The pair sets that the adapters of a lineage were made from, in its order."""
+    for resource in line:
+        if resource.collection == "adapters" and (own := own_pairs(resource)):
+            yield own

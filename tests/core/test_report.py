@@ -658,6 +658,14 @@ def test_a_training_set_that_is_not_known_is_not_an_empty_one(report):
     assert "What the training set held is not known here." in section
 
 
+def test_the_page_names_what_prompts_could_not_be_kept_apart_from(report):
+    assert "Not kept apart" not in build(report)[0]
+    lost = ("pairSets/first",)
+    page, document = build(report.model_copy(update={"not_kept_apart": lost}))
+    assert "Not kept apart from</dt><dd>pairSets/first: the text is gone" in page
+    assert document["not_kept_apart"] == list(lost)
+
+
 def test_without_a_target_of_good_answers_alone_the_page_says_what_is_missing(report):
     results = report.evaluation.results[:2]
     alone = report.evaluation.model_copy(update={"results": results})

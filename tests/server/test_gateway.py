@@ -713,6 +713,26 @@ async def test_an_adapter_whose_training_set_was_purged_is_told_that_it_cannot_p
         assert "is gone" not in (await estimate(calls, request)).basis
 
 
+async def test_a_purged_set_of_a_parent_adapter_is_told(calls: Calls) -> None:
+    """Prompts were not kept apart from it, and only the target's own set was looked at."""
+    gone, own = put_set(calls.store, "pairSets", purged=True), put_set(calls.store, "pairSets")
+    names = [f"adapters/{number:024x}" for number in (1, 2)]
+    for name, parents in zip(names, ([gone], [own, names[0]]), strict=True):
+        message = res.Adapter()
+        message.meta.parents.extend(f"{parent}@sha256:x" for parent in parents)
+        row = Resource(
+            name=name, collection="adapters", tenant="default", model=MODEL, policy=POLICY,
+            verdict="", adapter="", partial=False, purged=False, content="",
+            body=message.SerializeToString(), created=1.0,
+        )  # fmt: skip
+        calls.store.write(lambda c, r=row: calls.store.resources.insert(c, r)).result()
+    request = evaluate("attack")
+    request.target.adapter = names[1]
+    basis = (await estimate(calls, request)).basis
+    assert f"the text of {gone}, which a target or an adapter that it goes on from" in basis
+    assert "benign KL is not measured" not in basis
+
+
 async def test_held_out_requests_are_an_instruction_set_that_is_there(
     calls: Calls,
 ) -> None:

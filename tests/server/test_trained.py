@@ -98,6 +98,15 @@ def test_the_sets_of_the_whole_lineage_are_kept_away_from() -> None:
     assert found.judged.pairs == world.nouns["pairSets/own"].pairs
 
 
+def test_what_cannot_be_kept_away_from_is_named() -> None:
+    """A purged set of a parent adapter was left out in silence."""
+    world = World(target=SECOND, also=[pb.Target(model="m", adapter="adapters/other")])
+    assert trained_of(world).lost == ()  # type: ignore[arg-type]
+    del world.nouns["pairSets/base"], world.nouns["pairSets/beside"]
+    assert world.texts() == {"own"}
+    assert trained_of(world).lost == ("pairSets/beside", "pairSets/base")  # type: ignore[arg-type]
+
+
 def test_a_judge_that_weighed_tokens_must_not_grade_either() -> None:
     """Imported pairs name no judge: the one that weighed their tokens could release its adapter."""
     world = World(target=SECOND)

@@ -35,7 +35,7 @@ from ptalign_server.errors import (
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.release import LOOSER, at_least_as_strict
 from ptalign_server.gateway.weights import check_weights
-from ptalign_server.lineage import own_pairs
+from ptalign_server.lineage import made_from, own_pairs, trained_on
 from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED
 from ptalign_server.store.resources import Resource
@@ -523,20 +523,33 @@ def _not_run(lacking: Mapping[str, str]) -> str:
 
 
 def _not_measured(request: pb.EvaluateRequest, call: Call) -> str:
-    """What the caller should know of an adapter whose training set has no text any more."""
-    if request.pair_set or not request.target.adapter:
-        return ""
-    own = own_pairs(call.resource(request.target.adapter, "adapters", ANY_MODEL))
-    try:
-        if not own or not call.resource(own, "pairSets", ANY_MODEL).purged:
-            return ""
-    except NotFound:  # younger than the backup that was restored
-        pass
-    return (
-        f"; the text of the adapter's {own} is gone: benign KL is not measured, so a gate that "
-        "limits it cannot PASS this evaluation, and prompts are not kept apart from what it was "
-        "trained on. Name another pair set of its policy in pair_set"
-    )
+    """What the caller should know of targets whose training sets have no text any more."""
+    targets = [t.adapter for t in (request.target, request.baseline, *request.also) if t.adapter]
+
+    def find(name: str) -> Resource | None:
+        try:
+            return call.resource(name, name.partition("/")[0], ANY_MODEL)
+        except NotFound:  # younger than the backup that was restored
+            return None
+
+    adapter = request.target.adapter
+    own = own_pairs(call.resource(adapter, "adapters", ANY_MODEL)) if adapter else ""
+    used = dict.fromkeys(trained_on(made_from(find, *targets)))
+    gone = [name for name in used if (found := find(name)) is None or found.purged]
+    told = ""
+    if own in gone and not request.pair_set:
+        told = (
+            f"; the text of the adapter's {own} is gone: benign KL is not measured, so a gate that "
+            "limits it cannot PASS this evaluation, and prompts are not kept apart from what it "
+            "was trained on. Name another pair set of its policy in pair_set"
+        )
+    gone = [name for name in gone if name != own]  # who names another set was told of it
+    if gone:
+        told += (
+            f"; the text of {', '.join(gone)}, which a target or an adapter that it goes on from "
+            "was trained on, is gone: prompts are not kept apart from it, and the report says so"
+        )
+    return told
 
 
 def _looser(gate: GateConfig, call: Call) -> str:

@@ -45,6 +45,7 @@ def build_report(
     suites: Sequence[Suite],
     policy: Policy | None,
     gate: Gate,
+    lost: Sequence[str],
 ) -> tuple[str, dict[str, Any]]:
     """``report.html`` as text and ``report.json`` as a document."""
     from ptalign.report import ReportInput, build
@@ -65,6 +66,7 @@ def build_report(
         imported=tuple(_imported(job)),
         stages=tuple(_stages(job, evaluation)),
         left_out={suite.name: suite.left_out for suite in suites if suite.left_out},
+        not_kept_apart=tuple(lost),
         topic_titles={t.id: t.title for t in policy.topics} if policy else {},
         gate=gate,
         command=_command(job),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ptalign.nouns import PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.lineage import own_pairs
+from ptalign_server.lineage import own_pairs, trained_on
 from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
@@ -28,6 +28,9 @@ class Trained:
     """All pairs and anchors that a target saw, or that the call adds; None: nothing is known."""
     judge_ids: tuple[str, ...]
     """Judges that filtered any of them, those of purged sets too, or weighed their tokens."""
+    lost: tuple[str, ...] = ()
+    """Pair sets that a target or its parents were trained on, whose text is gone: what is asked
+    cannot be kept apart from them."""
 
     @property
     def judged(self) -> PairSet | None:
@@ -57,7 +60,8 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
     pairs = loaded.get(name)
     if pairs is not None:
         pairs = _without_marks(pairs, _taught(whole, loaded))
-    return Trained(name, pairs, _union(list(loaded.values())), tuple(sorted(judges)))
+    lost = tuple(dict.fromkeys(name for name in trained_on(whole) if name not in loaded))
+    return Trained(name, pairs, _union(list(loaded.values())), tuple(sorted(judges)), lost)
 
 
 def taught(job: Job, adapter: str) -> set[str]:
@@ -77,7 +81,7 @@ def _loaded(job: Job, line: Iterable[Resource]) -> dict[str, PairSet]:
 
 
 def _taught(line: Iterable[Resource], loaded: Mapping[str, PairSet]) -> set[str]:
-    sets = {own_pairs(r) for r in line if r.collection == "adapters"}
+    sets = set(trained_on(line))
     return {p.id for name in sets & loaded.keys() for p in loaded[name].pairs if not p.held_out}
 
 

@@ -91,7 +91,7 @@ def make(job: Job) -> Made:
         )
     _publish(job.room, made.baseline.rates, made.aligned.rates)
     gate = gate_in_force(job, config.gate)
-    files = _report(job, made, targets, suites, policy, gate)
+    files = _report(job, made, targets, suites, policy, gate, data.lost)
     return Made(
         noun=made,
         message=messages.evaluation(made, files, gate),
@@ -255,9 +255,10 @@ def _report(
     suites: Sequence[Suite],
     policy: Policy | None,
     gate: Gate,
+    lost: Sequence[str],
 ) -> list[res.FileInfo]:
     """Stores ``report.html`` and ``report.json``."""
-    html, document = build_report(job, made, targets, suites, policy, gate)
+    html, document = build_report(job, made, targets, suites, policy, gate, lost)
     put = job.room.store.artefacts.put
     text = json.dumps(document, indent=1, ensure_ascii=False)
     return [
