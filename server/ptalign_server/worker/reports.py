@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptalign.errors import InvalidInput
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.nouns import Adapter, Evaluation, Policy
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -100,7 +100,7 @@ def _apart(job: Job, name: str) -> tuple[str, ...]:
     found = [what for what, one, other in digests if one and other and one != other]
     alone, both = _settings(job, first.operation), _settings(job, second.operation)
     if alone is None or both is None:
-        return (*found, "settings that are not known any more, as their operation is gone")
+        return (*found, "settings that are not known any more")
     return (*found, *(f"{w} ({alone[w]} against {both[w]})" for w in both if alone[w] != both[w]))
 
 
@@ -111,7 +111,9 @@ def _settings(job: Job, operation: str) -> dict[str, str] | None:
         found = store.operations.get(operation.removeprefix("operations/"), job.operation.tenant)
         call = store.keys.get(found.id).open("request", found.request)
         config = configs.align_config(pb.AlignRequest.FromString(call))
-    except (NotFound, SetPurged, InvalidInput, Violations):  # a limit may be another by now
+    except (NotFound, SetPurged, DataDamaged):  # a remark must not cost the evaluation
+        return None
+    except (InvalidInput, Violations):  # a limit may be another by now
         return None
     lora = config.lora
     return {
