@@ -205,8 +205,8 @@ class Library(Base):
     ) -> Imported:
         """Makes a set from records of your own.
 
-        Checked are lengths, topics and their sides, repeats, the never-synthesize list and twins
-        that decline. No judge reads the answers: whether they are good and bad is your part.
+        Checked are kinds, lengths, topics and their sides, repeats, the never-synthesize list and
+        twins that decline. No judge reads the answers: whether they are good and bad is your part.
 
         Args:
             records: The records, or a function that opens them anew for each retry, so that a

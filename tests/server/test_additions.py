@@ -259,6 +259,33 @@ def test_an_imported_instruction_set_carries_its_numbers() -> None:
     assert {f"not_computed.{name}" for name in missing} < stats.keys()
 
 
+@pytest.mark.parametrize("take_in", [additions.import_instructions, additions.import_pairs])
+def test_a_misspelt_twin_is_refused_not_taken_for_a_harmful_request(
+    take_in: Callable[[list[lib.Record], Policy], object],
+) -> None:
+    answer = "Gladly: dear neighbour."
+    cold = asked("Write a cold note.", "a", kind="pair", positive="I would rather not.")
+    warm = asked("Write a warm note.", "a", kind="Twin", positive=answer)
+    error = refused(lambda: take_in([cold, warm], ROOMS))
+    assert "records[1].kind: is 'Twin'" in str(error)
+    assert "twin or anchor" in str(error)
+
+
+def test_every_kind_of_record_that_a_set_is_read_as_is_taken() -> None:
+    kinds = {"": "pair", "instruction": "pair", "pair": "pair", "positive_only": "pair"}
+    kinds |= {"twin": "twin", "anchor": "anchor"}
+    records = [
+        asked(f"Write note {i}.", "a", kind=kind, positive="Gladly.", toxic="No.")
+        for i, kind in enumerate(kinds)
+    ]
+    pairs = additions.import_pairs(records, ROOMS)
+    assert [p.kind for p in pairs.pairs] == [k for k in kinds.values() if k != "anchor"]
+    assert len(pairs.anchors) == 1
+    asks = additions.import_instructions(records, ROOMS)
+    assert [r.side for r in asks.records] == ["harmful"] * 4 + ["twin"]
+    assert asks.rejected == {"anchor": 1}
+
+
 def test_placeholders_of_a_safe_view_are_no_texts() -> None:
     """Records read without the full view made pairs of "<sealed 17 chars sha256:...>"."""
     seen = asked("<sealed 33 chars sha256:0a1b>", "a", masked=["instruction"])

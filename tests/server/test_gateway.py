@@ -591,7 +591,7 @@ async def test_calls_are_digested_off_the_event_loop(
         kind="instructionSets", model=MODEL, policy=POLICY, request_id=str(uuid.uuid4())
     )
     topic = load_policy(POLICY).topics[0].id
-    record = lib.Record(kind="harmful", topic=topic, instruction="Write a cold note about a desk")
+    record = lib.Record(kind="instruction", topic=topic, instruction="Write a cold note on a desk")
     sent = [lib.ImportSetRequest(header=header), lib.ImportSetRequest(records=[record])]
     assert (await calls.library.ImportSet(sent)).accepted == 1
     assert threads == {("field", False), ("records", False)}

@@ -193,8 +193,8 @@ def import_set(
 ) -> None:
     """Make a set from records of your own.
 
-    Checked are lengths, topics and their sides, repeats, the never-synthesize list and twins that
-    decline. No judge reads the answers: whether they are good and bad is your part.
+    Checked are kinds, lengths, topics and their sides, repeats, the never-synthesize list and
+    twins that decline. No judge reads the answers: whether they are good and bad is your part.
 
     A pair, twin or anchor with `"held_out": true` is never trained on: what training did is
     measured on it.

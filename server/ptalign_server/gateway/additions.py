@@ -37,7 +37,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.catalogue import Catalogue
-from ptalign_server.errors import SetPartial, SetPurged, UnknownName, Violations
+from ptalign_server.errors import MAX_ECHO, SetPartial, SetPurged, UnknownName, Violations
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.reading import find, look_up
 from ptalign_server.gateway.verbs import (
@@ -61,6 +61,8 @@ _Words = tuple[str, ...]
 MAX_RECORDS = 20_000
 MAX_MERGED = 50
 ROOM_BYTES = 64 * 1024 * 1024
+KINDS = ("instruction", "pair", "positive_only", "twin", "anchor")
+"""Kinds of the records that an import takes; one that says none is a request or its pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +197,15 @@ async def take_in(
 
 def import_instructions(records: list[lib.Record], policy: Policy) -> InstructionSet:
     """Instructions that pass; the rest is counted by reason."""
+    _check_kinds(records)
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[_Words, Instruction] = {}
     ids: set[str] = set()
     for record in records:
         reason = _problem(record, topics, policy, made, ids)
+        if record.kind == "anchor":  # an ordinary request is no harmful one, whatever its topic
+            reason = "anchor"
         if reason:
             rejected[reason] += 1
             continue
@@ -245,6 +250,7 @@ def import_pairs(records: list[lib.Record], policy: Policy) -> PairSet:
 
     What the records say is held out is never trained on; one that says nothing is.
     """
+    _check_kinds(records)
     topics = {topic.id: topic for topic in policy.topics}
     rejected: Counter[str] = Counter()
     made: dict[_Words, Pair] = {}
@@ -690,6 +696,24 @@ def _import_ticket(
     data = [record.SerializeToString(deterministic=True) for record in records]
     digest = store.vault.mac("records", *data)[:16]
     return replace(seen, fields={**seen.fields, "records": digest})
+
+
+def _check_kinds(records: Sequence[lib.Record]) -> None:
+    """Refuses kinds that an import does not know.
+
+    Taken for a harmful request, a misspelt twin would be taught the wrong way round.
+    """
+    _raise(
+        [
+            InvalidInput(
+                f"records[{number}].kind",
+                f"is {record.kind[:MAX_ECHO]!r}",
+                f"Send {', '.join(KINDS[:-1])} or {KINDS[-1]}, or leave it out.",
+            )
+            for number, record in enumerate(records)
+            if record.kind and record.kind not in KINDS
+        ]
+    )
 
 
 def _problem(
