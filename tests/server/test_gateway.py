@@ -353,6 +353,28 @@ async def test_too_many_annotations(calls: Calls) -> None:
     assert "at most 49" in violations["items"]
 
 
+async def test_a_mark_of_an_unknown_topic_is_refused_in_either_call(calls: Calls) -> None:
+    """SynthesizePairs took it, and went by another topic."""
+
+    def synthesize(topic: str) -> Any:
+        marks = [res.Annotation(instruction="q", good="g", topic=topic)]
+        return calls.tuning.SynthesizePairs(
+            pb.SynthesizePairsRequest(
+                model=MODEL,
+                instruction_set=name,
+                annotations=pb.Annotations(items=marks),
+                dry_run=True,
+            )
+        )
+
+    name = put_set(calls.store, "instructionSets")
+    code, text, _, _ = await refused(synthesize("nope"))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert text.startswith("topic: no topic is named 'nope'. Known: ")
+    for known in ("", "work-question"):
+        assert (await synthesize(known)).done
+
+
 async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
     calls: Calls,
 ) -> None:

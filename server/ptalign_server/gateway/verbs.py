@@ -195,7 +195,9 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     if not request.instruction_set:
         raise InvalidInput("instruction_set", "is empty", "Send the name of an instruction set.")
     source = call.readable(request.instruction_set, "instructionSets", ANY_MODEL)
-    _check_language(request.instruction_set, model, call)
+    policy = call.store.sets.load_policy(request.instruction_set)
+    _check_language(policy, model)
+    _known_topics([item.topic for item in items if item.topic], policy)
     if request.annotation_set:
         marks = call.readable(request.annotation_set, "annotationSets", model.name)
         _check_marks(res.AnnotationSet.FromString(marks.body), request)
@@ -208,9 +210,9 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     return _generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
 
 
-def _check_language(name: str, model: ModelSpec, call: Call) -> None:
+def _check_language(policy: Policy, model: ModelSpec) -> None:
     """A set may be of another model, whose languages are not this one's."""
-    locale = call.store.sets.load_policy(name).locale
+    locale = policy.locale
     if language(locale) not in map(language, model.locales):
         raise InvalidInput(
             "instruction_set",
