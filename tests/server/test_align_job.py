@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_deletion import put_adapter
 from test_retention import put_operation
 
-from ptalign.errors import InvalidInput, TrainingFailed
+from ptalign.errors import DataDamaged, InvalidInput, TrainingFailed
 from ptalign.nouns import Adapter, ModelSpec, Pair, PairSet
 from ptalign.policies import load_policy
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -109,6 +110,14 @@ def test_training_knows_what_its_parent_was_taught(
     job.load = lambda *_, **__: PairSet(pairs=pairs)
     align.make(job)
     assert given[0]["taught"] == ["a"]
+
+
+def test_a_damaged_parent_is_found_before_the_training_waits(store: Store) -> None:
+    name = put_adapter(store)  # its files are no weights
+    align.validate(job_of(store, pb.AlignRequest(model="m", pair_set="pairSets/1")))
+    request = pb.AlignRequest(model="m", pair_set="pairSets/1", parent_adapter=name)
+    with pytest.raises(DataDamaged):
+        align.validate(job_of(store, request))
 
 
 def test_evaluations_take_no_turn_of_what_needs_the_engine() -> None:

@@ -172,6 +172,25 @@ def test_a_label_of_the_call_stands_and_numbered_ones_give_way(
     assert labels == ["baseline-2", "base-2", "base", "base-3", "base-4", "baseline"]
 
 
+@pytest.mark.parametrize("gone", ["", "adapters/second", "adapters/other", "instructionSets/1"])
+def test_what_an_evaluation_works_with_is_read_before_it_waits(
+    gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged adapter was found after the wait for the device and the engine's start."""
+    beside = pb.Target(model="m", adapter="adapters/other")
+    job: Any = World(target=SECOND, also=[beside, SECOND], held_out="instructionSets/1")
+    job.room = SimpleNamespace(store=None)
+    job.nouns |= dict.fromkeys(("adapters/second", "adapters/other", "instructionSets/1"))
+    job.nouns.pop(gone, None)
+    checked: list[str] = []
+    monkeypatch.setattr(evaluating, "marked_for", lambda *_: ())
+    monkeypatch.setattr(evaluating, "adapter_folder", lambda _, name: checked.append(name))
+    with pytest.raises(SetPurged) if gone else nullcontext():
+        evaluating.validate(job)
+    if not gone:
+        assert checked == ["adapters/second", "adapters/other"]
+
+
 def test_a_purged_set_still_names_its_judges() -> None:
     world = World(target=SECOND)
     del world.nouns["pairSets/own"], world.nouns["pairSets/base"]

@@ -32,8 +32,14 @@ WEIGHING_JUDGE = GENERATION_JUDGES[-1]
 
 
 def validate(job: Job) -> None:
-    """Reads the pair set, whose digest must hold and which must be whole."""
+    """Reads the pair set, which must be whole, and the parent adapter with what it was taught.
+
+    Their digests and the signature must hold.
+    """
     job.load(job.request.pair_set, PairSet, whole=True)
+    if parent := job.request.parent_adapter:
+        adapter_folder(job.room.store, parent)
+        taught(job, parent)
 
 
 def make(job: Job) -> Made:

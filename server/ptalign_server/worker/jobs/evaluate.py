@@ -48,8 +48,13 @@ log = logging.getLogger(__name__)
 
 
 def validate(job: Job) -> None:
-    """Reads the training sets and their marks, whose digests must hold."""
+    """Reads sets, marks and adapters, whose digests and signatures must hold."""
     marked_for(job, trained_of(job).name)
+    if job.request.held_out:
+        job.load(job.request.held_out, InstructionSet)
+    for name in filter(None, dict.fromkeys(_adapters(job))):
+        adapter_folder(job.room.store, name)
+        job.load(name, Adapter)
 
 
 def make(job: Job) -> Made:
@@ -131,9 +136,13 @@ def config_of(job: Job) -> EvalConfig:
 
 def trained_of(job: Job) -> Trained:
     """What the targets were trained on, and what the call adds to it."""
+    return trained(job, _adapters(job), job.request.pair_set)
+
+
+def _adapters(job: Job) -> list[str]:
+    """Of the targets, the one of the verdict first; empty for the bare model."""
     request = job.request
-    targets = (request.target, request.baseline, *request.also)
-    return trained(job, [target.adapter for target in targets], request.pair_set)
+    return [target.adapter for target in (request.target, request.baseline, *request.also)]
 
 
 def _parents(job: Job, data: Trained) -> tuple[str, ...]:
