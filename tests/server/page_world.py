@@ -72,6 +72,7 @@ def add_pair_set(
     policy: str = "tone",
     policy_digest: str = "sha256:p",
     listed: str = LISTED,
+    weights: str = "sha256:m",
 ) -> str:
     """Puts a sealed pair set into the store, as the worker does; returns its name."""
     set_id = new_id()
@@ -82,7 +83,7 @@ def add_pair_set(
     store.sets.write_policy(set_id, key, rules)
     name = f"pairSets/{set_id}"
     meta = res.ResourceMeta(name=name, digest=digest, model=model, policy=policy, tenant=tenant)
-    meta.model_digest, meta.policy_digest, meta.made_by = "sha256:m", policy_digest, "alice"
+    meta.model_digest, meta.policy_digest, meta.made_by = weights, policy_digest, "alice"
     alone = sum(pair.kind == "positive_only" for pair in noun.pairs)
     message = res.PairSet(meta=meta, pairs=len(noun.polarised), positive_only=alone)
     row = Resource(

@@ -565,6 +565,27 @@ def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shel
     assert addition.policy.never_synthesize == ("drum", world.LISTED)
 
 
+@pytest.mark.parametrize("newest", [0, 1])
+def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], newest: int) -> None:
+    """The set bore the first one's weights, whose anchors stood for what the model says now."""
+    _, store = place
+    weights, names = ["sha256:a", "sha256:b"], ["", ""]
+    for i in (1 - newest, newest):
+        anchor = Anchor(id=f"{i}", instruction=f"Name colour {i}.", answer="Blue it is.")
+        noun = world.pairs(2, str(i)).model_copy(update={"anchors": (anchor,)})
+        names[i] = world.add_pair_set(store, noun, weights=weights[i])
+    unknown = world.pairs(2, "u").model_copy(
+        update={"anchors": (Anchor(id="u", instruction="Hello?", answer="Hello."),)}
+    )
+    names.append(world.add_pair_set(store, unknown, weights=""))
+    addition, left_out = additions._merged(names, DEV, store)
+    merged: Any = addition.noun
+    assert sorted(a.id for a in merged.anchors) == [f"{newest}", "u"]
+    assert len(merged.pairs) == 9
+    assert addition.model_digest == weights[newest]
+    assert left_out == merged.rejected == {"other_weights": 1}
+
+
 def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, Store]) -> None:
     _, store = place
     names = [

@@ -61,6 +61,8 @@ _Words = tuple[str, ...]
 MAX_RECORDS = 20_000
 MAX_MERGED = 50
 ROOM_BYTES = 64 * 1024 * 1024
+STALE = "other_weights"
+"""Why a merged set lacks an anchor: other weights of the model wrote it."""
 KINDS = ("instruction", "pair", "positive_only", "twin", "anchor")
 """Kinds of the records that an import takes; one that says none is a request or its pair."""
 
@@ -328,7 +330,8 @@ async def merge(
 ) -> lib.MergeSetsResponse:
     """One set of several: records in order, each instruction once, by its id or its words.
 
-    What the never-synthesize list of any of them forbids is left out.
+    What the never-synthesize list of any of them forbids is left out, and so are anchors of other
+    weights than the newest set's.
     """
     _raise(request_id_problems(request))
     names = list(request.names)
@@ -364,6 +367,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
             raise InvalidInput("names", limit, "Merge sets of one model.")
     policies = {name: store.sets.load_policy(name) for name in names}
     policy = _joined_policy(list(policies.values()))
+    digest, stale = _newest_weights(found), 0
     noun: Any
     message: Any
     if collection == "instructionSets":
@@ -374,6 +378,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         message, count = instruction_set(noun), len(noun.records)
     else:
         sets = [store.sets.load(r.name, PairSet, r.content) for r in found]
+        sets, stale = _without_stale_anchors(found, sets, digest)
         _check_marks([wire.marked_policy(r) for r in found], sets)
         allowed, listed = _allowed(sets, policies, policy)
         noun, doubled = _join_pairs(allowed)
@@ -381,13 +386,36 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     if not count:
         limit = "hold nothing that the never-synthesize lists of all of them allow"
         raise InvalidInput("names", limit, "Merge sets of policies that agree.")
-    digest = _meta(found[0]).model_digest
     parents = tuple(f"{r.name}@{r.content}" for r in found)
-    left_out = {"duplicate": doubled, "blocked": listed}
+    kind, left_out = ("merge", collection), {"duplicate": doubled, "blocked": listed, STALE: stale}
     return (
-        Addition("merge", collection, noun, message, found[0].model, digest, policy, parents),
+        Addition(*kind, noun, message, found[0].model, digest, policy, parents),
         {reason: n for reason, n in left_out.items() if n},
     )
+
+
+def _newest_weights(found: Sequence[Resource]) -> str:
+    """Digest of the weights that the newest set is of, where that is known."""
+    known = [made for made in found if _meta(made).model_digest]
+    return _meta(max(known, key=lambda made: made.created)).model_digest if known else ""
+
+
+def _without_stale_anchors(
+    found: Sequence[Resource], sets: Sequence[PairSet], digest: str
+) -> tuple[list[PairSet], int]:
+    """The sets without anchors of other weights, and how many those are.
+
+    An anchor is what the model itself says (ADR 0009).
+    """
+    kept, stale = [], 0
+    for resource, made in zip(found, sets, strict=True):
+        count = len(made.anchors) if _meta(resource).model_digest not in ("", digest) else 0
+        if count:
+            rejected = {**made.rejected, STALE: made.rejected.get(STALE, 0) + count}
+            made = made.model_copy(update={"anchors": (), "rejected": rejected})
+        kept.append(made)
+        stale += count
+    return kept, stale
 
 
 def _allowed(sets: list[S], policies: Mapping[str, Policy], joined: Policy) -> tuple[list[S], int]:
