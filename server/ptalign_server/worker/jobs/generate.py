@@ -6,6 +6,7 @@ from ptalign.nouns import Instruction, InstructionSet, Policy
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import configs, messages
 from ptalign_server.worker.job import Job, Made
+from ptalign_server.worker.lineage import lineage
 
 
 def validate(job: Job) -> None:
@@ -67,6 +68,16 @@ def _given(job: Job) -> int:
     return res.InstructionSet.FromString(job.resource(job.request.parent).body).harmful
 
 
+def _before(job: Job) -> int:
+    """Harmful requests of the whole set that this call extends, which it did not have to accept.
+
+    Stopped sets between the two are its own: they are the same request, made in several calls.
+    """
+    whole = (made for made in lineage(job, job.request.parent) if not made.partial)
+    found = next(whole, None)
+    return res.InstructionSet.FromString(found.body).harmful if found else 0
+
+
 def shortage(accepted: int, asked: int, floor: float) -> str:
     """Why a set is below the floor; empty when it is not."""
     if accepted >= floor * asked:
@@ -103,7 +114,8 @@ def _policy(job: Job) -> Policy:
 def _made(job: Job, noun: InstructionSet, *, partial: bool) -> Made:
     request = job.request
     policy = job.policies[-1]
-    missing = shortage(len(noun.harmful), noun.requested, job.room.settings.limits.floor)
+    before, floor = 0 if partial else _before(job), job.room.settings.limits.floor
+    missing = shortage(len(noun.harmful) - before, noun.requested - before, floor)
     return Made(
         noun=noun,
         message=messages.instruction_set(noun),
