@@ -565,6 +565,17 @@ def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shel
     assert addition.policy.never_synthesize == ("drum", world.LISTED)
 
 
+def test_a_merged_set_names_the_judges_of_all(place: tuple[Shelf, Store]) -> None:
+    _, store = place
+    judged = [
+        world.pairs(2, tag).model_copy(update={"judge_ids": (f"{tag}@1", "all@1")}) for tag in "ba"
+    ]
+    names = [world.add_pair_set(store, noun) for noun in judged]
+    addition, _ = additions._merged(names, DEV, store)
+    row = additions._row(addition, "1", "sha256:x", DEV)
+    assert list(res.PairSet.FromString(row.body).meta.judges) == ["a@1", "all@1", "b@1"]
+
+
 @pytest.mark.parametrize("newest", [0, 1])
 def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], newest: int) -> None:
     """The set bore the first one's weights, whose anchors stood for what the model says now."""

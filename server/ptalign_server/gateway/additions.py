@@ -80,6 +80,7 @@ class Addition:
     model_digest: str
     policy: Policy
     parents: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
 
 
 async def annotate(
@@ -367,7 +368,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
             raise InvalidInput("names", limit, "Merge sets of one model.")
     policies = {name: store.sets.load_policy(name) for name in names}
     policy = _joined_policy(list(policies.values()))
-    digest, stale = _newest_weights(found), 0
+    digest, judges, stale = _newest_weights(found), (), 0
     noun: Any
     message: Any
     if collection == "instructionSets":
@@ -382,14 +383,14 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
         _check_marks([wire.marked_policy(r) for r in found], sets)
         allowed, listed = _allowed(sets, policies, policy)
         noun, doubled = _join_pairs(allowed)
-        message, count = pair_set(noun), len(noun.pairs)
+        message, count, judges = pair_set(noun), len(noun.pairs), noun.judge_ids
     if not count:
         limit = "hold nothing that the never-synthesize lists of all of them allow"
         raise InvalidInput("names", limit, "Merge sets of policies that agree.")
     parents = tuple(f"{r.name}@{r.content}" for r in found)
     kind, left_out = ("merge", collection), {"duplicate": doubled, "blocked": listed, STALE: stale}
     return (
-        Addition(*kind, noun, message, found[0].model, digest, policy, parents),
+        Addition(*kind, noun, message, found[0].model, digest, policy, parents, judges),
         {reason: n for reason, n in left_out.items() if n},
     )
 
@@ -675,6 +676,7 @@ def _row(addition: Addition, set_id: str, digest: str, identity: Identity) -> Re
         policy=addition.policy.name,
         policy_digest=addition.policy.digest,
         parents=addition.parents,
+        judges=addition.judges,
         made_by=identity.name,
     )
     addition.message.meta.CopyFrom(meta)
