@@ -279,7 +279,8 @@ def _judged(
                 yield reply
                 tally.add(reply)
                 phase = f"asking {reply.target}: {reply.suite}"
-                on_progress(Progress(phase, tally.done, tally.total, dict(tally.counts)))
+                counts, suite = dict(tally.counts), reply.suite
+                on_progress(Progress(phase, tally.done, tally.total, counts, suite=suite))
     finally:
         close = getattr(stream, "close", None)
         if close is not None:

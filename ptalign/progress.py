@@ -34,6 +34,9 @@ class Progress:
     earlier: Mapping[str, int] = field(default_factory=dict)
     """Of `counts`, what attempts before this one had reached: no news to who adds up."""
 
+    suite: str = ""
+    """Of an evaluation: the suite whose reply was judged."""
+
 
 OnProgress = Callable[[Progress], None]
 

@@ -202,6 +202,9 @@ def test_progress_is_told_per_reply_and_its_cancel_comes_through():
     assert (counted[-1].done, counted[-1].total) == (480, 480)
     assert counted[-1].counts["tokens_generated"] == 480 * 7
     assert counted[-1].counts["harmful"] == 30
+    assert all(p.phase.endswith(f": {p.suite}") for p in counted)
+    assert {p.suite for p in counted} == {suite.name for suite in suites()}
+    assert {p.suite for p in told if not p.counts} == {""}
 
     def cancel(progress):
         if progress.done == 20:

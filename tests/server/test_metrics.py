@@ -15,11 +15,12 @@ import pytest
 import ptalign
 from ptalign.errors import DataDamaged, EngineFailed
 from ptalign.progress import Progress
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.executor.events import progress_event, progress_of
 from ptalign_server.gateway.interceptor import _Watch
 from ptalign_server.metrics import REASONS, RESERVED, Metrics, rejections
 from ptalign_server.worker import perform
-from ptalign_server.worker.reporter import Meter, Reporter
+from ptalign_server.worker.reporter import Meter, Reporter, fill
 
 CORE = Path(ptalign.__file__).parent
 SOURCES = [*(CORE / "asking").glob("*.py"), *(CORE / "answering").glob("*.py")]
@@ -77,6 +78,15 @@ def test_drafts_of_a_second_try_count_beside_those_of_the_first() -> None:
             counts = {"written": total, "rejected.toxic_harsh": total}
             meter.update(Progress("answering", 0, 0, counts, earlier=earlier))
     assert drafts(metrics) == {"accepted": 12, "rejected": 12}
+
+
+def test_an_evaluations_suite_is_a_suite_or_nothing() -> None:
+    """It held the phase: "measuring probabilities", "waiting for device"."""
+    message = pb.EvaluateMetadata()
+    fill(message, Progress("asking aligned: attack", 1, 2, suite="attack"), {}, None)
+    assert (message.suite, message.progress.phase) == ("attack", "asking aligned: attack")
+    fill(message, Progress("waiting for device", 0, 0), {}, None)
+    assert (message.suite, message.progress.phase) == ("", "waiting for device")
 
 
 def test_tokens_of_a_resumed_training_count_once() -> None:

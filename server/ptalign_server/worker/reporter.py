@@ -94,7 +94,7 @@ def fill(message: Any, progress: Progress, values: Mapping[str, float], eta: flo
             whole = fields[name].cpp_type != fields[name].CPPTYPE_DOUBLE
             setattr(message, name, int(value) if whole else float(value))
     if "suite" in fields:
-        message.suite = progress.phase
+        message.suite = progress.suite
 
 
 class Meter:
