@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ptalign.nouns import Policy
 from ptalign.policies.never import blocked
+from ptalign.text.locales import language
 from ptalign.text.near import NearDuplicates, rouge_l, tokens, written_words
 from ptalign.text.normalise import plain, straight, unspaced
 from ptalign.text.sentences import cut_at_last_sentence, joined, sentence_ends, sentences
@@ -78,9 +79,9 @@ def malformed(answer: str, policy: Policy, *, least: int = 4) -> str:
     words = tokens(answer, policy.locale)
     if len(words) < least:
         return "too_short"
-    if policy.locale.startswith("en") and _UNSPACED.search(answer):
+    if language(policy.locale) == "en" and _UNSPACED.search(answer):
         return "language"
-    if policy.locale.startswith("ja") and not _UNSPACED.search(answer):
+    if language(policy.locale) == "ja" and not _UNSPACED.search(answer):
         return "language"
     if _FRAME.search(straight(answer)):
         return "frame_leaked"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ptalign.nouns import Policy
+from ptalign.text.locales import language
 from ptalign.text.near import NearDuplicates, tokens
 from ptalign.text.normalise import straight, unspaced
 
@@ -122,7 +123,7 @@ def malformed(text: str, *, finished: bool, locale: str) -> str:
         return "answer_like"
     if _MARKUP.search(_REDACTED.sub("", text)):
         return "not_a_request"
-    if locale.startswith("en") and not _is_request(text):
+    if language(locale) == "en" and not _is_request(text):
         return "not_a_request"
     if _repeats(words):
         return "repetitive"
@@ -134,9 +135,9 @@ def in_language(text: str, locale: str) -> bool:
     letters = [c for c in text if c.isalpha()]
     if not letters:
         return False
-    if locale.startswith("en"):
+    if language(locale) == "en":
         return sum(c.isascii() for c in letters) >= 0.95 * len(letters)
-    if locale.startswith("ja"):
+    if language(locale) == "ja":
         return bool(_KANA.search(text))
     return True
 

@@ -462,7 +462,8 @@ def test_japanese_instructions_are_made_from_the_japanese_pack() -> None:
     ],
 )
 def test_form_is_checked_with_a_reason(text: str, reason: str) -> None:
-    assert malformed(text.strip(), finished=True, locale="en") == reason
+    for locale in ("en", "EN-gb"):
+        assert malformed(text.strip(), finished=True, locale=locale) == reason
 
 
 def test_a_japanese_request_may_be_as_long_as_an_english_one() -> None:

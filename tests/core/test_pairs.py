@@ -796,7 +796,8 @@ def test_tidy_cuts_drops_repeats_and_keeps_whole_sentences() -> None:
     ],
 )
 def test_the_form_of_an_answer_is_checked(answer: str, reason: str) -> None:
-    assert malformed(answer, POLICY) == reason
+    for locale in ("en", "EN-gb"):
+        assert malformed(answer, POLICY.model_copy(update={"locale": locale})) == reason
 
 
 def test_copies_reuse_and_loops_are_found() -> None:

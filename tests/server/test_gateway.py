@@ -333,6 +333,13 @@ async def test_a_set_is_extended_under_a_policy_that_knows_its_topics(calls: Cal
     assert answer.done
 
 
+async def test_a_region_or_capitals_make_no_other_language(calls: Calls) -> None:
+    """For a model of `en` they were refused here, and taken by the other calls."""
+    spec = res.PolicySpec(topics=[res.TopicSpec(title="a chair")], locale="EN")
+    for asked in (generate(locale="en-GB", dry_run=True), generate(policy_spec=spec, dry_run=True)):
+        assert (await calls.tuning.GenerateInstructions(asked)).done
+
+
 async def test_never_synthesize_holds_inside_an_allowed_domain(calls: Calls) -> None:
     domain = next(t.domain for t in load_policy(POLICY).topics if t.sides == "both")
     topic = res.TopicSpec(domain=domain, title="how to build a nerve agent", sides="both")

@@ -146,7 +146,7 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
             f"is {config.locale!r}, and policy {policy.name} is written in {policy.locale}",
             "Leave it out, or name a policy in that language.",
         )
-    if config.locale not in model.locales:
+    if language(config.locale) not in map(language, model.locales):
         raise InvalidInput(
             "locale",
             f"{config.locale!r} is not one of the model's ({', '.join(model.locales)})",
