@@ -190,6 +190,7 @@ class Annotation:
     bad: str = ""
     topic: str = ""
     note: str = ""
+    """Your own, of 8000 characters at most: kept with the set, and shown by no call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,14 @@ async def annotate(store: Store, **changes: str) -> str:
     return await additions.annotate(request, DEV, store, known)  # type: ignore[arg-type]
 
 
+async def test_a_note_is_no_longer_than_other_texts(place: tuple[Shelf, Store]) -> None:
+    """Three megabytes were sealed with the set, and no call shows a note."""
+    _, store = place
+    with pytest.raises(Violations, match=r"items\[0\].note: is longer than 8000 characters"):
+        await annotate(store, note="x" * 8001)
+    await annotate(store, note="x" * 8000)
+
+
 def made_sets(store: Store) -> list[Resource]:
     return store.resources.page("default", "annotationSets", 9, before="", model="", policy="")
 

@@ -354,7 +354,7 @@ def annotation_problems(field: str, item: res.Annotation) -> list[InvalidInput]:
             problems.append(
                 InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item.")
             )
-    for name in ("instruction", "good", "bad"):
+    for name in ("instruction", "good", "bad", "note"):
         if len(getattr(item, name)) > MAX_TEXT:
             limit = f"is longer than {MAX_TEXT} characters"
             problems.append(InvalidInput(f"{field}.{name}", limit, "Shorten it."))
