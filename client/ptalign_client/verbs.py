@@ -173,7 +173,7 @@ class Verbs(Base):
             parent_adapter: Train on from this one, in its shape: leave `lora` out.
             ut_weight: lambda, above 0; automatic unless set; ``pt_align`` and ``ut_uniform``.
             token_weighting: Which toxic tokens count, and how much.
-            flagged_share: 0.01..0.5 of the toxic tokens; 0.2 unless set.
+            flagged_share: 0.05..0.25 of the toxic tokens; 0.2 unless set.
             ut_candidates: What unlikelihood pushes down at a place of a bad answer: ``written``,
                 the flagged word there, or ``set``, also the set's other harm words, everywhere.
             protected_words: Words that are never suppressed.

@@ -49,6 +49,9 @@ LEFT_OUT: Mapping[str, str] = {
     },
 }
 """Fields whose default does not say what is done without them."""
+SHARES = (0.05, 0.25)
+"""What calls may send as `flagged_share`. The library takes more, for trials: with less hardly a
+word is pushed down, and with more ordinary words are."""
 MAX_SHOWN = 40
 """Characters of a wrong value that are sent back."""
 INLINE = "inline"
@@ -143,6 +146,20 @@ def refuse_weighting(request: pb.AlignRequest, method: str) -> None:
     for field in (field for field, sent in given.items() if sent):
         limit = f"has no meaning for method {method}"
         raise InvalidInput(field, limit, "Leave it out, or use method pt_align.")
+
+
+def refuse_share(request: pb.AlignRequest) -> None:
+    """Of a flagged share outside `SHARES`; asked in the call alone, like `refuse_weighting`.
+
+    Raises:
+        InvalidInput: Names the field.
+    """
+    low, high = SHARES
+    if request.HasField("flagged_share") and not low <= request.flagged_share <= high:
+        limit = f"must be {low:g}..{high:g}, got {request.flagged_share:g}"
+        default = AlignConfig().flagged_share
+        mend = f"Send a value in that range, or leave it out for {default:g}."
+        raise InvalidInput("flagged_share", limit, mend)
 
 
 def _no_anchors(budget: pb.Budget) -> int:

@@ -441,7 +441,7 @@ def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
 
 
 @pytest.mark.parametrize("words", [(), ("--check",)])
-@pytest.mark.parametrize("field", ["flagged_share: 0.3", "token_weighting: judge"])
+@pytest.mark.parametrize("field", ["flagged_share: 0.25", "token_weighting: judge"])
 def test_a_weighting_that_means_nothing_stops_a_run_unless_its_adapter_was_begun(
     cli: Any, loop: Path, tmp_path: Path, served: Any, field: str, words: tuple[str, ...]
 ) -> None:

@@ -408,9 +408,10 @@ async def test_marks_that_only_call_pairs_wrong_need_the_set_they_were_said_of(
         ({"ut_weight": 5000.0}, "ut_weight", "out for one that is set from gradient norms."),
         ({"ut_weight": 1.0, "method": res.METHOD_DPO}, "ut_weight", "no meaning for method dpo"),
         ({"ut_weight": 1.0, "method": res.METHOD_MLE}, "ut_weight", "no meaning for method mle"),
-        ({"flagged_share": 0.9}, "flagged_share", "must be 0.01..0.5, got 0.9"),
+        ({"flagged_share": 0.3}, "flagged_share", "must be 0.05..0.25, got 0.3. Send a value"),
+        ({"flagged_share": 0.04}, "flagged_share", "or leave it out for 0.2."),
         (
-            {"flagged_share": 0.3, "method": res.METHOD_UT_UNIFORM},
+            {"flagged_share": 0.25, "method": res.METHOD_UT_UNIFORM},
             "flagged_share",
             "no meaning for method ut_uniform",
         ),

@@ -71,7 +71,7 @@ class Training:
     """2 unless set; more refuses fewer legitimate requests, and declines fewer harmful ones."""
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
-    flagged_share: float | None = limited(None, 0.01, 0.5)
+    flagged_share: float | None = limited(None, 0.05, 0.25)
     ut_candidates: Candidates = "set"
     """written: unlikelihood of the flagged words where they stand, and of no others."""
     protected_words: tuple[str, ...] = ()

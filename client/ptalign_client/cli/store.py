@@ -220,7 +220,8 @@ def merge(
 ) -> None:
     """Merge sets into a new one that holds each instruction once, in the order of the sets.
 
-    What the never-synthesize list of any of their policies forbids is left out.
+    What the never-synthesize list of any of their policies forbids is left out, and so are anchors
+    that earlier weights of the model wrote.
 
     [bold]Examples[/]
 

@@ -189,7 +189,7 @@ def align(
         ),
     ] = "blend",
     flagged_share: Annotated[
-        float | None, typer.Option(help="Share of toxic tokens; 0.2 unless set.")
+        float | None, typer.Option(help="Share of toxic tokens, .05 to .25; 0.2 unless set.")
     ] = None,
     candidates: Annotated[
         Candidates,

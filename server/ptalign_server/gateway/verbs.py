@@ -241,8 +241,10 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         problems.append(InvalidInput("lora.rank", limit, mend))
     _raise(problems)
     model = call.catalogue.model(request.model)
-    config = configs.align_config(request)
     if not request.resume_from:  # what was begun before this was refused goes on
+        configs.refuse_share(request)
+    config = configs.align_config(request)
+    if not request.resume_from:  # likewise
         configs.refuse_weighting(request, config.method)
     if not request.pair_set:
         raise InvalidInput("pair_set", "is empty", "Send the name of a pair set.")
