@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_deletion import put_adapter
+from test_deletion import PARTS, put_adapter
 from test_retention import put_operation
 
 from ptalign.errors import DataDamaged, InvalidInput, TrainingFailed
@@ -118,6 +118,23 @@ def test_a_damaged_parent_is_found_before_the_training_waits(store: Store) -> No
     request = pb.AlignRequest(model="m", pair_set="pairSets/1", parent_adapter=name)
     with pytest.raises(DataDamaged):
         align.validate(job_of(store, request))
+
+
+def test_a_parent_that_is_elsewhere_holds_up_no_other_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All operations are checked one after the other, and an object store may hang."""
+    monkeypatch.setattr(align, "taught", lambda *_: set())
+    (tmp_path / "bucket").mkdir()
+    settings = Settings(state=tmp_path / "state", artefacts=f"file://{tmp_path / 'bucket'}")
+    store = Store(settings, wire.freeze)
+    name = put_adapter(store)
+    request = pb.AlignRequest(model="m", pair_set="pairSets/1", parent_adapter=name)
+    align.validate(job_of(store, request))
+    store.artefacts.folder(name, list(PARTS))  # brought for another operation
+    with pytest.raises(DataDamaged):
+        align.validate(job_of(store, request))
+    store.close()
 
 
 def test_evaluations_take_no_turn_of_what_needs_the_engine() -> None:

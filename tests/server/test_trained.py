@@ -184,7 +184,7 @@ def test_what_an_evaluation_works_with_is_read_before_it_waits(
     job.nouns.pop(gone, None)
     checked: list[str] = []
     monkeypatch.setattr(evaluating, "marked_for", lambda *_: ())
-    monkeypatch.setattr(evaluating, "adapter_folder", lambda _, name: checked.append(name))
+    monkeypatch.setattr(evaluating, "check_adapter", lambda _, name: checked.append(name))
     with pytest.raises(SetPurged) if gone else nullcontext():
         evaluating.validate(job)
     if not gone:

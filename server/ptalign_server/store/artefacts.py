@@ -92,6 +92,10 @@ class Artefacts:
                     partial.replace(target / part)
         return target
 
+    def at_hand(self, name: str, parts: Sequence[str]) -> bool:
+        """Whether `folder` has nothing to bring."""
+        return self._root is not None or all((self._cache / name / part).exists() for part in parts)
+
     def trim(self, in_use: Callable[[], Container[str]]) -> None:
         """Removes what was brought here, the longest unused first, until the rest fits.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ptalign.errors import NotReady
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import AdapterDeleted
 from ptalign_server.in_use import in_use
@@ -20,14 +21,31 @@ def adapter_folder(store: Store, name: str) -> Path:
     Raises:
         AdapterDeleted: It was deleted since the call was checked.
     """
-    found = store.resources.get(name, None)
-    if found.purged:
-        raise AdapterDeleted(name)
-    parts = [file.part for file in res.Adapter.FromString(found.body).files]
-    folder = store.artefacts.folder(name, parts)
+    folder = store.artefacts.folder(name, _parts(store, name))
     store.artefacts.trim(lambda: in_use(store, lambda *_: None))
     Signer(store.vault).check(folder, name)
     return folder
+
+
+def check_adapter(store: Store, name: str) -> None:
+    """Checks an adapter whose files are at hand, before its operation waits for the device.
+
+    What an object store has to bring first is checked in its turn: bringing it would hold up every
+    other operation that is to be checked. A folder that is away may be back by then.
+
+    Raises:
+        AdapterDeleted, DataDamaged, Unsupported: It cannot be served or trained on.
+    """
+    if store.artefacts.at_hand(name, _parts(store, name)):
+        with suppress(NotReady):
+            adapter_folder(store, name)
+
+
+def _parts(store: Store, name: str) -> list[str]:
+    found = store.resources.get(name, None)
+    if found.purged:
+        raise AdapterDeleted(name)
+    return [file.part for file in res.Adapter.FromString(found.body).files]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ptalign_server.errors import NotFound
 from ptalign_server.executor import run_job
 from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
-from ptalign_server.worker.adapters import adapter_folder
+from ptalign_server.worker.adapters import adapter_folder, check_adapter
 from ptalign_server.worker.job import Job, Made
 from ptalign_server.worker.trained import taught
 
@@ -38,7 +38,7 @@ def validate(job: Job) -> None:
     """
     job.load(job.request.pair_set, PairSet, whole=True)
     if parent := job.request.parent_adapter:
-        adapter_folder(job.room.store, parent)
+        check_adapter(job.room.store, parent)
         taught(job, parent)
 
 

@@ -30,7 +30,7 @@ from ptalign_server import configs, messages
 from ptalign_server.catalogue import DEFAULT_GATE, PROFILES
 from ptalign_server.gateway.release import at_least_as_strict
 from ptalign_server.profiles import profile
-from ptalign_server.worker.adapters import adapter_folder, served_adapter
+from ptalign_server.worker.adapters import adapter_folder, check_adapter, served_adapter
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs.align import REVEAL, run
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
@@ -53,7 +53,7 @@ def validate(job: Job) -> None:
     if job.request.held_out:
         job.load(job.request.held_out, InstructionSet)
     for name in filter(None, dict.fromkeys(_adapters(job))):
-        adapter_folder(job.room.store, name)
+        check_adapter(job.room.store, name)
         job.load(name, Adapter)
 
 
