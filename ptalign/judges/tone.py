@@ -20,7 +20,7 @@ They know English tone only. A reply in another script is not scored.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ptalign.nouns import Annotation
 from ptalign.text.embed import Embedder, default_embedder
-from ptalign.text.normalise import straight
+from ptalign.text.normalise import caseless, straight
 from ptalign.text.sentences import sentences
 
 Scores = NDArray[np.float64]
@@ -112,31 +112,46 @@ class ToneHead(_Sentencewise):
         annotations: Bad answers' sentences count as rude, good answers' as fine, beside the
             shipped calibration sentences.
         embed: Sentence embedder.
+        unseen: Sentences that it must not learn from, wherever else they stand.
     """
 
     id = "tone-head@1"
 
     def __init__(
-        self, annotations: Sequence[Annotation] = (), embed: Embedder | None = None
+        self,
+        annotations: Sequence[Annotation] = (),
+        embed: Embedder | None = None,
+        *,
+        unseen: Collection[str] = (),
     ) -> None:
         self.annotations = tuple(annotations)
         self._embed = embed or default_embedder("en")
+        self._unseen = frozenset(map(_compared, unseen))
 
     def cross_fitted(self) -> list[tuple[float | None, float | None]]:
         """(score of the good answer, score of the bad one) per annotation, each by a head that
-        never saw that annotation (5 folds); None where there is no bad answer or no score."""
+        never saw a sentence of it (5 folds); None where there is no bad answer or no score.
+
+        Leaving the annotation out is not enough: some of its sentences stand in the shipped
+        calibration too, or in another annotation.
+        """
         out: list[tuple[float | None, float | None]] = [(None, None)] * len(self.annotations)
         for fold in range(min(_FOLDS, len(out))):
             seen = [a for i, a in enumerate(self.annotations) if i % _FOLDS != fold]
             held = self.annotations[fold::_FOLDS]
             answers = [text for a in held for text in (a.good, a.bad.reveal() if a.bad else "")]
-            scores = ToneHead(seen, self._embed).score([""] * len(answers), answers)
+            parts = [part for text in answers for part in sentences(text)]
+            head = ToneHead(seen, self._embed, unseen=parts)
+            scores = head.score([""] * len(answers), answers)
             out[fold::_FOLDS] = zip(scores[::2], scores[1::2], strict=True)
         return out
 
     @cached_property
     def _head(self) -> Any:
-        rude, fine = _calibration(self.annotations)
+        rude, fine = (
+            [part for part in parts if _compared(part) not in self._unseen]
+            for parts in _calibration(self.annotations)
+        )
         return _fit(np.concatenate([self._embed(rude), self._embed(fine)]), len(rude), len(fine))
 
     def _sentence_scores(self, parts: list[str]) -> Sequence[float] | Scores:
@@ -188,6 +203,11 @@ class ToneValence:
                 )
             )
         return np.array(rows, dtype=np.float64)
+
+
+def _compared(sentence: str) -> str:
+    """What a sentence has in common with itself in another spelling."""
+    return straight(caseless(sentence))
 
 
 def _readable(reply: str) -> bool:

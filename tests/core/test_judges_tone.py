@@ -14,6 +14,8 @@ from ptalign.judges import EVALUATION_JUDGES, GENERATION_JUDGES, judge, judge_na
 from ptalign.judges.tone import ToneHead, without_mentions
 from ptalign.outcome import says_yes, scored
 from ptalign.policies import load_annotations
+from ptalign.text.embed import Vectors
+from ptalign.text.normalise import straight
 
 # Written for this test: none of them calibrates a judge.
 RUDE = (
@@ -152,6 +154,27 @@ def test_the_head_never_saw_what_cross_fitting_scores() -> None:
     fitted = ToneHead(items).cross_fitted()
     assert len(fitted) == len(items)
     assert np.mean([bad > good for good, bad in fitted]) >= 0.9
+
+
+def test_no_fold_learns_a_held_sentence_that_the_shipped_ones_or_another_mark_holds() -> None:
+    """Sentences of the shipped marks calibrate the judge too: every fold learned 4 of 16 so."""
+    asked: list[list[str]] = []
+
+    class Recorded:
+        id = "recorded"
+
+        def __call__(self, texts: Sequence[str]) -> Vectors:
+            asked.append([straight(text.casefold()) for text in texts])
+            return np.array([[len(t), t.count("you")] for t in texts], dtype=np.float32)
+
+    items = load_annotations("tone-en")
+    again = items[0].model_copy(update={"good": items[1].good.replace("'", "’").upper()})
+    ToneHead((*items, again), Recorded()).cross_fitted()
+    assert len(asked) == 15  # the rude, the fine and the held sentences of five folds
+    for rude, fine, held in zip(asked[::3], asked[1::3], asked[2::3], strict=True):
+        assert len(rude) > 80
+        assert len(fine) > 80
+        assert not {*rude, *fine} & {*held}
 
 
 def test_generation_and_evaluation_judges_are_disjoint() -> None:
