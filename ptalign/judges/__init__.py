@@ -23,7 +23,7 @@ _MADE_BY = {
 }
 """Judge id -> ``module:class``. One line per judge."""
 
-_LEARNS = frozenset({"tone-head@1"})
+_LEARNS = frozenset({"tone-head@1", "tone-valence@1"})
 """Judges that take annotations."""
 
 
@@ -37,7 +37,7 @@ def judge(name: str, annotations: Sequence[Annotation] = ()) -> Judge:
 
     Args:
         name: E.g. ``tone-lexical@1`` or ``tone-lexical``.
-        annotations: Marks that a learning judge is trained on; others ignore them.
+        annotations: Marks that a learning judge is trained on or checked by; others ignore them.
 
     Raises:
         InvalidInput: Unknown name; the known ones are listed.

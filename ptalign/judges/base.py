@@ -28,7 +28,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A judge that was trained on annotations."""
+    """A judge that was trained on annotations, or on sentences that may stand in them."""
 
     annotations: tuple[Annotation, ...]
 

@@ -13,7 +13,7 @@ from ptalign.calibrate import calibrate, calibrate_filters, corrected
 from ptalign.errors import Cancelled, InvalidInput
 from ptalign.judges import evaluation_judges, judge
 from ptalign.judges.guard import GuardJudge
-from ptalign.judges.tone import ToneHead
+from ptalign.judges.tone import ToneHead, ToneValence
 from ptalign.nouns import Annotation, Evaluation, TargetResult
 from ptalign.policies import load_annotations
 from ptalign.sealed import SealedText
@@ -302,6 +302,24 @@ def test_a_judge_that_was_trained_on_the_marks_is_counted_by_heads_that_did_not_
     assert [made.judges for made in filters] == [("tone-head@1",), ("tone-valence@1",)]
     assert filters[0] == found.model_copy(update={"decides": False})
     assert not filters[1].decides
+
+
+def test_a_judge_that_was_calibrated_on_sentences_of_the_marks_is_counted_without_them(no_data):
+    """It learns from no mark, and sentences of marks stand among those that it is fitted on."""
+    items = load_annotations("tone-en")
+    shared, other = items[15], items[1]  # 2 of 3 bad sentences are shipped ones; none is
+    direct, apart = ToneValence(), ToneValence([shared])
+    (good, bad) = apart.cross_fitted()[0]
+    assert [good, bad] != direct.score([""] * 2, [shared.good, shared.bad.reveal()])
+    assert list(ToneValence([other]).cross_fitted()[0]) == direct.score(
+        [""] * 2, [other.good, other.bad.reveal()]
+    )
+    (filtered,) = calibrate_filters(["tone-valence@1"], items)
+    assert filtered.source == "annotations, cross-fitted"
+    assert [filtered.sensitivity, filtered.specificity] == [
+        wilson(sum(bad >= 0.5 for _, bad in ToneValence(items).cross_fitted()), 16),
+        wilson(16, 16),
+    ]
 
 
 def test_the_shipped_harm_judge_on_the_shipped_marks(no_data):
