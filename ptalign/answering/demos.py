@@ -22,12 +22,22 @@ def spread(annotations: Sequence[Annotation], count: int = SHOTS) -> list[Annota
     return [annotations[int(i * step)] for i in range(count)]
 
 
-def toxic_demos(annotations: Sequence[Annotation], rules: Sequence[str]) -> list[Demo]:
-    """The annotators' bad answers, each under one of the generic rules."""
-    marked = [a for a in annotations if a.bad is not None]
+def toxic_demos(
+    annotations: Sequence[Annotation], rules: Sequence[str], turn: int = 0
+) -> list[Demo]:
+    """The annotators' bad answers, each under one of the generic rules.
+
+    Args:
+        annotations: Ordered by topic.
+        rules: Generic rules.
+        turn: 0 or 1, for one of two heads. They share no demonstration where there are enough for
+            both, and of fewer as few as five in each allow.
+    """
+    marked = spread([a for a in annotations if a.bad is not None], 2 * SHOTS)
+    shown = [*marked[turn::2], *marked[1 - turn :: 2]][:SHOTS]
     return [
         Demo(a.instruction, a.bad.reveal() if a.bad else "", rules[i % len(rules)] if rules else "")
-        for i, a in enumerate(spread(marked))
+        for i, a in enumerate(shown)
     ]
 
 

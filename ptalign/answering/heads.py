@@ -68,7 +68,7 @@ class Heads:
 
     def _toxic(self, round_: int, turn: int, pairs: Collection[Pair]) -> list[Demo]:
         """The annotators' answers in the first round, later the model's own best."""
-        given = toxic_demos(self._annotations[turn:], self._policy.generic_constraints_toxic)
+        given = toxic_demos(self._annotations, self._policy.generic_constraints_toxic, turn)
         if turn or (round_ == 1 and not self._refining):
             return given
         rules = {p.topic: self._constraints.best(p.topic, "toxic").text for p in pairs}

@@ -10,6 +10,7 @@ import pytest
 
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
+from ptalign.answering.demos import toxic_demos
 from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
@@ -337,6 +338,21 @@ def test_constant_text_comes_first_so_that_prefixes_are_shared(asked: Instructio
     assert len(heads) <= 4  # positive, twin, and two toxic heads
     shared = sum(len(p.rsplit("\n\n", 1)[0]) for p in prompts) / sum(map(len, prompts))
     assert shared > 0.8
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 8, 9, 10, 11, 15, 16, 20, 30, 40, 49])
+def test_two_toxic_heads_share_no_demonstration_that_they_need_not(count: int) -> None:
+    """With a round number of marks four of five were the same."""
+    marks = [
+        Annotation(instruction=f"Mock {i}.", good="No.", bad=SealedText(f"Go, {i}."))
+        for i in range(count)
+    ]
+    unmarked = [Annotation(instruction=f"Tease {i}.", good="No.") for i in range(count)]
+    mixed = [item for both in zip(unmarked, marks, strict=True) for item in both]
+    first, other = ([d.answer for d in toxic_demos(mixed, ("a",), turn)] for turn in (0, 1))
+    assert len(set(first)) == len(set(other)) == min(count, 5)
+    assert len(set(first) & set(other)) == min(count, max(0, 10 - count))
+    assert first != other or count == 1
 
 
 def test_an_annotated_instruction_takes_the_annotators_answers(asked: InstructionSet) -> None:
