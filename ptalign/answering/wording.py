@@ -44,11 +44,13 @@ class Wording(BaseModel):
     def start(self, tone: bool, turn: int) -> tuple[str, str]:
         """Opener and lead of the positive with this running number.
 
-        Openers rotate evenly; leads rotate at another pace, so that each opener meets each lead.
+        Both rotate evenly. With each round of the openers the leads start one later, so that each
+        opener meets each lead, however many there are of either.
         """
         openers = self.decline_tone if tone else self.decline_general
         leads = self.leads_tone if tone else self.leads_general
-        return openers[turn % len(openers)], leads[(turn + turn // len(openers)) % len(leads)]
+        past, place = divmod(turn, len(openers))
+        return openers[place], leads[(place + past) % len(leads)]
 
 
 @cache

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ptalign.answering import wording as wording_of_answers
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
 from ptalign.answering.constraints import Constraints
 from ptalign.answering.demos import toxic_demos
@@ -826,6 +829,25 @@ def test_copies_reuse_and_loops_are_found() -> None:
     assert fresh.why_not("Bring the blue folder to the desk. We can talk there.") == "worn_out"
     assert loops("I am glad you are here. I am so glad you are here.", "en")
     assert not loops("I am glad you are here. The soup is ready.", "en")
+
+
+def test_each_opener_meets_each_lead() -> None:
+    """Of five openers and three leads in Japanese, five of 15 starts were ever written."""
+    folder = Path(wording_of_answers.__file__).parent
+    shipped = [
+        wording(path.stem.removeprefix("wording-")) for path in folder.glob("wording-*.yaml")
+    ]
+    assert len(shipped) >= 2
+    tables = [(w.decline_tone, w.leads_tone) for w in shipped]
+    tables += [(w.decline_general, w.leads_general) for w in shipped]
+    sizes = [(o, n) for o in range(1, 14) for n in range(1, 9)]
+    tables += [(tuple(map(str, range(o))), tuple(map(str, range(n)))) for o, n in sizes]
+    for openers, leads in tables:
+        table = shipped[0].model_copy(update={"decline_tone": openers, "leads_tone": leads})
+        starts = [table.start(True, turn) for turn in range(len(openers) * len(leads))]
+        assert len(set(starts)) == len(starts), "each pair once before any comes back"
+        assert all(a != b for a, b in pairwise(o for o, _ in starts)) or len(openers) == 1
+        assert len({lead for _, lead in starts[: len(openers)]}) == min(len(openers), len(leads))
 
 
 def test_opener_share_is_the_most_common_start() -> None:
