@@ -21,7 +21,7 @@ from ptalign.text.normalise import plain
 
 Side = Literal["positive", "toxic"]
 KEPT = 3
-"""Rules kept per topic and side."""
+"""Rules with a record that are kept per topic and side; those not tried yet stand beside them."""
 
 
 @dataclass(slots=True)
@@ -103,16 +103,21 @@ class Constraints:
         if any(rouge_l(words, tokens(r.text, self._policy.locale)) > 0.7 for r in rules):
             return "constraint_known"
         rules.append(Rule(text))
-        if len(rules) > KEPT:
-            rules.remove(min(rules, key=lambda r: (r.share, r.tried)))
+        tried = [r for r in rules if r.tried]
+        if len(tried) > KEPT:
+            rules.remove(min(tried, key=lambda r: r.share))
         return ""
 
     def refined(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """``topic/side`` -> rules, best first, of the topics in use."""
+        """``topic/side`` -> rules, best first, of the topics in use; one more than `KEPT` at most.
+
+        What was not tried comes last: at most one draft of a wave is accepted, so that even the
+        best record is hardly above the half that a new rule is assumed to have.
+        """
         return {
             f"{topic}/{side}": tuple(
-                r.text for r in sorted(rules, key=lambda r: r.share, reverse=True)
-            )
+                r.text for r in sorted(rules, key=lambda r: (r.tried > 0, r.share), reverse=True)
+            )[: KEPT + 1]
             for (topic, side), rules in sorted(self._rules.items())
             if topic in topics and rules
         }

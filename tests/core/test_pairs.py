@@ -874,6 +874,29 @@ def test_constraints_explore_then_keep_what_works() -> None:
     assert rules.refined([topic])[f"{topic}/toxic"][0].startswith("Sneer")
 
 
+def test_a_rule_that_was_not_tried_neither_drives_out_nor_outranks_one_that_was() -> None:
+    """Rules come back ahead of answers: a generic one went before anything was written under it.
+
+    No record beats a half where one of two drafts is kept, and a new rule was taken for a half.
+    """
+    rules = Constraints(POLICY, wording("en"))
+    topic, generic = POLICY.topics[0].id, POLICY.generic_constraints_toxic[:3]
+
+    def offer(text: str) -> list[str]:
+        assert rules.offer(topic, "toxic", text, finished=True) == ""
+        return list(rules.refined([topic])[f"{topic}/toxic"])
+
+    new = ["Sneer at the printer.", "Belittle every question asked.", "Show no patience today."]
+    assert offer(new[0]) == [*generic, new[0]]
+    for accepted in (0, 95, 85):
+        rule = rules.best(topic, "toxic")
+        rule.tried, rule.accepted = 200, accepted
+    by_record = [generic[1], generic[2], generic[0]]
+    assert offer(new[1]) == [*by_record, new[0]]  # at most one that was not tried
+    rules.best(topic, "toxic").tried = 2
+    assert offer(new[2]) == [generic[1], generic[2], new[0], new[1]]  # the worst record goes
+
+
 def test_a_rule_of_a_topic_that_the_policy_lacks_ends_nothing() -> None:
     """Proven in the first round, it had no title in the second: a KeyError, and all was lost."""
     rules = Constraints(POLICY, wording("en"))
