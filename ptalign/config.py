@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ptalign.nouns import Method
 
+MOST_SEED = 2**64 - 1
+"""The largest that torch takes, and that a call can carry."""
+
 
 class Config(BaseModel):
     """Base of the stage settings."""
@@ -34,7 +37,7 @@ class InstructionConfig(Config):
     """Drafts per accepted instruction at most, before the set is called short."""
     max_rouge_l: float = Field(0.7, gt=0, le=1)
     """Drafts with a higher ROUGE-L F1 to an accepted one are near-duplicates."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
 class PairConfig(Config):
@@ -56,7 +59,7 @@ class PairConfig(Config):
     max_tokens: int = Field(64, ge=16, le=1024)
     candidates: int = Field(4, ge=1, le=16)
     """Drafts per instruction, side and round at most: the best valid one is kept."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     """Which opener each positive starts with, and where in the benign instructions the anchors
     begin. What the model then writes is sampled by the engine, which has no seed."""
 
@@ -147,7 +150,7 @@ class AlignConfig(Config):
     threads: int = Field(0, ge=0, le=1024)
     """torch threads; 0: the profile's."""
     device: str = "cpu"
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     def steps_for(self, pairs: int) -> int:
         """Steps of a run on so many pairs, twins not counted."""
@@ -190,4 +193,4 @@ class EvalConfig(Config):
     """Tokens of a reply to a verifiable instruction; instructions that need more are left out,
     and counted. 512 asks nearly all of IFEval."""
     gate: GateConfig = GateConfig()
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)

@@ -11,12 +11,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ptalign.align import _Job, align
 from ptalign.answering.validity import refuses
-from ptalign.config import FEWEST_STEPS, MOST_AUTOMATIC, AlignConfig, LoraConfig
+from ptalign.config import (
+    FEWEST_STEPS,
+    MOST_AUTOMATIC,
+    MOST_SEED,
+    AlignConfig,
+    Config,
+    EvalConfig,
+    InstructionConfig,
+    LoraConfig,
+    PairConfig,
+)
 from ptalign.errors import (
     Cancelled,
     DataDamaged,
@@ -506,6 +517,17 @@ def test_a_weight_for_a_method_without_ut_is_refused(run: Run, tmp_path: Path) -
         run(tmp_path, method="dpo", ut_weight=1.0)
     with pytest.raises(ValueError, match="greater than 0"):
         AlignConfig(ut_weight=0)
+
+
+@pytest.mark.parametrize("kind", [InstructionConfig, PairConfig, AlignConfig, EvalConfig])
+def test_a_seed_that_no_generator_takes_is_refused_where_it_is_set(kind: type[Config]) -> None:
+    """It ended a training without a word of its limits, after the model was loaded."""
+    for seed, limit in ((-1, "greater than or equal to 0"), (2**70, f"equal to {MOST_SEED}")):
+        with pytest.raises(ValueError, match=rf"(?s){kind.__name__}\nseed.*{limit}"):
+            kind.model_validate({"seed": seed})
+    kind.model_validate({"seed": MOST_SEED})
+    np.random.default_rng([MOST_SEED, 1])
+    torch.Generator().manual_seed(MOST_SEED)
 
 
 def test_long_samples_are_counted_and_left_out(run: Run, tmp_path: Path) -> None:
