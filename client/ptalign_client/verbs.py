@@ -76,7 +76,8 @@ class Verbs(Base):
             topics: A subset of the policy's topic ids; all unless set.
             parent: An earlier set to extend: the new one holds its records too. The policy must
                 have their topics, with the same sides.
-            seed: Of the sampling.
+            seed: Which topics, tactics and openers come first: 0..4294967295. What the model writes
+                is not seeded.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """
@@ -123,7 +124,8 @@ class Verbs(Base):
                 parent's pairs below it are written anew.
             parent: An earlier pair set to refine: the new one holds its anchors too.
             anchors: Benign instructions with the model's own answers; 40 unless set.
-            seed: Of the sampling.
+            seed: Which opener each positive starts with, and where in the benign instructions the
+                anchors begin: 0..4294967295. What the model writes is not seeded.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
         """

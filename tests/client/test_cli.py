@@ -986,6 +986,8 @@ def test_help_says_where_names_come_from_and_what_a_count_means(cli: Any) -> Non
         assert "`ptalign catalogue`" in cli(name, "--help", columns=200).output
     assert "beside its own" in cli("generate", "--help", columns=200).output
     assert "pairSets/OTHER" in cli("merge", "--help").output
+    for name in ("generate", "synthesize"):  # the engine samples without one
+        assert "what the model writes has none" in cli(name, "--help", columns=200).output
     assert "adapters/ID" not in cli("purge", "--help").output  # only sets are purged
 
 

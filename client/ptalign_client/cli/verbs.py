@@ -33,6 +33,9 @@ WAIT = "Waiting"
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name of `ptalign catalogue`.")]
 Seed = Annotated[int, typer.Option(help="Seed of the stage.")]
+WritingSeed = Annotated[
+    int, typer.Option(help="Seed of what is asked in which order; what the model writes has none.")
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Validate and estimate; start nothing.", rich_help_panel=WAIT),
@@ -79,7 +82,7 @@ def generate(
     ] = None,
     locale: Annotated[str, typer.Option(help="BCP 47; the policy's unless set.")] = "",
     parent: Annotated[str, typer.Option(help="Extend this set: --count more beside its own.")] = "",
-    seed: Seed = 0,
+    seed: WritingSeed = 0,
     dry_run: DryRun = False,
     detach: Detach = False,
     cancel_on_interrupt: CancelOnInterrupt = False,
@@ -123,7 +126,7 @@ def synthesize(
     ] = None,
     anchors: Annotated[int | None, typer.Option(help="Benign anchors; 40 unless set.")] = None,
     parent: Annotated[str, typer.Option(help="Refine this pair set.")] = "",
-    seed: Seed = 0,
+    seed: WritingSeed = 0,
     dry_run: DryRun = False,
     detach: Detach = False,
     cancel_on_interrupt: CancelOnInterrupt = False,
