@@ -208,8 +208,7 @@ def ratio_interval(
 def difference(before: Rate, after: Rate) -> tuple[float, float, float]:
     """The change of a share between other prompts, with its 95 % interval.
 
-    Newcombe (1998), method 10. Shares of the same prompts have `paired_difference`, which is
-    narrower.
+    Newcombe (1998), method 10. Shares of the same prompts have `tango`, which is narrower.
     """
     value = after.value - before.value
     low = value - math.hypot(after.value - after.low, before.high - before.value)
