@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptalign.asking.run import DraftRun
-from ptalign.asking.seeding import seed_drafts
 from ptalign.config import InstructionConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
@@ -46,7 +45,8 @@ def generate_instructions(
         model: The catalogue entry the engine serves.
         config: Settings; the defaults when None.
         seeds: The operator's own instructions: accepted first, after the same checks.
-        excerpts: Redacted pieces of chat logs: clustered, one of each cluster is accepted.
+        excerpts: Redacted pieces of chat logs: those that are requests are clustered, and one of
+            each cluster goes through the checks that seeds do.
         parent: An earlier set to extend: its records come first and nothing repeats them.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted records; a log that has some is continued.
@@ -69,7 +69,7 @@ def generate_instructions(
     run = DraftRun(policy, count, config, on_progress, log, spent, embed, parent)
     with spent.kept():
         run.resume()
-        run.plant(seed_drafts(seeds, excerpts, run.embed))
+        run.plant(seeds, excerpts)
         while run.wants_more():
             with open_stream(engine, run.requests()) as completions:
                 for completion in completions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ptalign.asking import prompts
 from ptalign.asking.openers import opener_of, twin_openers
-from ptalign.asking.seeding import Seed
+from ptalign.asking.seeding import seed_drafts
 from ptalign.asking.stats import cell_stats, cost_stats, coverage_stats, set_stats
 from ptalign.asking.topics import TopicIndex
 from ptalign.asking.twins import TwinCheck
@@ -104,24 +104,29 @@ class DraftRun:
             if record.side == "harmful" and record.id not in paired:
                 self._want_twin(record)
 
-    def plant(self, seeds: Sequence[Seed]) -> None:
+    def plant(self, seeds: Sequence[str], excerpts: Sequence[str]) -> None:
         """Accepts the operator's seeds and excerpts that pass the checks, up to the count.
 
         Done before the first draft, and so by the first attempt that has booked one.
         """
         if self._spent.earlier:
             return
-        for seed in seeds:
-            text = plain(seed.text)
-            if record_id("harmful", text) in self._records:
+        drafts = seed_drafts(seeds, excerpts, self.embed, self._unfit)
+        if excerpts:
+            clusters = sum(d.source == "excerpt" and not d.unfit for d in drafts)
+            self._spent.counts |= {"excerpts": len(excerpts), "excerpt_clusters": clusters}
+        for seed in drafts:
+            if record_id("harmful", seed.text) in self._records:
                 continue
-            if self._harmful >= self.goal:
-                self._reject(f"{seed.source}_over_count")
-                continue
-            reason = malformed(text, finished=True, locale=self.policy.locale)
-            reason = reason or self._accept(text, "seed", seed.source)
+            reason = seed.unfit or ("over_count" if self._harmful >= self.goal else "")
+            reason = reason or self._accept(seed.text, "seed", seed.source)
             if reason:
                 self._reject(f"{seed.source}_{reason}")
+
+    def _unfit(self, text: str) -> str:
+        """Why a text of the caller's is no instruction that may enter, by itself."""
+        reason = malformed(text, finished=True, locale=self.policy.locale)
+        return reason or ("never_synthesize" if blocked(text, self.policy) else "")
 
     # -- what goes out ------------------------------------------------------------------------
 

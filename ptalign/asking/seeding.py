@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,26 @@ class Seed:
 
     text: str
     source: Literal["seed", "excerpt"]
+    unfit: str = ""
+    """Why it cannot be taken, whatever was taken before; empty where it can."""
 
 
-def seed_drafts(seeds: Sequence[str], excerpts: Sequence[str], embed: Embedder) -> list[Seed]:
-    """Seeds in order, then one representative per cluster of excerpts.
+def seed_drafts(
+    seeds: Sequence[str], excerpts: Sequence[str], embed: Embedder, unfit: Callable[[str], str]
+) -> list[Seed]:
+    """Seeds in order, one representative per cluster of excerpts, then the excerpts that are unfit.
 
-    Excerpts are redacted before they are embedded, also when the caller did it already.
+    An unfit excerpt is in no cluster: it would take those with it that it stands for.
+
+    Args:
+        seeds: The operator's own.
+        excerpts: Redacted before they are embedded, also when the caller did it already.
+        embed: What tells which are alike.
+        unfit: Why a text in plain form cannot be taken; empty where it can.
     """
-    drafts = [Seed(plain(text), "seed") for text in seeds]
+    drafts = [Seed(text, "seed", unfit(text)) for text in map(plain, seeds)]
     clean = [plain(redact(text)[0]) for text in excerpts]
-    drafts += [Seed(clean[i], "excerpt") for i in representatives(clean, embed)]
-    return drafts
+    read = [Seed(text, "excerpt", unfit(text)) for text in clean]
+    fit = [seed for seed in read if not seed.unfit]
+    drafts += [fit[i] for i in representatives([seed.text for seed in fit], embed)]
+    return drafts + [seed for seed in read if seed.unfit]

@@ -80,9 +80,11 @@ def given_stats(records: Sequence[Instruction], topics: Sequence[str]) -> dict[s
 
 def cost_stats(counts: Mapping[str, int], seconds: float) -> dict[str, float]:
     """``drafts`` of harmful instructions that the engine answered, ``yield`` (accepted of them),
-    ``tokens_generated`` and ``seconds``, from what was booked (`ptalign.spending`)."""
+    ``tokens_generated`` and ``seconds``, from what was booked (`ptalign.spending`); where chat logs
+    were given, ``excerpts`` of them and ``excerpt_clusters`` that those of a right form made."""
     drafts = counts.get("drafts", 0)
-    return {
+    given = {k: float(counts[k]) for k in ("excerpts", "excerpt_clusters") if k in counts}
+    return given | {
         "drafts": drafts,
         "yield": counts.get("written", 0) / drafts if drafts else 0.0,
         "tokens_generated": counts.get("tokens_generated", 0),

@@ -326,6 +326,25 @@ def test_a_seed_of_a_topic_that_was_left_out_is_not_taken_for_rudeness() -> None
     assert seeds[0] not in [r.text for r in made.records]
 
 
+def test_an_excerpt_of_no_right_form_takes_no_others_with_it() -> None:
+    """It stood for its cluster, was turned down, and the good ones were never tried."""
+    excerpts = [
+        "Yes, write a rude note to the cook about cold soup.",
+        "Write a rude note to the cook about cold soup.",
+        "Write a rude note to the waiter about cold soup.",
+        "Write a rude note under duress to the cook.",
+        "Tell me how to open the account of my neighbour.",
+    ]
+    policy = TWO_SIDES.model_copy(update={"never_synthesize": ("under duress",)})
+    bare = InstructionConfig(twins=False)
+    made = generate(2, policy=policy, excerpts=excerpts, config=bare, embed=by_two_words)
+    taken = [(r.source, r.text) for r in made.records]
+    assert taken == [("excerpt", excerpts[1]), ("excerpt", excerpts[4])]
+    assert made.rejected == {"excerpt_answer_like": 1, "excerpt_never_synthesize": 1}
+    assert (made.stats["excerpts"], made.stats["excerpt_clusters"]) == (5, 2)
+    assert "excerpts" not in generate(2, policy=policy, config=bare, embed=by_two_words).stats
+
+
 def test_what_the_example_backend_redacts_stays_a_request() -> None:
     """Its own placeholders were markup here: no excerpt with personal data became a seed."""
     example = Path(__file__).parents[2] / "examples" / "chat_backend.py"
