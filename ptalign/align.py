@@ -303,7 +303,7 @@ class _Job:
             collateral=collateral,
             seconds=time.perf_counter() - begun,
         )
-        _write_ledger(self.out / "ledger.json", adapter)
+        _write_ledger(self.out / lora.LEDGER, adapter)
         return adapter
 
     def rows(self, phase: str) -> OnRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -189,9 +190,41 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
     }
 
 
+        "trajectory": _trajectory(name, adapter),
 def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
     """Tokens that lost most, masked, topic by topic; the topic that lost most comes first."""
     if result.probe is None:
+def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
+    """What the ledger measured along the way, as far as it did so twice."""
+    ledger = adapter.ledger
+    at_the_end = adapter.guards.get("benign_kl", "")
+    figures = [
+        (
+            "Change on everyday answers (benign KL, nats a token)",
+            "of a few along the way" + (f"; at the end {at_the_end}" if at_the_end else ""),
+            (COLOURS[0], [log.retain_kl for log in ledger]),
+        ),
+        (
+            "Share of legitimate twins refused",
+            "of a few along the way",
+            (COLOURS[4], [log.twin_refusals for log in ledger]),
+        ),
+        (
+            "Weight of legitimate twins (τ)",
+            "doubled where they are refused, or fit worse than at the start",
+            (COLOURS[4], [log.twin_weight for log in ledger]),
+        ),
+    ]
+    found = []
+    for title, note, (colour, values) in figures:
+        if sum(value is not None for value in values) < 2:
+            continue
+        points = [math.nan if value is None else value for value in values]
+        chart = lines([(title, colour, points)], f"{title}, {name}, over steps")
+        found.append({"title": title, "note": note, "chart": chart})
+    return found
+
+
         return []
     worst = sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before)[:TOP_WORDS]
     topics = list(dict.fromkeys(item.topic for item in worst))

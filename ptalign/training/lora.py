@@ -23,7 +23,9 @@ from ptalign.training.tree import Row
 WEIGHTS = "adapter_model.safetensors"
 TOKEN_SHEET = "token_weights.json"
 """Which tokens were weighed, with every word masked: for people, kept beside an adapter's files."""
-ALLOWED = {WEIGHTS, "adapter_config.json", "README.md", "manifest.json", TOKEN_SHEET}
+LEDGER = "ledger.json"
+"""The trajectory: losses, weights, gradient norms and measurements of each step. No text."""
+ALLOWED = {WEIGHTS, "adapter_config.json", "README.md", "manifest.json", TOKEN_SHEET, LEDGER}
 
 
 def load_tokenizer(model: ModelSpec) -> Any:

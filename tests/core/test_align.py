@@ -44,7 +44,14 @@ from ptalign.sealed import SealedText
 from ptalign.training.balance import Balance
 from ptalign.training.batches import Pools
 from ptalign.training.decoder import Decoder
-from ptalign.training.lora import TOKEN_SHEET, attach, load_model, load_tokenizer, sha256_of
+from ptalign.training.lora import (
+    LEDGER,
+    TOKEN_SHEET,
+    attach,
+    load_model,
+    load_tokenizer,
+    sha256_of,
+)
 from ptalign.training.pools import make_pools, with_bare
 from ptalign.training.refusals import CLAUSES, TOKENS
 from ptalign.training.texts import ChatFormat, positive_sample
@@ -153,13 +160,14 @@ def test_the_sheet_of_weights_shows_places_and_no_words(
     assert not (toxic & words_of(text)) - {w for n in named for w in words_of(n)}
 
 
-def test_a_folder_that_holds_the_sheet_too_is_an_adapter(
+def test_a_folder_that_holds_the_sheet_and_the_steps_too_is_an_adapter(
     finished: Adapter, tiny_model: ModelSpec, mild_pairs: PairSet, tmp_path: Path
 ) -> None:
     """As the server keeps it: evaluation and a continued training load from there."""
     folder = tmp_path / "kept"
     shutil.copytree(finished.path, folder)
-    shutil.copy(finished.folder.parent / TOKEN_SHEET, folder)
+    for part in (TOKEN_SHEET, LEDGER):
+        shutil.copy(finished.folder.parent / part, folder)
     found = probe(mild_pairs, {"tuned": str(folder)}, model=tiny_model)
     assert found["tuned"].benign_kl > 0
 

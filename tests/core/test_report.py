@@ -183,6 +183,27 @@ def test_what_the_guards_said_stands_with_the_training(report):
     assert "guards of this training" not in trained(report)[0]
 
 
+def test_what_the_steps_measured_is_drawn_where_they_did(report):
+    """Benign KL, refused twins and the twins' weight over steps were shown nowhere."""
+    titles = ("benign KL, nats a token)", "Share of legitimate twins refused", "(τ)")
+    page, _ = build(report)
+    assert not any(f"{title}</figcaption>" in page for title in titles)
+    run = report.adapters["PT-ALIGN"]
+    seen = {1: 0.02, 5: 0.09}
+    steps = [
+        log.model_copy(update={"retain_kl": seen.get(i), "twin_weight": 1.0 + (i > 4)})
+        for i, log in enumerate(run.ledger)
+    ]
+    guards = {"benign_kl": "ok: 0.080, limit 0.120, on held-out anchors"}
+    run = run.model_copy(update={"ledger": tuple(steps), "guards": guards})
+    page, _ = build(report.model_copy(update={"adapters": {"PT-ALIGN": run}}))
+    assert [f"{title}</figcaption>" in page for title in titles] == [True, False, True]
+    assert f"at the end {guards['benign_kl']}" in page
+    drawn = page.split(f"{titles[0]}</figcaption>")[1].split("</figure>")[0]
+    points = re.search('points="([^"]*)"', drawn)[1].split()
+    assert len(points) == len(seen), "a step that measured nothing is no zero"
+
+
 def test_the_costs_name_who_asked_for_each_stage_where_that_is_known(report):
     assert "Asked for by" not in build(report)[0]
     pairs, evaluation = report.stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_checkpoints_outlive_the_training(store: Store, monkeypatch: pytest.Monk
     job = job_of(store, pb.AlignRequest(model="m", pair_set="pairSets/1"))
     align.make(job)
     assert (job.folder / "run" / "checkpoints" / "step-000006").exists()
+
+
+def test_the_steps_of_a_training_are_among_its_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stayed on the worker's disk, and went with the run's folder."""
+
+    def run(_: Any, __: Any, ___: Any, payload: dict[str, Any]) -> dict[str, Any]:
+        (Path(payload["out"]) / "ledger.json").write_text('{"ledger": []}')
+        return trained(payload)
+
+    monkeypatch.setattr(align, "run", run)
+    job = job_of(store, pb.AlignRequest(model="m", pair_set="pairSets/1"))
+    made: Any = align.make(job).message
+    assert [file.part for file in made.files] == [*align.FILES, "ledger.json", "manifest.json"]
+    manifest = json.loads(b"".join(store.artefacts.chunks(job.name, "manifest.json", 0)))
+    assert "ledger.json" in manifest["files"]
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from ptalign_server.worker.trained import taught
 REVEAL = {"reveal": True}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What a PEFT folder consists of, and all that leaves it."""
-TOKEN_SHEET = "token_weights.json"
-"""Beside that folder: which tokens were weighed, masked. `ptalign.training.lora` names it too;
-importing that would load torch into the worker."""
+BESIDE = ("token_weights.json", "ledger.json")
+"""Beside that folder: which tokens were weighed, masked (`mle` weighs none), and the steps.
+`ptalign.training.lora` names them too; importing that would load torch into the worker."""
 
 WEIGHING_JUDGE = GENERATION_JUDGES[-1]
 """One that is not used to evaluate unless asked for: what weighs tokens must not measure."""
@@ -69,8 +69,7 @@ def make(job: Job) -> Made:
     adapter = Adapter.model_validate(result)
     failpoints.hit("adapter_publish.before")
     files = [_store(job, Path(adapter.path) / part) for part in FILES]
-    if (sheet := out / TOKEN_SHEET).is_file():  # mle weighs none
-        files.append(_store(job, sheet))
+    files += [_store(job, out / part) for part in BESIDE if (out / part).is_file()]
     files.append(_sign(job, files))
     failpoints.hit("adapter_publish.after")
     # Checkpoints stay until the result is committed: a crash before would train anew.
