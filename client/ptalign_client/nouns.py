@@ -348,7 +348,8 @@ class Record:
 
     id: str = ""
     kind: str = ""
-    """instruction, twin, pair, anchor or annotation; of an adapter: suppressed."""
+    """instruction, twin, pair, anchor or annotation; of an adapter: suppressed or
+    collateral."""
     topic: str = ""
     instruction: str = ""
     positive: str = ""
@@ -363,7 +364,8 @@ class Record:
     locale: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Of a suppressed word, whose text is in `toxic`: ``count``, ``p_before``, ``p_after`` in bad
-    answers, ``neutral_before``, ``neutral_after`` in ordinary ones."""
+    answers, ``neutral_before``, ``neutral_after`` in ordinary ones. Of a collateral one, an
+    ordinary word that lost too: ``change`` of its log-probability there, nats."""
     held_out: bool = False
     """Of a pair, twin or anchor: never trained on, measured on instead."""
     truncated: bool = False

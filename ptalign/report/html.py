@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ptalign.nouns import COLLATERAL, Adapter, TargetResult
+from ptalign.nouns import COLLATERAL, Adapter, Suppressed, TargetResult
 from ptalign.numbers import decimal, rounded, signed
 from ptalign.report.calibration import judged
 from ptalign.report.contribution import BOTH, contribution
@@ -40,7 +40,9 @@ from ptalign.report.words import (
 
 GATES = {"default": "the operator's default", "inline": "written in the call"}
 TOP_WORDS = 12
-"""Rows of the suppressed and collateral lists."""
+"""Words of the suppressed and collateral lists; more suppressed ones where topics are many."""
+TOPIC_WORDS = 3
+"""Suppressed words of each topic, at least."""
 
 
 @cache
@@ -106,6 +108,7 @@ def report_html(report: ReportInput) -> str:
             unlearns=evaluation.aligned.method in BOTH,
             suppressed=_suppressed(results[1]),
             collateral=_collateral(results[1]),
+            top_words=TOP_WORDS,
             least_loss=COLLATERAL,
             separations=[separation_points(r) for r in results],
             separated_from=separated_from(results),
@@ -187,13 +190,10 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
         else Markup(""),
         "weight_words": weight_words(adapter),
         "guards": guards(adapter),
+        "trajectory": _trajectory(name, adapter),
     }
 
 
-        "trajectory": _trajectory(name, adapter),
-def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
-    """Tokens that lost most, masked, topic by topic; the topic that lost most comes first."""
-    if result.probe is None:
 def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
     """What the ledger measured along the way, as far as it did so twice."""
     ledger = adapter.ledger
@@ -225,21 +225,28 @@ def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
     return found
 
 
+def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
+    """Tokens that lost most, masked, topic by topic; the topic that lost most comes first."""
+    if result.probe is None:
         return []
-    worst = sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before)[:TOP_WORDS]
-    topics = list(dict.fromkeys(item.topic for item in worst))
-    ordered = sorted(worst, key=lambda item: topics.index(item.topic))
+    by_topic: dict[str, list[Suppressed]] = {}
+    for item in sorted(result.probe.suppressed, key=lambda s: s.p_after - s.p_before):
+        by_topic.setdefault(item.topic, []).append(item)
+    most = max(TOPIC_WORDS, TOP_WORDS // max(len(by_topic), 1))
     return [
         {
             "token": mask(item.token.reveal()),
-            "topic": item.topic.replace("-", " "),
+            "topic": topic.replace("-", " "),
+            "shown": most,
+            "found": len(items),
             "count": item.count,
             "before": item.p_before,
             "after": item.p_after,
             "neutral_before": item.neutral_before,
             "neutral_after": item.neutral_after,
         }
-        for item in ordered
+        for topic, items in by_topic.items()
+        for item in items[:most]
     ]
 
 
@@ -248,4 +255,4 @@ def _collateral(result: TargetResult) -> list[tuple[str, float]] | None:
     if result.probe is None or result.probe.collateral is None:
         return None
     ordered = sorted(result.probe.collateral.items(), key=lambda item: item[1])
-    return [(shown(word), change) for word, change in ordered[:TOP_WORDS]]
+    return [(shown(word), change) for word, change in ordered]

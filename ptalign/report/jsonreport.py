@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,6 +57,7 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         **dict.fromkeys(PROBED),
         **(result.probe.measured if result.probe else {}),
         **{name: getattr(result.probe, name, None) for name in READ},
+        **_words(result),
         "by_suite": {n: _rate(r) for n, r in rates.items() if "/" in n},
         **result.shape,
         "shape_changes": {
@@ -66,6 +68,16 @@ def target_json(result: TargetResult) -> dict[str, Any]:
         "by_locale": _parts(result.by_locale),
         "change_by_topic": _parts(result.topic_changes),
         "change_by_locale": _parts(result.locale_changes),
+    }
+
+
+def _words(result: TargetResult) -> dict[str, Any]:
+    """How many words each list holds, of which the page prints the first; null if none was read."""
+    probe = result.probe
+    lost = probe.collateral if probe else None
+    return {
+        "suppressed_words": dict(Counter(s.topic for s in probe.suppressed)) if probe else None,
+        "collateral_words": None if lost is None else len(lost),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ptalign.training.tree import pack
 from ptalign.weights.words import word_starts
 
 LISTED = 40
-"""Entries of each list at most."""
+"""Suppressed words of each topic at most."""
 NEUTRAL = 24
 """Neutral answers that suppressed words are looked up in, at most."""
 
@@ -94,7 +94,8 @@ def watch(
 
 
 def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppressed, ...]:
-    """Harm words by topic, most probability lost first: geometric means before and after."""
+    """Harm words, most probability lost first, the first of each topic: geometric means before
+    and after."""
     grouped: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for word, value in zip(words, after, strict=True):
         if word.harm:
@@ -110,7 +111,13 @@ def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppresse
         for (word, topic), values in sorted(grouped.items())
     ]
     lost = [s for s in found if s.p_after < s.p_before]
-    return tuple(sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before))[:LISTED])
+    listed: list[Suppressed] = []
+    told: Counter[str] = Counter()
+    for word in sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before)):
+        told[word.topic] += 1
+        if told[word.topic] <= LISTED:
+            listed.append(word)
+    return tuple(listed)
 
 
 def beside_neutral(
@@ -169,14 +176,15 @@ def mean_probabilities(
 
 
 def collateral(words: Sequence[Word], after: Sequence[float]) -> dict[str, float]:
-    """Ordinary words seen at least twice that lost more than `COLLATERAL` nats on average."""
+    """All ordinary words seen at least twice that lost more than `COLLATERAL` nats on average, the
+    worst first."""
     grouped: dict[str, list[float]] = defaultdict(list)
     for word, value in zip(words, after, strict=True):
         if not word.harm:
             grouped[word.word].append(value - word.before)
     means = {word: _mean(d) for word, d in grouped.items() if len(d) > 1}
     worst = sorted((change, word) for word, change in means.items() if change < -COLLATERAL)
-    return {word: change for change, word in worst[:LISTED]}
+    return {word: change for change, word in worst}
 
 
 def harm_ratio(words: Sequence[Word], after: Sequence[float]) -> float | None:

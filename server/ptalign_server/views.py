@@ -100,12 +100,18 @@ def _suppressed(body: Body) -> lib.Record:
     )
 
 
+def _collateral(body: Body) -> lib.Record:
+    measures = {"change": body["change"]}
+    return lib.Record(kind="collateral", toxic=body["word"], measures=measures)
+
+
 _MAKERS = {
     ("instructionSets", "records"): _instruction,
     ("annotationSets", "records"): _annotation,
     ("pairSets", "pairs"): _pair,
     ("pairSets", "anchors"): _anchor,
     ("adapters", "suppressed"): _suppressed,
+    ("adapters", "collateral"): _collateral,
 }
 
 

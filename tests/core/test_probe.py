@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -227,6 +228,17 @@ def test_suppressed_words_keep_topic_count_and_geometric_means() -> None:
     (found,) = explain.suppressed(words, [math.log(0.2), math.log(0.05)])
     assert (found.token.reveal(), found.topic, found.count) == ("w", "t", 2)
     assert (found.p_before, found.p_after) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_no_topic_takes_the_places_of_another_nor_is_collateral_cut() -> None:
+    """The first 40 of all topics were one topic's where its words lost most."""
+    many = explain.LISTED + 5
+    words = [Word(f"a{i}", "loud", True, -0.1) for i in range(many)]
+    words += [Word("b", "quiet", True, -0.1)]
+    found = explain.suppressed(words, [-5.0] * many + [-0.2])
+    assert Counter(s.topic for s in found) == {"loud": explain.LISTED, "quiet": 1}
+    seen = [Word(f"c{i}", "", False, -1.0) for i in range(many)] * 2
+    assert len(explain.collateral(seen, [-2.0] * len(seen))) == many
 
 
 def test_probe_can_be_cancelled_and_refuses_pickles(

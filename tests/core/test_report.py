@@ -736,6 +736,28 @@ def probed_as(report, **fields):
     return re.sub(r"<[^>]+>", " ", page), document["aligned"]
 
 
+def test_each_topic_keeps_its_worst_words_and_a_cut_list_says_of_how_many(report):
+    """12 of 40 words stood under a sentence that reads as the whole list, all of one topic."""
+    words = tuple(
+        Suppressed(token=SealedText(f"{t}{i}"), topic=t, count=1, p_before=p, p_after=0.1)
+        for t, p in (("loud", 0.9), ("work", 0.5), ("home", 0.4), ("quiet", 0.3))
+        for i in range(2 if t == "quiet" else 10)
+    )
+    collateral = {f"{CANARY}{i}": -1.0 - i for i in range(40)}
+    page, document = probed_as(report, suppressed=words, collateral=collateral)
+    section = page[page.index("What was suppressed") :]
+    for topic in ("loud", "work", "home"):
+        assert re.search(f"{topic} +3 of 10 words", section)
+    assert "2 of 2" not in section
+    assert section.count("•") >= 3 * 3 + 2
+    assert "The 12 that lost most of 40 words." in section
+    assert document["suppressed_words"] == {"loud": 10, "work": 10, "home": 10, "quiet": 2}
+    assert document["collateral_words"] == 40
+    page, document = probed_as(report, collateral=None)
+    assert "that lost most of" not in page
+    assert document["collateral_words"] is None
+
+
 def test_the_report_says_whether_harm_words_were_read_in_trained_answers(report):
     page, document = probed_as(report, toxic_answers=24)
     assert page.count("in 24 bad answers of the training set, none of them held out") == 3

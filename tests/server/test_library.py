@@ -16,10 +16,12 @@ import yaml
 from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health
 from grpc_status import rpc_status
+from test_release import put as put_row
 
 from ptalign import policies
-from ptalign.nouns import ModelSpec, Policy
+from ptalign.nouns import Adapter, ModelSpec, Policy, Suppressed
 from ptalign.policies import load_policy
+from ptalign.sealed import SealedText
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc
 from ptalign_proto.v1 import resources_pb2 as res
@@ -31,6 +33,7 @@ from ptalign_server.gateway.serve import make_server
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import AuthSettings, Settings
 from ptalign_server.store import Store
+from ptalign_server.store.operations import new_id
 
 POLICY = "tone-en"
 CANARY = "canary-4b1d-phrase"
@@ -150,6 +153,31 @@ async def test_full_view_needs_a_purpose(shelf: Shelf) -> None:
     request = lib.StreamRecordsRequest(name=name, view=lib.RECORD_VIEW_FULL)
     code, text = await text_of(shelf.library.StreamRecords(request))
     assert (code, "purpose" in text) == ("INVALID_ARGUMENT", True)
+
+
+async def test_ordinary_words_that_lost_are_among_an_adapters_records(shelf: Shelf) -> None:
+    """Where a page masks them, nobody could read which ones they were."""
+    word = Suppressed(token=SealedText("rude"), topic="t", count=1, p_before=0.2, p_after=0.1)
+    made = Adapter(
+        path="", weights_sha256="", method="pt_align", tokens_mle=1, tokens_ut=1, tokens_anchor=1,
+        ledger=(), retain_kl=0.0, collateral={CANARY: -1.5, "tea": -0.6},
+        suppressed=(word,),
+    )  # fmt: skip
+    found = new_id()
+    name = f"adapters/{found}"
+    _, wrapped = shelf.store.vault.fresh_key(found)
+    shelf.store.write(lambda c: shelf.store.keys.insert(c, found, wrapped)).result()
+    shelf.store.sets.folder(found).mkdir()
+    shelf.store.sets.seal(found, made)
+    put_row(shelf.store, name, res.Adapter())
+    safe = await records(shelf, name)
+    assert [r.kind for r in safe] == ["suppressed", "collateral", "collateral"]
+    assert all(list(r.masked) == ["toxic"] and CANARY not in r.toxic for r in safe)
+    full = await records(shelf, name, view=lib.RECORD_VIEW_FULL, purpose="why", offset=1)
+    assert [(r.toxic, dict(r.measures)) for r in full] == [
+        (CANARY, {"change": -1.5}),
+        ("tea", {"change": -0.6}),
+    ]
 
 
 async def test_full_view_and_exports_need_the_reader_role(tmp_path: Path) -> None:

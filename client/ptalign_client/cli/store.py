@@ -89,7 +89,8 @@ def records(
 ) -> None:
     """Stream the records of a set as JSON lines; harmful text is masked in the safe view.
 
-    Of an adapter: the words that it suppresses, by topic, before and after.
+    Of an adapter: the words that it suppresses, by topic, before and after, and the ordinary ones
+    that lost too.
 
     [bold]Examples[/]
 

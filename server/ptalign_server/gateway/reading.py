@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from ptalign.errors import InvalidInput
@@ -50,7 +50,7 @@ async def stream(
 ) -> AsyncIterator[lib.Record]:
     """Records in order, masked unless the full view is asked for and allowed.
 
-    Of an adapter: the words that training pushed down.
+    Of an adapter: the words that training pushed down, on purpose and beside it.
     """
     collection = request.name.partition("/")[0]
     found = await look_up(store, request.name, collection, identity.tenant)
@@ -109,7 +109,16 @@ async def allow(
 def _items(store: Store, found: Resource) -> Iterator[views.Item]:
     if found.purged and found.collection in SETS:  # a deleted adapter's words are its record
         raise SetPurged(f"the text of {found.name} was purged; counts and digests remain.")
-    return store.sets.records(found.name)
+    records = store.sets.records(found.name)
+    if found.collection != "adapters":
+        return records
+    return chain(records, _collateral(store, found.name))
+
+
+def _collateral(store: Store, adapter: str) -> Iterator[views.Item]:
+    """Ordinary words that lost too, which stand in an adapter's head."""
+    for word, change in store.sets.head(adapter).get("collateral", {}).items():
+        yield "collateral", {"word": word, "change": change}
 
 
 async def _export(
