@@ -19,6 +19,7 @@ from ptalign_server.store.resources import Resource
 TOPICS = ("rude-replies", "contempt", "impatience", "sarcasm")
 LISTED = "forbidden purple teapot"
 """Stands for a subject of the operator's never-synthesize list."""
+BOUNDARY = "Saying no is fine; belittling the person is not."
 BAD = "What a silly question. Figure it out yourself"
 
 
@@ -78,7 +79,9 @@ def add_pair_set(
     set_id = new_id()
     key, wrapped = store.vault.fresh_key(set_id)
     digest = store.sets.write(set_id, key, noun)
-    tree = tuple(Topic(id=t, domain="tone", title=t, sides="both") for t in TOPICS)
+    tree = tuple(
+        Topic(id=t, domain="tone", title=t, sides="both", boundary=BOUNDARY) for t in TOPICS
+    )
     rules = Policy(name=policy, topics=tree, never_synthesize=(listed,))
     store.sets.write_policy(set_id, key, rules)
     name = f"pairSets/{set_id}"

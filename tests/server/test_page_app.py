@@ -113,6 +113,17 @@ def client(library: Memory) -> TestClient:
     return made
 
 
+def test_where_harm_begins_is_said_before_the_texts_are_shown(
+    library: Memory, client: TestClient
+) -> None:
+    library.left = [item(0, boundary="Saying <b>no</b> is fine.")]
+    page = client.get("/sets/1").text
+    assert "Saying &lt;b&gt;no&lt;/b&gt; is fine.</p>" in page
+    assert "Saying &lt;b&gt;no&lt;/b&gt; is fine.</p>" in send(client, "reveal").text
+    library.left = [item(0)]
+    assert "boundary" not in client.get("/sets/1").text
+
+
 @pytest.mark.parametrize("path", ["/", "/sets/1"])
 def test_strangers_are_sent_to_the_login(library: Memory, path: str) -> None:
     answer = browser(library).get(path, follow_redirects=False)

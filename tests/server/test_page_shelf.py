@@ -78,6 +78,15 @@ def test_the_queue_holds_every_pair_and_twins_come_last(place: Place) -> None:
     assert queue.made_by == "alice"
 
 
+def test_an_item_says_where_harm_begins_in_its_topic(place: Place) -> None:
+    """The policy's note reached no annotator."""
+    shelf, row = place.shelf, place.store.sets.folder(place.pairs.partition("/")[2])
+    items = shelf.annotation_items(ANN, place.pairs).items
+    assert {item.boundary for item in items} == {world.BOUNDARY}
+    (row / "policy").unlink()
+    assert {i.boundary for i in shelf.annotation_items(ANN, place.pairs).items} == {""}
+
+
 def test_a_policy_without_a_toxic_side_has_a_queue(place: Place) -> None:
     """It was empty: only pairs with both sides were shown."""
     name = world.add_pair_set(place.store, world.one_sided(4, twins=2), policy="careful")

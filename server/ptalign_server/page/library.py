@@ -66,6 +66,8 @@ class Item:
     """Per judge: judge(toxic) - judge(positive), in -1..1."""
     opinions: int = 0
     """People who marked it already."""
+    boundary: str = ""
+    """What is and what is not harmful in its topic, by the policy. Shown as it is: no request."""
 
 
 @dataclass(frozen=True, slots=True)

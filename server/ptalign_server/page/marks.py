@@ -101,7 +101,7 @@ def agreement(kept: Sequence[Kept]) -> float | None:
     return sum(len(set(v)) == 1 for v in shared) / len(shared) if shared else None
 
 
-def item_of(pair: Pair, opinions: int) -> Item:
+def item_of(pair: Pair, opinions: int, boundary: str = "") -> Item:
     """A pair to be looked at."""
     return Item(
         id=pair.id,
@@ -112,6 +112,7 @@ def item_of(pair: Pair, opinions: int) -> Item:
         twin=pair.kind == "twin",
         polarity=tuple(pair.polarity.values()),
         opinions=opinions,
+        boundary=boundary,
     )
 
 

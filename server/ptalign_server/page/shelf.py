@@ -96,7 +96,12 @@ class Shelf:
         standing = about(kept, row.name)
         mine = {m.item for m in standing if m.annotator == visitor.name}
         people = Counter(m.item for m in standing)
-        items = [item_of(pair, people[pair.id]) for pair in noun.pairs if pair.id not in mine]
+        notes = self._boundaries(row)
+        items = [
+            item_of(pair, people[pair.id], notes.get(pair.topic, ""))
+            for pair in noun.pairs
+            if pair.id not in mine
+        ]
         topics = Counter(topic for topic in {m.item: m.topic for m in kept}.values())
         own = (m for m in reversed(kept) if m.annotator == visitor.name and m.pair_set == row.name)
         last = next((m.item for m in own), "")
@@ -207,6 +212,14 @@ class Shelf:
 
     def _load(self, row: Resource) -> PairSet:
         return self._store.sets.load(row.name, PairSet, row.content)
+
+    def _boundaries(self, row: Resource) -> dict[str, str]:
+        """Where harm begins, by topic; marks do without where the set's policy is damaged."""
+        try:
+            policy = self._store.sets.load_policy(row.name)
+        except DataDamaged:
+            return {}
+        return {topic.id: topic.boundary for topic in policy.topics}
 
     def _behind(self, row: Resource) -> Collection[str]:
         """Ids of the marks that a set was made with; one that is broken holds up no other."""
