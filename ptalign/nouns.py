@@ -302,12 +302,13 @@ class Suppressed(Noun):
     topic: str
     count: int
     p_before: float
-    """Geometric mean over its places in toxic answers, bare model."""
+    """Of its first token: geometric mean over its places in toxic answers, bare model."""
     p_after: float
     """The same under the adapter."""
     neutral_before: float | None = Field(None, exclude_if=lambda value: value is None)
-    """Mean probability of its first token over all places of neutral answers, bare model: how
-    freely the word is used where nobody is harmed. None where that was not read."""
+    """Mean probability over all places of neutral answers, bare model: how freely the word is used
+    where nobody is harmed. None where that was not read, and of a word of several tokens: its first
+    one begins other words too. Earlier versions gave the first token's."""
     neutral_after: float | None = Field(None, exclude_if=lambda value: value is None)
 
 

@@ -363,9 +363,10 @@ class Record:
     domain: str = ""
     locale: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
-    """Of a suppressed word, whose text is in `toxic`: ``count``, ``p_before``, ``p_after`` in bad
-    answers, ``neutral_before``, ``neutral_after`` in ordinary ones. Of a collateral one, an
-    ordinary word that lost too: ``change`` of its log-probability there, nats."""
+    """Of a suppressed word, whose text is in `toxic`: ``count``, ``p_before``, ``p_after`` of its
+    first token in bad answers, ``neutral_before``, ``neutral_after`` in ordinary ones where that
+    token is all of it. Of a collateral one, an ordinary word that lost too: ``change`` of its
+    log-probability there, nats."""
     held_out: bool = False
     """Of a pair, twin or anchor: never trained on, measured on instead."""
     truncated: bool = False

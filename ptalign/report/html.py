@@ -201,12 +201,12 @@ def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
     figures = [
         (
             "Change on everyday answers (benign KL, nats a token)",
-            "of a few along the way" + (f"; at the end {at_the_end}" if at_the_end else ""),
+            "read on a few along the way" + (f"; at the end {at_the_end}" if at_the_end else ""),
             (COLOURS[0], [log.retain_kl for log in ledger]),
         ),
         (
             "Share of legitimate twins refused",
-            "of a few along the way",
+            "read on a few along the way",
             (COLOURS[4], [log.twin_refusals for log in ledger]),
         ),
         (

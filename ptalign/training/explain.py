@@ -17,7 +17,7 @@ from ptalign.training.contrast import ROW, token_log_probs
 from ptalign.training.decoder import Decoder
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
-from ptalign.weights.words import word_starts
+from ptalign.weights.words import word_starts, words_of
 
 LISTED = 40
 """Suppressed words of each topic at most."""
@@ -37,6 +37,8 @@ class Word:
     """Id of the first token."""
     text: str = ""
     """Key of the text."""
+    whole: bool = True
+    """Whether that token is all of the word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,29 @@ def watch(
     """
     kept, labels = [], []
     for sample in samples:
-        starts = word_starts(chat.pieces(sample.answer[:-1]))
+        pieces = chat.pieces(sample.answer[:-1])
+        starts = word_starts(pieces)
         if not any(starts):
             continue
         kept.append(sample.weighted([*(float(bool(word)) for word in starts), 0.0]))
         labels += [
-            (w, topics.get(sample.key, ""), harm(sample, i), sample.answer[i], sample.key)
+            (w, topics.get(sample.key, ""), harm(sample, i), i, sample, _whole(pieces, i, w))
             for i, w in enumerate(starts)
             if w
         ]
     found = token_log_probs(decoder, [[s] for s in kept])
     before = [value for s in kept for value in found[s.key]]
     words = tuple(
-        Word(word, topic, bad, value, token, text)
-        for (word, topic, bad, token, text), value in zip(labels, before, strict=True)
+        Word(word, topic, bad, value, sample.answer[i], sample.key, whole)
+        for (word, topic, bad, i, sample, whole), value in zip(labels, before, strict=True)
     )
     return Watch(tuple(kept), words)
+
+
+def _whole(pieces: Sequence[str], place: int, word: str) -> bool:
+    """Whether the token at a place spells a word by itself; one before it may hold a part of a
+    character."""
+    return words_of(pieces[place]) == {word} and (not place or bool(pieces[place - 1]))
 
 
 def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppressed, ...]:
@@ -128,19 +137,23 @@ def beside_neutral(
 ) -> tuple[Suppressed, ...]:
     """The same words with how likely they are in neutral answers, before and after.
 
+    Words of several tokens go without: the first is a piece of many other words too.
+
     Args:
         found: Suppressed words of `words`.
         words: They say which token each word begins with.
         decoder: The model with its adapter.
         samples: Neutral answers, every answer token weighted.
     """
-    tokens = {w.word: w.token for w in words}
-    ids = sorted({tokens[s.token.reveal()] for s in found})
+    tokens = {w.word: w.token for w in words if w.whole}
+    ids = sorted({tokens[s.token.reveal()] for s in found if s.token.reveal() in tokens})
     if not ids or not samples:
         return tuple(found)
     before, after = (mean_probabilities(decoder, samples, ids, bare=bare) for bare in (True, False))
 
     def seen(word: Suppressed) -> Suppressed:
+        if word.token.reveal() not in tokens:
+            return word
         place = ids.index(tokens[word.token.reveal()])
         update = {"neutral_before": before[place], "neutral_after": after[place]}
         return word.model_copy(update=update)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,21 @@ def test_suppressed_words_are_looked_up_in_neutral_answers(
                 ]
             assert value == pytest.approx(sum(places) / len(places), rel=1e-3)
     assert explain.beside_neutral(found, words, decoder, []) == found
+    words[1] = replace(words[1], whole=False)  # its token begins other words too
+    some = {s.token.reveal(): s for s in explain.beside_neutral(found, words, decoder, neutral)}
+    assert some["w"].neutral_before == pytest.approx(by_word["w"].neutral_before, rel=1e-3)
+    assert some["v"].neutral_before is some["v"].neutral_after is None
+
+
+def test_a_word_of_several_tokens_is_none_of_its_first(
+    tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """The likelihood of a fragment stood under the word in ordinary answers."""
+    assert explain._whole([" rude", " and"], 0, "rude")
+    assert not explain._whole([" rud", "eness"], 0, "rudeness")
+    assert not explain._whole([" don", "'t"], 0, "don't")
+    assert not explain._whole(["", "馬"], 1, "馬"), "a part of it is in the token before"
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    samples = [anchor_sample(a, chat) for a in mild_pairs.anchors[:3]]
+    words = explain.watch(Decoder(lora.load_model(tiny_model)), chat, samples, {}).words
+    assert all(w.whole == (chat.text([w.token]).strip(" .,").lower() == w.word) for w in words)

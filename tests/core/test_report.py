@@ -697,7 +697,7 @@ def test_without_a_target_of_good_answers_alone_the_page_says_what_is_missing(re
 
 def test_suppressed_words_stand_by_topic_with_their_use_in_ordinary_answers(report):
     probe = report.evaluation.aligned.probe
-    rows = (("work", 0.9, 2e-6), ("home", 0.8, None), ("work", 0.7, 3e-6))
+    rows = (("home", 0.9, None), ("work", 0.8, 2e-6), ("work", 0.7, 3e-6))
     words = tuple(
         Suppressed(
             token=SealedText(f"{CANARY}{i}"),
@@ -719,10 +719,12 @@ def test_suppressed_words_stand_by_topic_with_their_use_in_ordinary_answers(repo
     section = page[page.index("What was suppressed") :]
     cells = re.findall(r"<tr><td>(.*?)</td>.*?([\d.]+|–)</td></tr>", section)
     assert [(topic, after) for topic, after in cells[:3]] == [
+        ("home", "–"),
         ("work", "2.0"),
         ("", "3.0"),
-        ("home", "–"),
     ]
+    assert "by the word's first token" in section.replace("&#39;", "'")
+    assert "A word of several tokens has none (–)" in section
 
 
 def probed_as(report, **fields):

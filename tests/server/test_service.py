@@ -185,7 +185,8 @@ def test_an_adapters_suppressed_words_are_masked_unless_the_role_may_read(
         assert masked.topic == clear.topic
         if clear.kind == "suppressed":
             assert clear.measures["p_after"] < clear.measures["p_before"]
-            assert {"count", "neutral_before", "neutral_after"} <= set(clear.measures)
+            assert clear.measures["count"] > 0
+            assert ("neutral_before" in clear.measures) == ("neutral_after" in clear.measures)
         else:
             assert clear.measures["change"] < 0
     assert safe[0].kind == "suppressed"
