@@ -122,10 +122,10 @@ def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppresse
     lost = [s for s in found if s.p_after < s.p_before]
     listed: list[Suppressed] = []
     told: Counter[str] = Counter()
-    for word in sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before)):
-        told[word.topic] += 1
-        if told[word.topic] <= LISTED:
-            listed.append(word)
+    for item in sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before)):
+        told[item.topic] += 1
+        if told[item.topic] <= LISTED:
+            listed.append(item)
     return tuple(listed)
 
 
