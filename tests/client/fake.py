@@ -186,10 +186,11 @@ class Service(
     async def _verb(
         self, kind: str, metadata: type, result: Any, request: Any, context: Any
     ) -> Any:
-        fault = await self._enter(kind, request, context)
-        name = self.by_request.get(request.request_id)
-        if request.dry_run:
+        dry = request.dry_run  # has faults of its own, and is no call of the verb
+        fault = await self._enter(f"{kind} dry run" if dry else kind, request, context)
+        if dry:
             return self._dry(kind, metadata)
+        name = self.by_request.get(request.request_id)
         if name is None:
             name = f"operations/{len(self.jobs) + 1}"
             self.by_request[request.request_id] = name

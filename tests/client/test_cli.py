@@ -367,11 +367,12 @@ def test_check_says_line_and_field_and_starts_nothing(cli: Any, loop: Path, serv
     result = cli("run", str(loop), columns=200)
     assert result.exit_code == 2
     assert "loop.yaml:4: instructions.count" in result.stderr
-    assert {method for method, _ in served.service.calls} == {"GetCatalogue"}
+    assert not started(served)
 
 
 def started(served: Any) -> list[str]:
-    return [method for method, _ in served.service.calls if method != "GetCatalogue"]
+    methods = [method for method, _ in served.service.calls]
+    return [m for m in methods if m != "GetCatalogue" and not m.endswith(" dry run")]
 
 
 def test_a_limit_above_a_million_is_printed_in_full(cli: Any, loop: Path) -> None:
@@ -442,6 +443,84 @@ def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
 
 @pytest.mark.parametrize("words", [(), ("--check",)])
 @pytest.mark.parametrize("field", ["flagged_share: 0.25", "token_weighting: judge"])
+@pytest.mark.parametrize(
+    ("verb", "old", "new", "refused", "says"),
+    [
+        (
+            "Align",
+            "name: MLE,",
+            "name: MLE, rank: 32,",
+            ("lora.rank", "must be at most 16, got 32. Lower it."),
+            "loop.yaml:6: align[0].rank: must be at most 16, got 32. Lower it.",
+        ),
+        (
+            "Align",
+            "name: MLE,",
+            "name: MLE,",
+            ("lora.rank", "must be at most 8, got 16. Lower it."),
+            "loop.yaml:6: align[0]: must be at most 8, got 16. Lower it.",
+        ),
+        (
+            "Evaluate",
+            "samples: 10",
+            "suites: [attack]",
+            ("suites", "no suite named has data. Name others."),
+            "loop.yaml:8: evaluate.suites: no suite named has data. Name others.",
+        ),
+        (
+            "Evaluate",
+            "samples: 10",
+            "samples: 10",
+            ("target.model", "is tiny, and the engines run big. Send that one."),
+            "loop.yaml:1: model: is tiny, and the engines run big. Send that one.",
+        ),
+    ],
+)
+def test_what_the_server_will_refuse_stops_a_run_before_its_first_stage(
+    cli: Any,
+    loop: Path,
+    served: Any,
+    verb: str,
+    old: str,
+    new: str,
+    refused: tuple[str, str],
+    says: str,
+    words: tuple[str, ...],
+) -> None:
+    """Ranks and suites were refused after the instructions and pairs, or the adapters, too."""
+    loop.write_text(LOOP.replace(old, new))
+    fault = Fault(Code.INVALID_ARGUMENT, details=(violation(*refused),))
+    served.service.faults[f"{verb} dry run"] = [fault]
+    result = cli("run", str(loop), *words, columns=300)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not started(served)
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+def test_what_only_earlier_stages_make_is_not_missed_before_them(
+    cli: Any, loop: Path, tmp_path: Path, served: Any, words: tuple[str, ...]
+) -> None:
+    for verb, field in (("Align", "pair_set"), ("Evaluate", "held_out")):
+        fault = Fault(Code.INVALID_ARGUMENT, details=(violation(field, "is empty. Send one."),))
+        served.service.faults[f"{verb} dry run"] = [fault]
+    result = cli("run", str(loop), "--out", str(tmp_path / "out"), *words)
+    assert result.exit_code == 0, result.stderr
+    asked = {verb: served.service.called(f"{verb} dry run") for verb in ("Align", "Evaluate")}
+    assert [(a.model, a.pair_set) for a in asked["Align"]] == [("tiny", "")]
+    assert [(a.target.model, a.samples) for a in asked["Evaluate"]] == [("tiny", 10)]
+
+
+def test_check_says_when_limits_could_not_be_asked(cli: Any, loop: Path, served: Any) -> None:
+    served.service.faults["Align dry run"] = [Fault(Code.PERMISSION_DENIED, message="no role")]
+    result = cli("run", str(loop), "--check", "--json", columns=200)
+    assert result.exit_code == 0
+    assert "Its ranks, suites and judges were not checked: no role." in result.stderr
+    assert lines(result)[0]["names_checked"]
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+@pytest.mark.parametrize("field", ["flagged_share: 0.3", "token_weighting: judge"])
 def test_a_weighting_that_means_nothing_stops_a_run_unless_its_adapter_was_begun(
     cli: Any, loop: Path, tmp_path: Path, served: Any, field: str, words: tuple[str, ...]
 ) -> None:

@@ -256,6 +256,29 @@ def test_check_knows_the_servers_names(server: Running, tmp_path: Path) -> None:
     assert "xstest-safe" in said["hint"]
 
 
+def test_check_knows_what_the_server_will_refuse(server: Running, tmp_path: Path) -> None:
+    """A rank above the engine's was refused after the pairs, suites without data at the end."""
+    marks = ROOT / "ptalign" / "policies" / "annotations" / "tone-en.yaml"
+    text = LOOP.format(annotations=marks)
+    at, file = "loop.yaml:7: align[0].rank: ", tmp_path / "loop.yaml"
+    file.write_text(text.replace("method: mle,", "method: mle, rank: 32,"))
+    for words in ([], ["--check"]):
+        done = command(server, "run", str(file), "--out", str(tmp_path / "out"), *words, "--json")
+        assert done.returncode == 2
+        assert f"{at}must be at most 16" in json.loads(done.stdout)["error"]["message"]
+    own = server.state / "suites.yaml"
+    own.write_text("- {name: own, measure: harm, elicitation: plain, file: gone.csv}\n")
+    suites = "[attack, plain, strong, twins, ordinary, held-out-plain, held-out-attack]"
+    file.write_text(text.replace(suites, "[own]"))
+    done = command(server, "run", str(file), "--check", "--json")
+    assert done.returncode == 2
+    said = json.loads(done.stdout)["error"]["message"]
+    assert "loop.yaml:11: evaluate.suites: no suite named has data on the server" in said
+    file.write_text(text.replace(suites, "[own, held-out-plain]"))  # it can be asked
+    assert command(server, "run", str(file), "--check").returncode == 0
+    own.unlink()
+
+
 def test_a_loop_file_is_checked_by_the_servers_limits() -> None:
     assert set(loopfile.HELD_OUT) == set(HELD_OUT)
     assert (loopfile.MAX_NAME, loopfile.MAX_ALSO) == (verbs.MAX_LABEL, verbs.MAX_ALSO)

@@ -9,8 +9,9 @@ from collections.abc import Container, Iterator, Sequence
 
 from ptalign_client.cli.annotations import Marks, read_annotations
 from ptalign_client.cli.loopfile import Loop, Reader, meaningless
-from ptalign_client.errors import ConfigError
-from ptalign_client.nouns import Catalogue, CatalogueEntry
+from ptalign_client.errors import ConfigError, InvalidArgument
+from ptalign_client.nouns import Catalogue, CatalogueEntry, Lora, Target
+from ptalign_client.sync import Client
 
 MAX_MARKS = 49
 """Annotations the service takes per policy and model."""
@@ -70,6 +71,43 @@ def check_names(loop: Loop, reader: Reader, catalogue: Catalogue) -> None:
         if name not in known and name not in [n.partition("@")[0] for n in known]:
             hint = f"Known: {', '.join(known) or 'none is set up yet'}."
             raise reader.at(path, f"no {noun} is named {name!r}", hint)
+
+
+def check_calls(loop: Loop, reader: Reader, client: Client) -> None:
+    """Whether the server will take the ranks, suites, judges and gate of the loop.
+
+    They go in dry runs without what earlier stages make: the adapters to evaluate, and the pairs
+    and held-out requests, which a server names where the rest is right.
+
+    Raises:
+        LoopError: It will not; names the line, the server's limit and the mend.
+        ServiceError: A dry run was refused for something else.
+    """
+    for rank in dict.fromkeys(training.rank for training in loop.align):
+        number = next(i for i, training in enumerate(loop.align) if training.rank == rank)
+        at = f"align[{number}]" if rank is None else f"align[{number}].rank"
+        try:
+            client.align(model=loop.model, pair_set="", lora=Lora(rank=rank or 0), dry_run=True)
+        except InvalidArgument as error:
+            for violation in error.violations:
+                if violation.field == "lora.rank":
+                    raise reader.at(at, violation.description) from None
+    asked = loop.evaluate
+    try:
+        client.evaluate(
+            target=Target(model=loop.model),
+            samples=asked.samples or 0,
+            suites=asked.suites,
+            judges=asked.judges,
+            gate=asked.gate or None,
+            dry_run=True,
+        )
+    except InvalidArgument as error:
+        for violation in error.violations:
+            field = violation.field
+            if field != "held_out":
+                at = "model" if field == "target.model" else f"evaluate.{field}"
+                raise reader.at(at, violation.description) from None
 
 
 def _named(

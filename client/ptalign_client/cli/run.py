@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ptalign_client.cli import show
-from ptalign_client.cli.check import check_names, check_weighting, read_marks
+from ptalign_client.cli.check import check_calls, check_names, check_weighting, read_marks
 from ptalign_client.cli.loop import Runner, stage_table
 from ptalign_client.cli.loopfile import Loop, Reader, open_loop
 from ptalign_client.cli.session import Session, command, exit_code, of_a_file, report
@@ -27,7 +27,7 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Folder of the results; the file's own.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Check file, marks and names, and stop.")
+        bool, typer.Option("--check", help="Check file, marks, names and limits, and stop.")
     ] = False,
     require_pass: RequirePass = False,
     cancel_on_interrupt: Annotated[
@@ -59,6 +59,7 @@ def run(
         _check(session, loop, reader)
         return
     check_names(loop, reader, session.client.catalogue())
+    check_calls(loop, reader, session.client)
     runner = Runner(session, loop, marks, folder, cancel_on_interrupt=cancel_on_interrupt)
     evaluation = _run(session, runner)
     if session.as_json:
@@ -92,21 +93,22 @@ def _run(session: Session, runner: Runner) -> Evaluation:
 
 
 def _check(session: Session, loop: Loop, reader: Reader) -> None:
-    """Says that the file can be run; the names are checked where a server answers."""
-    why = ""
+    """Says that the file can be run; names and limits are checked where a server answers."""
+    named, why = False, ""
     try:
         # One try: a check needs no server, so it does not wait for one.
         once = session.client.with_options(timeout=5, retry=Retry(attempts=1))
-        catalogue = once.catalogue()
+        check_names(loop, reader, once.catalogue())
+        named = True
+        check_calls(loop, reader, once)
     except (ServiceError, DeadlineExceeded) as error:
         why = error.words
-    else:
-        check_names(loop, reader, catalogue)
     if session.as_json:
-        session.emit({"file": reader.file, "well_formed": True, "names_checked": not why})
+        session.emit({"file": reader.file, "well_formed": True, "names_checked": named})
     session.note(f"[green]{escape(str(reader.file))} is well-formed.[/]")
     if why:
-        session.note(f"The names in it were not checked: {escape(why)}.")
+        what = "Its ranks, suites and judges" if named else "The names in it"
+        session.note(f"{what} were not checked: {escape(why)}.")
 
 
 def register(app: typer.Typer) -> None:
