@@ -43,7 +43,8 @@ class Retry:
     """Seconds."""
     patience: float = 120.0
     """Seconds a watch or download is opened again after it last worked: long enough for a server
-    to restart; 0 turns resuming off. One that was silent until it broke worked until then."""
+    to restart; 0 turns resuming off. One that was silent until it broke worked until then. Where
+    nothing has worked yet, it is tried as a call is: `attempts` times, within the timeout."""
 
     def bound(self, failures: int) -> float:
         """Longest wait in seconds after this many failures in a row (from 1)."""

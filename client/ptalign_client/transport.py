@@ -6,6 +6,7 @@ Everything that touches grpc.aio is here; everything above it sees messages and 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
@@ -55,6 +56,8 @@ class Transport:
         self._stubs: dict[str, Any] = {}
         self._calls = asyncio.Semaphore(options.max_calls)
         self._streams = asyncio.Semaphore(options.max_streams)
+        self._worked = -math.inf
+        """When the service last answered, on the clock of the loop."""
 
     async def call(self, service: str, method: str, request: Any, options: Options) -> Any:
         """One answer, tried again after retryable errors within the options' timeout.
@@ -92,7 +95,7 @@ class Transport:
         sent = Outgoing(request()) if callable(request) else request
         try:
             async with asyncio.timeout(timeout), self._calls:
-                return await self._rpc(service, method)(
+                answer = await self._rpc(service, method)(
                     sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
                 )
         except grpc.RpcError as error:
@@ -103,6 +106,8 @@ class Transport:
             raise
         except TimeoutError:
             raise DeadlineExceeded(*TOO_LATE) from None
+        self._worked = asyncio.get_running_loop().time()
+        return answer
 
     async def stream(self, service: str, method: str, request: Any) -> AsyncGenerator[Any, None]:
         """The answers of one server stream, not retried: the caller knows where to resume.
@@ -114,6 +119,7 @@ class Transport:
             call = self._rpc(service, method)(request, metadata=self._identity())
             try:
                 async for message in call:
+                    self._worked = asyncio.get_running_loop().time()
                     yield message
             except grpc.RpcError as error:
                 raise self._told(error, request) from None
@@ -126,29 +132,34 @@ class Transport:
         """A stream that is opened again after retryable errors, until it ends by itself.
 
         Args:
-            options: Its retries; a stream that worked starts the count of failures anew.
+            options: Its retries; a stream that worked starts the count of failures anew. Until
+                the first one works, they and the timeout bound it as they do a call, unless the
+                service answered another one within `Retry.patience`: it may restart.
             open_at: Opens the stream where the caller stands.
 
         Raises:
-            PtalignError: The stream broke for good, or none has worked for `Retry.patience`.
+            PtalignError: The stream broke for good, or nothing has worked for too long.
         """
         clock = asyncio.get_running_loop().time
-        failures, worked = 0, clock()
+        failures, began, worked, fresh = 0, clock(), self._worked, True
         while True:
             opened = clock()
             try:
                 async with aclosing(open_at()) as messages:
                     async for message in messages:
-                        failures, worked = 0, clock()
+                        failures, worked, fresh = 0, clock(), False
                         yield message
                 return
             except PtalignError as error:
                 now = clock()
                 if now - opened > OPEN_SECONDS:
-                    failures, worked = 0, now
+                    failures, worked, fresh = 0, now, False
                 failures += 1
                 wait = _wait(options, failures, error)
-                if not error.retryable or now + wait >= worked + options.retry.patience:
+                patient = now + wait < worked + options.retry.patience
+                timely = options.timeout is None or now + wait < began + options.timeout
+                first = fresh and timely and failures < options.retry.attempts
+                if not error.retryable or not (patient or first):
                     raise
             await asyncio.sleep(wait)
 

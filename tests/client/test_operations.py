@@ -102,6 +102,24 @@ async def test_no_patience_opens_no_silent_watch_again(monkeypatch: pytest.Monke
         await broken_after([600], 0, monkeypatch)
 
 
+@pytest.mark.parametrize("seconds", [[0] * 7, [20] * 2])
+async def test_a_stream_to_nobody_has_the_attempts_and_the_timeout_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float]
+) -> None:
+    """`ptalign records` and `ops wait` were silent for two minutes at a wrong endpoint."""
+    with pytest.raises(pt.Unavailable):
+        await broken_after(seconds, 120, monkeypatch)
+    assert await broken_after(seconds[1:], 120, monkeypatch) == ["news"]
+
+
+def test_a_watch_of_a_service_that_just_answered_outlives_its_restart(
+    client: pt.Client, served: Any
+) -> None:
+    served.service.faults["WatchOperation"] = [Fault() for _ in range(6)]
+    retry = pt.Retry(attempts=2, base=0.01, cap=0.02, patience=60)
+    assert start(client.with_options(retry=retry)).result().tokens_mle == 900
+
+
 def test_progress_and_done_follow_the_operation(client: pt.Client) -> None:
     running = start(client)
     assert not running.done()

@@ -37,7 +37,8 @@ from ptalign_proto import __version__
 P = ParamSpec("P")
 PANEL = "Connection and output"
 RETRY = Retry(attempts=5)
-"""A person waits: about 3 s of silence at most before the command says that nobody answers."""
+"""A person waits: 3 s of silence on average, 6 s at most, before the command says that nobody
+answers; longer where connecting itself hangs."""
 
 EXIT_CODES = {
     0: "done",
