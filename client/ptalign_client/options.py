@@ -58,7 +58,7 @@ class Options:
     endpoint: str = ""
     """``host:port``; PTALIGN_ENDPOINT, or 127.0.0.1:50051."""
     token: str = ""
-    """Bearer token; PTALIGN_TOKEN."""
+    """Bearer token; PTALIGN_TOKEN. Line breaks at its end, as a mounted file has, are no part."""
     tls: TLS | None = None
     """PTALIGN_TLS_ROOT, PTALIGN_TLS_CERT, PTALIGN_TLS_KEY and PTALIGN_TLS_SERVER_NAME;
     clear text when none of them is set."""
@@ -82,7 +82,7 @@ class Options:
         env = os.environ if env is None else env
         filled = Options(
             endpoint=self.endpoint or env.get("PTALIGN_ENDPOINT", "") or DEFAULT_ENDPOINT,
-            token=self.token or env.get("PTALIGN_TOKEN", ""),
+            token=(self.token or env.get("PTALIGN_TOKEN", "")).rstrip("\r\n"),
             tls=self.tls or _tls_from(env),
             allow_clear_token=self.allow_clear_token,
             timeout=self.timeout,
@@ -126,6 +126,12 @@ def _check(options: Options) -> None:
         )
     if options.timeout is not None and options.timeout <= 0:
         raise ConfigError("timeout must be above 0 seconds", "Use None for no limit.")
+    if not all("!" <= character <= "~" for character in options.token):  # what a header carries
+        raise ConfigError(
+            "the token (--token, PTALIGN_TOKEN) holds a blank, a line break or a character "
+            "outside ASCII",
+            "Give the token alone, as the operator gave it out.",
+        )
     if options.tls is not None:
         _check_tls(options.tls)
     elif options.token and not options.allow_clear_token and not _is_loopback(options.host):

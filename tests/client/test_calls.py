@@ -139,6 +139,24 @@ def test_token_and_endpoint_come_from_the_environment(
     assert served.service.identities[-1]["authorization"] == "Bearer from-env"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_break_of_a_mounted_file_is_no_part_of_the_token(
+    served: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """gRPC refused the header, and the command asked for a report of its own fault."""
+    monkeypatch.setenv("PTALIGN_TOKEN", f"from-env{end}")
+    with pt.Client(served.endpoint) as client:
+        client.catalogue()
+    assert served.service.identities[-1]["authorization"] == "Bearer from-env"
+
+
+@pytest.mark.parametrize("token", ["s3 cret", "s3\ncret", "s3\tcret", "s3cr\u00e9t", "s3cret\x7f"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(pt.ConfigError, match="--token, PTALIGN_TOKEN") as caught:
+        pt.Client(token=token)
+    assert "s3" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
