@@ -62,7 +62,7 @@ class Base:
         return view
 
     async def close(self) -> None:
-        """Ends the connection and every call in flight. Operations go on."""
+        """Ends the connection and every call in flight, with `Unavailable`. Operations go on."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

@@ -24,6 +24,7 @@ from ptalign_client.errors import (
     NotFound,
     PtalignError,
     ServiceError,
+    Unavailable,
     from_rpc,
 )
 from ptalign_client.options import TLS, Options
@@ -58,6 +59,8 @@ class Transport:
         self._streams = asyncio.Semaphore(options.max_streams)
         self._worked = -math.inf
         """When the service last answered, on the clock of the loop."""
+        self._closings = 0
+        """How often it was closed: calls that began before end, those that begin later connect."""
 
     async def call(self, service: str, method: str, request: Any, options: Options) -> Any:
         """One answer, tried again after retryable errors within the options' timeout.
@@ -71,16 +74,17 @@ class Transport:
             options: Timeout and retries of this call.
 
         Raises:
-            ServiceError: The last error, when retrying did not help or cannot.
+            ServiceError: The last error, when retrying did not help or cannot, or it was closed.
             DeadlineExceeded: No answer within the timeout, nor an error before.
         """
         clock = asyncio.get_running_loop().time
         end = None if options.timeout is None else clock() + options.timeout
         heard: ServiceError | None = None
+        closings = self._closings
         for failures in range(1, options.retry.attempts + 1):
             left = None if end is None else end - clock()
             try:
-                return await self._once(service, method, request, left)
+                return await self._once(service, method, request, left, closings)
             except DeadlineExceeded:
                 raise heard or DeadlineExceeded(*TOO_LATE) from None  # why it failed says more
             except ServiceError as error:
@@ -91,10 +95,13 @@ class Transport:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: Retry.attempts is at least 1")
 
-    async def _once(self, service: str, method: str, request: Any, timeout: float | None) -> Any:
+    async def _once(
+        self, service: str, method: str, request: Any, timeout: float | None, closings: int
+    ) -> Any:
         sent = Outgoing(request()) if callable(request) else request
         try:
             async with asyncio.timeout(timeout), self._calls:
+                self._check_open(closings)
                 answer = await self._rpc(service, method)(
                     sent, timeout=timeout, metadata=self._identity(), wait_for_ready=False
                 )
@@ -103,6 +110,7 @@ class Transport:
         except asyncio.CancelledError:
             if isinstance(sent, Outgoing) and sent.error:
                 raise sent.error from None
+            self._check_open(closings)
             raise
         except TimeoutError:
             raise DeadlineExceeded(*TOO_LATE) from None
@@ -113,9 +121,11 @@ class Transport:
         """The answers of one server stream, not retried: the caller knows where to resume.
 
         Raises:
-            ServiceError: The stream broke.
+            ServiceError: The stream broke, or was closed.
         """
+        closings = self._closings
         async with self._streams:
+            self._check_open(closings)
             call = self._rpc(service, method)(request, metadata=self._identity())
             try:
                 async for message in call:
@@ -123,6 +133,9 @@ class Transport:
                     yield message
             except grpc.RpcError as error:
                 raise self._told(error, request) from None
+            except asyncio.CancelledError:
+                self._check_open(closings)
+                raise
             finally:
                 call.cancel()  # an abandoned aio stream keeps its slot on the server
 
@@ -142,6 +155,7 @@ class Transport:
         """
         clock = asyncio.get_running_loop().time
         failures, began, worked, fresh = 0, clock(), self._worked, True
+        closings = self._closings
         while True:
             opened = clock()
             try:
@@ -162,14 +176,32 @@ class Transport:
                 if not error.retryable or not (patient or first):
                     raise
             await asyncio.sleep(wait)
+            self._check_open(closings)
 
     async def close(self) -> None:
-        """Ends every call in flight and the connection."""
+        """Ends every call in flight, with `Unavailable`, and the connection."""
+        self._closings += 1
         channel, self._channel = self._channel, None
         self._stubs = {}
         if channel is not None:
             with suppress(asyncio.CancelledError):
                 await channel.close()
+
+    def _check_open(self, closings: int) -> None:
+        """Ends what began before it was closed.
+
+        grpc.aio ends such calls as it ends those of a cancelled task, which is left to its
+        canceller: nobody else expects a CancelledError.
+
+        Raises:
+            Unavailable: It was closed since then; not to be tried again.
+        """
+        task = asyncio.current_task()
+        if self._closings == closings or (task and task.cancelling()):
+            return
+        error = Unavailable("the client was closed", "Operations go on: attach with another one.")
+        error.retryable = False
+        raise error from None
 
     def _rpc(self, service: str, method: str) -> Any:
         if self._channel is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ptalign_client_fake import Fault, retry_in
 
 import ptalign_client as pt
 
@@ -112,6 +113,68 @@ def test_two_loops_in_one_process_make_no_noise(served: Any) -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("call", ["events", "catalogue"])
+async def test_closing_ends_calls_with_an_error_of_ours_and_cancels_no_task(
+    aclient: pt.AsyncClient, served: Any, call: str
+) -> None:
+    running = await aclient.align(model="tiny", pair_set="pairSets/1")
+    served.service.pace = 30
+    begun = len(served.service.calls)
+    task = asyncio.ensure_future(running.result() if call == "events" else aclient.catalogue())
+    while len(served.service.calls) == begun:
+        await asyncio.sleep(0.01)
+    await aclient.close()
+    with pytest.raises(pt.Unavailable, match="the client was closed") as caught:
+        await asyncio.wait_for(task, 10)
+    assert not caught.value.retryable
+    assert not task.cancelled()
+    assert len(served.service.calls) == begun + 1
+
+
+async def test_a_task_that_is_cancelled_while_its_client_closes_is_cancelled(
+    aclient: pt.AsyncClient, served: Any
+) -> None:
+    served.service.pace = 30
+    task = asyncio.ensure_future(aclient.catalogue())
+    while not served.service.calls:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await aclient.close()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("method", ["GetCatalogue", "WatchOperation"])
+async def test_what_waits_for_its_next_try_ends_with_its_client(
+    aclient: pt.AsyncClient, served: Any, method: str
+) -> None:
+    """It connected again, and nobody closed that."""
+    running = await aclient.align(model="tiny", pair_set="pairSets/1")
+    served.service.faults[method] = [Fault(details=(retry_in(2),))]
+    watch = method == "WatchOperation"
+    task = asyncio.ensure_future(running.result() if watch else aclient.catalogue())
+    while served.service.faults[method]:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    await aclient.close()
+    with pytest.raises(pt.Unavailable, match="the client was closed"):
+        await asyncio.wait_for(task, 10)
+    assert len(served.service.called(method)) == 1
+
+
+@pytest.mark.parametrize("call", ["events", "catalogue"])
+def test_another_thread_that_closes_ends_a_call_with_an_error_of_ours(
+    served: Any, call: str
+) -> None:
+    """concurrent.futures.CancelledError came out of it."""
+    client = pt.Client(served.endpoint)
+    running = client.align(model="tiny", pair_set="pairSets/1")
+    served.service.pace = 30
+    threading.Timer(1, client.close).start()
+    with pytest.raises(pt.Unavailable, match="the client was closed"):
+        list(running) if call == "events" else client.catalogue()
 
 
 async def test_async_stream_left_early_is_cancelled_on_the_server(
