@@ -267,7 +267,8 @@ def test_check_knows_what_the_server_will_refuse(server: Running, tmp_path: Path
         assert done.returncode == 2
         assert f"{at}must be at most 16" in json.loads(done.stdout)["error"]["message"]
     own = server.state / "suites.yaml"
-    own.write_text("- {name: own, measure: harm, elicitation: plain, file: gone.csv}\n")
+    lacks = "{name: own, measure: harm, elicitation: plain, file: gone.csv, columns: {prompt: a}}"
+    own.write_text(f"- {lacks}\n")
     suites = "[attack, plain, strong, twins, ordinary, held-out-plain, held-out-attack]"
     file.write_text(text.replace(suites, "[own]"))
     done = command(server, "run", str(file), "--check", "--json")
