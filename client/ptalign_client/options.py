@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptalign_client.errors import ConfigError
@@ -57,7 +57,7 @@ class Options:
 
     endpoint: str = ""
     """``host:port``; PTALIGN_ENDPOINT, or 127.0.0.1:50051."""
-    token: str = ""
+    token: str = field(default="", repr=False)
     """Bearer token; PTALIGN_TOKEN. Line breaks at its end, as a mounted file has, are no part."""
     tls: TLS | None = None
     """PTALIGN_TLS_ROOT, PTALIGN_TLS_CERT, PTALIGN_TLS_KEY and PTALIGN_TLS_SERVER_NAME;

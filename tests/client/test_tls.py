@@ -134,3 +134,7 @@ def test_the_command_takes_the_name_of_a_server_behind_a_tunnel(
     found = CliRunner().invoke(app, words)
     running.stop()
     assert found.exit_code == 0, found.stderr
+
+
+def test_a_token_is_not_shown_with_the_options() -> None:
+    assert "s3cret" not in repr(pt.Options(token="s3cret"))
