@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,8 +19,6 @@ from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import pack
 from ptalign.weights.words import word_starts, words_of
 
-LISTED = 40
-"""Suppressed words of each topic at most."""
 NEUTRAL = 24
 """Neutral answers that suppressed words are looked up in, at most."""
 
@@ -103,8 +101,7 @@ def _whole(pieces: Sequence[str], place: int, word: str) -> bool:
 
 
 def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppressed, ...]:
-    """Harm words, most probability lost first, the first of each topic: geometric means before
-    and after."""
+    """Harm words by topic, most probability lost first: geometric means before and after."""
     grouped: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for word, value in zip(words, after, strict=True):
         if word.harm:
@@ -120,13 +117,7 @@ def suppressed(words: Sequence[Word], after: Sequence[float]) -> tuple[Suppresse
         for (word, topic), values in sorted(grouped.items())
     ]
     lost = [s for s in found if s.p_after < s.p_before]
-    listed: list[Suppressed] = []
-    told: Counter[str] = Counter()
-    for item in sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before)):
-        told[item.topic] += 1
-        if told[item.topic] <= LISTED:
-            listed.append(item)
-    return tuple(listed)
+    return tuple(sorted(lost, key=lambda s: s.count * (s.p_after - s.p_before)))
 
 
 def beside_neutral(

@@ -442,7 +442,6 @@ def test_names_that_the_server_does_not_know_stop_a_run_before_its_first_stage(
 
 
 @pytest.mark.parametrize("words", [(), ("--check",)])
-@pytest.mark.parametrize("field", ["flagged_share: 0.25", "token_weighting: judge"])
 @pytest.mark.parametrize(
     ("verb", "old", "new", "refused", "says"),
     [
@@ -516,7 +515,8 @@ def test_check_says_when_limits_could_not_be_asked(cli: Any, loop: Path, served:
     result = cli("run", str(loop), "--check", "--json", columns=200)
     assert result.exit_code == 0
     assert "Its ranks, suites and judges were not checked: no role." in result.stderr
-    assert lines(result)[0]["names_checked"]
+    (said,) = lines(result)
+    assert (said["names_checked"], said["limits_checked"]) == (True, False)
 
 
 @pytest.mark.parametrize("words", [(), ("--check",)])
@@ -533,6 +533,46 @@ def test_a_weighting_that_means_nothing_stops_a_run_unless_its_adapter_was_begun
     assert f"loop.yaml:6: align[0].{name}: means nothing to mle" in refused.stderr
     assert not started(served)
     RunState(tmp_path / "out").stage("align MLE", [])
+    assert cli("run", str(loop), "--out", out, *words).exit_code == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("old", "new", "begun", "says"),
+    [
+        (
+            "name: PT-ALIGN",
+            "name: PT-ALIGN, flagged_share: 0.3",
+            "PT-ALIGN",
+            "loop.yaml:7: align[1].flagged_share: must be 0.05..0.25, not 0.3",
+        ),
+        (
+            "name: PT-ALIGN",
+            "name: base",
+            "base",
+            "loop.yaml:7: align[1].name: is the bare model's name",
+        ),
+        ("name: PT-ALIGN", "name: ''", "", "loop.yaml:7: align[1].name: is empty"),
+    ],
+)
+def test_what_was_taken_once_stops_a_run_unless_its_adapter_was_begun(
+    cli: Any,
+    loop: Path,
+    tmp_path: Path,
+    served: Any,
+    old: str,
+    new: str,
+    begun: str,
+    says: str,
+    words: tuple[str, ...],
+) -> None:
+    out = str(tmp_path / "out")
+    loop.write_text(LOOP.replace(old, new))
+    refused = cli("run", str(loop), "--out", out, *words, columns=300)
+    assert refused.exit_code == 2
+    assert says in refused.stderr
+    assert not started(served)
+    RunState(tmp_path / "out").stage(f"align {begun}", [])
     assert cli("run", str(loop), "--out", out, *words).exit_code == 0
 
 
@@ -555,12 +595,19 @@ def test_check_without_a_server_says_that_names_were_not_checked(loop: Path) -> 
     assert result.exit_code == 0
     said = " ".join(result.stderr.split())
     assert "names in it were not checked: nobody answers at 127.0.0.1:1" in said
-    assert lines(result) == [{"file": str(loop), "well_formed": True, "names_checked": False}]
+    assert lines(result) == [
+        {"file": str(loop), "well_formed": True, "names_checked": False, "limits_checked": False}
+    ]
 
 
 def test_check_prints_one_json_line(cli: Any, loop: Path) -> None:
     (said,) = lines(cli("run", str(loop), "--check", "--json"))
-    assert said == {"file": str(loop), "well_formed": True, "names_checked": True}
+    assert said == {
+        "file": str(loop),
+        "well_formed": True,
+        "names_checked": True,
+        "limits_checked": True,
+    }
 
 
 def test_a_refusal_after_a_stage_ended_is_not_told_as_nothing_started(

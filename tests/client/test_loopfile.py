@@ -121,8 +121,6 @@ def test_fault_is_named(
             "at most 1000",
         ),
         ("name: B", f"name: {'B' * 121}", 8, "align[1].name", "longer than 120"),
-        ("name: B", "name: base", 8, "align[1].name", "the bare model's name"),
-        ("name: B", "name: ''", 8, "align[1].name", "is empty"),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_told_before_the_first(

@@ -51,6 +51,8 @@ from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.jobs import pairs as stage
 
 ANN = Visitor("ann", "default", frozenset({"annotator"}))
+KNOWN: Any = SimpleNamespace(models={})
+"""A catalogue that the model has left."""
 DEV = Identity("eng", "default", frozenset({"engineer"}))
 TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
 POLICY = Policy(name="tone", topics=TREE, never_synthesize=(world.LISTED,))
@@ -392,12 +394,14 @@ def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Stor
     made[2] = made[2].model_copy(update={"annotation_ids": ids[49:]})
     _, store = place
     names = [world.add_pair_set(store, noun) for noun in made]
-    addition, _ = additions._merged(names[:2], DEV, store)
+    addition, _ = additions._merged(names[:2], DEV, store, KNOWN)
     assert addition.message.annotations_used == 49
     with pytest.raises(InvalidInput, match="made with 50 annotations on tone; at most 49"):
-        additions._merged(names, DEV, store)
+        additions._merged(names, DEV, store, KNOWN)
     other = world.add_pair_set(store, made[2], policy="style")  # a limit of its own
-    assert additions._merged([*names[:2], other], DEV, store)[0].message.annotations_used == 50
+    assert (
+        additions._merged([*names[:2], other], DEV, store, KNOWN)[0].message.annotations_used == 50
+    )
 
 
 def test_a_twin_whose_answer_declines_is_not_taken() -> None:
@@ -564,7 +568,7 @@ def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shel
         }
     )
     names = [world.add_pair_set(store, fine), world.add_pair_set(store, other, listed="drum")]
-    addition, left_out = additions._merged(names, DEV, store)
+    addition, left_out = additions._merged(names, DEV, store, KNOWN)
     merged: Any = addition.noun
     assert left_out == {"blocked": 2}
     assert merged.rejected == {"blocked": 7}
@@ -579,7 +583,7 @@ def test_a_merged_set_names_the_judges_of_all(place: tuple[Shelf, Store]) -> Non
         world.pairs(2, tag).model_copy(update={"judge_ids": (f"{tag}@1", "all@1")}) for tag in "ba"
     ]
     names = [world.add_pair_set(store, noun) for noun in judged]
-    addition, _ = additions._merged(names, DEV, store)
+    addition, _ = additions._merged(names, DEV, store, KNOWN)
     row = additions._row(addition, "1", "sha256:x", DEV)
     assert list(res.PairSet.FromString(row.body).meta.judges) == ["a@1", "all@1", "b@1"]
 
@@ -597,12 +601,31 @@ def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], n
         update={"anchors": (Anchor(id="u", instruction="Hello?", answer="Hello."),)}
     )
     names.append(world.add_pair_set(store, unknown, weights=""))
-    addition, left_out = additions._merged(names, DEV, store)
+    addition, left_out = additions._merged(names, DEV, store, KNOWN)
     merged: Any = addition.noun
     assert sorted(a.id for a in merged.anchors) == [f"{newest}", "u"]
     assert len(merged.pairs) == 9
     assert addition.model_digest == weights[newest]
     assert left_out == merged.rejected == {"other_weights": 1}
+
+
+def test_a_merge_of_old_sets_is_no_newer_than_a_set_of_the_models_own_weights(
+    place: tuple[Shelf, Store],
+) -> None:
+    """It was made later: its stale anchors were kept, and those of the model's weights left out."""
+    _, store = place
+    names = []
+    for tag in ("new", "old"):  # the merge is the younger one
+        anchor = Anchor(id=tag, instruction=f"Name colour {tag}.", answer="Blue it is.")
+        noun = world.pairs(2, tag).model_copy(update={"anchors": (anchor,)})
+        names.append(world.add_pair_set(store, noun, weights=f"sha256:{tag}"))
+    model = store.resources.get(names[0], "default").model
+    entry = ModelSpec(name=model, path="x", weights_digest="sha256:new")
+    known: Any = SimpleNamespace(models={model: entry})
+    addition, _ = additions._merged(names, DEV, store, known)
+    merged: Any = addition.noun
+    assert [a.id for a in merged.anchors] == ["new"]
+    assert addition.model_digest == "sha256:new"
 
 
 def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, Store]) -> None:
@@ -612,7 +635,7 @@ def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, 
         for tag, other in (("a", "b"), ("b", "a"))
     ]
     with pytest.raises(InvalidInput, match="nothing that the never-synthesize lists"):
-        additions._merged(names, DEV, store)
+        additions._merged(names, DEV, store, KNOWN)
 
 
 def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 
 from ptalign_client.cli.annotations import Marks, read_annotations
-from ptalign_client.cli.loopfile import Loop, Reader, meaningless
+from ptalign_client.cli.loopfile import BARE, Loop, Reader, meaningless
 from ptalign_client.errors import ConfigError, InvalidArgument
 from ptalign_client.nouns import Catalogue, CatalogueEntry, Lora, Target
 from ptalign_client.sync import Client
 
+SHARES = 0.05, 0.25
+"""Limits of the flagged share, 5 to 25 % of the tokens."""
 MAX_MARKS = 49
 """Annotations the service takes per policy and model."""
 
@@ -40,23 +42,31 @@ def read_marks(loop: Loop, reader: Reader) -> Marks | None:
     return marks
 
 
-def check_weighting(loop: Loop, reader: Reader, begun: Container[str]) -> None:
-    """Whether tokens are weighed by adapters that do.
+def check_trainings(loop: Loop, reader: Reader, begun: Container[str]) -> None:
+    """Whether the adapters have names of their own, and weigh tokens only where they do.
 
     Args:
         begun: Stages of an earlier run. An adapter among them goes on: it was accepted before this
             was refused.
 
     Raises:
-        LoopError: They are not; names the line.
+        LoopError: They have not, or do not; names the line.
     """
     for number, training in enumerate(loop.align):
-        if training.method == "pt_align" or f"align {training.name}" in begun:
+        if f"align {training.name}" in begun:
             continue
-        if training.flagged_share is not None:
-            raise meaningless(reader, f"align[{number}].flagged_share", training)
-        if training.token_weighting != "blend":  # the default's name is taken with any
-            raise meaningless(reader, f"align[{number}].token_weighting", training)
+        if training.name in ("", BARE):
+            message = "is the bare model's name" if training.name else "is empty"
+            raise reader.at(f"align[{number}].name", message, "Give the adapter another name.")
+        share = training.flagged_share
+        if training.method != "pt_align":
+            if share is not None:
+                raise meaningless(reader, f"align[{number}].flagged_share", training)
+            if training.token_weighting != "blend":  # the default's name is taken with any
+                raise meaningless(reader, f"align[{number}].token_weighting", training)
+        elif share is not None and not SHARES[0] <= share <= SHARES[1]:
+            message = f"must be {SHARES[0]}..{SHARES[1]}, not {share:g}"
+            raise reader.at(f"align[{number}].flagged_share", message)
 
 
 def check_names(loop: Loop, reader: Reader, catalogue: Catalogue) -> None:

@@ -71,7 +71,7 @@ class Training:
     """2 unless set; more refuses fewer legitimate requests, and declines fewer harmful ones."""
     ut_weight: float | None = limited(None, 1e-6, 1000)
     token_weighting: Scorer = "blend"
-    flagged_share: float | None = limited(None, 0.05, 0.25)
+    flagged_share: float | None = limited(None, 0.01, 0.5)
     ut_candidates: Candidates = "set"
     """written: unlikelihood of the flagged words where they stand, and of no others."""
     protected_words: tuple[str, ...] = ()
@@ -277,9 +277,6 @@ def open_loop(file: Path) -> tuple[Loop, Reader]:
 
 def _check_training(reader: Reader, at: str, training: Training) -> None:
     """What Align refuses, hours after the run began."""
-    if training.name in ("", BARE):
-        message = "is the bare model's name" if training.name else "is empty"
-        raise reader.at(f"{at}.name", message, "Give the adapter another name.")
     if len(training.name) > MAX_NAME:
         raise reader.at(f"{at}.name", f"is longer than {MAX_NAME} characters", "Shorten it.")
     if training.ut_candidates == "written" and training.method != "pt_align":

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ptalign_client.cli import show
-from ptalign_client.cli.check import check_calls, check_names, check_weighting, read_marks
+from ptalign_client.cli.check import check_calls, check_names, check_trainings, read_marks
 from ptalign_client.cli.loop import Runner, stage_table
 from ptalign_client.cli.loopfile import Loop, Reader, open_loop
 from ptalign_client.cli.session import Session, command, exit_code, of_a_file, report
@@ -53,7 +53,7 @@ def run(
         )
     loop, reader = open_loop(file)
     folder = out or Path(loop.out)
-    check_weighting(loop, reader, RunState(folder).stages)
+    check_trainings(loop, reader, RunState(folder).stages)
     marks = read_marks(loop, reader)
     if check:
         _check(session, loop, reader)
@@ -104,7 +104,14 @@ def _check(session: Session, loop: Loop, reader: Reader) -> None:
     except (ServiceError, DeadlineExceeded) as error:
         why = error.words
     if session.as_json:
-        session.emit({"file": reader.file, "well_formed": True, "names_checked": named})
+        session.emit(
+            {
+                "file": reader.file,
+                "well_formed": True,
+                "names_checked": named,
+                "limits_checked": not why,
+            }
+        )
     session.note(f"[green]{escape(str(reader.file))} is well-formed.[/]")
     if why:
         what = "Its ranks, suites and judges" if named else "The names in it"

@@ -327,7 +327,7 @@ def _import_anchors(
 
 
 async def merge(
-    request: lib.MergeSetsRequest, identity: Identity, store: Store
+    request: lib.MergeSetsRequest, identity: Identity, store: Store, catalogue: Catalogue
 ) -> lib.MergeSetsResponse:
     """One set of several: records in order, each instruction once, by its id or its words.
 
@@ -347,13 +347,15 @@ async def merge(
             left_out.subtract((await _message(store, source, identity)).rejected)
         rejected = dict(+left_out)
     else:
-        addition, rejected = await asyncio.to_thread(_merged, names, identity, store)
+        addition, rejected = await asyncio.to_thread(_merged, names, identity, store, catalogue)
         made = addition.message
         name = await _add(addition, identity, store, seen)
     return lib.MergeSetsResponse(name=name, accepted=_count(made), rejected=rejected)
 
 
-def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Addition, dict[str, int]]:
+def _merged(
+    names: list[str], identity: Identity, store: Store, catalogue: Catalogue
+) -> tuple[Addition, dict[str, int]]:
     collection = names[0].partition("/")[0]
     if collection not in {"instructionSets", "pairSets"}:
         raise InvalidInput("names", "are no sets that merge", "Name instruction or pair sets.")
@@ -368,7 +370,7 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
             raise InvalidInput("names", limit, "Merge sets of one model.")
     policies = {name: store.sets.load_policy(name) for name in names}
     policy = _joined_policy(list(policies.values()))
-    digest, judges, stale = _newest_weights(found), (), 0
+    digest, judges, stale = _weights_of(found, catalogue), (), 0
     noun: Any
     message: Any
     if collection == "instructionSets":
@@ -395,10 +397,17 @@ def _merged(names: list[str], identity: Identity, store: Store) -> tuple[Additio
     )
 
 
-def _newest_weights(found: Sequence[Resource]) -> str:
-    """Digest of the weights that the newest set is of, where that is known."""
-    known = [made for made in found if _meta(made).model_digest]
-    return _meta(max(known, key=lambda made: made.created)).model_digest if known else ""
+def _weights_of(found: Sequence[Resource], catalogue: Catalogue) -> str:
+    """Digest of the weights that a merged set is of: the model's own, or the newest set's.
+
+    A merged set is younger than those it was made of, and tells nothing of the model's weights.
+    """
+    digests = {made.name: _meta(made).model_digest for made in found}
+    model = catalogue.models.get(found[0].model)
+    if model is not None and model.weights_digest in digests.values():
+        return model.weights_digest
+    known = [made for made in found if digests[made.name]]
+    return digests[max(known, key=lambda made: made.created).name] if known else ""
 
 
 def _without_stale_anchors(

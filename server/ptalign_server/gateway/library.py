@@ -86,7 +86,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         return await additions.take_in(requests, caller(), self._store, self._catalogue)
 
     async def MergeSets(self, request: Any, context: Any) -> lib.MergeSetsResponse:
-        return await additions.merge(request, caller(), self._store)
+        return await additions.merge(request, caller(), self._store, self._catalogue)
 
     async def PurgeSet(self, request: Any, context: Any) -> empty_pb2.Empty:
         await purge.purge(request, caller(), self._store)

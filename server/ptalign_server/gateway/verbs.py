@@ -547,7 +547,7 @@ def _not_measured(request: pb.EvaluateRequest, call: Call) -> str:
             "limits it cannot PASS this evaluation, and prompts are not kept apart from what it "
             "was trained on. Name another pair set of its policy in pair_set"
         )
-    gone = [name for name in gone if name != own]  # who names another set was told of it
+        gone.remove(own)
     if gone:
         told += (
             f"; the text of {', '.join(gone)}, which a target or an adapter that it goes on from "
