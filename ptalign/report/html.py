@@ -197,7 +197,7 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
 def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
     """What the ledger measured along the way, as far as it did so twice."""
     ledger = adapter.ledger
-    at_the_end = adapter.guards.get("benign_kl", "")
+    _, _, at_the_end = adapter.guards.get("benign_kl", "").partition(": ")
     figures = [
         (
             "Change on everyday answers (benign KL, nats a token)",

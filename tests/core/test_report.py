@@ -198,7 +198,7 @@ def test_what_the_steps_measured_is_drawn_where_they_did(report):
     run = run.model_copy(update={"ledger": tuple(steps), "guards": guards})
     page, _ = build(report.model_copy(update={"adapters": {"PT-ALIGN": run}}))
     assert [f"{title}</figcaption>" in page for title in titles] == [True, False, True]
-    assert f"at the end {guards['benign_kl']}" in page
+    assert "at the end 0.080, limit 0.120, on held-out anchors" in page
     drawn = page.split(f"{titles[0]}</figcaption>")[1].split("</figure>")[0]
     points = re.search('points="([^"]*)"', drawn)[1].split()
     assert len(points) == len(seen), "a step that measured nothing is no zero"
