@@ -109,15 +109,14 @@ class Constraints:
         return ""
 
     def refined(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """``topic/side`` -> rules, best first, of the topics in use; one more than `KEPT` at most.
+        """``topic/side`` -> rules, best first, of the topics in use; `KEPT` at most.
 
         What was not tried comes last: at most one draft of a wave is accepted, so that even the
-        best record is hardly above the half that a new rule is assumed to have.
+        best record is hardly above the half that a new rule is assumed to have. The newest of these
+        has the last place, so that a rule that the model wrote at the end is handed on too.
         """
         return {
-            f"{topic}/{side}": tuple(
-                r.text for r in sorted(rules, key=lambda r: (r.tried > 0, r.share), reverse=True)
-            )[: KEPT + 1]
+            f"{topic}/{side}": tuple(r.text for r in _handed_on(rules))
             for (topic, side), rules in sorted(self._rules.items())
             if topic in topics and rules
         }
@@ -140,3 +139,10 @@ class Constraints:
         known = [(titles[topic], text) for _, topic, text in proven]
         generic = list(zip(titles.values(), self._generic[side], strict=False))
         return (generic + known)[-5:]
+
+
+def _handed_on(rules: Sequence[Rule]) -> list[Rule]:
+    ranked = sorted(rules, key=lambda r: (r.tried > 0, r.share), reverse=True)
+    best, rest = ranked[: KEPT - 1], ranked[KEPT - 1 :]
+    untried = [r for r in rest if not r.tried]
+    return [*best, *(untried[-1:] or rest[:1])]

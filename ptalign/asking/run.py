@@ -118,8 +118,10 @@ class DraftRun:
         for seed in drafts:
             if record_id("harmful", seed.text) in self._records:
                 continue
-            reason = seed.unfit or ("over_count" if self._harmful >= self.goal else "")
-            reason = reason or self._accept(seed.text, "seed", seed.source)
+            if not seed.unfit and self._harmful >= self.goal:
+                self._reject(f"{seed.source}_over_count")
+                continue
+            reason = seed.unfit or self._accept(seed.text, "seed", seed.source)
             if reason:
                 self._reject(f"{seed.source}_{reason}")
 

@@ -887,14 +887,13 @@ def test_a_rule_that_was_not_tried_neither_drives_out_nor_outranks_one_that_was(
         return list(rules.refined([topic])[f"{topic}/toxic"])
 
     new = ["Sneer at the printer.", "Belittle every question asked.", "Show no patience today."]
-    assert offer(new[0]) == [*generic, new[0]]
+    assert offer(new[0]) == [*generic[:2], new[0]]
     for accepted in (0, 95, 85):
         rule = rules.best(topic, "toxic")
         rule.tried, rule.accepted = 200, accepted
-    by_record = [generic[1], generic[2], generic[0]]
-    assert offer(new[1]) == [*by_record, new[0]]  # at most one that was not tried
+    assert offer(new[1]) == [generic[1], generic[2], new[1]]  # the newest has the last place
     rules.best(topic, "toxic").tried = 2
-    assert offer(new[2]) == [generic[1], generic[2], new[0], new[1]]  # the worst record goes
+    assert offer(new[2]) == [generic[1], generic[2], new[2]]
 
 
 def test_a_rule_of_a_topic_that_the_policy_lacks_ends_nothing() -> None:

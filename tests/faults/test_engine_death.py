@@ -145,8 +145,12 @@ def _open_circuit(running: Running) -> bool:
     return good
 
 
+def hinted(done: lro.Operation) -> bool:
+    """Whether an operation's error says when to try again."""
+    hint = error_details_pb2.RetryInfo.DESCRIPTOR.full_name
+    return hint in {detail.TypeName() for detail in done.error.details}
+
+
 def _for_an_operator(done: lro.Operation) -> bool:
     """No hint to try again: that is for an engine that restarts."""
-    hint = error_details_pb2.RetryInfo.DESCRIPTOR.full_name
-    hinted = hint in {detail.TypeName() for detail in done.error.details}
-    return reason_of(done.error) == "CIRCUIT_OPEN" and not hinted
+    return reason_of(done.error) == "CIRCUIT_OPEN" and not hinted(done)

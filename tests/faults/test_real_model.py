@@ -18,7 +18,7 @@ from google.longrunning import operations_pb2 as lro
 from history import History, check
 from running import Running, alive, descendants, progress, state_of
 from test_crash import merge, remember
-from test_engine_death import _hinted
+from test_engine_death import hinted
 from test_matrix import engines, get
 from world import MODEL, accepted, end, generate, insist, server, wait_for, worker_pid
 
@@ -197,4 +197,4 @@ def outcome(operation: lro.Operation) -> str:
     """How an operation ended: as it should, or with word when to come back, or neither."""
     if state_of(operation) == "SUCCEEDED" and progress(operation).resource:
         return "succeeded"
-    return "told to retry" if _hinted(operation) else "without a hint"
+    return "told to retry" if hinted(operation) else "without a hint"
