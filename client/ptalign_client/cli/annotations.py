@@ -13,9 +13,8 @@ from ptalign_client.errors import ConfigError
 from ptalign_client.nouns import Annotation
 
 FIELDS = tuple(f.name for f in fields(Annotation))
-
-
 HEAD = "items", "policy", "annotator_minutes"
+"""Fields of a YAML file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,10 @@ def check_calls(loop: Loop, reader: Reader, client: Client) -> None:
         LoopError: It will not; names the line, the server's limit and the mend.
         ServiceError: A dry run was refused for something else.
     """
-    for rank in dict.fromkeys(training.rank for training in loop.align):
-        number = next(i for i, training in enumerate(loop.align) if training.rank == rank)
+    first: dict[int | None, int] = {}
+    for number, training in enumerate(loop.align):
+        first.setdefault(training.rank, number)
+    for rank, number in first.items():
         at = f"align[{number}]" if rank is None else f"align[{number}].rank"
         try:
             client.align(model=loop.model, pair_set="", lora=Lora(rank=rank or 0), dry_run=True)

@@ -175,27 +175,34 @@ async def take_in(
     seen = await asyncio.to_thread(_import_ticket, store, identity, header, records)
     if name := await _made_before(store, seen):
         made = await _message(store, name, identity)
-        taken = _count(made) + getattr(made, "anchors", 0)
-        return lib.ImportSetResponse(name=name, accepted=taken, rejected=made.rejected)
+    else:
+        addition = await _imported(header, records, catalogue)
+        made = addition.message
+        name = await _add(addition, identity, store, seen)
+    taken = _count(made) + getattr(made, "anchors", 0)
+    return lib.ImportSetResponse(name=name, accepted=taken, rejected=made.rejected)
+
+
+async def _imported(
+    header: lib.ImportHeader, records: list[lib.Record], catalogue: Catalogue
+) -> Addition:
     model = catalogue.model(header.model)
     policy = await asyncio.to_thread(catalogue.policy, header.policy)  # a large file takes long
     noun: Any
     message: Any
-    anchors = 0
     if header.kind == "instructionSets":
         noun = await asyncio.to_thread(import_instructions, records, policy)
-        message, accepted = instruction_set(noun), len(noun.records)
+        message = instruction_set(noun)
     else:
         noun = await asyncio.to_thread(import_pairs, records, policy)
-        message, accepted, anchors = pair_set(noun), len(noun.pairs), len(noun.anchors)
-    if not accepted:
+        message = pair_set(noun)
+    if not _count(message):
         why = ", ".join(f"{n} {r}" for r, n in noun.rejected.items())
+        anchors = getattr(message, "anchors", 0)
         why = why or ("anchors alone make no set" if anchors else "none was sent")
         raise InvalidInput("records", f"none can be taken ({why})", "Correct them and try again.")
     kind = "import", header.kind
-    addition = Addition(*kind, noun, message, model.name, model.weights_digest, policy)
-    name = await _add(addition, identity, store, seen)
-    return lib.ImportSetResponse(name=name, accepted=accepted + anchors, rejected=noun.rejected)
+    return Addition(*kind, noun, message, model.name, model.weights_digest, policy)
 
 
 def import_instructions(records: list[lib.Record], policy: Policy) -> InstructionSet:
