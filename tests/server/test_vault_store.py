@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from obstore.exceptions import GenericError
 from typer.testing import CliRunner
 
 from ptalign.errors import DataDamaged, NotReady, Unsupported
@@ -578,6 +579,32 @@ def test_one_adapter_brought_twice_at_a_time_is_whole(
         assert [(f.name, f.read_bytes()) for f in folder.iterdir()] == [
             ("adapter_config.json", b"{}")
         ]
+
+
+def test_a_store_that_does_not_answer_may_do_so_when_it_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operation met its error as a fault of ptalign, and ended at the last of its steps."""
+    (tmp_path / "bucket").mkdir()
+    artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
+    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+
+    def away(*_: Any, **__: Any) -> None:
+        raise GenericError("https://signed")
+
+    for call, what in (("put", "stored"), ("head", "read"), ("get_range", "read")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"obstore.{call}", away)
+            with pytest.raises(NotReady, match=f"adapters/a cannot be {what} now") as caught:
+                if call == "put":
+                    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+                else:
+                    artefacts.folder("adapters/a", ["adapter_config.json"])
+        assert caught.value.retryable
+        assert "signed" not in str(caught.value)
+    with pytest.raises(NotFound):  # what is not there is not there next time
+        artefacts.folder("adapters/b", ["adapter_config.json"])
+    assert artefacts.folder("adapters/a", ["adapter_config.json"]).is_dir()
 
 
 def test_the_longest_unused_leave_the_cache_and_what_is_in_use_stays(tmp_path: Path) -> None:

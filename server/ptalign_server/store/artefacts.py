@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import obstore
@@ -51,8 +51,13 @@ class Artefacts:
             self._store = LocalStore(prefix=root)
 
     def put(self, name: str, part: str, data: bytes | Path) -> resources_pb2.FileInfo:
-        """Stores one file; putting it again replaces it."""
-        obstore.put(self._store, self._key(name, part), data)
+        """Stores one file; putting it again replaces it.
+
+        Raises:
+            NotReady: Disk or object store does not take it now.
+        """
+        with _may_pass(f"the files of {name} cannot be stored now"):
+            obstore.put(self._store, self._key(name, part), data)
         if isinstance(data, Path):
             with data.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -62,15 +67,23 @@ class Artefacts:
         return resources_pb2.FileInfo(part=part, size=size, sha256=digest)
 
     def chunks(self, name: str, part: str, offset: int) -> Iterator[bytes]:
-        """The file's bytes from `offset` on, in pieces."""
-        key = self._key(name, part)
-        try:
-            size = int(obstore.head(self._store, key)["size"])
-        except FileNotFoundError:
-            raise NotFound from None
+        """The file's bytes from `offset` on, in pieces.
+
+        Raises:
+            NotFound: There is no such file.
+            NotReady: Disk or object store does not give it now.
+        """
+        key, away = self._key(name, part), f"the files of {name} cannot be read now"
+        with _may_pass(away):
+            try:
+                size = int(obstore.head(self._store, key)["size"])
+            except FileNotFoundError:
+                raise NotFound from None
         while offset < size:
             end = min(offset + CHUNK, size)
-            yield bytes(obstore.get_range(self._store, key, start=offset, end=end))
+            with _may_pass(away):
+                piece = bytes(obstore.get_range(self._store, key, start=offset, end=end))
+            yield piece
             offset = end
 
     def folder(self, name: str, parts: list[str]) -> Path:
@@ -129,13 +142,10 @@ class Artefacts:
         """
         here = (self._root or self._cache) / name
         if self._root is None:
-            try:
-                for part in parts:
-                    with suppress(FileNotFoundError):
-                        obstore.delete(self._store, self._key(name, part))
-            except (BaseError, OSError) as error:  # its words may quote a signed address
-                why = type(error).__name__
-                raise NotReady(f"the object store keeps the files of {name}: {why}") from None
+            for part in parts:
+                kept = f"the object store keeps the files of {name}"
+                with _may_pass(kept), suppress(FileNotFoundError):
+                    obstore.delete(self._store, self._key(name, part))
         if here.exists():
             shutil.rmtree(here)
 
@@ -143,6 +153,15 @@ class Artefacts:
         if not PART.fullmatch(part):
             raise NotFound
         return f"{name}/{part}"
+
+
+@contextmanager
+def _may_pass(what: str) -> Iterator[None]:
+    """Says in ptalign's terms what a store answers; its own words may quote a signed address."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise NotReady(f"{what}: {type(error).__name__}") from None
 
 
 def _at(url: str) -> ObjectStore:
