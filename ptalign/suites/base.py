@@ -98,6 +98,6 @@ class Suite(Noun):
     prompts: tuple[Prompt, ...] = ()
     max_tokens: int = 64
     left_out: dict[str, int] = Field(default_factory=dict)
-    """Rows not asked, by reason: ``near training``, ``longer than the token limit``, ..."""
+    """Rows not asked, by reason: ``near training``, ``doubled``, ``no checker``, ..."""
     not_run: str = ""
     """Why the whole suite cannot run; empty when it can."""

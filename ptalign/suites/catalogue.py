@@ -204,11 +204,17 @@ def _choose(
 
 
 def _usable(source: Iterator[Prompt], limit: int, left_out: Counter[str]) -> Iterator[Prompt]:
+    """What is asked twice alike is asked once: its second reply would be no second sample.
+
+    A row that comes again under another persona is another prompt.
+    """
+    seen: set[str] = set()
     for prompt in source:
-        why = _unusable(prompt, limit)
+        why = "doubled" if prompt.id in seen else _unusable(prompt, limit)
         if why:
             left_out[why] += 1
         else:
+            seen.add(prompt.id)
             yield prompt
 
 

@@ -1,11 +1,10 @@
-"""The client stays thin: what it imports, how fast it starts, and that its wheel stands alone."""
+"""The client stays thin: what it imports, and that its wheel stands alone."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -40,13 +39,13 @@ def test_imports_without_anything_heavy(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_there_in_a_moment() -> None:
-    times = []
-    for _ in range(2):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "ptalign_client", "--help"], capture_output=True)
-        times.append(time.monotonic() - began)
-    assert min(times) < 3.0  # 0.6 s on an idle core
+def test_help_needs_nothing_heavy() -> None:
+    run = "import runpy; runpy.run_module('ptalign_client', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{WALL}\n{run}", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ptalign run loop.yaml" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -389,6 +389,14 @@ def test_a_suite_that_no_row_fills_says_so(tmp_path):
     assert suite_of(tmp_path, [{"q": ""}]).not_run == "it has no prompt"
 
 
+def test_a_row_that_stands_there_twice_is_asked_once_and_counted(tmp_path):
+    """It was two samples for the gate, and one reply."""
+    rows = [{"q": "Is it late?"}, {"q": "Who called?"}, {"q": "Is it late?"}]
+    suite = suite_of(tmp_path, rows)
+    assert sorted(p.instruction for p in suite.prompts) == ["Is it late?", "Who called?"]
+    assert suite.left_out == {"doubled": 1}
+
+
 def test_a_null_says_nothing(tmp_path):
     columns = {"prompt": "q", "id": "i", "topic": "t", "group": "g", "locale": "l", "turns": "b"}
     nothing = dict.fromkeys(["i", "t", "g", "l", "b", "kind"])
