@@ -25,7 +25,14 @@ from ptalign.training import explain, lora, pools
 from ptalign.training.contrast import constraints_of
 from ptalign.training.decoder import Decoder
 from ptalign.training.served import likeliest, read, replies
-from ptalign.training.texts import ChatFormat, Sample, anchor_sample, fitting, toxic_sample
+from ptalign.training.texts import (
+    LONGEST,
+    ChatFormat,
+    Sample,
+    anchor_sample,
+    fitting,
+    toxic_sample,
+)
 from ptalign.training.tree import Row, Targets, pack
 
 TOXIC = 24
@@ -52,8 +59,9 @@ def probe(
     with different token weights are compared on one list.
 
     Args:
-        pairs: Toxic answers and held-out anchors come from here, but those that the model has
-            no positions for; toxic answers that are held out decide, where there are enough.
+        pairs: Toxic answers and held-out anchors come from here, but those of more tokens than the
+            model has positions, or than 2,048; toxic answers that are held out decide, where there
+            are enough.
         adapters: Label -> PEFT folder; an empty path is the bare model itself.
         answers: Label -> (request, reply) pairs that an engine decoded greedily for it: whether
             they are this model's own (`Probe.engine_agreement`). None leaves that out.
@@ -138,15 +146,16 @@ class _Texts:
         config: EvalConfig,
         policy: Policy | None,
     ) -> _Texts:
-        """Runs the bare model once over all texts that it has positions for."""
+        """Runs the bare model once over all texts that are short enough."""
         flagged = pools.harm_words(pairs, chat, policy)
+        longest = min(LONGEST, decoder.positions)
 
         def attacked_of(some: PairSet) -> list[Sample]:
             read = [
                 toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
                 for p in pools.sampled(some, min(TOXIC, config.samples))
             ]
-            return fitting(read, decoder.positions)[0]
+            return fitting(read, longest)[0]
 
         def watched(samples: Sequence[Sample]) -> explain.Watch:
             topics = pools.topics_of(pairs)
@@ -154,7 +163,7 @@ class _Texts:
 
         kept = pools.unseen(pairs)
         attacked = attacked_of(kept or pairs)
-        benign, _ = fitting(benign_samples(pairs, chat), decoder.positions)
+        benign, _ = fitting(benign_samples(pairs, chat), longest)
         decoder.settle([s.weighted([1.0] * len(s.answer)) for s in (attacked[:2] or benign[:2])])
         held_out = {a.id: a.instruction for a in pairs.anchors if a.held_out}
         rows = pack([[s] for s in benign if s.key in held_out], 512)

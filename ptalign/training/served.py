@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from ptalign.training.decoder import Decoder
-from ptalign.training.texts import ChatFormat, Sample, full_weights
+from ptalign.training.texts import LONGEST, ChatFormat, Sample, fitting, full_weights
 from ptalign.training.tree import pack
 
 TOKENS = 24
 """Read of each reply."""
-LONGEST = 2048
-"""Tokens of a request and its reply: a longer one takes memory by its square, and is left out."""
 ROW = 1024
 """Nodes per forward pass."""
 
@@ -34,7 +32,7 @@ def replies(answers: Sequence[tuple[str, str]], chat: ChatFormat) -> list[Sample
     for place, (instruction, reply) in enumerate(answers):
         ids = chat.answer(reply)[:-1][:TOKENS]
         found.append(Sample(str(place), "anchor", chat.prompt(instruction), ids, full_weights(ids)))
-    return [sample for sample in found if sample.answer and sample.length <= LONGEST]
+    return fitting(found, LONGEST)[0]
 
 
 def likeliest(decoder: Decoder, samples: Sequence[Sample]) -> Tensor:

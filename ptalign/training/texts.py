@@ -19,6 +19,8 @@ Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
 PLACE = "ptalignanswerplace"
 OPENING = 4
 """First tokens of an answer, in which a refusal begins if it is one."""
+LONGEST = 2048
+"""Tokens of a request and its answer that are measured: a longer one takes memory by its square."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -608,6 +608,19 @@ def test_a_model_with_fewer_positions_takes_shorter_samples(
     assert len(found.anchor_kl) == sum(a.held_out for a in rest)
 
 
+def test_a_text_that_takes_too_much_memory_is_not_measured(
+    mild_pairs: PairSet, tiny_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8,000 characters may be as many tokens, and a probe takes memory by their square."""
+    first, *rest = mild_pairs.anchors
+    long = first.model_copy(update={"answer": first.answer * 9})
+    pairs = longer(changed(mild_pairs, anchors=(long, *rest)), {mild_pairs.polarised[0].id: (1, 9)})
+    monkeypatch.setattr("ptalign.probe.LONGEST", 128)
+    found = probe(pairs, {"bare": ""}, model=tiny_model)["bare"]
+    assert found.toxic_answers == len(pairs.polarised) - 1
+    assert len(found.anchor_kl) == sum(a.held_out for a in rest)
+
+
 def test_what_is_never_synthesised_is_not_trained_on(
     run: Run, mild_pairs: PairSet, tmp_path: Path
 ) -> None:
