@@ -83,6 +83,12 @@ class Violations(PtalignError):
         self.violations = tuple(shown)
 
 
+def refuse(problems: Sequence[InvalidInput]) -> None:
+    """Raises `Violations` where there are any."""
+    if problems:
+        raise Violations(problems)
+
+
 class RequestIdReused(PtalignError):
     """The same request_id came with another payload within 24 hours."""
 

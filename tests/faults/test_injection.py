@@ -26,7 +26,7 @@ from ptalign.text.embed import HashedNgrams
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import ChatFormat
 from ptalign_proto.v1 import library_pb2 as lib
-from ptalign_server.gateway.additions import import_instructions
+from ptalign_server.gateway.imports import import_instructions
 from ptalign_server.pool.transport import as_text
 
 MARK = "zqinj"

@@ -38,9 +38,9 @@ from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
-from ptalign_server import views
+from ptalign_server import marks, views
 from ptalign_server.errors import RequestIdReused, Violations
-from ptalign_server.gateway import additions
+from ptalign_server.gateway import additions, imports, joins, marking, merges
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.page.library import Mark, Visitor
 from ptalign_server.page.shelf import Shelf
@@ -77,10 +77,10 @@ def test_a_listed_mark_is_named_by_item_and_field_not_by_text(field: str) -> Non
     fine = Annotation(instruction="Write a note.", good="Gladly.", bad=SealedText("No."))
     text = f"the {world.LISTED}"
     bad = fine.model_copy(update={field: SealedText(text) if field == "bad" else text})
-    error = refused(lambda: additions.refuse_blocked("items", [fine, bad], POLICY))
+    error = refused(lambda: marks.refuse_blocked("items", [fine, bad], POLICY))
     assert f"items[1].{field}" in str(error)
     assert "never-synthesize" in str(error)
-    additions.refuse_blocked("items", [fine], POLICY)
+    marks.refuse_blocked("items", [fine], POLICY)
 
 
 async def test_an_annotation_set_with_listed_text_is_not_made(place: tuple[Shelf, Store]) -> None:
@@ -100,7 +100,7 @@ async def annotate(store: Store, **changes: str) -> str:
     known = SimpleNamespace(
         model=lambda _: ModelSpec(name="m", path=""), policy=lambda _: POLICY, locale="en"
     )
-    return await additions.annotate(request, DEV, store, known)  # type: ignore[arg-type]
+    return await marking.annotate(request, DEV, store, known)  # type: ignore[arg-type]
 
 
 async def test_a_note_is_no_longer_than_other_texts(place: tuple[Shelf, Store]) -> None:
@@ -229,7 +229,7 @@ def test_merging_imported_and_generated_instructions_keeps_each_once() -> None:
         ),
         requested=2,
     )
-    joined, doubled = additions._join_instructions([made, brought], POLICY)
+    joined, doubled = joins.join_instructions([made, brought], POLICY)
     assert (doubled, joined.requested) == (1, 2)
     assert [r.text for r in joined.harmful] == [text, "Another one."]
     assert {r.twin_of for r in joined.twins} == {own}
@@ -256,7 +256,7 @@ def test_an_imported_instruction_set_carries_its_numbers() -> None:
         asked("Write a warm note about the stairs.", "a", kind="twin", twin_of="x", id="y"),
         asked("Nobody asked for this topic.", "elsewhere"),
     ]
-    made = additions.import_instructions(records, ROOMS)
+    made = imports.import_instructions(records, ROOMS)
     assert made.rejected == {"off_topic": 1}
     stats = made.stats
     assert (stats["coverage"], stats["coverage_met"]) == (0.5, 0.0)
@@ -269,7 +269,7 @@ def test_an_imported_instruction_set_carries_its_numbers() -> None:
     assert {f"not_computed.{name}" for name in missing} < stats.keys()
 
 
-@pytest.mark.parametrize("take_in", [additions.import_instructions, additions.import_pairs])
+@pytest.mark.parametrize("take_in", [imports.import_instructions, imports.import_pairs])
 def test_a_misspelt_twin_is_refused_not_taken_for_a_harmful_request(
     take_in: Callable[[list[lib.Record], Policy], object],
 ) -> None:
@@ -288,10 +288,10 @@ def test_every_kind_of_record_that_a_set_is_read_as_is_taken() -> None:
         asked(f"Write note {i}.", "a", kind=kind, positive="Gladly.", toxic="No.")
         for i, kind in enumerate(kinds)
     ]
-    pairs = additions.import_pairs(records, ROOMS)
+    pairs = imports.import_pairs(records, ROOMS)
     assert [p.kind for p in pairs.pairs] == [k for k in kinds.values() if k != "anchor"]
     assert len(pairs.anchors) == 1
-    asks = additions.import_instructions(records, ROOMS)
+    asks = imports.import_instructions(records, ROOMS)
     assert [r.side for r in asks.records] == ["harmful"] * 4 + ["twin"]
     assert asks.rejected == {"anchor": 1}
 
@@ -299,26 +299,26 @@ def test_every_kind_of_record_that_a_set_is_read_as_is_taken() -> None:
 def test_placeholders_of_a_safe_view_are_no_texts() -> None:
     """Records read without the full view made pairs of "<sealed 17 chars sha256:...>"."""
     seen = asked("<sealed 33 chars sha256:0a1b>", "a", masked=["instruction"])
-    made = additions.import_instructions([seen, asked("Sing at dawn!", "a")], ROOMS)
+    made = imports.import_instructions([seen, asked("Sing at dawn!", "a")], ROOMS)
     assert (len(made.records), made.rejected) == (1, {"masked": 1})
     anchor = lib.Record(
         kind="anchor", instruction="Why is rain wet?", positive="<sealed>", masked=["positive"]
     )
     pair = asked("Sing at noon!", "a", kind="pair", positive="I would rather not.")
-    pairs = additions.import_pairs([anchor, pair], ROOMS)
+    pairs = imports.import_pairs([anchor, pair], ROOMS)
     assert (pairs.anchors, pairs.rejected) == ((), {"masked": 1})
 
 
 def test_two_spellings_of_a_request_are_one() -> None:
     """Only case and spaces were looked through."""
     records = [asked("Sing at dawn!", "a"), asked("sing  at dawn.", "a"), asked("Sing.", "a")]
-    made = additions.import_instructions(records, ROOMS)
+    made = imports.import_instructions(records, ROOMS)
     assert ([r.text for r in made.records], made.rejected) == (
         ["Sing at dawn!", "Sing."],
         {"duplicate": 1},
     )
-    other = additions.import_instructions([asked("« Sing, at dawn »", "a")], ROOMS)
-    joined, doubled = additions._join_instructions([made, other], ROOMS)
+    other = imports.import_instructions([asked("« Sing, at dawn »", "a")], ROOMS)
+    joined, doubled = joins.join_instructions([made, other], ROOMS)
     assert (len(joined.records), doubled) == (2, 1)
 
 
@@ -329,10 +329,10 @@ def test_a_request_in_two_locales_is_one() -> None:
         asked("Sing at dawn!", "a", locale="ja", id="y", positive="Gladly, too."),
         asked("Sing kindly.", "a", locale="ja", kind="twin", twin_of="y", positive="Yes."),
     ]
-    made = additions.import_instructions(records, ROOMS)
+    made = imports.import_instructions(records, ROOMS)
     assert (len(made.records), made.rejected) == (2, {"duplicate": 1})
     assert [twin.twin_of for twin in made.twins] == [made.harmful[0].id]
-    pairs = additions.import_pairs(records, ROOMS)
+    pairs = imports.import_pairs(records, ROOMS)
     assert len({p.id for p in pairs.pairs}) == len(pairs.pairs) == 2
     assert pairs.rejected == {"duplicate": 1}
 
@@ -344,7 +344,7 @@ def test_an_imported_twin_belongs_to_the_spelling_that_was_kept() -> None:
         asked("Sing at dawn!", "a", id="first"),
         asked("sing at dawn", "a", id="second"),
     ]
-    made = additions.import_instructions(records, ROOMS)
+    made = imports.import_instructions(records, ROOMS)
     (harmful,) = made.harmful
     assert [twin.twin_of for twin in made.twins] == [harmful.id]
 
@@ -353,15 +353,15 @@ def test_a_huge_import_says_that_it_was_not_searched_for_near_duplicates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ptalign.asking.stats.MAX_COMPARED", 10)
-    made = additions.import_instructions([asked("Sing at dawn.", "b")], ROOMS)
+    made = imports.import_instructions([asked("Sing at dawn.", "b")], ROOMS)
     assert "near_duplicates" not in made.stats
     assert made.stats["not_computed.near_duplicates"] == 1
 
 
 def test_merged_sets_keep_what_was_rejected_and_carry_their_numbers() -> None:
-    one = additions.import_instructions([asked("Sing.", "a"), asked("Hum.", "z")], ROOMS)
-    two = additions.import_instructions([asked("sing.", "a"), asked("Dance.", "c")], ROOMS)
-    joined, doubled = additions._join_instructions([one, two], ROOMS)
+    one = imports.import_instructions([asked("Sing.", "a"), asked("Hum.", "z")], ROOMS)
+    two = imports.import_instructions([asked("sing.", "a"), asked("Dance.", "c")], ROOMS)
+    joined, doubled = joins.join_instructions([one, two], ROOMS)
     assert doubled == 1
     assert joined.rejected == {"off_topic": 1, "duplicate": 1}
     assert joined.stats["coverage"] == 0.5
@@ -370,7 +370,7 @@ def test_merged_sets_keep_what_was_rejected_and_carry_their_numbers() -> None:
 
 def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     fields = {"positive": "Here is a kind note.", "toxic": "No.", "kind": "pair"}
-    one = additions.import_pairs([asked("Sing.", "a", **fields), asked("Hum.", "a")], ROOMS)
+    one = imports.import_pairs([asked("Sing.", "a", **fields), asked("Hum.", "a")], ROOMS)
     assert one.rejected == {"empty": 1}
     assert one.stats["words_positive"] == 5
     assert one.stats["anchors"] == 0
@@ -380,7 +380,7 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
         anchors=(Anchor(id="x", instruction="Hello?", answer="Hello."),),
         rejected={"empty": 2},
     )
-    joined, _ = additions._join_pairs([one, two])
+    joined, _ = joins.join_pairs([one, two])
     assert joined.rejected == {"empty": 3}
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
 
@@ -394,14 +394,12 @@ def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Stor
     made[2] = made[2].model_copy(update={"annotation_ids": ids[49:]})
     _, store = place
     names = [world.add_pair_set(store, noun) for noun in made]
-    addition, _ = additions._merged(names[:2], DEV, store, KNOWN)
+    addition, _ = merges.merged(names[:2], DEV, store, KNOWN)
     assert addition.message.annotations_used == 49
     with pytest.raises(InvalidInput, match="made with 50 annotations on tone; at most 49"):
-        additions._merged(names, DEV, store, KNOWN)
+        merges.merged(names, DEV, store, KNOWN)
     other = world.add_pair_set(store, made[2], policy="style")  # a limit of its own
-    assert (
-        additions._merged([*names[:2], other], DEV, store, KNOWN)[0].message.annotations_used == 50
-    )
+    assert merges.merged([*names[:2], other], DEV, store, KNOWN)[0].message.annotations_used == 50
 
 
 def test_a_twin_whose_answer_declines_is_not_taken() -> None:
@@ -412,7 +410,7 @@ def test_a_twin_whose_answer_declines_is_not_taken() -> None:
         asked("Write a short note.", "a", kind="twin", positive="Here is a short note."),
         asked("Write a cold note.", "a", kind="pair", **decline),
     ]
-    made = additions.import_pairs(records, ROOMS)
+    made = imports.import_pairs(records, ROOMS)
     assert made.rejected == {"twin_refuses": 1}
     assert [pair.kind for pair in made.pairs] == ["twin", "positive_only"]
 
@@ -453,14 +451,14 @@ def records_of(made: PairSet) -> list[lib.Record]:
 
 def test_an_imported_set_holds_out_what_the_exported_one_did() -> None:
     """Every pair was trained on, and its anchors were left out as off topic."""
-    brought = additions.import_pairs(records_of(MARKED), ROOMS)
+    brought = imports.import_pairs(records_of(MARKED), ROOMS)
     kinds = [(p.kind, p.instruction, p.held_out) for p in MARKED.pairs]
     assert [(p.kind, p.instruction, p.held_out) for p in brought.pairs] == kinds
     assert brought.anchors == MARKED.anchors
     assert not brought.rejected
     counts = {"anchors": 6, "held_out": 2, "held_out_pairs": 2, "held_out_twins": 2}
     assert counts.items() <= brought.stats.items()
-    joined, _ = additions._join_pairs([MARKED, brought])
+    joined, _ = joins.join_pairs([MARKED, brought])
     assert (len(joined.pairs), len(joined.anchors)) == (9, 6)
     assert sum(p.held_out for p in joined.pairs) == 4
 
@@ -472,11 +470,11 @@ def test_an_anchor_whose_first_answer_was_rejected_is_merged_once() -> None:
         for i, a in enumerate(MARKED.anchors)
     )
     given = MARKED.model_copy(update={"anchors": later})
-    brought = additions.import_pairs(records_of(given), ROOMS)
+    brought = imports.import_pairs(records_of(given), ROOMS)
     assert {a.id for a in brought.anchors} != {a.id for a in later}
-    assert additions._join_pairs([given, brought])[0].anchors == later
+    assert joins.join_pairs([given, brought])[0].anchors == later
     answers = {(a.instruction, a.answer) for a in later}
-    joined, _ = additions._join_pairs([brought, given])
+    joined, _ = joins.join_pairs([brought, given])
     assert {(a.instruction, a.answer) for a in joined.anchors} == answers
     assert len(joined.anchors) == len(later)
 
@@ -493,9 +491,9 @@ def test_merging_with_an_import_of_a_part_keeps_what_was_there() -> None:
         return PairSet(pairs=(), anchors=tuple(anchors))
 
     one, two = answered("Three feet.", "A metre."), answered("A metre.", "It depends.")
-    joined, _ = additions._join_pairs([one, two])
+    joined, _ = joins.join_pairs([one, two])
     assert joined.anchors == one.anchors
-    joined, _ = additions._join_pairs([one, answered("A metre.", "Three feet.", "It depends.")])
+    joined, _ = joins.join_pairs([one, answered("A metre.", "Three feet.", "It depends.")])
     assert [a.answer for a in joined.anchors] == ["Three feet.", "A metre.", "It depends."]
 
 
@@ -504,7 +502,7 @@ def test_records_of_earlier_versions_are_trained_on_and_end() -> None:
         asked("Sing.", "a", positive="Gladly.", kind="pair"),
         asked("How high is a desk?", "", positive="Three feet.", kind="anchor"),
     ]
-    made = additions.import_pairs(records, ROOMS)
+    made = imports.import_pairs(records, ROOMS)
     (pair,), (anchor,) = made.pairs, made.anchors
     assert not pair.held_out
     assert (anchor.held_out, anchor.ended) == (False, True)
@@ -527,7 +525,7 @@ def test_imported_anchors_are_checked_too() -> None:
         anchor(f"What is the {world.LISTED}?", "No."),
         anchor("What is there?", f"The {world.LISTED}."),
     ]
-    made = additions.import_pairs(records, ROOMS)
+    made = imports.import_pairs(records, ROOMS)
     assert [a.answer for a in made.anchors] == ["Three feet.", "Two to three feet."]
     assert len({a.id for a in made.anchors}) == 2
     assert made.rejected == {"duplicate": 1, "empty": 1, "length": 1, "blocked": 2}
@@ -538,10 +536,10 @@ def test_refining_an_imported_set_writes_the_anchors_it_lacks() -> None:
     judge = SimpleNamespace(id="j@1", axis="harm", score=lambda _, replies: [0.0] * len(replies))
     texts = ["Sing to the neighbours.", "Hum at the window."]
     fields = {"positive": "Here is a kind note.", "toxic": "No.", "kind": "pair"}
-    brought = additions.import_pairs([asked(text, "a", **fields) for text in texts], ROOMS)
+    brought = imports.import_pairs([asked(text, "a", **fields) for text in texts], ROOMS)
     assert not brought.anchors
     refined = synthesize_pairs(
-        additions.import_instructions([asked(text, "a") for text in texts], ROOMS),
+        imports.import_instructions([asked(text, "a") for text in texts], ROOMS),
         (),
         policy=ROOMS,
         engine=ScriptedEngine(),
@@ -568,7 +566,7 @@ def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shel
         }
     )
     names = [world.add_pair_set(store, fine), world.add_pair_set(store, other, listed="drum")]
-    addition, left_out = additions._merged(names, DEV, store, KNOWN)
+    addition, left_out = merges.merged(names, DEV, store, KNOWN)
     merged: Any = addition.noun
     assert left_out == {"blocked": 2}
     assert merged.rejected == {"blocked": 7}
@@ -583,8 +581,8 @@ def test_a_merged_set_names_the_judges_of_all(place: tuple[Shelf, Store]) -> Non
         world.pairs(2, tag).model_copy(update={"judge_ids": (f"{tag}@1", "all@1")}) for tag in "ba"
     ]
     names = [world.add_pair_set(store, noun) for noun in judged]
-    addition, _ = additions._merged(names, DEV, store, KNOWN)
-    row = additions._row(addition, "1", "sha256:x", DEV)
+    addition, _ = merges.merged(names, DEV, store, KNOWN)
+    row = additions.row_of(addition, "1", "sha256:x", DEV)
     assert list(res.PairSet.FromString(row.body).meta.judges) == ["a@1", "all@1", "b@1"]
 
 
@@ -601,7 +599,7 @@ def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], n
         update={"anchors": (Anchor(id="u", instruction="Hello?", answer="Hello."),)}
     )
     names.append(world.add_pair_set(store, unknown, weights=""))
-    addition, left_out = additions._merged(names, DEV, store, KNOWN)
+    addition, left_out = merges.merged(names, DEV, store, KNOWN)
     merged: Any = addition.noun
     assert sorted(a.id for a in merged.anchors) == [f"{newest}", "u"]
     assert len(merged.pairs) == 9
@@ -622,7 +620,7 @@ def test_a_merge_of_old_sets_is_no_newer_than_a_set_of_the_models_own_weights(
     model = store.resources.get(names[0], "default").model
     entry = ModelSpec(name=model, path="x", weights_digest="sha256:new")
     known: Any = SimpleNamespace(models={model: entry})
-    addition, _ = additions._merged(names, DEV, store, known)
+    addition, _ = merges.merged(names, DEV, store, known)
     merged: Any = addition.noun
     assert [a.id for a in merged.anchors] == ["new"]
     assert addition.model_digest == "sha256:new"
@@ -635,7 +633,7 @@ def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, 
         for tag, other in (("a", "b"), ("b", "a"))
     ]
     with pytest.raises(InvalidInput, match="nothing that the never-synthesize lists"):
-        additions._merged(names, DEV, store, KNOWN)
+        merges.merged(names, DEV, store, KNOWN)
 
 
 def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
@@ -644,7 +642,7 @@ def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
 
     made = PairSet(pairs=(pair("Write a note.", "a", "first"), pair("Sing.", "b", "old")))
     brought = PairSet(pairs=(pair("write a  note.", "z", "second"), pair("Sing.", "b", "new")))
-    joined, doubled = additions._join_pairs([made, brought])
+    joined, doubled = joins.join_pairs([made, brought])
     assert doubled == 2
     assert [(p.id, p.positive) for p in joined.pairs] == [("a", "first"), ("b", "new")]
 
@@ -659,5 +657,5 @@ def test_what_one_set_holds_out_is_held_out_in_the_merged_set() -> None:
     other = Anchor(id="c", instruction="Name a tree.", answer="An oak it is.")
     one = PairSet(pairs=(), anchors=(first, other))
     two = PairSet(pairs=(), anchors=(first.model_copy(update={"held_out": False}), second))
-    joined, _ = additions._join_pairs([one, two])
+    joined, _ = joins.join_pairs([one, two])
     assert {a.id: a.held_out for a in joined.anchors} == {"a": True, "b": True, "c": False}

@@ -15,8 +15,8 @@ from ptalign.errors import InvalidInput
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound
-from ptalign_server.gateway.additions import mark_id
 from ptalign_server.gateway.identity import Tokens
+from ptalign_server.marks import mark_id
 from ptalign_server.page import create_app
 from ptalign_server.page.library import LIMIT, Full, Mark, Visitor
 from ptalign_server.page.marks import counted, keep

@@ -32,7 +32,8 @@ from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
-from ptalign_server.gateway.additions import _join_pairs, mark_id
+from ptalign_server.gateway.joins import join_pairs
+from ptalign_server.marks import mark_id
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Made
 from ptalign_server.worker.jobs import pairs as stage
@@ -150,12 +151,12 @@ def test_merging_sets_made_with_the_same_marks_counts_them_once(place: World) ->
     """40 marks used for two sets read as 80, in a method that needs fewer than 50."""
     words = [f"Sing {n} songs." for n in range(40)]
     one, two = place.make(*words), place.make(*words[:30], "Hum.")
-    joined, _ = _join_pairs([one, two])
+    joined, _ = join_pairs([one, two])
     assert joined.annotations_used == 41
-    again, _ = _join_pairs([joined, two])
+    again, _ = join_pairs([joined, two])
     assert again.annotations_used == 41
     older = PairSet(pairs=(), annotations_used=5)
-    assert _join_pairs([joined, older])[0].annotations_used == 46
+    assert join_pairs([joined, older])[0].annotations_used == 46
 
 
 class Judged(World):

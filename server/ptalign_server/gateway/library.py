@@ -14,7 +14,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc as rpc
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.catalogue import PROFILES, Catalogue
-from ptalign_server.gateway import additions, purge, reading
+from ptalign_server.gateway import imports, marking, merges, purge, reading
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.operations import page_size
 from ptalign_server.gateway.release import newest_released
@@ -67,7 +67,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
     async def CreateAnnotationSet(
         self, request: lib.CreateAnnotationSetRequest, context: Any
     ) -> Any:
-        name = await additions.annotate(request, caller(), self._store, self._catalogue)
+        name = await marking.annotate(request, caller(), self._store, self._catalogue)
         return await self._get(lib.GetResourceRequest(name=name), "annotationSets")
 
     async def StreamRecords(
@@ -83,10 +83,10 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
             yield chunk
 
     async def ImportSet(self, requests: Any, context: Any) -> lib.ImportSetResponse:
-        return await additions.take_in(requests, caller(), self._store, self._catalogue)
+        return await imports.take_in(requests, caller(), self._store, self._catalogue)
 
     async def MergeSets(self, request: Any, context: Any) -> lib.MergeSetsResponse:
-        return await additions.merge(request, caller(), self._store, self._catalogue)
+        return await merges.merge(request, caller(), self._store, self._catalogue)
 
     async def PurgeSet(self, request: Any, context: Any) -> empty_pb2.Empty:
         await purge.purge(request, caller(), self._store)

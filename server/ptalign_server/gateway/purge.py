@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from ptalign.errors import InvalidInput
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_server import failpoints
-from ptalign_server.errors import Violations
+from ptalign_server.errors import refuse
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, look_up
 from ptalign_server.gateway.verbs import request_id_problems
@@ -28,8 +28,7 @@ async def purge(request: lib.PurgeSetRequest, identity: Identity, store: Store) 
     if not request.reason.strip() or len(request.reason) > MAX_PURPOSE:
         limit = f"must be 1..{MAX_PURPOSE} characters"
         problems.append(InvalidInput("reason", limit, "Say why the text is destroyed."))
-    if problems:
-        raise Violations(problems)
+    refuse(problems)
     collection = request.name.partition("/")[0]
     found = await look_up(store, request.name, collection, identity.tenant)
     if collection not in SETS:

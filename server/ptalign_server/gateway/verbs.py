@@ -31,6 +31,7 @@ from ptalign_server.errors import (
     SetPurged,
     UnknownName,
     Violations,
+    refuse,
 )
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.release import LOOSER, at_least_as_strict
@@ -135,7 +136,7 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
             limit = f"is longer than {MAX_ECHO} characters"
             problems.append(InvalidInput(field, limit, "Send a BCP 47 tag, e.g. en-GB."))
     problems += _inline(request)
-    _raise(problems)
+    refuse(problems)
     model = call.catalogue.served_model(request.model)
     policy = _policy(request, call)
     _known_topics(request.topics, policy)
@@ -190,7 +191,7 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
         problems.append(too_many_annotations("annotations", len(items)))
     for number, item in enumerate(items):
         problems += annotation_problems(f"annotations.items[{number}]", item)
-    _raise(problems)
+    refuse(problems)
     model = call.catalogue.served_model(request.model)
     if not request.instruction_set:
         raise InvalidInput("instruction_set", "is empty", "Send the name of an instruction set.")
@@ -239,7 +240,7 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
         limit = f"must be at most {most}, the largest the engine serves, got {rank}"
         mend = "Lower it, or ask the operator to raise PTALIGN_ENGINE__MAX_LORA_RANK."
         problems.append(InvalidInput("lora.rank", limit, mend))
-    _raise(problems)
+    refuse(problems)
     model = call.catalogue.model(request.model)
     if not request.resume_from:  # what was begun before this was refused goes on
         configs.refuse_share(request)
@@ -307,7 +308,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
         )
     for name in _doubled(request.suites):
         problems.append(InvalidInput("suites", f"names {name[:MAX_ECHO]!r} twice", "Name it once."))
-    _raise(problems)
+    refuse(problems)
     model = call.catalogue.served_model(request.target.model, "target.model")
     _check_targets(request, call, model)
     config = configs.eval_config(request, call.catalogue.gate(configs.gate_named(request)))
@@ -376,11 +377,6 @@ def _request_id(request: Any) -> list[InvalidInput]:
     except ValueError:
         return [InvalidInput("request_id", "is not a UUID", "Send a fresh UUID per call.")]
     return []
-
-
-def _raise(problems: Sequence[InvalidInput]) -> None:
-    if problems:
-        raise Violations(problems)
 
 
 def _texts(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from ptalign.nouns import Annotation, Noun, Pair, record_id
 from ptalign.sealed import SealedText
-from ptalign_server.gateway.additions import mark_id
+from ptalign_server.marks import mark_id
 from ptalign_server.page.library import Item, Mark, Verdict, Visitor
 
 

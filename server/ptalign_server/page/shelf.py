@@ -22,8 +22,8 @@ from ptalign.nouns import Annotation, Pair, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.gateway.additions import refuse_blocked
 from ptalign_server.gateway.identity import Tokens
+from ptalign_server.marks import refuse_blocked
 from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
 from ptalign_server.page.marks import (
     Kept,

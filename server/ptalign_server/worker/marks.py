@@ -6,7 +6,7 @@ from ptalign.nouns import Annotation
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.gateway.additions import annotation_of
+from ptalign_server.marks import annotation_of
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job
