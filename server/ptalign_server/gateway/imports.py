@@ -39,8 +39,8 @@ from ptalign_server.gateway.additions import (
     pair_stats,
     words_of,
 )
+from ptalign_server.gateway.fields import MAX_TEXT, request_id_problems
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.verbs import MAX_TEXT, request_id_problems
 from ptalign_server.messages import instruction_set, pair_set
 from ptalign_server.store import Store
 from ptalign_server.store.requests import Ticket, ticket

@@ -10,13 +10,13 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import UnknownName, refuse
 from ptalign_server.gateway.additions import Addition, add, made_before
-from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.verbs import (
+from ptalign_server.gateway.fields import (
     MAX_ANNOTATIONS,
     annotation_problems,
     request_id_problems,
     too_many_annotations,
 )
+from ptalign_server.gateway.identity import Identity
 from ptalign_server.marks import annotation_of, refuse_blocked
 from ptalign_server.store import Store
 from ptalign_server.store.requests import ticket

@@ -17,10 +17,10 @@ from ptalign_server import wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import SetPartial, SetPurged, refuse
 from ptalign_server.gateway.additions import Addition, add, count_of, made_before, message_of
+from ptalign_server.gateway.fields import MAX_ANNOTATIONS, request_id_problems
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.joins import join_instructions, join_pairs, joined_policy
 from ptalign_server.gateway.reading import find
-from ptalign_server.gateway.verbs import MAX_ANNOTATIONS, request_id_problems
 from ptalign_server.messages import instruction_set, pair_set
 from ptalign_server.store import Store
 from ptalign_server.store.requests import ticket

@@ -11,9 +11,9 @@ from ptalign.errors import InvalidInput
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_server import failpoints
 from ptalign_server.errors import refuse
+from ptalign_server.gateway.fields import request_id_problems
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.reading import MAX_PURPOSE, SETS, look_up
-from ptalign_server.gateway.verbs import request_id_problems
 from ptalign_server.store import Store
 from ptalign_server.store.requests import once, ticket
 from ptalign_server.store.resources import Resource

@@ -16,8 +16,10 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import NotFound, Overloaded
+from ptalign_server.gateway.estimates import Estimate
+from ptalign_server.gateway.fields import request_id_problems
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.verbs import VERBS, Call, Estimate, request_id_problems
+from ptalign_server.gateway.verbs import VERBS, Call
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
 from ptalign_server.store.glance import Shelf

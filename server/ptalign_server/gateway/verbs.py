@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from ptalign.config import NEEDS_TOXIC, GateConfig, LoraConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
-from ptalign.policies import schema
 from ptalign.suites import DEFAULT, HELD_OUT
 from ptalign.text.locales import language
-from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
@@ -33,6 +24,17 @@ from ptalign_server.errors import (
     Violations,
     refuse,
 )
+from ptalign_server.gateway.estimates import BYTES, Estimate, of_generation, weights_bytes
+from ptalign_server.gateway.fields import (
+    MAX_ANNOTATIONS,
+    annotation_problems,
+    doubled,
+    inline_policy_problems,
+    request_id_problems,
+    text_problems,
+    too_many_annotations,
+    topic_problems,
+)
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.release import LOOSER, at_least_as_strict
 from ptalign_server.gateway.weights import check_weights
@@ -42,18 +44,13 @@ from ptalign_server.store.operations import CANCELLED, FAILED
 from ptalign_server.store.resources import Resource
 
 MAX_COUNT = 20_000
-MAX_ANNOTATIONS = 49
 MAX_SEEDS = 2_000
-MAX_TEXT = 8_000
-MAX_TOPICS = 500
 MAX_ALSO = 8
 MAX_LABEL = 120
 MAX_LOST = 20
 """Topics named in an error."""
 MAX_WORDS, MAX_WORD = 1_000, 64
 """Protected words of an Align, and the characters of one."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a parameter."""
 ANY_MODEL = ""
 """For requests: one model writes them, any may be asked them (ADR 0013)."""
 SET_DATA = "Ask the operator to set PTALIGN_EVAL_DATA to the folder of evaluation files"
@@ -96,16 +93,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a call would cost on this profile."""
-
-    seconds: float
-    memory_bytes: int
-    disk_bytes: int
-    basis: str
-
-
-@dataclass(frozen=True, slots=True)
 class Verb:
     """One row: a new verb is one more."""
 
@@ -116,7 +103,7 @@ class Verb:
 
 def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estimate:
     """Checks GenerateInstructions."""
-    problems = _request_id(request)
+    problems = request_id_problems(request)
     if not 1 <= request.count <= MAX_COUNT:
         problems.append(
             InvalidInput(
@@ -127,15 +114,15 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
                 else "Say how many instructions you want.",
             )
         )
-    problems += _texts("seeds", request.seeds, MAX_SEEDS)
-    problems += _texts("excerpts", request.excerpts, MAX_SEEDS)
-    problems += _topic_ids(request.topics)
+    problems += text_problems("seeds", request.seeds, MAX_SEEDS)
+    problems += text_problems("excerpts", request.excerpts, MAX_SEEDS)
+    problems += topic_problems(request.topics)
     inline = request.policy_spec  # empty where a policy is named
     for field, tag in (("locale", request.locale), ("policy_spec.locale", inline.locale)):
         if len(tag) > MAX_ECHO:
             limit = f"is longer than {MAX_ECHO} characters"
             problems.append(InvalidInput(field, limit, "Send a BCP 47 tag, e.g. en-GB."))
-    problems += _inline(request)
+    problems += inline_policy_problems(request)
     refuse(problems)
     model = call.catalogue.served_model(request.model)
     policy = _policy(request, call)
@@ -156,7 +143,7 @@ def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estim
     if request.parent:
         _check_parent(request.parent, policy, call)
     drafts = request.count * (2 if config.twins else 1) * 3.2
-    return _generation(model, drafts, config.max_tokens, "3.2 drafts per accepted instruction")
+    return of_generation(model, drafts, config.max_tokens, "3.2 drafts per accepted instruction")
 
 
 def _check_parent(name: str, policy: Policy, call: Call) -> None:
@@ -185,7 +172,7 @@ def _check_parent(name: str, policy: Policy, call: Call) -> None:
 
 def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate:
     """Checks SynthesizePairs."""
-    problems = _request_id(request)
+    problems = request_id_problems(request)
     items = request.annotations.items
     if len(items) > MAX_ANNOTATIONS:
         problems.append(too_many_annotations("annotations", len(items)))
@@ -208,7 +195,7 @@ def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate
     made = res.InstructionSet.FromString(source.body)
     records = made.harmful + made.twins + config.anchors
     drafts = records * (1 + config.candidates * config.rounds * 0.6)
-    return _generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
+    return of_generation(model, drafts, config.max_tokens, "both answers, rounds and anchors")
 
 
 def _check_language(policy: Policy, model: ModelSpec) -> None:
@@ -233,8 +220,8 @@ def _check_marks(marks: res.AnnotationSet, request: pb.SynthesizePairsRequest) -
 
 def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     """Checks Align."""
-    problems = _request_id(request)
-    problems += _texts("protected_words", request.protected_words, MAX_WORDS, MAX_WORD)
+    problems = request_id_problems(request)
+    problems += text_problems("protected_words", request.protected_words, MAX_WORDS, MAX_WORD)
     most, rank = call.catalogue.max_lora_rank, request.lora.rank or LoraConfig().rank
     if rank > most:  # first: a rank within the config's own limit may be above this one
         limit = f"must be at most {most}, the largest the engine serves, got {rank}"
@@ -266,7 +253,7 @@ def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
     if request.resume_from:
         _check_resume(request, call)
     rows = config.pairs_per_step * 2 + config.anchors_per_step + config.twins_per_step
-    size = _weights_bytes(model, BYTES[model.dtype])
+    size = weights_bytes(model, BYTES[model.dtype])
     per_row = size / BYTES[model.dtype] * 4 / 538e6 * 0.35
     trained = pairs.pairs + pairs.positive_only - int(pairs.stats["held_out_pairs"])
     steps = config.steps_for(trained)
@@ -301,12 +288,12 @@ def _without_anchors(name: str) -> InvalidInput:
 
 def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     """Checks Evaluate."""
-    problems = _request_id(request)
+    problems = request_id_problems(request)
     if len(request.also) > MAX_ALSO:
         problems.append(
             InvalidInput("also", f"holds more than {MAX_ALSO} targets", "Evaluate in two calls.")
         )
-    for name in _doubled(request.suites):
+    for name in doubled(request.suites):
         problems.append(InvalidInput("suites", f"names {name[:MAX_ECHO]!r} twice", "Name it once."))
     refuse(problems)
     model = call.catalogue.served_model(request.target.model, "target.model")
@@ -326,7 +313,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     drafts = prompts * (2 + len(request.also))
     told = _not_run(lacking) + _not_measured(request, call) + _looser(config.gate, call)
     basis = f"{_count(len(specs), 'suite')} per target{told}"
-    return _generation(model, drafts, config.max_tokens, basis)
+    return of_generation(model, drafts, config.max_tokens, basis)
 
 
 VERBS: Mapping[str, Verb] = {
@@ -340,71 +327,6 @@ VERBS: Mapping[str, Verb] = {
 }
 
 
-def too_many_annotations(field: str, count: int) -> InvalidInput:
-    """The violation for more marks than the method is meant for."""
-    return InvalidInput(
-        field,
-        f"holds {count} annotations; at most {MAX_ANNOTATIONS} are used per policy and model",
-        "Keep the most telling ones.",
-    )
-
-
-def annotation_problems(field: str, item: res.Annotation) -> list[InvalidInput]:
-    """What is wrong with one annotation."""
-    problems = []
-    for name in ("instruction", "good"):
-        if not getattr(item, name).strip():
-            problems.append(
-                InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item.")
-            )
-    for name in ("instruction", "good", "bad", "note"):
-        if len(getattr(item, name)) > MAX_TEXT:
-            limit = f"is longer than {MAX_TEXT} characters"
-            problems.append(InvalidInput(f"{field}.{name}", limit, "Shorten it."))
-    return problems
-
-
-def request_id_problems(request: Any) -> list[InvalidInput]:
-    """A request_id is a UUID or absent."""
-    return _request_id(request)
-
-
-def _request_id(request: Any) -> list[InvalidInput]:
-    if not request.request_id:
-        return []
-    try:
-        uuid.UUID(request.request_id)
-    except ValueError:
-        return [InvalidInput("request_id", "is not a UUID", "Send a fresh UUID per call.")]
-    return []
-
-
-def _texts(
-    field: str, texts: Sequence[str], most: int, longest: int = MAX_TEXT
-) -> list[InvalidInput]:
-    if len(texts) > most:
-        return [InvalidInput(field, f"holds more than {most} entries", "Send fewer.")]
-    for number, text in enumerate(texts):
-        if not text.strip():
-            return [InvalidInput(f"{field}[{number}]", "is empty", "Drop it.")]
-        if len(text) > longest:
-            limit = f"is longer than {longest} characters"
-            return [InvalidInput(f"{field}[{number}]", limit, "Shorten it.")]
-    return []
-
-
-def _topic_ids(topics: Sequence[str]) -> list[InvalidInput]:
-    problems = []
-    for number, topic in enumerate(topics):
-        if not topic.strip():
-            mend = "Name a topic of the policy, or leave topics out for all of them."
-            problems.append(InvalidInput(f"topics[{number}]", "is empty", mend))
-    for topic in _doubled(topics):
-        limit = f"names {topic[:MAX_ECHO]!r} twice"
-        problems.append(InvalidInput("topics", limit, "Name it once."))
-    return problems
-
-
 def _known_topics(topics: Sequence[str], policy: Policy) -> None:
     known = {topic.id for topic in policy.topics}
     for topic in topics:
@@ -412,48 +334,10 @@ def _known_topics(topics: Sequence[str], policy: Policy) -> None:
             raise UnknownName("topic", topic, known)
 
 
-def _inline(request: pb.GenerateInstructionsRequest) -> list[InvalidInput]:
-    if request.WhichOneof("policy_choice") != "policy_spec":
-        return []
-    spec = request.policy_spec
-    if not spec.topics:
-        mend = "Write at least one topic, or name a policy of the catalogue."
-        return [InvalidInput("policy_spec.topics", "is empty", mend)]
-    if len(spec.topics) > MAX_TOPICS:
-        return [InvalidInput("policy_spec.topics", f"holds more than {MAX_TOPICS}", "Split it.")]
-    problems = []
-    for number, topic in enumerate(spec.topics):
-        field = f"policy_spec.topics[{number}]"
-        if not topic.title.strip():
-            problems.append(InvalidInput(f"{field}.title", "is empty", "Name the topic."))
-        if topic.sides not in {"", "both", "positive_only"}:
-            mend = "Send one of those, or leave it out for positive_only."
-            limit = "must be both or positive_only"
-            problems.append(InvalidInput(f"{field}.sides", limit, mend))
-        if len(plain(topic.boundary)) > schema.MAX_TEXT:
-            limit = f"is longer than {schema.MAX_TEXT} characters"
-            problems.append(InvalidInput(f"{field}.boundary", limit, "Shorten it."))
-        examples = [plain(text) for text in topic.examples]
-        problems += _texts(f"{field}.examples", examples, schema.MAX_EXAMPLES, schema.MAX_TEXT)
-    for name in ("protected_words", "never_synthesize"):
-        words = getattr(spec, name)
-        problems += _texts(f"policy_spec.{name}", words, schema.MAX_WORDS, schema.MAX_TEXT)
-    titles = [topic.title.strip().lower() for topic in spec.topics]
-    for title in _doubled(t for t in titles if t):
-        limit = f"names {title[:MAX_ECHO]!r} twice"
-        problems.append(InvalidInput("policy_spec.topics", limit, "Name it once."))
-    return problems
-
-
 def _policy(request: pb.GenerateInstructionsRequest, call: Call) -> Policy:
     if request.WhichOneof("policy_choice") == "policy_spec":
         return call.catalogue.inline(request.policy_spec)
     return call.catalogue.policy(request.policy)
-
-
-def _doubled(values: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    return sorted({value for value in values if value in seen or seen.add(value)})  # type: ignore[func-returns-value]
 
 
 def _check_resume(request: pb.AlignRequest, call: Call) -> None:
@@ -581,42 +465,5 @@ def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) ->
         if target.adapter:
             call.adapter(f"{field}.adapter", target.adapter, model)
     labels = [target.label for target in targets.values() if target.label]
-    for label in _doubled(labels):
+    for label in doubled(labels):
         raise InvalidInput("label", f"{label!r} stands on two targets", "Label each differently.")
-
-
-def _generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Estimate:
-    size = _weights_bytes(model)
-    rate = 96 * 538e6 / max(size, 1e6)
-    return Estimate(
-        seconds=drafts * tokens * 0.8 / rate,
-        memory_bytes=int(size * 1.2 + 2.4e9),
-        disk_bytes=int(drafts * tokens * 8),
-        basis=f"96 tokens/s for a 135M model on two cores, scaled by weights; {basis}",
-    )
-
-
-def _weights_bytes(model: ModelSpec, loaded: int = 0) -> int:
-    """Size of the model's weights: of its files, or with so many bytes a parameter."""
-    if model.weights_digest:
-        return _bytes_of(model.path, loaded, model.weights_digest)
-    return _bytes_now(model.path, loaded)
-
-
-@lru_cache(maxsize=64)
-def _bytes_of(path: str, loaded: int, weights_digest: str) -> int:
-    """Looked up once for each digest: listing the folder took 6 % of the time of a busy server."""
-    return _bytes_now(path, loaded)
-
-
-def _bytes_now(path: str, loaded: int) -> int:
-    return sum(_file_bytes(file, loaded) for file in Path(path).glob("*.safetensors"))
-
-
-def _file_bytes(file: Path, loaded: int) -> int:
-    with contextlib.suppress(SafetensorError):
-        if loaded:
-            with safe_open(file, "np") as tensors:  # its header alone is read
-                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-            return loaded * sum(map(math.prod, shapes))
-    return file.stat().st_size
