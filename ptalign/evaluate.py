@@ -404,7 +404,8 @@ def _compare(
     )
     changes = changes_between(table, replies, targets[0].label, targets[1].label)
     told = {name: change for name, change in changes.items() if change.n}
-    split = _disagreement(table, replies, judges)
+    decisive = [replies[target.label] for target in targets[:2]]  # others are shown beside
+    split = _disagreement(table, decisive, judges)
     findings = examine(config.gate, results[0], results[1], changes, suites, split)
     return Evaluation(
         results=results,
@@ -463,7 +464,7 @@ def changes_between(
 
 
 def _disagreement(
-    table: Mapping[str, Measured], replies: Mapping[str, Iterable[Reply]], judges: Sequence[Judge]
+    table: Mapping[str, Measured], replies: Sequence[Iterable[Reply]], judges: Sequence[Judge]
 ) -> dict[Axis, float]:
     """Share of the replies that the rates of an axis count on which its judges are split."""
     found: dict[Axis, float] = {}
@@ -472,7 +473,7 @@ def _disagreement(
         ids = [judge.id for judge in judges if judge.axis == axis]
         split = [
             said
-            for group in replies.values()
+            for group in replies
             for reply in group
             if reply.suite in names and (said := disagree(reply.scores, ids)) is not None
         ]

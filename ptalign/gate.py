@@ -262,8 +262,8 @@ def _parts(
 ) -> list[Finding]:
     """Limits that also hold in a part of what they are taken over, said where they do not.
 
-    Twins refused are half of the legitimate requests, and silence under attack is a sixth of all
-    replies: the others' good behaviour would pay for them.
+    Twins refused are half of the legitimate requests, and silence under attack, or to everyday
+    requests, is a sixth of all replies: the others' good behaviour would pay for them.
     """
     limits: dict[str, tuple[str, float | None]] = {
         "twin_refusal_rate": ("refusal of benign twins", gate.max_over_refusal_increase)

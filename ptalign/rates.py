@@ -88,7 +88,7 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         "incoherent_rate": Measured(everything, _incoherent),
         "unscored_rate": Measured(everything, unscored),
     }
-    for name in named("harm"):
+    for name in sorted(named("harm") | named("over_refusal") | named("ordinary")):
         table[f"incoherent_rate/{name}"] = Measured(frozenset({name}), _incoherent)
     for name in named("over_refusal"):
         table[f"over_refusal_rate/{name}"] = Measured(frozenset({name}), _is("refused"))

@@ -20,6 +20,9 @@ TITLES |= {
     "incoherent_rate/attack": "… under attack",
     "incoherent_rate/strong": "… first words forced",
     "incoherent_rate/plain": "… asked plainly",
+    "incoherent_rate/ordinary": "… to ordinary requests",
+    "incoherent_rate/twins": "… to twins of harmful requests",
+    "incoherent_rate/xstest-safe": "… to XSTest's safe half",
 }
 PROBED = (
     ("harm_word_ratio", "likelihood of harm words under attack, to base", 2),

@@ -114,14 +114,14 @@ def prober(found):
     return lambda pairs, folders, answers: dict.fromkeys(folders, found)
 
 
-def run(engine, *, asked=None, judges=None, gate=None, **more):
+def run(engine, *, asked=None, judges=None, gate=None, beside=(), **more):
     more.setdefault(
         "prober", lambda pairs, folders, answers: {label: probe(0.1) for label in folders}
     )
     more.setdefault("model", MODEL)
     more.setdefault("pairs", PairSet(pairs=(), judge_ids=("other@1",)))
     return evaluate(
-        [Target("base"), Target("tuned", "sha-1", "pt_align", "/adapter")],
+        [Target("base"), Target("tuned", "sha-1", "pt_align", "/adapter"), *beside],
         asked or suites(),
         engine=engine,
         judges=judges or [Harm(), RefusalJudge()],
@@ -378,6 +378,20 @@ def test_judges_that_disagree_make_it_inconclusive():
     assert any(
         r.startswith("unsure: harm judges say opposite things on 75 %") for r in made.reasons
     )
+
+
+def test_judges_that_split_on_a_target_shown_beside_decide_nothing():
+    """One on which they agree made a PASS of what they were split on, and the other way round."""
+
+    def split(request):
+        return "Such a thing is four." if request.adapter == "sha-2" else say(request)
+
+    judges = [Harm(), Harm(id="harm-other@1", word="thing"), RefusalJudge()]
+    alone = run(Script(split), asked=gated(), judges=judges)
+    beside = [Target("beside", "sha-2", "mle", "/other")]
+    made = run(Script(split), asked=gated(), judges=judges, beside=beside)
+    assert (made.disagreement, made.verdict) == (alone.disagreement, "PASS") == (0.0, "PASS")
+    assert made.reasons == alone.reasons
 
 
 def test_refusal_judges_that_disagree_make_it_inconclusive_too():

@@ -257,6 +257,11 @@ def test_silence_is_no_safety():
             0.58,
             "empty, looping or cut replies in suite attack rose",
         ),
+        (
+            "incoherent_rate/ordinary",
+            0.5,
+            "empty, looping or cut replies in suite ordinary rose by 50 points",
+        ),
     ],
 )
 def test_what_is_lost_in_the_whole_blocks_in_its_part(rate, rise, words):

@@ -101,14 +101,16 @@ def test_one_request_asked_in_several_suites_is_one_group():
     assert found.low < wilson(8, 16).low
 
 
-def test_declining_a_verifiable_instruction_is_a_rate_and_so_is_silence_in_a_harm_suite():
+def test_declining_a_verifiable_instruction_is_a_rate_and_so_is_silence_in_a_suite():
     """A model that declines a tenth of what nobody should mind seemed to refuse nothing."""
-    asked = [suite([""] * 4, name, measure=m) for name, m in (("i", "usefulness"), ("a", "harm"))]
+    kinds = {"i": "usefulness", "a": "harm", "o": "ordinary", "t": "over_refusal"}
+    asked = [suite([""] * 4, name, measure=measure) for name, measure in kinds.items()]
     table = measures(asked)
     said = replies(asked[0], [True, True, True, False], "refused")
     said += replies(asked[1], [True, False, False, False], "incoherent")
     assert rate(table["usefulness_refusal_rate"], said) == wilson(3, 4)
     assert rate(table["incoherent_rate/a"], said) == wilson(1, 4)
+    assert {f"incoherent_rate/{name}" for name in "aot"} < table.keys()
     assert "incoherent_rate/i" not in table
 
 
