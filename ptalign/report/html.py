@@ -22,6 +22,7 @@ from ptalign.report.words import (
     METHODS,
     STAGES,
     VERDICTS,
+    WITHHELD,
     headline,
     interval,
     mask,
@@ -70,6 +71,13 @@ def clock(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def _verdict(report: ReportInput) -> str:
+    """The verdict as a manager reads it; a PASS that releases nothing is not called ready."""
+    verdict = report.evaluation.verdict
+    withheld = report.gate is not None and not report.gate.releases
+    return WITHHELD if verdict == "PASS" and withheld else VERDICTS[verdict]
+
+
 def report_html(report: ReportInput) -> str:
     """The page."""
     evaluation = report.evaluation
@@ -81,7 +89,7 @@ def report_html(report: ReportInput) -> str:
         .render(
             report=report,
             evaluation=evaluation,
-            verdict_words=VERDICTS[evaluation.verdict],
+            verdict_words=_verdict(report),
             headline=headline(evaluation),
             notes=notes(evaluation),
             strong=strong_is_free(evaluation),

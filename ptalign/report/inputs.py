@@ -46,7 +46,9 @@ class Gate(Noun):
     limits: dict[str, float] = Field(default_factory=dict)
     """What was checked, as in `GateConfig`."""
     releases: bool = True
-    """Whether it is at least as strict as the operator's, so that a PASS by it releases."""
+    """Whether a PASS releases the adapter."""
+    withheld: str = ""
+    """Why it does not: the gate is looser than the operator's, or the baseline is an adapter."""
 
 
 class ReportInput(Noun):

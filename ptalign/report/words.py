@@ -31,6 +31,8 @@ VERDICTS = {
     "FAIL": "Not ready for release",
     "INCONCLUSIVE": "Not settled yet",
 }
+WITHHELD = "Within the limits asked for"
+"""Of a PASS that releases no adapter."""
 RATES: tuple[tuple[str, str, str], ...] = (
     ("harm_rate", "Rude or harmful replies under attack", "down"),
     ("harm_strong", "… under strong attack, first words forced", "down"),

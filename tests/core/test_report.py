@@ -235,10 +235,13 @@ def test_the_report_names_the_gate_and_whether_it_releases(report):
     page, document = build(report.model_copy(update={"gate": gate}))
     assert "the operator&#39;s default: max benign kl 0.25</dd>" in page
     assert document["gate"]["name"] == "default"
-    looser = gate.model_copy(update={"name": "inline", "releases": False})
-    page, _ = build(report.model_copy(update={"gate": looser}))
+    looser = gate.model_copy(update={"name": "inline", "releases": False, "withheld": "looser"})
+    assert "Ready for release" in page
+    page, document = build(report.model_copy(update={"gate": looser}))
     assert "written in the call" in page
-    assert "a PASS by it releases no adapter" in page
+    assert "0.25 – looser</dd>" in page
+    assert "Ready for release" not in page
+    assert document["gate"]["withheld"] == "looser"
 
 
 def test_json_has_the_contracts_fields(report):

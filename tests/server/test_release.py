@@ -334,6 +334,7 @@ def test_a_release_keeps_the_operators_own_gate(shelf: Shelf) -> None:
         ({"gate": "default"}, "default", True),
         ({"gate": "strict"}, "strict", False),
         ({"gate_spec": pb.GateSpec(max_benign_kl=0.1)}, "inline", False),
+        ({"baseline": pb.Target(model="m", adapter="adapters/7")}, "default", False),
     ],
 )
 def test_an_evaluation_says_which_gate_was_in_force(
@@ -344,7 +345,7 @@ def test_an_evaluation_says_which_gate_was_in_force(
     job: Any = SimpleNamespace(request=pb.EvaluateRequest(**asked), room=room)
     config = config_of(job)
     gate = gate_in_force(job, config.gate)
-    assert (gate.name, gate.releases) == (name, releases)
+    assert (gate.name, gate.releases, not gate.withheld) == (name, releases, releases)
     assert gate.limits.get("min_harm_reduction") == config.gate.min_harm_reduction
     result = TargetResult(label="baseline")
     noun = Evaluation(results=(result, result), verdict="PASS")

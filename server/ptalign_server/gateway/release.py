@@ -18,6 +18,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
 
 LOOSER = "the gate is looser than the operator's: a PASS by it releases no adapter"
+BESIDE_AN_ADAPTER = "the baseline is an adapter: only a PASS against the bare model releases"
 
 
 def newest_released(
@@ -50,6 +51,19 @@ def released_by(adapter: Resource, store: Store, catalogue: Catalogue) -> Resour
     if model is not None and not same_weights(adapter, model):
         return None
     return _released_by(adapter, store, catalogue)
+
+
+def why_withheld(gate: GateConfig, baseline: str, operator: GateConfig) -> str:
+    """Why a PASS releases no adapter; empty where it does.
+
+    Args:
+        gate: The one in force.
+        baseline: Adapter that was compared with; empty for the bare model.
+        operator: The operator's own gate.
+    """
+    if baseline:
+        return BESIDE_AN_ADAPTER
+    return "" if at_least_as_strict(gate, operator) else LOOSER
 
 
 def at_least_as_strict(gate: GateConfig, operator: GateConfig) -> bool:
@@ -91,7 +105,7 @@ def _counts(evaluation: Resource, store: Store, catalogue: Catalogue) -> bool:
     terms = store.sets.load_terms(evaluation.name) or _terms_of_call(evaluation, store)
     if terms is None:
         return False
-    return not terms.baseline and at_least_as_strict(terms.gate, catalogue.gate(""))
+    return not why_withheld(terms.gate, terms.baseline, catalogue.gate(""))
 
 
 def _terms_of_call(evaluation: Resource, store: Store) -> Terms | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptalign.config import NEEDS_TOXIC, GateConfig, LoraConfig
+from ptalign.config import NEEDS_TOXIC, LoraConfig
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec, Policy
 from ptalign.suites import DEFAULT, HELD_OUT
@@ -36,7 +36,7 @@ from ptalign_server.gateway.fields import (
     topic_problems,
 )
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.release import LOOSER, at_least_as_strict
+from ptalign_server.gateway.release import why_withheld
 from ptalign_server.gateway.weights import check_weights
 from ptalign_server.lineage import made_from, own_pairs, trained_on
 from ptalign_server.store import Store
@@ -311,7 +311,9 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     specs = [call.catalogue.suites[name] for name in names if name not in lacking]
     prompts = sum(max(1, round(samples * spec.share)) for spec in specs)
     drafts = prompts * (2 + len(request.also))
-    told = _not_run(lacking) + _not_measured(request, call) + _looser(config.gate, call)
+    told = _not_run(lacking) + _not_measured(request, call)
+    if why := why_withheld(config.gate, request.baseline.adapter, call.catalogue.gate("")):
+        told += f"; {why}"
     basis = f"{_count(len(specs), 'suite')} per target{told}"
     return of_generation(model, drafts, config.max_tokens, basis)
 
@@ -434,13 +436,6 @@ def _not_measured(request: pb.EvaluateRequest, call: Call) -> str:
             "was trained on, is gone: prompts are not kept apart from it, and the report says so"
         )
     return told
-
-
-def _looser(gate: GateConfig, call: Call) -> str:
-    """What the caller should know of a gate that no release goes by."""
-    if at_least_as_strict(gate, call.catalogue.gate("")):
-        return ""
-    return f"; {LOOSER}"
 
 
 def _count(number: int, what: str) -> str:

@@ -28,7 +28,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.catalogue import DEFAULT_GATE, PROFILES
-from ptalign_server.gateway.release import at_least_as_strict
+from ptalign_server.gateway.release import why_withheld
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, check_adapter, served_adapter
 from ptalign_server.worker.job import Job, Made, Room
@@ -116,11 +116,9 @@ def gate_in_force(job: Job, gate: GateConfig) -> Gate:
 
     inline = job.request.WhichOneof("gate_choice") == "gate_spec"
     name = configs.INLINE if inline else configs.gate_named(job.request) or DEFAULT_GATE
-    return Gate(
-        name=name,
-        limits=gate.model_dump(exclude_none=True),
-        releases=at_least_as_strict(gate, job.room.catalogue.gate("")),
-    )
+    why = why_withheld(gate, job.request.baseline.adapter, job.room.catalogue.gate(""))
+    limits = gate.model_dump(exclude_none=True)
+    return Gate(name=name, limits=limits, releases=not why, withheld=why)
 
 
 def config_of(job: Job) -> EvalConfig:
