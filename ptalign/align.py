@@ -76,8 +76,9 @@ def align(
         policy: Protected words, generic constraints and what is never synthesised: pairs and
             anchors that say it are left out, and counted in the guard ``blocked``.
         parent: Adapter folder to continue training.
-        taught: Ids of pairs that the parent was trained on, though this set holds them out: none
-            of them is asked as a twin that training never saw.
+        taught: Ids of pairs and anchors that the parent was trained on, though this set holds
+            them out: none is asked as a twin that training never saw, nor read by the guard on
+            benign KL.
         resume: Continue from the newest checkpoint under `out`.
         judge: For the scorers `judge` and `blend`.
         on_progress: Called after each step; may raise `Cancelled`, which keeps a checkpoint.

@@ -65,7 +65,7 @@ def make_pools(
         chat: Tokenises.
         config: Method, lengths, seed and the elicited share.
         locale: Language of the personas of eliciting contexts.
-        taught: Ids of pairs that the parent adapter was trained on.
+        taught: Ids of pairs and anchors that the parent adapter was trained on.
         positions: Tokens of a sample that the model takes.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
@@ -99,7 +99,8 @@ def make_pools(
         pool.append((*good, *toxic))
     opening = config.opening_weight
     seen = [anchor_sample(a, chat, opening) for a in pairs.anchors if not a.held_out]
-    held = [anchor_sample(a, chat) for a in pairs.anchors if a.held_out]
+    unseen_anchors = [a for a in pairs.anchors if a.held_out and a.id not in taught]
+    held = [anchor_sample(a, chat) for a in unseen_anchors]
     anchors, bad_count = fitting(seen, longest)
     if config.anchors_per_step and seen and not anchors:
         raise _no_anchor_fits(seen, longest, own=longest == positions)

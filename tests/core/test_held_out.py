@@ -112,6 +112,15 @@ def test_a_twin_that_the_parent_was_taught_is_not_asked_as_unseen(
     assert (len(plan.asked), plan.asked_unseen) == (3, False)
 
 
+def test_an_anchor_that_the_parent_was_fitted_to_is_not_read_as_unseen(
+    mild_pairs: PairSet, bare: tuple[Decoder, ChatFormat]
+) -> None:
+    known, *others = (a.id for a in mild_pairs.anchors if a.held_out)
+    plan = pools.make_pools(mild_pairs, bare[1], AlignConfig(), taught={known})
+    assert [s.key for s in plan.held_out] == others
+    assert not plan.anchors or known not in {g[0].key for g in plan.anchors}
+
+
 def test_greedy_is_what_the_model_itself_would_write(
     bare: tuple[Decoder, ChatFormat], mild_pairs: PairSet
 ) -> None:

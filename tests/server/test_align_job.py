@@ -118,16 +118,14 @@ def test_training_knows_what_its_parent_was_taught(
 
     monkeypatch.setattr(align, "run", run)
     monkeypatch.setattr(align, "adapter_folder", lambda *_: Path("parent"))
-    monkeypatch.setattr(align, "taught", lambda *_: {"a", "b"})
-    job = job_of(store, pb.AlignRequest(model="m", pair_set="s", parent_adapter="adapters/1"))
-    marks = {"a": True, "b": False, "c": True}
-    pairs = tuple(
-        Pair(id=i, instruction_id=i, instruction="?", topic="t", positive="p", held_out=held_out)
-        for i, held_out in marks.items()
+    monkeypatch.setattr(
+        align, "taught", lambda _, parent, pairs: [parent, *(p.id for p in pairs.pairs)]
     )
-    job.load = lambda *_, **__: PairSet(pairs=pairs)
+    job = job_of(store, pb.AlignRequest(model="m", pair_set="s", parent_adapter="adapters/1"))
+    pair = Pair(id="a", instruction_id="a", instruction="?", topic="t", positive="p")
+    job.load = lambda *_, **__: PairSet(pairs=(pair,))
     align.make(job)
-    assert given[0]["taught"] == ["a"]
+    assert given[0]["taught"] == ["adapters/1", "a"]
 
 
 def test_a_damaged_parent_is_found_before_the_training_waits(store: Store) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import page_world as world
 import pytest
 
-from ptalign.nouns import Evaluation, ModelSpec, Pair, PairSet, Policy, TargetResult
+from ptalign.nouns import Anchor, Evaluation, ModelSpec, Pair, PairSet, Policy, TargetResult
 from ptalign.stats import wilson
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -133,15 +133,44 @@ def test_held_out_is_what_no_target_was_trained_on(trainer: str) -> None:
     beside = pb.Target(model="m", adapter="adapters/other")
     world = World(target=SECOND, also=[beside] if trainer == "beside" else [])
     (own,) = world.nouns["pairSets/own"].pairs
-    marks = [own.model_copy(update={"id": i, "held_out": True}) for i in ("twice", "once")]
-    world.nouns["pairSets/own"] = PairSet(pairs=(own, *marks))
+    marks = [
+        own.model_copy(update={"id": i, "instruction": i, "held_out": True})
+        for i in ("twice", "once")
+    ]
+    own_set = PairSet(pairs=(own, *marks))
+    world.nouns["pairSets/own"] = own_set
     earlier = {"parent": "base", "beside": "beside", "no one": "called"}[trainer]
-    taught = own.model_copy(update={"id": "twice"})
+    taught = own.model_copy(update={"id": "twice", "instruction": "twice"})
     world.nouns[f"pairSets/{earlier}"] = PairSet(pairs=(taught, marks[1]))
     kept = ["twice", "once"] if trainer == "no one" else ["once"]
     assert held_out_of(world) == kept
-    known = taught_by(world, "adapters/second")  # type: ignore[arg-type]
-    assert known == {"own"} | ({"twice"} if trainer == "parent" else {"base"})
+    known = taught_by(world, "adapters/second", own_set)  # type: ignore[arg-type]
+    assert known == (["twice"] if trainer == "parent" else [])
+
+
+def test_what_was_taught_is_known_by_its_words_and_anchors_are_too() -> None:
+    """An import gives requests other ids, and no anchor of a parent's was looked for: benign KL was
+    read on what the adapter had been fitted to, and called held out."""
+    world = World(target=SECOND)
+    twin = Pair(
+        id="1", kind="twin", instruction_id="1", instruction="Sing?", topic="t", positive="p"
+    )
+    anchor = Anchor(id="2", instruction="How long is a mile?", answer="Far.")
+    world.nouns["pairSets/base"] = PairSet(pairs=(twin,), anchors=(anchor,))
+    ids = ("a", "b", "c")
+    again = [twin.model_copy(update={"id": i, "held_out": True}) for i in ids]
+    again[1] = again[1].model_copy(update={"kind": "pair"})  # the same words, to be declined
+    again[2] = again[2].model_copy(update={"instruction": "Dance?"})
+    anchors = [anchor.model_copy(update={"id": i, "held_out": True}) for i in ("d", "e")]
+    anchors[0] = anchors[0].model_copy(update={"instruction": "how long is a MILE?"})
+    anchors[1] = anchors[1].model_copy(update={"instruction": "How long is a yard?"})
+    own = PairSet(pairs=tuple(again), anchors=tuple(anchors))
+    world.nouns["pairSets/own"] = own
+    assert taught_by(world, "adapters/first", own) == ["a", "d"]  # type: ignore[arg-type]
+    assert held_out_of(world) == ["b", "c"]
+    found = trained_of(world).pairs  # type: ignore[arg-type]
+    assert found is not None
+    assert [a.id for a in found.anchors if a.held_out] == ["e"]
 
 
 def test_a_set_that_the_call_names_only_adds() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ptalign.nouns import PairSet
+from ptalign.nouns import Anchor, Pair, PairSet
+from ptalign.text.normalise import caseless
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.lineage import own_pairs, trained_on
@@ -13,6 +16,11 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.wire import COLLECTIONS
 from ptalign_server.worker.job import Job
 from ptalign_server.worker.lineage import lineage
+
+R = TypeVar("R", Pair, Anchor)
+Request = tuple[str, str]
+"""``twin``, ``anchor`` or ``pair``, and what was asked: sets give one request several ids, where it
+was generated in one and imported in the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +72,18 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
     return Trained(name, pairs, _union(list(loaded.values())), tuple(sorted(judges)), lost)
 
 
-def taught(job: Job, adapter: str) -> set[str]:
-    """Ids of the pairs that an adapter, and those it continues, were trained on.
+def taught(job: Job, adapter: str, pairs: PairSet) -> list[str]:
+    """Ids of what a set holds out and an adapter, or one that it continues, was trained on.
 
     A small set holds nothing out, and a larger one of the same instructions does. Sets whose text
     was purged are passed over.
+
+    Returns:
+        Ids of pairs and of anchors of `pairs`.
     """
     line = list(lineage(job, adapter))
-    return _taught(line, _loaded(job, line))
+    known = _taught(line, _loaded(job, line))
+    return [r.id for r in _records(pairs) if r.held_out and _request(r) in known]
 
 
 def _loaded(job: Job, line: Iterable[Resource]) -> dict[str, PairSet]:
@@ -80,18 +92,35 @@ def _loaded(job: Job, line: Iterable[Resource]) -> dict[str, PairSet]:
     return {name: pairs for name in names if (pairs := _pairs(job, name)) is not None}
 
 
-def _taught(line: Iterable[Resource], loaded: Mapping[str, PairSet]) -> set[str]:
-    sets = set(trained_on(line))
-    return {p.id for name in sets & loaded.keys() for p in loaded[name].pairs if not p.held_out}
+def _taught(line: Iterable[Resource], loaded: Mapping[str, PairSet]) -> set[Request]:
+    return {
+        _request(record)
+        for name in set(trained_on(line)) & loaded.keys()
+        for record in _records(loaded[name])
+        if not record.held_out
+    }
 
 
-def _without_marks(pairs: PairSet, ids: Collection[str]) -> PairSet:
-    """The set with the pairs of these ids as trained ones."""
-    marked = (
-        p.model_copy(update={"held_out": False}) if p.held_out and p.id in ids else p
-        for p in pairs.pairs
-    )
-    return pairs.model_copy(update={"pairs": tuple(marked)})
+def _records(pairs: PairSet) -> Iterator[Pair | Anchor]:
+    yield from pairs.pairs
+    yield from pairs.anchors
+
+
+def _request(record: Pair | Anchor) -> Request:
+    kind = "anchor" if isinstance(record, Anchor) else "twin" if record.kind == "twin" else "pair"
+    return kind, caseless(record.instruction)
+
+
+def _without_marks(pairs: PairSet, known: AbstractSet[Request]) -> PairSet:
+    """The set with what answers these requests as trained on."""
+
+    def marked(records: Iterable[R]) -> tuple[R, ...]:
+        return tuple(
+            r.model_copy(update={"held_out": False}) if r.held_out and _request(r) in known else r
+            for r in records
+        )
+
+    return pairs.model_copy(update={"pairs": marked(pairs.pairs), "anchors": marked(pairs.anchors)})
 
 
 def trained_under(job: Job) -> tuple[str, str]:

@@ -36,10 +36,10 @@ def validate(job: Job) -> None:
 
     Their digests and the signature must hold.
     """
-    job.load(job.request.pair_set, PairSet, whole=True)
+    pairs = job.load(job.request.pair_set, PairSet, whole=True)
     if parent := job.request.parent_adapter:
         check_adapter(job.room.store, parent)
-        taught(job, parent)
+        taught(job, parent, pairs)
 
 
 def make(job: Job) -> Made:
@@ -54,14 +54,13 @@ def make(job: Job) -> Made:
     )
     parent = request.parent_adapter
     pairs = job.load(request.pair_set, PairSet, whole=True)
-    known = taught(job, parent) if parent else set()
     payload = {
         "pairs": pairs.model_dump(mode="json", context=REVEAL),
         "model": model.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),
         "parent": str(adapter_folder(job.room.store, parent)) if parent else "",
-        "taught": [p.id for p in pairs.pairs if p.held_out and p.id in known],
+        "taught": taught(job, parent, pairs) if parent else [],
         "out": str(out.absolute()),
         "judge": WEIGHING_JUDGE if config.scorer == "judge" else "",
     }
