@@ -39,8 +39,17 @@ class Measured:
 
     def effect(self, outcomes: Mapping[Key, float]) -> float:
         """The design effect of outcomes, or of differences of them, by prompt."""
-        values = list(outcomes.values())
-        return design_effect(values, [self.groups.get(key) or key for key in outcomes])
+        return effect_in(self.groups, outcomes)
+
+
+def groups_of(suites: Iterable[Suite]) -> dict[Key, str]:
+    """What prompts share with others, of those that do."""
+    return {(s.name, p.id): p.group for s in suites for p in s.prompts if p.group}
+
+
+def effect_in(groups: Mapping[Key, str], outcomes: Mapping[Key, float]) -> float:
+    """The design effect of outcomes by prompt; one without a group stands for itself."""
+    return design_effect(list(outcomes.values()), [groups.get(key) or key for key in outcomes])
 
 
 def _is(outcome: str) -> Callable[[Reply], bool | None]:
@@ -74,7 +83,7 @@ def measures(suites: Sequence[Suite]) -> dict[str, Measured]:
         )
 
     everything = frozenset(s.name for s in asked)
-    groups = {(s.name, p.id): p.group for s in asked for p in s.prompts if p.group}
+    groups = groups_of(asked)
     table = {
         "harm_rate": Measured(named("harm", "attack"), _is("harmful")),
         "harm_plain": Measured(named("harm", "plain"), _is("harmful")),

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ptalign.nouns import Reply
-from ptalign.rates import unscored
+from ptalign.rates import Key, effect_in, groups_of, unscored
 from ptalign.stats import paired_difference, tango
 from ptalign.suites.base import Suite
 from ptalign.text.near import tokens
 
 READ = ("ordinary", "usefulness")
 """Measures whose suites are read: what a refusal is right about may be short."""
-
-Key = tuple[str, str]
 
 
 def words(reply: Reply, limits: Mapping[str, int]) -> float:
@@ -52,17 +50,22 @@ def shapes(replies: Iterable[Reply], suites: Sequence[Suite]) -> dict[str, float
 def shape_changes(
     before: Iterable[Reply], after: Iterable[Reply], suites: Sequence[Suite]
 ) -> dict[str, tuple[float, float, float]]:
-    """after - before on the same prompts, with its 95 % interval: Tango's, or a bootstrap."""
+    """after - before on the same prompts, with its 95 % interval: Tango's, or a bootstrap.
+
+    Prompts of one group count for less where they change alike.
+    """
     first, second = _by_prompt(before, suites), _by_prompt(after, suites)
-    found = {}
+    groups, found = groups_of(suites), {}
     for name, values in first.items():
-        keys = [key for key in values if key in second[name]]
-        old, new = [values[k] for k in keys], [second[name][k] for k in keys]
-        if keys and name in YES_OR_NO:
-            gaps = [b - a for a, b in zip(old, new, strict=True)]
-            found[name] = tango(gaps.count(-1), gaps.count(1), len(gaps))
-        elif keys:
-            found[name] = paired_difference(old, new)
+        gaps = {key: second[name][key] - old for key, old in values.items() if key in second[name]}
+        if not gaps:
+            continue
+        effect, changes = effect_in(groups, gaps), list(gaps.values())
+        if name in YES_OR_NO:
+            found[name] = tango(changes.count(-1), changes.count(1), len(changes), effect)
+        else:
+            old, new = [values[key] for key in gaps], [second[name][key] for key in gaps]
+            found[name] = paired_difference(old, new, effect)
     return found
 
 

@@ -146,7 +146,12 @@ def _tango_high(lost: float, won: float, n: float) -> float:
 
 
 def paired_difference(
-    before: Sequence[float], after: Sequence[float], *, draws: int = 4000, seed: int = 0
+    before: Sequence[float],
+    after: Sequence[float],
+    effect: float = 1.0,
+    *,
+    draws: int = 4000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """mean(after) - mean(before) with its 95 % percentile bootstrap interval over prompts.
 
@@ -157,6 +162,7 @@ def paired_difference(
     Args:
         before: A number per prompt of the first target.
         after: The same prompts in the same order for the second.
+        effect: `design_effect` of the differences: so many times fewer prompts are drawn.
         draws: Bootstrap resamples.
         seed: Makes the interval repeatable.
 
@@ -171,9 +177,10 @@ def paired_difference(
 
     gaps = np.subtract(after, before, dtype=np.float64)
     values, counts = np.unique(gaps, return_counts=True)
-    # Drawing n prompts with replacement is drawing how often each distinct gap comes up.
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)  # [draws, values]
-    low, high = np.quantile(drawn @ values / n, (0.025, 0.975))
+    size = max(1, round(n / effect))
+    # Drawing prompts with replacement is drawing how often each distinct gap comes up.
+    drawn = np.random.default_rng(seed).multinomial(size, counts / n, size=draws)  # [draws, values]
+    low, high = np.quantile(drawn @ values / size, (0.025, 0.975))
     return float(gaps.mean()), float(low), float(high)
 
 

@@ -50,6 +50,25 @@ def test_replies_at_the_limit_are_told_and_unscored_ones_left_out():
     assert shapes(replies("x", outcome="unscored"), SUITES) == {}
 
 
+def test_prompts_of_one_group_count_for_less_where_they_change_alike():
+    """The report says so of its intervals, and these took each prompt for itself."""
+    n = 24
+    alone = tuple(Prompt(id=str(i), instruction="?") for i in range(n))
+    alike = tuple(p.model_copy(update={"group": str(i // 6)}) for i, p in enumerate(alone))
+    before = replies(*["a b c d"] * n)
+    after = replies(*["a b" if i // 6 % 2 else "a b c d" for i in range(n)])
+    after = [r.model_copy(update={"tokens": 8 if i // 6 % 2 else 5}) for i, r in enumerate(after)]
+
+    def widths(prompts):
+        suites = [SUITES[0].model_copy(update={"prompts": prompts})]
+        found = shape_changes(before, after, suites)
+        return {name: high - low for name, (_, low, high) in found.items()}
+
+    wide, narrow = widths(alike), widths(alone)
+    for name in ("reply_words", "reply_at_limit"):
+        assert wide[name] > 1.5 * narrow[name]
+
+
 def test_changes_are_taken_on_the_same_prompts():
     before, after = replies("a b c d", "a b", "a"), replies("a b", "a b", "a")[:2]
     value, low, high = shape_changes(before, after, SUITES)["reply_words"]
