@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ptalign_server.gateway import verbs
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import FAILED, QUEUED, SUCCEEDED, Operation
+from ptalign_server.store.operations import FAILED, QUEUED, RUNNING, SUCCEEDED, Operation
 from ptalign_server.store.resources import Resource
 from ptalign_server.worker import perform as performing
 from ptalign_server.worker.job import Made
@@ -208,6 +209,58 @@ def test_the_folder_of_a_failed_run_stays(store: Store, monkeypatch: pytest.Monk
     )
     assert performed(store, operation) == FAILED
     assert folder.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_what_was_accepted_outlives_a_volume_that_is_away_at_the_end(
+    number: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operation ended without a resource, and its records could not be gone on with."""
+    away = [OSError(number, "away")] * 2
+    accepted = Made(noun=PairSet(pairs=()), message=None, config=None, partial=True)
+
+    def make(_: Any) -> Made:
+        raise TrainingFailed("a planted failure")
+
+    def partial(_: Any) -> Made:
+        if away:
+            raise away.pop()
+        return accepted
+
+    monkeypatch.setattr(performing, "_seal", sealed)
+    row = replace(JOBS["SynthesizePairs"], make=make, partial=partial)
+    monkeypatch.setitem(JOBS, "SynthesizePairs", row)
+    operation = put_operation(store, QUEUED)
+    for _ in range(2):  # the worker comes again, see `Worker._persist`
+        with pytest.raises(OSError, match="away"):
+            performed(store, operation)
+        assert store.operations.get(operation).state == RUNNING
+    assert performed(store, operation) == FAILED
+    assert store.operations.get(operation).resource == f"pairSets/{operation}"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OSError(errno.ESTALE, "away"), 5),
+        (FileNotFoundError(errno.ENOENT, "gone"), 1),
+        (OSError("no tokenizer in this folder"), 1),  # as libraries say it
+    ],
+)
+def test_a_volume_that_is_away_for_a_moment_ends_no_operation(
+    error: OSError, tries: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def make(_: Any) -> Made:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(performing, "_sleep", lambda *_: None)
+    row = replace(JOBS["SynthesizePairs"], make=make, partial=None)
+    monkeypatch.setitem(JOBS, "SynthesizePairs", row)
+    assert performed(store, put_operation(store, QUEUED)) == FAILED
+    assert len(tried) == tries
 
 
 def stopped(store: Store, *, tokens: int) -> Operation:

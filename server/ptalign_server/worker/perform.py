@@ -28,7 +28,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
 from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import JOBS
-from ptalign_server.worker.patience import AWAY
+from ptalign_server.worker.patience import AWAY, may_pass
 from ptalign_server.worker.reporter import Reporter
 
 log = logging.getLogger("ptalign.worker")
@@ -55,6 +55,7 @@ def perform(
         ShuttingDown: The worker ends before the operation does.
         DatabaseUnavailable, KeysAway: Its state cannot be read or written, or its key cannot be
             had, now: it stays as it is.
+        OSError: What it made or accepted cannot be read or written now: likewise.
     """
     # Before it counts as begun: keys may be away for longer than there are attempts.
     with contextlib.suppress(SetPurged, DataDamaged):  # said below, of one that is not done
@@ -116,13 +117,20 @@ def _make(job: Job) -> Made:
             return JOBS[job.operation.kind].make(job)
         except AWAY:
             raise  # nothing goes on without it, however often it is tried
-        except PtalignError as error:  # a dead engine, a killed trainer
+        except (PtalignError, OSError) as error:  # a dead engine, a killed trainer, a volume
             attempts += 1
-            if not error.retryable or attempts >= limits.engine_attempts:
+            if not _retryable(error) or attempts >= limits.engine_attempts:
                 raise
             log.warning("operation %s: %s; again in %.0f s", job.operation.id, error, backoff)
             _sleep(job, backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+
+def _retryable(error: PtalignError | OSError) -> bool:
+    """Of libraries' own OSErrors, which have no number, nobody knows."""
+    if isinstance(error, PtalignError):
+        return error.retryable
+    return error.errno is not None and may_pass(error)
 
 
 def _sleep(job: Job, seconds: float) -> None:
@@ -148,9 +156,9 @@ def _end(job: Job, state: str, error: BaseException) -> str:
     try:
         partial = JOBS[job.operation.kind].partial
         made = partial(job) if partial is not None else None
-    except AWAY:
-        raise  # or the operation would end without what it accepted
-    except Exception:
+    except Exception as failure:
+        if may_pass(failure):
+            raise  # or the operation would end without what it accepted
         log.exception("operation %s: what it accepted could not be sealed", job.operation.id)
     return _end_with(job, state, error, made)
 
