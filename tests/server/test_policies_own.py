@@ -224,6 +224,35 @@ def test_an_operation_goes_on_after_a_restart_under_the_policy_it_first_used(
     assert res.InstructionSet.FromString(bench.made().body).meta.policy_digest == first.digest
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("entry", ["replaced", "gone", "broken"])
+def test_what_is_made_bears_the_model_it_was_made_with(
+    bench: Bench, mine: Path, entry: str, cancelled: bool
+) -> None:
+    """It bore the digest of weights that the operator had put in their place, or was lost."""
+    mine.write_text(PACK)
+    file = bench.room.settings.models_path
+    old, new = (
+        ModelSpec(name="m", path=str(file.parent), weights_digest=f"sha256:{n}", system_prompt=n)
+        for n in ("1", "2")
+    )
+    write_models(file, {"m": old})
+
+    def then() -> None:
+        entries = {"replaced": {"m": new}, "gone": {"other": new}, "broken": {}}
+        write_models(file, entries[entry])
+        write(file, file.read_text() if entries[entry] else "- {name: m")
+        bench.told = cancelled
+        if cancelled:
+            raise Cancelled("told")
+
+    bench.then = then
+    assert bench.run() == (CANCELLED if cancelled else SUCCEEDED)
+    meta = res.InstructionSet.FromString(bench.made().body).meta
+    assert (meta.model, meta.model_digest) == ("m", "sha256:1")
+    assert meta.template_digest == catalogues.template_digest(old)
+
+
 def test_records_whose_policy_was_not_kept_stay_in_their_log_when_its_file_is_broken(
     bench: Bench, mine: Path
 ) -> None:

@@ -68,6 +68,7 @@ class Job:
     should_stop: Callable[[], bool]
     policies: list[Policy] = field(default_factory=list)
     logs: list[SealedLog[Any]] = field(default_factory=list)
+    models: dict[str, ModelSpec] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,8 +92,13 @@ class Job:
             raise Cancelled("the operation was cancelled")
 
     def model(self, name: str) -> ModelSpec:
-        """The model's catalogue entry."""
-        return self.room.catalogue.model(name)
+        """The model's catalogue entry, as this job first read it.
+
+        The operator may change the file meanwhile, and what is made bears the model it is made of.
+        """
+        if name not in self.models:
+            self.models[name] = self.room.catalogue.model(name)
+        return self.models[name]
 
     def log(self, *kinds: type[Noun]) -> SealedLog[Any]:
         """The sealed log of what this operation accepts, open until `close`."""
