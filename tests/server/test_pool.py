@@ -23,6 +23,7 @@ from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, Unsu
 from ptalign.nouns import ModelSpec
 from ptalign_server.errors import CircuitOpen
 from ptalign_server.pool import Pool, PoolSettings, State, supervisor
+from ptalign_server.pool.adapters import check_adapter, make_adapter
 from ptalign_server.pool.command import Launch, free_port
 from ptalign_server.pool.command import launch as launch_command
 from ptalign_server.pool.pool import KEPT
@@ -50,6 +51,47 @@ def write_adapter(folder: Path, rank: int, value: float) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
     save_file({"x": np.full((2, 2), value, "f4")}, folder / "adapter_model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("cut", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("size", [0, 20])
+def test_an_adapter_of_the_pool_that_was_cut_short_is_written_again(
+    model: ModelSpec, tmp_path: Path, cut: str, size: int
+) -> None:
+    """It was left alone, and no engine started any more."""
+    folder = make_adapter(Path(model.path), tmp_path / "canary", scale=4.0)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    os.truncate(folder / cut, size)
+    make_adapter(Path(model.path), folder, scale=4.0)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole
+    stamp = (folder / cut).stat().st_mtime_ns
+    make_adapter(Path(model.path), folder, scale=4.0)
+    assert (folder / cut).stat().st_mtime_ns == stamp
+
+
+def test_nobody_meets_half_an_adapter_of_the_pool(
+    model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ended, or another one, while it was written."""
+    folder = tmp_path / "builtin" / "zero"
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def save_beside_another(*args: object) -> None:
+        monkeypatch.setattr("safetensors.numpy.save_file", save_file)
+        save_file(*args)  # type: ignore[arg-type]
+        make_adapter(Path(model.path), folder, scale=0.0)
+        check_adapter(folder, 8)
+
+    monkeypatch.setattr(Path, "write_text", ended)
+    with pytest.raises(KeyboardInterrupt):
+        make_adapter(Path(model.path), folder, scale=0.0)
+    assert not list(folder.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr("safetensors.numpy.save_file", save_beside_another)
+    check_adapter(make_adapter(Path(model.path), folder, scale=0.0), 8)
+    assert [path.name for path in folder.parent.iterdir()] == ["zero"]
 
 
 Open = Callable[..., Pool]

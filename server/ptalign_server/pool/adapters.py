@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from ptalign.errors import InvalidInput, Unsupported
+from ptalign.errors import InvalidInput, PtalignError, Unsupported
 from ptalign_server.adapter_files import check_folder
 
 RANK = 8
@@ -62,10 +63,10 @@ def make_adapter(model: Path, folder: Path, *, scale: float) -> Path:
 
     Args:
         model: Model folder.
-        folder: Where to write; left alone when it is there.
+        folder: Where to write; left alone when it is there, and whole.
         scale: Size of B's entries relative to 1 / sqrt(out); 0 makes the adapter that does nothing.
     """
-    if (folder / "adapter_config.json").exists():
+    if _is_whole(folder):
         return folder
     import numpy as np
     from safetensors.numpy import save_file
@@ -80,12 +81,27 @@ def make_adapter(model: Path, folder: Path, *, scale: float) -> Path:
         tensors[f"{prefix}.lora_A.weight"] = a.astype("float32")
         tensors[f"{prefix}.lora_B.weight"] = b.astype("float32")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK}
     config |= {"bias": "none", "lora_dropout": 0.0, "inference_mode": True, "use_rslora": False}
     config["target_modules"] = sorted({name.rsplit(".", 1)[-1] for name in shapes})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    # Another process may make it too, and an engine read it: each file comes whole, or not at all.
+    prefix = f"{folder.name}.partial-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as name:
+        partial = Path(name)
+        save_file(tensors, partial / "adapter_model.safetensors")
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2))
+        for file in ("adapter_model.safetensors", "adapter_config.json"):
+            (partial / file).replace(folder / file)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an adapter is there that an engine would take: one cut short would never start it."""
+    try:
+        check_folder(folder)
+    except PtalignError:
+        return False
+    return True
 
 
 def check_adapter(folder: Path, max_rank: int) -> str:
