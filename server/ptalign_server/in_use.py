@@ -45,6 +45,21 @@ def in_use(store: Store, skip: Skip) -> dict[str, str]:
     return found
 
 
+def resumed(store: Store, request: Any, tenant: str) -> Iterator[str]:
+    """Ids of the runs that an Align goes on from, the nearest first.
+
+    One that was stopped before it began took no step: it hands on those that it was to go on from.
+
+    Raises:
+        NotFound, SetPurged, DataDamaged: The call of one cannot be read, which names the next.
+    """
+    seen = set[str]()
+    while (earlier := request.resume_from.removeprefix("operations/")) and earlier not in seen:
+        seen.add(earlier)
+        yield earlier
+        request = _request(store, store.operations.get(earlier, tenant))
+
+
 def pass_over(name: str, why: object = "its row was changed in the database") -> None:
     """A `Skip` for whoever asks about one name only."""
     log.warning("%s is passed over, it cannot run: %s", name, why)
@@ -54,13 +69,24 @@ def _named(store: Store, operation: Operation, request: Any, skip: Skip) -> Iter
     for field in FIELDS:
         if name := getattr(request, field, ""):
             yield str(name)
-    if operation.kind == "Align" and request.resume_from:  # whose steps it will copy
-        yield wire.operation_name(request.resume_from.removeprefix("operations/"))
+    if operation.kind == "Align":
+        yield from _resumed(store, operation, request, skip)
     if operation.kind == "Evaluate":
         targets = (request.target, request.baseline, *request.also)
         adapters = [target.adapter for target in targets if target.adapter]
         yield from adapters
         yield from _trained_on(store, [request.pair_set, *adapters], operation.tenant, skip)
+
+
+def _resumed(store: Store, operation: Operation, request: Any, skip: Skip) -> Iterator[str]:
+    """Those whose steps it may copy."""
+    try:
+        for earlier in resumed(store, request, operation.tenant):
+            yield wire.operation_name(earlier)
+    except (NotFound, SetPurged):
+        return  # nothing of it is left to be kept
+    except DataDamaged as error:
+        skip(wire.operation_name(operation.id), error)
 
 
 def _request(store: Store, operation: Operation) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,14 @@ from ptalign_server.gateway import verbs
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
-from ptalign_server.store.operations import FAILED, QUEUED, RUNNING, SUCCEEDED, Operation
+from ptalign_server.store.operations import (
+    CANCELLED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    Operation,
+)
 from ptalign_server.store.resources import Resource
 from ptalign_server.worker import perform as performing
 from ptalign_server.worker.job import Made
@@ -296,6 +304,24 @@ def test_resume_from_goes_on_where_it_can(store: Store) -> None:
     assert (align._run_folder(job) / "checkpoints").exists()
     (store.work(ran.id) / "run" / "checkpoints").rmdir()
     assert (align._run_folder(job) / "checkpoints").exists()  # its own by now
+
+
+def test_a_resumed_run_that_never_began_hands_on_what_it_would_have_gone_on_from(
+    store: Store,
+) -> None:
+    """Cancelled while it waited, it has no steps: the next one started at 0 without a word."""
+    ran = stopped(store, tokens=9)
+    (store.work(ran.id) / "run" / "checkpoints").mkdir(parents=True)
+    before = ran.id
+    for _ in range(2):
+        request = pb.AlignRequest(resume_from=f"operations/{before}")
+        before = put_operation(store, CANCELLED, "Align", request)
+    job = job_of(store, pb.AlignRequest(resume_from=f"operations/{before}"))
+    assert (align._run_folder(job) / "checkpoints").exists()
+    shutil.rmtree(store.work(ran.id))
+    job = job_of(store, pb.AlignRequest(resume_from=f"operations/{before}"))
+    with pytest.raises(InvalidInput, match=f"{ran.id}, whose checkpoints are not there"):
+        align._run_folder(job)
 
 
 def test_guards_may_differ_from_those_of_the_run_that_is_resumed(store: Store) -> None:

@@ -14,6 +14,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import configs, failpoints, manifest, messages, wire
 from ptalign_server.errors import NotFound
 from ptalign_server.executor import run_job
+from ptalign_server.in_use import resumed
 from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, check_adapter
@@ -96,9 +97,7 @@ def _run_folder(job: Job) -> Path:
         InvalidInput: The earlier run took steps, and its folder is not there.
     """
     out = job.folder / "run"
-    earlier = job.request.resume_from.removeprefix("operations/")
-    source = job.room.store.work(earlier) / "run"
-    if earlier and not out.exists() and _began(job, earlier, source):
+    if not out.exists() and (source := _earlier_folder(job)) is not None:
         partial = out.with_name("run.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
@@ -107,22 +106,29 @@ def _run_folder(job: Job) -> Path:
     return out
 
 
-def _began(job: Job, earlier: str, source: Path) -> bool:
-    """Whether the earlier run left a folder to go on from; one that took no step need not."""
-    if source.exists():
-        return True
+def _earlier_folder(job: Job) -> Path | None:
+    """The folder to go on from, of the nearest earlier run that began; None where none did."""
+    store = job.room.store
+    for earlier in resumed(store, job.request, job.operation.tenant):
+        source = store.work(earlier) / "run"
+        if source.exists():
+            return source
+        if _took_steps(job, earlier):
+            raise InvalidInput(
+                "resume_from",
+                f"names operations/{earlier}, whose checkpoints are not there",
+                "Leave resume_from out to start afresh. Servers of one database share a folder "
+                "`work`.",
+            )
+    return None
+
+
+def _took_steps(job: Job, earlier: str) -> bool:
     try:
         found = job.room.store.operations.get(earlier, job.operation.tenant)
-        trained = any(wire.metadata_of(found).progress.counts.values())
     except NotFound:  # deleted since the call was checked, and its folder with it
-        trained = True
-    if trained:
-        raise InvalidInput(
-            "resume_from",
-            f"names operations/{earlier}, whose checkpoints are not there",
-            "Leave resume_from out to start afresh. Servers of one database share a folder `work`.",
-        )
-    return False
+        return True
+    return any(wire.metadata_of(found).progress.counts.values())
 
 
 def _store(job: Job, file: Path) -> res.FileInfo:
