@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
+from threading import Barrier, BrokenBarrierError, Thread
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from ptalign.errors import DataDamaged, NotReady, Unsupported
 from ptalign.nouns import Instruction, InstructionSet, Spent
 from ptalign.spending import spent_so_far
 from ptalign_server.admin import audit as audit_command
+from ptalign_server.admin.keys import rotate_all
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store, db
@@ -234,6 +235,48 @@ def test_rotation_rewraps_and_old_keys_go(store: Store, tmp_path: Path) -> None:
     name = f"instructionSets/{set_id}"
     for opened in (store, other):
         assert opened.sets.load(name, InstructionSet, digest).requested == 1
+    other.close()
+
+
+def test_a_rotation_that_another_overtook_keeps_the_key_in_force(
+    store: Store, tmp_path: Path
+) -> None:
+    """It wrote the file as it had read it: nothing could be opened any more."""
+    set_id = new_set(store)
+    for whole in (True, False):
+        other = Store(Settings(state=tmp_path / "state"), frozen)
+        store.vault.keyfile.add()
+        store.keys.rotate()
+        other.vault.keyfile.add()
+        if whole:  # or it is at its first half still
+            other.keys.rotate()
+            other.vault.keyfile.keep_current()
+        store.vault.keyfile.keep_current()
+        other.close()
+        again = Store(Settings(state=tmp_path / "state"), frozen)
+        assert again.keys.get(set_id).set_id == set_id
+        assert len(again.vault.keyfile.keys) == (1 if whole else 2)
+        again.close()
+
+
+def test_rotations_come_one_after_the_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_id, other = new_set(store), Store(Settings(state=tmp_path / "state"), frozen)
+    rewrap, seen = store.keys.rotate, list[str]()
+    beside = Thread(target=lambda: seen.append(rotate_all(other)[0]))
+
+    def slow(*args: Any) -> int:
+        beside.start()
+        beside.join(0.3)
+        assert not seen
+        return rewrap(*args)
+
+    monkeypatch.setattr(store.keys, "rotate", slow)
+    first, _ = rotate_all(store)
+    beside.join(20)
+    assert list(KeyFile(store.vault.keyfile.path).keys) == seen != [first]
+    assert store.keys.get(set_id).set_id == set_id
     other.close()
 
 

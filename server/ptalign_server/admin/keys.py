@@ -65,9 +65,11 @@ def rotate_all(store: Store) -> tuple[str, int]:
     Returns:
         Id of the fresh key, and how many set keys it wraps.
     """
-    key_id = store.vault.keyfile.add()
-    count = rewrap_all(store)
-    store.vault.keyfile.keep_current()
+    keyfile = store.vault.keyfile
+    with keyfile.alone():
+        key_id = keyfile.add()
+        count = rewrap_all(store)
+        keyfile.keep_current()
     return key_id, count
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ptalign.errors import DataDamaged, NotReady
@@ -53,12 +56,17 @@ class KeyFile(OperatorKeys):
             KeysAway: The file is missing, or others can read it.
             DataDamaged: The file is not a key file.
         """
+        stamp = self._seen()
+        self._learn(self._read())
+        self._stamp = stamp
+
+    def _read(self) -> dict[str, bytes]:
+        """The keys that the file holds now."""
         if not self.path.exists():
             raise KeysAway(f"key file {self.path} is missing. Restore it from its backup.")
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & 0o077:
             raise KeysAway(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
-        stamp = self._seen()
         try:
             text = self.path.read_text()
         except UnicodeDecodeError:
@@ -68,8 +76,7 @@ class KeyFile(OperatorKeys):
             raise DataDamaged(
                 f"key file {self.path} is damaged or holds no key. Restore it from its backup."
             )
-        self._learn(keys)
-        self._stamp = stamp
+        return keys
 
     def refresh(self) -> None:
         """Reads the file again if it changed: a rotation may have put another key first.
@@ -87,6 +94,17 @@ class KeyFile(OperatorKeys):
             return self._stamp  # gone for a moment, or for good: the next start says so
         return (found.st_mtime_ns, found.st_size, found.st_ino)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One rotation at a time: each writes the file as it has read it."""
+        folder = os.open(self.path.parent, os.O_RDONLY)  # the file itself is replaced
+        try:
+            with suppress(OSError):  # NFS locks no folder
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def add(self) -> str:
         """Puts a fresh key first and returns its id: the first half of a rotation."""
         self.refresh()  # another rotation may have ended since: its key must stay in the file
@@ -95,9 +113,17 @@ class KeyFile(OperatorKeys):
         return key_id
 
     def keep_current(self) -> None:
-        """Drops all keys but the first: the second half of a rotation."""
-        key_id, key = self.current
-        self._replace({key_id: key})
+        """Drops the keys before the current one: the second half of a rotation.
+
+        What another rotation has put into the file since wraps everything by now, or is about to.
+        """
+        key_id, _ = self.current
+        keys = self._read()
+        if key_id not in keys:
+            self.reload()  # that one has dropped ours
+            return
+        order = list(keys)
+        self._replace({each: keys[each] for each in order[: order.index(key_id) + 1]})
 
     def _replace(self, keys: dict[str, bytes]) -> None:
         partial = self.path.with_name(self.path.name + ".new")
