@@ -455,6 +455,36 @@ def test_the_queue_is_counted_once_a_group(store: Store) -> None:
     assert store.operations.waited_lately() == 1
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_an_artefact_is_on_disk_when_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
+) -> None:
+    """Checkpoints go once an adapter is committed: a power cut then left neither."""
+    synced: list[tuple[str, int]] = []
+    fsync, root = os.fsync, tmp_path / "artefacts"
+
+    def note(handle: int) -> None:
+        fsync(handle)
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        size = path.stat().st_size if path.is_file() else -1
+        synced.append((path.relative_to(tmp_path).as_posix(), size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    given = tmp_path / "given"
+    given.write_bytes(b"weights")
+    artefacts = Artefacts(root, "", tmp_path / "cache")
+    artefacts.put("adapters/1", "model.safetensors", given if from_file else b"weights")
+    assert synced == [
+        ("artefacts/adapters/1/model.safetensors", 7),
+        ("artefacts/adapters/1", -1),
+        ("artefacts/adapters", -1),
+        ("artefacts", -1),
+    ]
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(NotReady, match="cannot be stored now"):
+        artefacts.put("adapters/1", "model.safetensors", b"weights")
+
+
 def full_disk(point: str) -> None:
     if point == "audit_write.before":
         raise OSError("full")

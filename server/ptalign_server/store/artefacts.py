@@ -20,6 +20,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_proto.v1 import resources_pb2
 from ptalign_server.errors import NotFound
+from ptalign_server.store.records import sync
 
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHUNK = 256 * 1024
@@ -51,13 +52,17 @@ class Artefacts:
             self._store = LocalStore(prefix=root)
 
     def put(self, name: str, part: str, data: bytes | Path) -> resources_pb2.FileInfo:
-        """Stores one file; putting it again replaces it.
+        """Stores one file; putting it again replaces it. It would outlive a power cut.
 
         Raises:
             NotReady: Disk or object store does not take it now.
         """
         with _may_pass(f"the files of {name} cannot be stored now"):
             obstore.put(self._store, self._key(name, part), data)
+            if self._root is not None:  # obstore leaves it to the system when
+                file = self._root / name / part
+                for path in (file, *file.parents[: len(Path(name).parts) + 1]):
+                    sync(path)
         if isinstance(data, Path):
             with data.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -60,7 +60,7 @@ class SealedLog(Generic[T]):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(handle, "r+b", buffering=0)
-        _sync_folder(path.parent)
+        sync(path.parent)
         self._recover()
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ def write_sealed(path: Path, key: SetKey, items: Iterable[tuple[str, bytes]]) ->
     except OSError:
         partial.unlink(missing_ok=True)  # a full disk needs the room
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _write_frames(
@@ -194,8 +194,9 @@ def read_sealed(path: Path, key: SetKey) -> Iterator[tuple[str, bytes]]:
     raise DataDamaged(f"{path.parent.name}/{path.name} was cut short. Restore it from a backup.")
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Returns when a file, or what is named in a folder, would outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
