@@ -219,6 +219,30 @@ def test_the_folder_of_a_failed_run_stays(store: Store, monkeypatch: pytest.Monk
     assert folder.exists()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_files_of_an_adapter_that_is_none_go(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row names them, so nobody could have removed them."""
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    url = f"file://{bucket}" if elsewhere else ""
+    store = Store(Settings(state=tmp_path / "state", artefacts=url), wire.freeze)
+    root = bucket if elsewhere else tmp_path / "state" / "artefacts"
+    other = put_adapter(store)
+
+    def make(job: Any) -> Made:
+        store.artefacts.put(job.name, align.FILES[0], b"{}")
+        raise TrainingFailed("a planted failure")
+
+    monkeypatch.setitem(JOBS, "Align", replace(JOBS["Align"], make=make))
+    operation = put_operation(store, QUEUED, "Align")
+    assert performed(store, operation) == FAILED
+    assert not list((root / f"adapters/{operation}").glob("*"))
+    assert {file.name for file in (root / other).iterdir()} >= set(PARTS)
+    store.close()
+
+
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_what_was_accepted_outlives_a_volume_that_is_away_at_the_end(
     number: int, store: Store, monkeypatch: pytest.MonkeyPatch

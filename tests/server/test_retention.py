@@ -347,6 +347,22 @@ def test_files_that_came_before_their_row_go_where_it_never_came(
     assert not store.sets.unsettled(time.time() + 3601)
 
 
+def test_checkpoints_of_a_deleted_operation_go_where_a_crash_left_them(
+    store: Store, settings: Settings
+) -> None:
+    """The row was gone, so nothing would ever have named them."""
+    waiting, failed = put_operation(store, QUEUED), put_operation(store, FAILED)
+    damaged = damaged_operation(store).partition("/")[2]
+    kept = [*map(store.work, (waiting, failed, damaged)), store.work("lost+found")]
+    left = store.work(new_id())
+    for folder in (*kept, left):
+        (folder / "run").mkdir(parents=True)
+    for_ever = settings.model_copy(update={"retention_days": 0.0})
+    expire(store, for_ever)
+    assert not left.exists()
+    assert all((folder / "run").exists() for folder in kept)
+
+
 def hold(store: Store, *names: str) -> None:
     for name in names:
         store.write(lambda connection, name=name: store.holds.add(connection, name)).result()

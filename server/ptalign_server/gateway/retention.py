@@ -128,6 +128,8 @@ def expire(
         drop_finished_logs(store, turn.skip)
         for set_id in store.sets.unsettled(now - UNSETTLED_SECONDS):
             turn.each(f"set {set_id}", partial(_settle, store, set_id))
+        for operation_id in store.worked():
+            turn.each(f"work/{operation_id}", partial(_drop_left_work, store, operation_id))
         if settings.retention_days:
             _expire(turn, settings, now - settings.retention_days * DAY_SECONDS)
     except _Stopped:
@@ -170,6 +172,17 @@ def drop_finished_logs(store: Store, skip: Skip) -> None:
             continue
         if operation.done and operation.resource:
             store.sets.drop_log(operation_id)
+
+
+def _drop_left_work(store: Store, operation_id: str) -> None:
+    """Removes the checkpoints of a deleted operation: a crash came before its folder went.
+
+    An operation has its row before anybody makes its folder.
+    """
+    try:
+        store.operations.get(operation_id)
+    except NotFound:
+        shutil.rmtree(store.work(operation_id), ignore_errors=True)
 
 
 def _settle(store: Store, set_id: str) -> None:

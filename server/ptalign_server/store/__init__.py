@@ -17,7 +17,7 @@ from ptalign_server.store.db import alone, connect, migrate, protect_file
 from ptalign_server.store.glance import Glances, Shelf
 from ptalign_server.store.holds import Holds
 from ptalign_server.store.keys import Keys, no_keys
-from ptalign_server.store.operations import Freeze, Operations
+from ptalign_server.store.operations import ID, Freeze, Operations
 from ptalign_server.store.resources import Resources
 from ptalign_server.store.sets import Sets
 from ptalign_server.store.withdrawals import Withdrawals
@@ -82,6 +82,10 @@ class Store:
     def work(self, operation_id: str) -> Path:
         """Working folder of an operation: checkpoints and the like, no record text."""
         return self._work / operation_id
+
+    def worked(self) -> list[str]:
+        """Ids of operations that have a working folder; whatever else lies there is passed over."""
+        return [folder.name for folder in self._work.glob("*") if ID.fullmatch(folder.name)]
 
     def write(self, change: Callable[[sa.Connection], T]) -> Future[T]:
         """Applies a change by group commit; the future is done once it is on disk."""

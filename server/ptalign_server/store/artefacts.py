@@ -154,6 +154,19 @@ class Artefacts:
         if here.exists():
             shutil.rmtree(here)
 
+    def discard(self, name: str) -> None:
+        """`delete` of whatever was put under a name that no resource bears.
+
+        Raises:
+            NotReady: The object store does not take it now.
+        """
+        parts: list[str] = []
+        if self._root is None:
+            with _may_pass(f"the object store does not list the files of {name}"):
+                listed = obstore.list(self._store, prefix=name).collect()
+            parts = [str(file["path"]).rpartition("/")[2] for file in listed]
+        self.delete(name, parts)
+
     def _key(self, name: str, part: str) -> str:
         if not PART.fullmatch(part):
             raise NotFound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,6 +119,9 @@ def _page(before: bool, kind: bool, states: bool, light: bool) -> sa.Select[Any]
 Freeze = Callable[[Operation], bytes]
 Change = Callable[[Operation], Operation | None]
 Damaged = Callable[[str], None]
+
+
+ID = re.compile(r"[0-9a-f]{24}")
 
 
 def new_id() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ptalign.config import EvalConfig
-from ptalign.errors import Cancelled, DataDamaged, PtalignError
+from ptalign.errors import Cancelled, DataDamaged, NotReady, PtalignError
 from ptalign_server import failpoints, wire
 from ptalign_server.errors import BelowFloor, SetPurged, status_of
 from ptalign_server.store.operations import (
@@ -33,6 +33,7 @@ from ptalign_server.worker.reporter import Reporter
 
 log = logging.getLogger("ptalign.worker")
 MAX_BACKOFF_SECONDS = 30.0
+STORES_FILES = ("Align", "Evaluate")
 
 
 class ShuttingDown(Exception):
@@ -189,9 +190,17 @@ def _end_with(job: Job, state: str, error: BaseException | None, made: Made | No
 
 
 def _tidy(operation: Operation, room: Room) -> None:
-    """Removes the working folder of a success; that of a stopped run may be resumed from."""
+    """Removes the working folder of a success; that of a stopped run may be resumed from.
+
+    Of one that made nothing, the files that it had stored already go: no row will name them.
+    """
     if operation.state == SUCCEEDED:
         shutil.rmtree(room.store.work(operation.id), ignore_errors=True)
+    elif not operation.resource and operation.kind in STORES_FILES:
+        try:
+            room.store.artefacts.discard(wire.resource_name(operation))
+        except (NotReady, OSError) as error:  # it has ended all the same
+            log.warning("operation %s: files that it stored stay: %s", operation.id, error)
 
 
 def _seal(job: Job, made: Made) -> Resource:
