@@ -116,6 +116,7 @@ def start_engine(model: Path, port: int, folder: Path) -> subprocess.Popen[bytes
     }
     flags = "--dtype float32 --enforce-eager --max-model-len 2048 --max-num-seqs 32 --enable-lora"
     flags += " --max-loras 2 --max-lora-rank 16 --enable-prefix-caching --host 127.0.0.1"
+    flags += " --middleware ptalign_server.engine_paths.EnginePaths"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "smollm2", "--port", str(port), *flags.split()]
     with (folder / "log").open("wb") as log:

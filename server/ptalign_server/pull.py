@@ -3,7 +3,8 @@
 The pool asks an engine to load an adapter by name and by a path on the pool's own disk. In a pod
 of its own the engine has no such path: the middleware takes the name, brings the files from the
 object store, compares them with the digest in the name and puts its own path into the request.
-Whatever path the caller sent is ignored, so nobody on the network can point an engine at a file.
+Whatever path the caller sent is ignored, and vLLM's other routes, one of which loads adapters too,
+are not found (see `engine_paths`): nobody on the network can point an engine at a file.
 
     python -m vllm.entrypoints.openai.api_server --middleware ptalign_server.pull.PullAdapters ...
 """
@@ -24,6 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from ptalign.errors import DataDamaged, NotReady, PtalignError, Unsupported
+from ptalign_server.engine_paths import LOAD, EnginePaths
 from ptalign_server.pool.adapters import check_adapter, make_adapter
 from ptalign_server.pool.supervisor import ZERO
 from ptalign_server.settings import Settings
@@ -31,7 +33,6 @@ from ptalign_server.settings import Settings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-LOAD = "/v1/load_lora_adapter"
 NAME = re.compile(r"adapters-([0-9a-f]{8,40})-([0-9a-f]{12})")
 """Served name of an adapter: its id in the library and the start of its digest."""
 PARTS = ("adapter_config.json", "adapter_model.safetensors")
@@ -44,10 +45,10 @@ KEPT = 24
 
 
 class PullAdapters:
-    """Rewrites requests to load an adapter; everything else passes."""
+    """Rewrites requests to load an adapter; others pass where `EnginePaths` knows their path."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app = EnginePaths(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != LOAD:

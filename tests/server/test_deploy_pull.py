@@ -24,6 +24,8 @@ from ptalign_server.pull import CANARY, LOAD, ZERO, PullAdapters
 from ptalign_server.store.artefacts import Artefacts
 
 ADAPTER = "0123456789abcdef01234567"
+UNGUARDED = ("/adapters", "/adapters/x", "/invocations", "/tokenize", "/v1/load_lora_adapter/")
+"""What vLLM serves beside what we ask of it; the first loads a folder that the caller names."""
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def engine(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> http
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse(await request.json())
 
-    routes = [Route(path, echo, methods=["POST"]) for path in (LOAD, "/v1/completions")]
-    app = Starlette(routes=routes)
+    paths = ("/v1/completions", *UNGUARDED)
+    app = Starlette(routes=[Route(path, echo, methods=["POST"]) for path in (LOAD, *paths)])
     app.add_middleware(PullAdapters)
     model = tmp_path / "model"
     model.mkdir()
@@ -60,8 +62,8 @@ def engine(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> http
         {"model.layers.0.self_attn.o_proj.weight": np.ones((16, 16), "float32")},
         model / "model.safetensors",
     )
-    paths = [SimpleNamespace(name="m", model_path=str(model))]
-    app.state.openai_serving_models = SimpleNamespace(base_model_paths=paths)
+    served = [SimpleNamespace(name="m", model_path=str(model))]
+    app.state.openai_serving_models = SimpleNamespace(base_model_paths=served)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine")
 
 
@@ -158,6 +160,16 @@ async def test_broken_requests_are_refused(engine: httpx.AsyncClient, body: byte
     assert (await engine.post(LOAD, content=body)).status_code == 400
 
 
-async def test_everything_else_passes(engine: httpx.AsyncClient) -> None:
+async def test_what_the_pool_asks_passes(engine: httpx.AsyncClient) -> None:
     answer = await engine.post("/v1/completions", json={"prompt": "x"})
     assert answer.json() == {"prompt": "x"}
+
+
+@pytest.mark.parametrize("path", UNGUARDED)
+async def test_other_routes_of_the_engine_are_not_found(
+    engine: httpx.AsyncClient, path: str
+) -> None:
+    """`POST /adapters`, SageMaker's, loaded any folder: past this middleware and past the key."""
+    answer = await engine.post(path, json={"name": "x", "src": "/etc"})
+    assert answer.status_code == 404
+    assert "/etc" not in answer.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ptalign.engines import openai
 from ptalign.engines.base import Completion, Message, Request
 from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, Unsupported
 from ptalign.nouns import ModelSpec
+from ptalign_server.engine_paths import PATHS, EnginePaths
 from ptalign_server.errors import CircuitOpen
-from ptalign_server.pool import Pool, PoolSettings, State, supervisor
+from ptalign_server.pool import Pool, PoolSettings, State, supervisor, wire
 from ptalign_server.pool.adapters import check_adapter, make_adapter
 from ptalign_server.pool.command import Launch, free_port
 from ptalign_server.pool.command import launch as launch_command
@@ -569,3 +572,17 @@ def test_an_engine_takes_no_sampling_defaults_from_the_model_folder(tmp_path: Pa
     for device in ("cpu", "gpu"):
         argv = launch_command(PoolSettings(state=tmp_path, device=device), model).argv
         assert argv[argv.index("--generation-config") + 1] == "vllm"
+
+
+def test_an_engine_answers_only_what_the_pool_asks(tmp_path: Path) -> None:
+    """vLLM's key guards /v1 alone, and `POST /adapters` loads a folder too."""
+    model = ModelSpec(name="m", path=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for device in ("cpu", "gpu"):
+        argv = launch_command(PoolSettings(state=tmp_path, device=device), model).argv
+        named = f"{EnginePaths.__module__}.{EnginePaths.__qualname__}"
+        assert argv[argv.index("--middleware") + 1] == named
+    source = Path(wire.__file__).read_text() + Path(openai.__file__).read_text()
+    asked = set(re.findall(r'"(/(?:v1/)?[a-z_/]+)"', source)) - {"/v1"}
+    assert {"/health", "/v1/load_lora_adapter", "/chat/completions"} <= asked
+    assert {path if path in PATHS else f"/v1{path}" for path in asked} <= PATHS

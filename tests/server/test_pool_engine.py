@@ -60,6 +60,14 @@ def test_ready_means_that_mixed_batches_are_right(pool: Pool) -> None:
     assert pool.status()[0].restarts == 0
 
 
+@pytest.mark.parametrize("path", ["/adapters", "/invocations", "/tokenize", "/v1/responses"])
+def test_what_the_pool_does_not_ask_for_is_not_found(root: str, path: str) -> None:
+    """vLLM mounts these; `POST /adapters` loads a folder, past its key."""
+    body = {"name": "x", "src": "/nonexistent", "model": "smollm2", "prompt": "x", "input": "x"}
+    answer = httpx.post(root + path, json=body)
+    assert (answer.status_code, answer.json()) == (404, {"error": {"message": "not found"}})
+
+
 def test_the_canary_catches_what_it_is_for(
     pool: Pool, wire: Wire, model_folder: Path, tmp_path: Path
 ) -> None:

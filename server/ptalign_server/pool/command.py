@@ -41,6 +41,8 @@ def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
     key = secrets.token_urlsafe(24)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--model", model.path, "--served-model-name", name]
+    # The key guards /v1 alone, and an adapter can be loaded by another route.
+    argv += ["--middleware", "ptalign_server.engine_paths.EnginePaths"]
     argv += _flags(settings)
     if settings.device == "cpu":
         argv += _cpu_flags(Path(model.path))
