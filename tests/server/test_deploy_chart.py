@@ -440,6 +440,15 @@ def test_engines_load_only_what_they_pulled() -> None:
     assert "/adapters" in {m["mountPath"] for m in container["volumeMounts"]}
 
 
+@pytest.mark.parametrize(("profile", "sampler"), [("gpu", "0"), ("cpu", None)])
+def test_engines_start_where_nothing_compiles_for_a_gpu(profile: str, sampler: str | None) -> None:
+    """FlashInfer's sampler is compiled with nvcc at the start, which the image has not."""
+    manifests = render(merged(example("scaled"), {"profile": profile}))
+    container = named(manifests, "StatefulSet", "pt-engine")["spec"]["template"]["spec"]
+    env = {e["name"]: e.get("value") for e in container["containers"][0]["env"]}
+    assert env.get("VLLM_USE_FLASHINFER_SAMPLER") == sampler
+
+
 def test_engines_must_serve_a_model_of_the_catalogue() -> None:
     values = merged(example("scaled"), {"engines": {"model": "absent"}})
     message = refusal(values, HelmRenderError)

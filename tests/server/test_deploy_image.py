@@ -89,6 +89,8 @@ def test_caches_lie_on_volumes() -> None:
     volumes = re.search(r"^VOLUME \[(.+)\]$", runtime, re.MULTILINE)
     assert volumes
     places = [part.strip(' "') for part in volumes[1].split(",")]
-    for name, path in re.findall(r"(\w+)=(/\S+)", runtime):
-        if name.endswith(("HOME", "DIR", "ROOT")):
+    found = dict(re.findall(r"(\w+)=(/\S+)", runtime))
+    assert "FLASHINFER_WORKSPACE_BASE" in found
+    for name, path in found.items():
+        if name.endswith(("HOME", "DIR", "ROOT", "BASE")):
             assert any(path.startswith(place) for place in places), name

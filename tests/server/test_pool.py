@@ -586,3 +586,15 @@ def test_an_engine_answers_only_what_the_pool_asks(tmp_path: Path) -> None:
     asked = set(re.findall(r'"(/(?:v1/)?[a-z_/]+)"', source)) - {"/v1"}
     assert {"/health", "/v1/load_lora_adapter", "/chat/completions"} <= asked
     assert {path if path in PATHS else f"/v1{path}" for path in asked} <= PATHS
+
+
+def test_a_gpu_engine_starts_where_nothing_compiles_for_it(tmp_path: Path) -> None:
+    """FlashInfer's sampler is compiled with nvcc at the start, which no slim image has."""
+    model = ModelSpec(name="m", path=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for device, expected in (("gpu", "0"), ("cpu", None)):
+        env = launch_command(PoolSettings(state=tmp_path, device=device), model).env
+        assert env.get("VLLM_USE_FLASHINFER_SAMPLER") == expected
+    # What the sampler is for is never asked for, so its absence costs nothing.
+    body = openai.OpenAIEngine("http://e", "m").body(Request("k", prompt="x", temperature=1.0))[1]
+    assert (body["top_p"], body["top_k"]) == (1.0, 0)

@@ -99,6 +99,11 @@ def _environment(settings: PoolSettings, key: str) -> dict[str, str]:
             # has a process of its own either way.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
+    else:
+        # FlashInfer's sampler is compiled with nvcc while the engine starts, and slim images have
+        # none. It is for top_p and top_k, which no request here sets: vLLM samples without it then
+        # in any case. Read in vLLM 0.32 (v1/sample/ops/topk_topp_sampler.py), not run on a GPU.
+        values["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return clean_environment(values)
 
 
