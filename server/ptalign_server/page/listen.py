@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,11 @@ async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:
         if now == seen or config.ssl is None:
             continue
         try:
-            config.ssl.load_cert_chain(auth.tls_cert, auth.tls_key)
+            # First elsewhere: one that does not fit its key yet would drop the key in use, and
+            # nobody could connect. An empty password, or it would ask for one.
+            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trial.load_cert_chain(auth.tls_cert, auth.tls_key, password="")
+            config.ssl.load_cert_chain(auth.tls_cert, auth.tls_key, password="")
             seen = now
         except OSError as error:  # half written: the old one goes on until both files fit
             log.warning("the page's new certificate cannot be used yet: %s", error.strerror)
