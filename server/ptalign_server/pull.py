@@ -33,8 +33,8 @@ from ptalign_server.settings import Settings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-NAME = re.compile(r"adapters-([0-9a-f]{8,40})-([0-9a-f]{12})")
-"""Served name of an adapter: its id in the library and the start of its digest."""
+NAME = re.compile(r"adapters-([0-9a-f]{8,40})-([0-9a-f]{64})")
+"""Served name of an adapter: its id in the library and its whole digest, see `check_adapter`."""
 PARTS = ("adapter_config.json", "adapter_model.safetensors")
 CANARY = re.compile(r"ptalign-canary-[0-9a-f]{8}")
 """Each pool has a canary of its own name; all are the same bytes."""
@@ -102,7 +102,7 @@ class Shelf:
             return make_adapter(model, self._root / "canary", scale=4.0)
         found = NAME.fullmatch(name)
         if found is None:
-            raise Unsupported(f"adapter name {name[:80]!r} does not come from a ptalign pool")
+            raise Unsupported(f"adapter name {name[:120]!r} does not come from a ptalign pool")
         target = self._root / name
         if not self._renewed(target):
             self._pull(found[1], found[2], target)
@@ -131,7 +131,7 @@ class Shelf:
         try:
             for part in PARTS:
                 self._fetch(f"adapters/{adapter_id}/{part}", partial / part)
-            if not check_adapter(partial, MAX_RANK).startswith(digest):
+            if check_adapter(partial, MAX_RANK) != digest:
                 raise DataDamaged(
                     f"adapter {adapter_id} in the object store is not what was asked for"
                 )

@@ -24,6 +24,7 @@ from ptalign_server.pull import CANARY, LOAD, ZERO, PullAdapters
 from ptalign_server.store.artefacts import Artefacts
 
 ADAPTER = "0123456789abcdef01234567"
+DIGEST = "0123456789abcdef" * 4
 UNGUARDED = ("/adapters", "/adapters/x", "/invocations", "/tokenize", "/v1/load_lora_adapter/")
 """What vLLM serves beside what we ask of it; the first loads a folder that the caller names."""
 
@@ -90,7 +91,7 @@ async def test_an_adapter_is_pulled_and_the_callers_path_ignored(
     answer = await load(engine, name)
     folder = Path(answer.json()["lora_path"])
     assert folder == tmp_path / "engine" / "adapters" / name
-    assert check_adapter(folder, 256)[:12] == name[-12:]
+    assert name == f"adapters-{ADAPTER}-{check_adapter(folder, 256)}"  # all 256 bits of sha256
     assert (await load(engine, name)).json()["lora_path"] == str(folder)
     assert [p.name for p in folder.parent.iterdir()] == [name]
 
@@ -102,7 +103,7 @@ async def test_the_newest_adapters_stay_on_the_disk(
     monkeypatch.setattr(pull, "KEPT", 2)
     for name in "bc":
         shutil.copytree(store / "adapters" / ADAPTER, store / "adapters" / (name * 24))
-    tag = served(store)[-12:]
+    tag = served(store)[-64:]
     a, b, c = (f"adapters-{name}-{tag}" for name in (ADAPTER, "b" * 24, "c" * 24))
     for name in (a, b, a, "ptalign-zero", c):
         assert (await load(engine, name)).status_code == 200
@@ -128,7 +129,10 @@ async def test_other_bytes_than_the_digest_are_refused_and_not_kept(
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc", "adapters-../x-0123456789ab", "latest", "", "zero", "ptalign-canary-/../etc"],
+    [
+        *("../../etc", f"adapters-../x-{DIGEST}", "latest", "", "zero", "ptalign-canary-/../etc"),
+        *(f"adapters-{ADAPTER}-{DIGEST[:12]}", f"adapters-{ADAPTER}-{DIGEST}0"),
+    ],
 )
 async def test_names_that_no_pool_makes_are_refused(engine: httpx.AsyncClient, name: str) -> None:
     answer = await load(engine, name)
@@ -137,7 +141,7 @@ async def test_names_that_no_pool_makes_are_refused(engine: httpx.AsyncClient, n
 
 
 async def test_an_adapter_that_is_not_in_the_store_is_named(engine: httpx.AsyncClient) -> None:
-    answer = await load(engine, "adapters-ffffffffffff-0123456789ab")
+    answer = await load(engine, f"adapters-ffffffffffff-{DIGEST}")
     assert answer.status_code == 400
     assert "holds no adapters/ffffffffffff/adapter_config.json" in answer.text
 

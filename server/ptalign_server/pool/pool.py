@@ -128,14 +128,15 @@ class Pool:
             folder: PEFT folder.
 
         Returns:
-            The name to put in `Request.adapter`: `name` and a digest. A name with another content
+            The name to put in `Request.adapter`: `name` and the digest. A name with another content
             is never served again, since the engine's prefix cache goes by name (vLLM #42125).
 
         Raises:
             NotReady, Unsupported, InvalidInput: See `adapters.check_adapter`.
             EngineFailed: An engine refused it; it is not served.
         """
-        served = f"{name}-{check_adapter(folder, self.settings.max_lora_rank)[:12]}"
+        # The whole digest: an engine that pulls the files has nothing else to check them by.
+        served = f"{name}-{check_adapter(folder, self.settings.max_lora_rank)}"
         with self._users_lock:
             self._adapters[served] = folder.absolute()
             self._users[served] += 1
