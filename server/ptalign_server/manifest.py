@@ -1,7 +1,7 @@
 """A signed list of an adapter's files: one changed byte, and it is neither served nor trained on.
 
 Ed25519 over the canonical JSON of name and files. The key is derived from the database's MAC key,
-which the operator's key wraps; `public_key` goes into the manifest and can be shown by
+which the operator's key wraps; `public_key` goes into the manifest and is shown by
 ``ptalign-server keys signer``, so that others can check a downloaded adapter.
 """
 

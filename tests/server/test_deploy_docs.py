@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import page_world as world
 import pytest
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ptalign.config import EvalConfig
 from ptalign.errors import PtalignError
@@ -23,6 +25,7 @@ from ptalign.nouns import PairSet
 from ptalign.suites import build
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.cli import app
+from ptalign_server.manifest import Signer
 from ptalign_server.settings import Settings
 from ptalign_server.variables import OTHERS
 from ptalign_server.vault import KeyFile
@@ -168,6 +171,25 @@ def test_rotation_on_one_machine_keeps_everything_readable(kept: tuple[Path, str
     assert admin("keys", "rotate", PTALIGN_STATE=str(state)).returncode == 0
     assert (state / "operator.key").read_text() != before
     assert len(read(state, name).polarised) == 5
+
+
+def test_the_signers_key_is_shown_and_checks_a_manifest(kept: tuple[Path, str, Any]) -> None:
+    """As docs/security.md says, by whoever has the files; a rotation does not change it."""
+    state, _, store = kept
+    manifest = json.loads(Signer(store.vault).sign("adapters/1", []))
+    assert admin("keys", "rotate", PTALIGN_STATE=str(state)).returncode == 0
+    done = admin("keys", "signer", PTALIGN_STATE=str(state))
+    assert done.stdout == manifest["key"] + "\n", done.stderr
+    signed = {part: manifest[part] for part in ("files", "name", "version")}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(done.stdout))
+    key.verify(base64.b64decode(manifest["signature"]), text)
+
+
+def test_no_signers_key_is_made_where_no_server_has_run(tmp_path: Path) -> None:
+    done = admin("keys", "signer", PTALIGN_STATE=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "where no server has run" in done.stderr
 
 
 def test_the_server_refuses_to_listen_off_loopback_without_tls(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`ptalign-server keys`: the operator's key that wraps every set's key."""
+"""`ptalign-server keys`: the operator's key that wraps every set's key, and the signer's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ptalign.errors import Unsupported
-from ptalign_server.admin.stored import WHO
+from ptalign_server.admin.stored import WHO, open_store
 from ptalign_server.settings import Settings
 from ptalign_server.vault import KeyFile, operator_keys
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from ptalign_server.store import Store
 
-app = typer.Typer(help="The operator's keys.", no_args_is_help=True)
+app = typer.Typer(
+    help="The operator's keys, and the one that adapters are signed with.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -37,6 +39,19 @@ def show() -> None:
     """Show the ids of the operator's keys, the current one first; never the keys."""
     for number, key_id in enumerate(operator_keys(Settings()).keys):
         typer.echo(f"{key_id}{' (current)' if number == 0 else ''}")
+
+
+@app.command()
+def signer() -> None:
+    """Show the public key that adapters' manifests are signed with (Ed25519, base64).
+
+    Give it to those who check a downloaded adapter: the `key` of its manifest.json must be this
+    one. It is the database's own, and stays the same when the operator's keys are rotated.
+    """
+    from ptalign_server.manifest import Signer
+
+    with open_store() as store:
+        typer.echo(Signer(store.vault).public_key)
 
 
 @app.command()
