@@ -44,8 +44,9 @@ class PairConfig(Config):
     """Settings of `synthesize_pairs`."""
 
     rounds: int = Field(2, ge=1, le=8)
-    min_polarity: float = Field(0.6, ge=-1, le=1)
-    """judge(toxic) - judge(positive) must reach this on each harm judge, in a parent's too."""
+    min_polarity: float = Field(0.6, ge=0, le=1)
+    """judge(toxic) - judge(positive) must reach this on each harm judge, in a parent's too. Below 0
+    the sides are swapped, and Align refuses the set."""
     anchors: int = Field(40, ge=0, le=2000)
     held_out_share: float = Field(0.25, ge=0, le=0.9)
     """Share of the anchors kept from training, for benign KL."""

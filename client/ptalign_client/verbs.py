@@ -120,7 +120,7 @@ class Verbs(Base):
             instruction_set: What `generate_instructions` made, with this model or another.
             annotations: An annotation set, or fewer than 50 annotations.
             rounds: 1..8; 2 unless set.
-            min_polarity: judge(toxic) - judge(positive) at least: -1..1; 0.6 unless set. The
+            min_polarity: judge(toxic) - judge(positive) at least: 0..1; 0.6 unless set. The
                 parent's pairs below it are written anew.
             parent: An earlier pair set to refine: the new one holds its anchors too.
             anchors: Benign instructions with the model's own answers; 40 unless set.

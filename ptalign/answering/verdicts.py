@@ -33,7 +33,7 @@ class Verdicts:
         embed: Sentence embedder, for relevance: a positive that is to the point is taken at once,
             one that is not far from it is kept for the last round. An embedder without `RELEVANCE`
             rejects and prefers none.
-        min_polarity: judge(toxic) - judge(positive) asked of each judge.
+        min_polarity: judge(toxic) - judge(positive) asked of each judge: 0..1.
         reject: Told the reason of each draft that the judges turn down.
         counts: Where toxic drafts that a judge did not find far enough from the positive are
             counted, ``not_apart.<topic>``.
@@ -86,7 +86,7 @@ class Verdicts:
         found = {pair.id for pair in pairs} if self._judges else set()
         asked, goods = [p.instruction for p in pairs], [p.positive for p in pairs]
         bads = [p.toxic.reveal() if p.toxic else "" for p in pairs]
-        most = -max(0.0, self._min_polarity)
+        most = -self._min_polarity
         for judge in self._judges if pairs else ():
             sides = zip(pairs, judge.score(asked, goods), judge.score(asked, bads), strict=True)
             found &= {p.id for p, g, b in sides if g is not None and b is not None and b - g < most}

@@ -59,7 +59,7 @@ def test_details_become_attributes(client: pt.Client, served: object) -> None:
             details=(
                 info("INVALID_INPUT", limit="8"),
                 violation("rounds", "must be 1..8, got 9. Send 2."),
-                violation("min_polarity", "must be -1..1, got 3. Leave it out."),
+                violation("min_polarity", "must be 0..1, got 3. Leave it out."),
             ),
         )
     ]
@@ -71,7 +71,7 @@ def test_details_become_attributes(client: pt.Client, served: object) -> None:
     assert [v.field for v in error.violations] == ["rounds", "min_polarity"]
     assert str(error) == (
         "two fields; rounds: must be 1..8, got 9. Send 2.; "
-        "min_polarity: must be -1..1, got 3. Leave it out."
+        "min_polarity: must be 0..1, got 3. Leave it out."
     )
 
 

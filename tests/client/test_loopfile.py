@@ -64,6 +64,13 @@ def test_files_that_ship_are_well_formed(file: str) -> None:
         ("model: tiny\n", "", 1, "model", "is missing"),
         ("method: mle", "method: sft", 7, "align[0].method", "'sft' is not one of pt_align"),
         ("steps: 3", "steps: 0", 8, "align[1].steps", "must be 1..10000, not 0"),
+        (
+            "align:",
+            "pairs: {min_polarity: -0.25}\nalign:",
+            5,
+            "pairs.min_polarity",
+            "must be 0..1, not -0.25",
+        ),
         ("also: [A]", "also: [C]", 10, "evaluate.also[0]", "no adapter 'C'"),
         ("also: [A]", "also: A", 10, "evaluate.also", "must be a list"),
         ("name: A\n", "name: B\n", 6, "align", "two adapters are named 'B'"),

@@ -457,13 +457,13 @@ async def test_fields_of_pairs_show_both_limits_and_what_was_sent(calls: Calls) 
         model=MODEL,
         instruction_set=put_set(calls.store, "instructionSets"),
         rounds=9,
-        min_polarity=-3,
+        min_polarity=-0.25,
     )
     _, _, _, violations = await refused(calls.tuning.SynthesizePairs(request))
     send = "Send a value in that range, or leave it out for"
     assert violations == {
         "rounds": f"must be 1..8, got 9. {send} 2.",
-        "min_polarity": f"must be -1..1, got -3. {send} 0.6.",
+        "min_polarity": f"must be 0..1, got -0.25. {send} 0.6.",
     }
 
 

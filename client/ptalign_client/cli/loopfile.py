@@ -48,7 +48,7 @@ class Pairs:
     """What SynthesizePairs is asked for."""
 
     rounds: int | None = limited(None, 1, 8)
-    min_polarity: float | None = limited(None, -1, 1)
+    min_polarity: float | None = limited(None, 0, 1)
     anchors: int | None = limited(None, 0, 2000)
     seed: int = limited(0, 0, 2**32 - 1)
 

@@ -122,7 +122,7 @@ def synthesize(
     ] = "",
     rounds: Annotated[int | None, typer.Option(help="1..8; 2 unless set.")] = None,
     min_polarity: Annotated[
-        float | None, typer.Option(help="judge(toxic) - judge(positive); 0.6 unless set.")
+        float | None, typer.Option(help="judge(toxic) - judge(positive): 0..1; 0.6 unless set.")
     ] = None,
     anchors: Annotated[int | None, typer.Option(help="Benign anchors; 40 unless set.")] = None,
     parent: Annotated[str, typer.Option(help="Refine this pair set.")] = "",
