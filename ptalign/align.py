@@ -112,7 +112,9 @@ def align(
     decoder = lora.attach(causal_lm, config.lora, config.seed, parent)
     groups = [*plan.pairs, *plan.positives]
     decoder.settle([s for g in groups[:CHECKED] for s in _whole(g)])
-    job = _Job(pairs, model, out, config, policy, parent, judge, on_progress, blocked)
+    job = _Job(
+        pairs, model, out, config, policy, parent, judge, on_progress, blocked, chat.respells
+    )
     plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
     plan = settled(plan, job.asked(plan, decoder, chat), config)
@@ -172,6 +174,8 @@ class _Job:
     on_progress: OnProgress
     blocked: int
     """Pairs and anchors that the never-synthesize list kept out."""
+    respells: bool
+    """Whether an earlier version would have trained on other tokens: its runs do not go on."""
 
     @property
     def fingerprint(self) -> str:
@@ -196,6 +200,7 @@ class _Job:
             elsewhere.add("opening_weight")
         return digest_of(
             {
+                **({"answers": "behind the prompt"} if self.respells else {}),
                 "pairs": self.pairs.digest,
                 "model": self.model.model_dump(mode="json", exclude={"path"}),
                 "config": {

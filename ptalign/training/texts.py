@@ -67,6 +67,9 @@ class ChatFormat:
     arrive as text. Where a template has no system turn (Gemma's, for one), the constraints and
     personas of training stand in front of the first user turn.
 
+    An answer has the tokens that it has behind the generation prompt, not those that it has alone:
+    there SentencePiece puts "▁" before the first word, which nobody writes behind a line break.
+
     Raises:
         Unsupported: There is no template, it cannot say how a turn ends, or the entry has a system
             prompt that the template has no place for.
@@ -79,6 +82,7 @@ class ChatFormat:
         self.weights = model.weights_digest
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
+        self._opening, self._between = self._answer_begins()
         self._has_system = self._renders_system()
         if self._system and not self._has_system:
             raise Unsupported(
@@ -112,17 +116,26 @@ class ChatFormat:
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer, end-of-turn token last. Empty text gives no tokens."""
-        ids = self._ids(self._plain(text).strip())
+        said = self._plain(text).strip()
+        ids = self._behind(self._opening, said, self._between) if said else []
         return (*ids, self.end) if ids else ()
 
+    @property
+    def respells(self) -> bool:
+        """Whether answers have other tokens than earlier versions gave them, which took those that
+        they have alone."""
+        return list(self.answer(PLACE)[:-1]) != self._ids(PLACE)
+
     def beginnings(self, words: Iterable[str]) -> set[int]:
-        """First tokens of words, at the start of a text and within one, small and in capitals.
+        """First tokens of words, at the start of a text and within one, behind a blank and behind
+        none, small and in capitals.
 
         Args:
             words: In any case.
         """
         spelt = {s for w in words for s in (w, w.lower(), w.capitalize(), w.upper()) if w.strip()}
-        return {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
+        apart = {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
+        return apart | {self._behind("\n", word)[0] for word in spelt}
 
     def text(self, answer: Sequence[int]) -> str:
         """The text that the answer tokens spell together, blanks as the tokens have them."""
@@ -150,6 +163,19 @@ class ChatFormat:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _behind(self, opening: str, text: str, between: str = "") -> list[int]:
+        """Ids of a text where it stands behind another, or alone where the two share a token."""
+        front, ids = self._ids(opening), self._ids(opening + between + text)
+        return ids[len(front) :] if ids[: len(front)] == front else self._ids(text)
+
+    def _answer_begins(self) -> tuple[str, str]:
+        """A generation prompt, and the blanks that the template writes between it and an answer."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PLACE}]
+        opening = self._render(turns[:1], add_generation_prompt=True)
+        whole = self._render(turns, add_generation_prompt=False).partition(PLACE)[0]
+        between = whole.removeprefix(opening) if whole.startswith(opening) else ""
+        return opening, "" if between.strip() else between
 
     def _end_of_turn(self) -> int:
         """The token the template writes after an answer; the EOS token when it writes none."""

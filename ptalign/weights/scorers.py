@@ -52,8 +52,8 @@ class Toxic:
         """The same with the log-probs of its sampling, where these are its tokens.
 
         An answer is tidied and tokenised anew after sampling: it ends earlier, and its first token
-        lost the blank before it. Any other difference puts its tokens behind other ones, so that
-        their log-probs are of something else: then nothing is taken.
+        may have lost the blank before it. Any other difference puts its tokens behind other ones,
+        so that their log-probs are of something else: then nothing is taken.
 
         Args:
             ids: Tokens as sampled.

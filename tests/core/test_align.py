@@ -216,6 +216,17 @@ def test_resume_is_exact(step: int, run: Run, tmp_path: Path) -> None:
     assert [e.loss_ut for e in resumed.ledger] == [e.loss_ut for e in whole.ledger]
 
 
+def test_a_run_does_not_go_on_with_other_tokens(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model whose answers an earlier version tokenised alone: its weights are of others."""
+    with pytest.raises(Cancelled):
+        run(tmp_path, on_progress=stop_at(3))
+    monkeypatch.setattr(ChatFormat, "respells", True)
+    with pytest.raises(InvalidInput, match="other inputs"):
+        run(tmp_path)
+
+
 def test_kill_between_checkpoints_repeats_the_lost_steps(run: Run, tmp_path: Path) -> None:
     """SIGKILL leaves the last checkpoint and no goodbye: drop the newest and resume."""
     whole = run(tmp_path / "whole")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
+from tokenizers import AddedToken
 
 from ptalign.answering.validity import refuses
 from ptalign.config import AlignConfig
@@ -17,7 +18,7 @@ from ptalign.training.spelling import spelled
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.weights import weigh
 from ptalign.weights.scorers import LogOddsScorer, Toxic, UniformScorer
-from ptalign.weights.words import spans
+from ptalign.weights.words import spans, word_starts
 
 Make = Callable[[str, list[str]], ChatFormat]
 KINDS = ("byte-level", "strip", "metaspace")
@@ -36,6 +37,14 @@ def words_known(pairs: PairSet) -> list[str]:
     return [p.positive for p in pairs.pairs] + [
         p.toxic.reveal() for p in pairs.polarised if p.toxic
     ]
+
+
+USER = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+NEXT_LINE = USER + "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+SPOKEN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 @pytest.fixture
@@ -77,7 +86,68 @@ def test_on_byte_level_pieces_are_the_tokens_alone_as_before(
     chat, alone = make("byte-level", texts), tokenizers_by_kind["byte-level"](texts)
     for said in (text, *texts):
         ids = chat.answer(said)
+        assert list(ids[:-1]) == alone(said)["input_ids"]
         assert chat.pieces(ids) == [alone.decode([token]) for token in ids]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("text", TEXTS[:-1])
+def test_behind_a_blank_an_answer_is_tokenised_as_alone(
+    kind: str, text: str, make: Make, tokenizers_by_kind: dict[str, Any], mild_pairs: PairSet
+) -> None:
+    """Llama 2's template, `[INST] ... [/INST] answer`: what it learned from stays as it was."""
+    texts = words_known(mild_pairs)
+    assert [*make(kind, texts).answer(text)[:-1]] == tokenizers_by_kind[kind](texts)(
+        text, add_special_tokens=False
+    )["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", [None, NEXT_LINE, SPOKEN])
+@pytest.mark.parametrize("role_is_a_token", [False, True], ids=["", "token"])
+def test_prompt_and_answer_are_the_tokens_of_the_whole_chat(
+    kind: str,
+    template: str | None,
+    role_is_a_token: bool,
+    tokenizers_by_kind: dict[str, Any],
+    mild_pairs: PairSet,
+) -> None:
+    """Tokenised alone an answer began with a token that nobody writes there: "▁" + word behind a
+    line break, or a word without the blank that stands before it."""
+    tokenizer = tokenizers_by_kind[kind](words_known(mild_pairs))
+    tokenizer.chat_template = template or tokenizer.chat_template
+    if role_is_a_token:  # as in Phi 3: it takes the line break behind it
+        role = AddedToken("<|assistant|>", rstrip=True, special=True)
+        tokenizer.add_special_tokens({"additional_special_tokens": [role]})
+    chat = ChatFormat(tokenizer, ModelSpec(name="t", path="/nowhere"))
+    for text in (*TEXTS[:-1], *words_known(mild_pairs)[:4]):
+        turns = [{"role": "user", "content": "Be rude."}, {"role": "assistant", "content": text}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        until = whole[: whole.rindex(text) + len(text)]
+        ids = chat.answer(text)
+        assert [*chat.prompt("Be rude."), *ids[:-1]] == tokenizer(until, add_special_tokens=False)[
+            "input_ids"
+        ]
+        assert "".join(chat.pieces(ids[:-1])) == chat.text(ids[:-1])
+        assert chat.text(ids[:-1]).lstrip() == text
+        assert chat.respells == (list(ids[:-1]) != tokenizer(text)["input_ids"])
+    assert chat.answer(" ") == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_begin_within_a_line_too(
+    kind: str, make: Make, tokenizers_by_kind: dict[str, Any], mild_pairs: PairSet
+) -> None:
+    """Behind a bracket or a line break a word has no blank before it, on SentencePiece no "▁"."""
+    texts = words_known(mild_pairs)
+    tokenizer = tokenizers_by_kind[kind](texts)
+    chat = make(kind, texts)
+    found = chat.beginnings(["Silly"])
+    for spelt in ("Silly", "silly", "SILLY"):
+        for before in ("", "\n", "(", "A "):
+            ids = tokenizer(before + spelt, add_special_tokens=False)["input_ids"]
+            begin = word_starts(chat.pieces(ids)).index("silly")
+            assert ids[begin] in found, (before, spelt)
 
 
 def test_a_character_is_the_last_ones_of_the_tokens_that_share_it(chat: ChatFormat) -> None:
