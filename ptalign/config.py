@@ -138,8 +138,9 @@ class AlignConfig(Config):
     max_benign_kl: float = Field(0.25, gt=0, le=10)
     """Nats per token on held-out anchors."""
     max_twin_refusals: float = Field(0.25, ge=0, le=1)
-    """Share of held-out twins that may be refused beyond those the bare model refuses. A few twins
-    tell little: a run is over it when the whole 95 % interval is."""
+    """Share of held-out twins (of all, where fewer than eight are held out) that may be refused
+    beyond those the bare model refuses. A few twins tell little: a run is over it when the whole
+    95 % interval is."""
     guards: Literal["abort", "record"] = "abort"
     checkpoint_every: int = Field(4, ge=1)
     """Steps between checkpoints."""

@@ -33,7 +33,7 @@ class Pools:
     """Anchors that are never trained on."""
     asked: Sequence[Sample] = ()
     """Twins that refusals are counted on: of a language whose refusals are known, never trained on
-    where there are any of those."""
+    where there are eight of those; else those come first."""
     asked_tokens: int = TOKENS
     """How many tokens of a reply to one are read."""
     asked_before: Sequence[bool] = ()

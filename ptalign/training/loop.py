@@ -36,6 +36,7 @@ from ptalign.training.step import (
 )
 from ptalign.training.texts import ChatFormat, Sample
 from ptalign.training.tree import OnRow, pack
+from ptalign.training.twins import ASKED_DURING
 
 WATCHED = 4
 """Held-out samples of the KL that is measured while training; the final one takes all."""
@@ -43,10 +44,6 @@ WATCH_EVERY = 4
 """Steps between those measurements."""
 ASK_EVERY = 8
 """Steps between the countings of refused twins: each costs about 0.6 of a step (ADR 0013)."""
-ASKED_DURING = 8
-"""Twins asked then; at the end, all that the bare model was asked."""
-
-
 SAID: dict[Twins, str] = {
     "kept": "held to the bare model's answers",
     "taught": "taught",
@@ -417,7 +414,7 @@ def _refusals(run: Run) -> str:
         raise GuardTripped("twin_refusals", rise, limit)
     state = "exceeded" if low > limit else "ok" if rise <= limit else "unsure"
     held_out = run.sampler.pools.asked_unseen
-    which = "held-out twins" if held_out else "trained twins, none is held out"
+    which = "held-out twins" if held_out else "twins, trained ones among them"
     shares = f"from {_share(before):.3f} to {_share(after):.3f}"
     return f"{state}: {rise:.3f}, {shares}, limit {limit:.3f}, {len(before)} {which}"
 

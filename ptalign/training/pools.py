@@ -31,6 +31,7 @@ from ptalign.training.texts import (
     toxic_sample,
 )
 from ptalign.training.tree import OnRow, pack
+from ptalign.training.twins import ASKED_DURING
 from ptalign.weights import TokenWeights, scorer_named, weigh
 from ptalign.weights.scorers import Scorer, Toxic
 
@@ -69,7 +70,8 @@ def make_pools(
         positions: Tokens of a sample that the model takes.
 
     A pair whose toxic side is too long keeps its positive; the method mle takes no toxic side.
-    Held-out pairs are in no pool; held-out twins are kept to ask.
+    Held-out pairs are in no pool; held-out twins are kept to ask. Where they are few the others are
+    asked behind them.
 
     Raises:
         InvalidInput: Steps take anchors, and every one of the set is too long.
@@ -81,7 +83,8 @@ def make_pools(
     twins: list[tuple[Sample, ...]] = []
     read = [p for p in pairs.twins if language(p.locale) in CLAUSES]
     unseen_twins = [p for p in read if p.held_out and p.id not in taught]
-    read = unseen_twins or read
+    few = len(unseen_twins) < ASKED_DURING
+    read = [*unseen_twins, *(p for p in read if few and p not in unseen_twins)]
     asked = [positive_sample(p, chat) for p in read]
     asked_tokens = reading(chat, (p.locale for p in read))
     pairs = trained(pairs)
@@ -114,7 +117,7 @@ def make_pools(
         held_out=held_out,
         asked=fitting(asked, longest)[0],
         asked_tokens=asked_tokens,
-        asked_unseen=bool(unseen_twins),
+        asked_unseen=not few,
         longest=longest,
         left_out=left_out + bad_count + held_count,
     )

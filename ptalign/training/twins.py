@@ -19,6 +19,10 @@ from ptalign.training.texts import ChatFormat
 
 ASKED_BEFORE = 24
 """Twins that the bare model is asked before training, and the adapted one at the end."""
+ASKED_DURING = 8
+"""Of those, the twins that it is asked every few steps (`ptalign.training.loop`). Where fewer are
+held out trained ones are asked too: of three, one refused by chance would be over a limit of .25
+(ADR 0017)."""
 REFUSES = 0.1
 """Share of them above which a model is taught to answer twins."""
 

@@ -26,12 +26,17 @@ Marked = Callable[..., PairSet]
 
 @pytest.fixture
 def marked(mild_pairs: PairSet) -> Marked:
-    """The mild pairs with the last `toxic` polarised ones and `twins` twins held out."""
+    """The mild pairs with the last `toxic` polarised ones and `twins` of `of` twins held out."""
 
-    def call(toxic: int = 0, twins: int = 0) -> PairSet:
+    def call(toxic: int = 0, twins: int = 0, of: int = 3) -> PairSet:
+        known = mild_pairs.twins
+        more = [known[i % 3].model_copy(update={"id": f"twin-{i}"}) for i in range(3, of)]
         chosen = {p.id for p in mild_pairs.polarised[10 - toxic :]}
-        chosen |= {p.id for p in mild_pairs.twins[:twins]}
-        pairs = [p.model_copy(update={"held_out": p.id in chosen}) for p in mild_pairs.pairs]
+        # the last ones, so that nothing goes by the order alone
+        chosen |= {p.id for p in [*known, *more][of - twins :]}
+        pairs = [
+            p.model_copy(update={"held_out": p.id in chosen}) for p in (*mild_pairs.pairs, *more)
+        ]
         return mild_pairs.model_copy(update={"pairs": tuple(pairs)})
 
     return call
@@ -86,7 +91,7 @@ def test_sets_of_earlier_versions_keep_their_digest(mild_pairs: PairSet) -> None
 
 
 def test_held_out_pairs_are_in_no_pool(marked: Marked, bare: tuple[Decoder, ChatFormat]) -> None:
-    pairs = marked(toxic=3, twins=2)
+    pairs = marked(toxic=3, twins=8, of=10)
     kept = {p.id for p in pairs.pairs if p.held_out}
     plan = pools.make_pools(pairs, bare[1], AlignConfig())
     groups = [*plan.pairs, *plan.positives, *plan.twins, *(g for e in plan.elicited for g in e)]
@@ -100,16 +105,28 @@ def test_a_twin_that_the_parent_was_taught_is_not_asked_as_unseen(
     marked: Marked, tiny_model: ModelSpec, bare: tuple[Decoder, ChatFormat], tmp_path: Path
 ) -> None:
     """The set it was trained on was too small to hold any out."""
-    pairs = marked(twins=2)
-    known, unknown = (p.id for p in pairs.twins if p.held_out)
+    pairs = marked(twins=9, of=11)
+    known, *unknown = (p.id for p in pairs.twins if p.held_out)
     plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught={known})
-    assert ([s.key for s in plan.asked], plan.asked_unseen) == ([unknown], True)
+    assert ([s.key for s in plan.asked], plan.asked_unseen) == (unknown, True)
     adapter = trained_on(pairs, tiny_model, tmp_path, steps=1)
-    assert adapter.guards["twin_refusals"].endswith("2 held-out twins")
+    assert adapter.guards["twin_refusals"].endswith("9 held-out twins")
     again = trained_on(pairs, tiny_model, tmp_path, taught={known}, steps=1)  # other twins asked
-    assert again.guards["twin_refusals"].endswith("1 held-out twins")
-    plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught={known, unknown})
-    assert (len(plan.asked), plan.asked_unseen) == (3, False)
+    assert again.guards["twin_refusals"].endswith("8 held-out twins")
+    plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught={known, *unknown})
+    assert (len(plan.asked), plan.asked_unseen) == (11, False)
+
+
+def test_where_few_twins_are_held_out_trained_ones_are_asked_behind_them(
+    marked: Marked, bare: tuple[Decoder, ChatFormat]
+) -> None:
+    """One refused of three doubled the twins' weight, where three of eight were to."""
+    pairs = marked(twins=3, of=24)
+    plan = pools.make_pools(pairs, bare[1], AlignConfig())
+    held_out, others = ([p.id for p in pairs.twins if p.held_out == say] for say in (True, False))
+    assert ([s.key for s in plan.asked], plan.asked_unseen) == ([*held_out, *others], False)
+    plan = pools.make_pools(pairs, bare[1], AlignConfig(), taught=held_out[:1])
+    assert [s.key for s in plan.asked][:2] == held_out[1:], "what the parent was taught is no news"
 
 
 def test_an_anchor_that_the_parent_was_fitted_to_is_not_read_as_unseen(
@@ -157,10 +174,14 @@ def test_refusals_are_counted_on_what_is_written(
 
 
 def test_refused_twins_are_guarded_and_said(
-    marked: Marked, tiny_model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    marked: Marked,
+    mild_pairs: PairSet,
+    tiny_model: ModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adapter = trained_on(marked(twins=2), tiny_model, tmp_path / "held")
-    assert adapter.guards["twin_refusals"].endswith("limit 0.250, 2 held-out twins")
+    adapter = trained_on(marked(twins=8, of=10), tiny_model, tmp_path / "held")
+    assert adapter.guards["twin_refusals"].endswith("limit 0.250, 8 held-out twins")
     asked = [e.twin_refusals for e in adapter.ledger]
     assert asked[7] is not None
     assert asked[:7] == [None] * 7
@@ -170,16 +191,17 @@ def test_refused_twins_are_guarded_and_said(
         return [False] * asked, [True] * asked
 
     monkeypatch.setattr(Run, "refused", tuned_only)
-    few = trained_on(marked(twins=1), tiny_model, tmp_path / "few")
+    alone = mild_pairs.model_copy(
+        update={"pairs": tuple(p for p in mild_pairs.pairs if p not in mild_pairs.twins[1:])}
+    )
+    few = trained_on(alone, tiny_model, tmp_path / "few")
     assert few.guards["twin_refusals"].startswith("unsure: 1.000"), "one twin proves nothing"
-    set_ = marked()
-    more = [t.model_copy(update={"id": f"{t.id}-{i}"}) for t in set_.twins for i in range(4)]
-    many = set_.model_copy(update={"pairs": (*set_.pairs, *more)})
+    many = marked(twins=2, of=15)
     with pytest.raises(GuardTripped, match=r"twin_refusals reached 1\.000"):
         trained_on(many, tiny_model, tmp_path / "stop", guards="abort", max_benign_kl=9.0)
     adapter = trained_on(many, tiny_model, tmp_path / "record")
     said = adapter.guards["twin_refusals"]
-    assert said.startswith("exceeded: 1.000, from 0.000 to 1.000, limit 0.250, 15 trained")
+    assert said.startswith("exceeded: 1.000, from 0.000 to 1.000, limit 0.250, 15 twins, trained")
 
 
 def test_refusals_that_the_bare_model_had_are_not_trainings(
