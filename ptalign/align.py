@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ptalign.training.candidates import with_candidates
 from ptalign.training.decoder import Decoder
 from ptalign.training.loop import Run, benign_kl, train, verdicts
 from ptalign.training.swapped import refuse_swapped
-from ptalign.training.texts import ChatFormat, Sample, fitting, toxic_sample
+from ptalign.training.texts import DATE, ChatFormat, Sample, fitting, toxic_sample
 from ptalign.training.tree import OnRow, pack
 from ptalign.training.twins import ask, settled
 from ptalign.weights.sheet import sheet
@@ -65,8 +66,8 @@ def align(
 
     Writes ``out/adapter`` (a PEFT folder), ``out/checkpoints``, ``out/token_weights.safetensors``
     (positions and weights, no text), ``out/token_weights.json`` (the same for people, words masked;
-    not for `mle`), ``out/twins.json`` (whether the bare model refuses each twin asked) and
-    ``out/ledger.json``.
+    not for `mle`), ``out/twins.json`` (whether the bare model refuses each twin asked),
+    ``out/ledger.json`` and, where the chat template prints the date, ``out/day.json``.
 
     Args:
         pairs: What SynthesizePairs made.
@@ -105,7 +106,8 @@ def align(
     if config.threads:
         torch.set_num_threads(config.threads)
     on_progress(Progress("loading the model", 0, config.steps))
-    chat = ChatFormat(lora.load_tokenizer(model), model)
+    tokenizer = lora.load_tokenizer(model)
+    chat = ChatFormat(tokenizer, model, _day(tokenizer, out, resume))
     locale, positions = policy.locale if policy else "en", lora.positions(model)
     plan = pools.make_pools(pairs, chat, config, locale, taught, positions)
     causal_lm = lora.load_model(model, config.device)
@@ -130,6 +132,16 @@ def align(
     before = sum(entry.seconds for entry in run.ledger)
     train(run, on_progress)
     return job.finish(run, chat, begun - before)
+
+
+def _day(tokenizer: Any, out: Path, resume: bool) -> datetime | None:
+    """When the run began, where the chat template prints the date: a resume prints the same."""
+    if DATE not in str(tokenizer.chat_template):
+        return None
+    file = out / "day.json"
+    if not (resume and file.is_file()):
+        _write_json(file, datetime.now().date().isoformat())
+    return datetime.fromisoformat(json.loads(file.read_text("utf-8")))
 
 
 def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:

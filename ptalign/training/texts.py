@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -17,6 +18,8 @@ Part = Literal["positive", "twin", "kept", "anchor", "toxic"]
 """A `kept` sample is a twin that is held to the bare model: see `ptalign.training.twins`."""
 
 PLACE = "ptalignanswerplace"
+DATE = "strftime_now"
+"""What chat templates call for the date."""
 OPENING = 4
 """First tokens of an answer, in which a refusal begins if it is one."""
 LONGEST = 2048
@@ -70,15 +73,22 @@ class ChatFormat:
     An answer has the tokens that it has behind the generation prompt, not those that it has alone:
     there SentencePiece puts "▁" before the first word, which nobody writes behind a line break.
 
+    Args:
+        tokenizer: The model's.
+        model: Its catalogue entry.
+        day: What a template that prints the date (Llama 3's) is to print; None: the current one.
+
     Raises:
         Unsupported: There is no template, it cannot say how a turn ends, or the entry has a system
             prompt that the template has no place for.
     """
 
-    def __init__(self, tokenizer: Any, model: ModelSpec) -> None:
+    def __init__(self, tokenizer: Any, model: ModelSpec, day: datetime | None = None) -> None:
         self._tokenizer = tokenizer
         self._system = model.system_prompt
         self._options = dict(model.template_options)
+        if day is not None:
+            self._options[DATE] = day.strftime
         self.weights = model.weights_digest
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,6 +215,35 @@ def test_resume_is_exact(step: int, run: Run, tmp_path: Path) -> None:
         last = f"checkpoints/step-000006/{name}"
         assert sha256_of(tmp_path / "cut" / last) == sha256_of(tmp_path / "whole" / last)
     assert [e.loss_ut for e in resumed.ledger] == [e.loss_ut for e in whole.ledger]
+
+
+def test_a_run_that_goes_on_another_day_prints_the_day_it_began(
+    tiny_model: ModelSpec, mild_pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama 3's template prints today's date: resumed after midnight a run had other prompts."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model.path, folder)
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = "Today is {{ strftime_now('%d') }}. " + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    model = tiny_model.model_copy(update={"path": str(folder)})
+
+    def run_on(day: int, name: str, **more: Any) -> str:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Clock:
+                return cls(2026, 1, day, tzinfo=tz)
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+        monkeypatch.setattr("ptalign.align.datetime", Clock)
+        config, out = AlignConfig(**SHORT), tmp_path / name
+        return align(mild_pairs, model=model, out=out, config=config, **more).weights_sha256
+
+    whole = run_on(1, "whole")
+    with pytest.raises(Cancelled):
+        run_on(1, "cut", on_progress=stop_at(3))
+    assert run_on(2, "cut") == whole
+    assert run_on(2, "cut", resume=False) != whole
 
 
 def test_a_run_does_not_go_on_with_other_tokens(
