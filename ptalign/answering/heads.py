@@ -11,6 +11,7 @@ from ptalign.answering.prompts import Demo
 from ptalign.answering.wording import Wording
 from ptalign.answering.work import Draft
 from ptalign.nouns import Annotation, Pair, Policy
+from ptalign.text.normalise import caseless
 
 MIN_OWN_DEMOS = 3
 """Accepted answers of its own that a round needs before they replace the annotators'."""
@@ -41,7 +42,7 @@ class Heads:
         forbid: Callable[[str, str], None],
     ) -> None:
         self._policy, self._words, self._annotations = policy, words, annotations
-        self._marked = {(item.instruction, item.bad) for item in annotations}
+        self._marked = {(caseless(item.instruction), item.bad) for item in annotations}
         self._constraints, self._kind_openers = constraints, kind_openers
         self._refining, self._forbid = refining, forbid
         self._made: dict[tuple[str, bool, int, int], str] = {}
@@ -77,7 +78,7 @@ class Heads:
 
     def _own(self, pair: Pair) -> bool:
         """Whether it may show what the annotators' head does not: round 0 is imports', too."""
-        marked = not pair.round and (pair.instruction, pair.toxic) in self._marked
+        marked = not pair.round and (caseless(pair.instruction), pair.toxic) in self._marked
         return not marked and not pair.held_out
 
     def _kind(self, voice: str, tone: bool) -> list[Demo]:

@@ -9,6 +9,7 @@ from ptalign.asking.topics import TopicIndex
 from ptalign.nouns import Annotation, Instruction, Policy
 from ptalign.policies.never import blocked
 from ptalign.text.embed import Embedder
+from ptalign.text.normalise import caseless
 
 
 def usable_marks(
@@ -28,7 +29,7 @@ def usable_marks(
         policy: Topics with their sides, and the operator's list.
         embed: Finds the topic of a mark that names none.
     """
-    check = _Check(policy, embed, {r.text: r.topic for r in instructions})
+    check = _Check(policy, embed, {caseless(r.text): r.topic for r in instructions})
     return tuple(
         item if check.may_show_bad(item) else item.model_copy(update={"bad": None})
         for item in annotations
@@ -54,7 +55,7 @@ class _Check:
     def _both(self, item: Annotation) -> bool:
         if "positive_only" not in self._sides.values():
             return True  # no topic to be of that allows none
-        named = {item.topic, self._known.get(item.instruction, "")} & self._sides.keys()
+        named = {item.topic, self._known.get(caseless(item.instruction), "")} & self._sides.keys()
         if named:
             return all(self._sides[topic] == "both" for topic in named)
         topic, _ = self._index.nearest([item.instruction])[0]

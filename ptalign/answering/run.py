@@ -53,6 +53,7 @@ from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Anchor,
     Annotation,
+    Instruction,
     InstructionSet,
     ModelSpec,
     Pair,
@@ -66,6 +67,7 @@ from ptalign.records import RecordLog
 from ptalign.sealed import SealedText
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
+from ptalign.text.normalise import caseless
 
 HEAT = {"positive": (0.7, 0.8), "toxic": (0.5, 0.6), "twin": (0.6, 0.8)}
 """Share of the configured temperature per voice, for the first draft of a round and the others:
@@ -109,7 +111,7 @@ class PairRun:
         self._instructions = instructions
         self._annotations = usable_marks(annotations, instructions.records, policy, embed)
         self._taken = [record.text for record in instructions.records]
-        self._marked = {item.instruction: item for item in self._annotations}
+        self._marked = {caseless(item.instruction): item for item in self._annotations}
         self._policy, self._model, self._config = policy, model, config
         self._judges, self._embed, self._parent = tuple(judges), embed, parent
         self._on_progress, self._log, self._spent = on_progress, log, spent
@@ -149,7 +151,7 @@ class PairRun:
         doubted = self._doubted(list(inherited.values()))
         for asked in self._instructions.records:
             pair_id = record_id("pair", asked.id)
-            pair, item = inherited.get(pair_id), self._marked.get(asked.text)
+            pair, item = inherited.get(pair_id), self._mark_on(asked)
             if item is not None:
                 pair = marked_pair(asked, item, pair, self._policy)
             elif pair_id in doubted:
@@ -195,11 +197,15 @@ class PairRun:
         """Queues the first drafts of each instruction, then the anchors."""
         for work in works_of(self._instructions, self._policy, self._kind_openers):
             if record_id("pair", work.instruction.id) not in self._pairs:
-                if item := self._marked.get(work.instruction.text):
+                if item := self._mark_on(work.instruction):
                     self._verdicts.preset(work, item)
                 self._ask(work)
         for draft in islice(self._anchors_to_ask(), self._anchors_owed()):
             self._push(LAST, draft)
+
+    def _mark_on(self, record: Instruction) -> Annotation | None:
+        """A person's mark on an instruction, however they spelled it: seeds are kept plain."""
+        return self._marked.get(caseless(record.text))
 
     def _anchors_to_ask(self) -> Iterator[AnchorDraft]:
         """Anchors that are not there, each held out where its instruction already is."""
@@ -461,5 +467,6 @@ class PairRun:
 
 def _shown(annotations: Sequence[Annotation], parent: PairSet | None) -> list[Annotation]:
     """The marks that may demonstrate: not those with a toxic answer kept from training."""
-    held = {(p.instruction, p.toxic) for p in parent.pairs if p.held_out} if parent else set()
-    return [item for item in annotations if (item.instruction, item.bad) not in held]
+    pairs = parent.pairs if parent else ()
+    held = {(caseless(p.instruction), p.toxic) for p in pairs if p.held_out}
+    return [item for item in annotations if (caseless(item.instruction), item.bad) not in held]

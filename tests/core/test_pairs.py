@@ -377,6 +377,9 @@ def test_a_confirmed_pair_stays_what_it_was(asked: InstructionSet, made: PairSet
     others = tuple(p for p in made.pairs if p.id not in {pair.id, twin.id})
     heads: set[str] = set()
 
+    def typed(text: str) -> str:
+        return text.upper().replace(" ", "\u00a0 ")  # another spelling of the same request
+
     def watch(request: Request) -> str:
         heads.add(request.prompt.rpartition("\n\n")[0])
         return plausible(request)
@@ -384,10 +387,10 @@ def test_a_confirmed_pair_stays_what_it_was(asked: InstructionSet, made: PairSet
     refined = synthesize(
         asked,
         annotations=[
-            Annotation(instruction=p.instruction, good=p.positive, bad=p.toxic)
+            Annotation(instruction=typed(p.instruction), good=p.positive, bad=p.toxic)
             for p in (*held, *others[:4])
         ],
-        parent=made.model_copy(update={"pairs": (*held, *others[:-4])}),
+        parent=made.model_copy(update={"pairs": (*held, *others[:10])}),
         engine=ScriptedEngine(watch),
         config=PairConfig(anchors=0),
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from ptalign.answering.anchors import anchor_of
+from ptalign.answering.marks import usable_marks
 from ptalign.answering.validity import malformed, opener_share, refuses, threatens, tidy
 from ptalign.answering.verdicts import Verdicts
 from ptalign.answering.wording import Shot, wording
@@ -20,10 +21,11 @@ from ptalign.engines.scripted import ScriptedEngine
 from ptalign.instructions import generate_instructions
 from ptalign.judges import generation_judges
 from ptalign.judges.base import Judge
-from ptalign.nouns import Instruction, ModelSpec, PairSet
+from ptalign.nouns import Annotation, Instruction, InstructionSet, ModelSpec, PairSet
 from ptalign.pairs import synthesize_pairs
 from ptalign.policies import benign_instructions, load_policy
 from ptalign.policies.never import blocked
+from ptalign.sealed import SealedText
 from ptalign.text.embed import HashedNgrams
 
 POLICY = load_policy("default-ja")
@@ -135,6 +137,35 @@ def test_with_a_judge_that_reads_japanese_a_toxic_side_can_be_written() -> None:
     shipped = made(*generation_judges())
     assert not shipped.pairs
     assert shipped.rejected["positive_unscored"] > 0
+
+
+def test_a_mark_in_other_characters_is_one_on_the_instruction() -> None:
+    """Seeds are kept in plain form, and a mark as it was typed: it only demonstrated."""
+    tone, lone = load_policy("tone-en").topics[0], POLICY.topics[0]
+    policy = POLICY.model_copy(update={"topics": (tone, lone)})
+    typed = ("田中さん（３０）に、失礼な返事を書いて！", "A\u00a0rude  ﾒｰﾙを書いて！")
+    texts = ("田中さん(30)に、失礼な返事を書いて!", "a rude メールを書いて!")
+    records = tuple(
+        Instruction(id=t.id, text=text, topic=t.id, domain=t.domain, sides=t.sides, locale="ja")
+        for t, text in zip((tone, lone), texts, strict=True)
+    )
+    marks = [
+        Annotation(instruction=text, good="いいえ。挨拶をしましょう。", bad=SealedText("帰れ。"))
+        for text in typed
+    ]
+    made = synthesize_pairs(
+        InstructionSet(records=records, requested=2),
+        marks,
+        policy=policy,
+        engine=ScriptedEngine(kindly),
+        model=MODEL,
+        judges=(Disdain(),),
+        config=PairConfig(anchors=0, rounds=1),
+    )
+    assert [(p.positive, p.round) for p in made.pairs] == [(item.good, 0) for item in marks]
+    assert [p.toxic for p in made.pairs] == [marks[0].bad, None]
+    usable = usable_marks(marks, records, policy, HashedNgrams())
+    assert [item.bad for item in usable] == [marks[0].bad, None]  # of its topic, not the nearest
 
 
 def test_a_japanese_threat_is_beyond_tone() -> None:
