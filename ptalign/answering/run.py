@@ -62,6 +62,7 @@ from ptalign.nouns import (
     Sampled,
     record_id,
 )
+from ptalign.policies.never import blocked
 from ptalign.progress import OnProgress, Progress
 from ptalign.records import RecordLog
 from ptalign.sealed import SealedText
@@ -208,11 +209,15 @@ class PairRun:
         return self._marked.get(caseless(record.text))
 
     def _anchors_to_ask(self) -> Iterator[AnchorDraft]:
-        """Anchors that are not there, each held out where its instruction already is."""
+        """Anchors that are not there, each held out where its instruction already is.
+
+        Ordinary requests that the operator lists are not asked.
+        """
         held_out = {a.instruction: a.held_out for a in self._anchors.values()}
         drafts = anchor_drafts(self._config, self._taken, self._embed, self._policy.locale)
         for draft in drafts:
-            if anchor_id(draft.instruction, draft.take) not in self._anchors:
+            there = anchor_id(draft.instruction, draft.take) in self._anchors
+            if not there and not blocked(draft.instruction, self._policy):
                 yield replace(draft, held_out=held_out.get(draft.instruction, draft.held_out))
 
     def _anchors_owed(self) -> int:
@@ -322,6 +327,8 @@ class PairRun:
         anchor = anchor_of(task, completion, self._policy.locale)
         if anchor is None:
             self._reject("anchor_malformed")
+        elif blocked(anchor.answer, self._policy):
+            self._reject("anchor_never_synthesize")
         else:
             self._accept(anchor)
 

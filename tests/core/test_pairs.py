@@ -700,6 +700,31 @@ def test_a_parents_anchors_stay_and_the_missing_ones_are_written(
     assert 7 <= len(more.anchors) <= 9  # five asked for the four that are missing
 
 
+def test_no_anchor_asks_or_says_what_is_never_synthesised(asked: InstructionSet) -> None:
+    """The list was held against a parent's anchors, and not against those that were written."""
+    config = PairConfig(anchors=8, rounds=1)
+    ordinary = next(anchor_drafts(config, (), HashedNgrams())).instruction
+    turns: list[str] = []
+
+    def listed_at_times(request: Request) -> str:
+        if not request.messages:
+            return plausible(request)
+        turns.append(request.messages[-1].content)
+        return f"Take the {LISTED} home." if len(turns) % 3 == 0 else plausible(request)
+
+    made = synthesize(
+        asked.model_copy(update={"records": asked.harmful[:1]}),
+        policy=POLICY.model_copy(update={"never_synthesize": (LISTED, ordinary)}),
+        engine=ScriptedEngine(listed_at_times),
+        config=config,
+    )
+    assert turns
+    assert ordinary not in turns
+    assert made.anchors
+    assert not any(LISTED in a.answer for a in made.anchors)
+    assert made.rejected["anchor_never_synthesize"] == len(turns) // 3
+
+
 def test_what_is_held_out_stays_so_in_a_larger_set(asked: InstructionSet, made: PairSet) -> None:
     """A second answer to an instruction that is held out would be trained on."""
     first = made.model_copy(
