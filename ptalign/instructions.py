@@ -14,7 +14,8 @@ from ptalign.config import InstructionConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
 from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy, Spent
-from ptalign.progress import OnProgress, ignore
+from ptalign.policies.never import permitted
+from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
@@ -40,14 +41,16 @@ def generate_instructions(
 
     Args:
         policy: Topics, examples, tactics and lists.
-        count: Accepted harmful instructions wanted, on top of the parent's.
+        count: Accepted harmful instructions wanted, on top of those that stay of the parent.
         engine: Writes the drafts.
         model: The catalogue entry the engine serves.
         config: Settings; the defaults when None.
         seeds: The operator's own instructions: accepted first, after the same checks.
         excerpts: Redacted pieces of chat logs: those that are requests are clustered, and one of
             each cluster goes through the checks that seeds do.
-        parent: An earlier set to extend: its records come first and nothing repeats them.
+        parent: An earlier set to extend: its records come first and nothing repeats them. What is
+            on the never-synthesize list is left out, and the twins of it, as
+            ``parent_never_synthesize``.
         on_progress: Told after each accepted record and each ten rejected drafts.
         log: Accepted records; a log that has some is continued.
         costs: What drafts cost, of every attempt that shares these logs: the set's ``drafts``,
@@ -66,7 +69,8 @@ def generate_instructions(
     _check(policy, count, model, config)
     log = MemoryLog() if log is None else log
     spent = Spending(MemoryLog() if costs is None else costs)
-    run = DraftRun(policy, count, config, on_progress, log, spent, embed, parent)
+    given = _permitted(parent, policy, spent, on_progress) if parent else None
+    run = DraftRun(policy, count, config, on_progress, log, spent, embed, given)
     with spent.kept():
         run.resume()
         run.plant(seeds, excerpts)
@@ -77,6 +81,22 @@ def generate_instructions(
                     if run.finished():
                         break
     return run.result()
+
+
+def _permitted(
+    parent: InstructionSet, policy: Policy, spent: Spending, on_progress: OnProgress
+) -> InstructionSet:
+    """The parent without what this policy's list forbids: it was made under its own."""
+
+    def read(done: int, total: int) -> None:
+        on_progress(Progress("reading the set", done, total))
+
+    fit = permitted(parent, policy, read).records
+    gone = {r.id for r in parent.records} - {r.id for r in fit}
+    kept = tuple(r for r in fit if r.twin_of not in gone)
+    for _ in range(len(parent.records) - len(kept)):
+        spent.leave_out("parent_never_synthesize")
+    return parent.model_copy(update={"records": kept})
 
 
 def _check(policy: Policy, count: int, model: ModelSpec, config: InstructionConfig) -> None:

@@ -74,8 +74,9 @@ class Verbs(Base):
             locale: BCP 47; the policy's unless set.
             twins: A benign twin for each, those of `parent` too; on unless set.
             topics: A subset of the policy's topic ids; all unless set.
-            parent: An earlier set to extend: the new one holds its records too. The policy must
-                have their topics, with the same sides.
+            parent: An earlier set to extend: the new one holds its records too, but for those that
+                the policy lists as never to be written. The policy must have their topics, with the
+                same sides.
             seed: Which topics, tactics and openers come first: 0..4294967295. What the model writes
                 is not seeded.
             dry_run: Validate and estimate only.

@@ -380,6 +380,32 @@ def test_what_is_never_synthesised_does_not_enter() -> None:
     assert listed.rejected["never_synthesize"] > 0
 
 
+def test_what_a_parent_holds_of_the_list_is_left_out_with_its_twins(made: InstructionSet) -> None:
+    """A set that was extended under a stricter policy kept what that one forbids."""
+    phrase = "forbidden purple teapot"
+    first, second = made.harmful[:2]
+    twin = next(t for t in made.twins if t.twin_of == second.id)
+    said = {first.id: f"Mock the {phrase}.", twin.id: f"Praise the {phrase}."}
+    parent = made.model_copy(
+        update={
+            "records": tuple(
+                r.model_copy(update={"text": said.get(r.id, r.text)}) for r in made.records
+            )
+        }
+    )
+    policy = POLICY.model_copy(update={"never_synthesize": (phrase,)})
+    log: MemoryLog[Instruction] = MemoryLog()
+    more = generate(4, parent=parent, policy=policy, log=log)
+    assert not [r for r in log.read() if phrase in r.text]
+    assert first.id not in {r.id for r in more.records} | {r.twin_of for r in more.records}
+    assert {t.twin_of for t in more.twins} == {r.id for r in more.harmful}  # one is written anew
+    assert more.rejected["parent_never_synthesize"] == 3
+    assert more.requested == len(more.harmful) == len(parent.harmful) - 1 + 4
+    again = generate(4, parent=parent, policy=policy, log=log)
+    assert (again.records, again.requested) == (more.records, more.requested)
+    assert again.rejected["parent_never_synthesize"] == 3
+
+
 def test_a_model_that_writes_nothing_usable_ends_short_and_says_why() -> None:
     config = InstructionConfig(max_overgeneration=3)
     made = generate(8, engine=ScriptedEngine(lambda _: " {x}"), config=config)

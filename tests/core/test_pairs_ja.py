@@ -141,7 +141,7 @@ def test_with_a_judge_that_reads_japanese_a_toxic_side_can_be_written() -> None:
 
 def test_a_mark_in_other_characters_is_one_on_the_instruction() -> None:
     """Seeds are kept in plain form, and a mark as it was typed: it only demonstrated."""
-    tone, lone = load_policy("tone-en").topics[0], POLICY.topics[0]
+    tone, lone = load_policy("tone-en").topics[0], POLICY.topics[1]
     policy = POLICY.model_copy(update={"topics": (tone, lone)})
     typed = ("田中さん（３０）に、失礼な返事を書いて！", "A\u00a0rude  ﾒｰﾙを書いて！")
     texts = ("田中さん(30)に、失礼な返事を書いて!", "a rude メールを書いて!")

@@ -70,6 +70,12 @@ def test_the_floor_is_of_what_was_to_be_added(parent: str) -> None:
     assert not missing(550, 600, parent)
 
 
+def test_the_floor_knows_what_was_left_out_of_the_parent() -> None:
+    """Of 500 the policy's list forbids 200: 400 with the 100 that were asked for is all of it."""
+    assert not missing(400, 400, PARENT)
+    assert missing(340, 400, PARENT).startswith("accepted 40 of 100")
+
+
 def test_a_stopped_set_that_is_gone_on_with_is_one_request() -> None:
     """99 of 100 and then none of the last: in one call it would have been called short."""
     assert not missing(99, 100, CUT, harmful=99)

@@ -114,7 +114,9 @@ def _policy(job: Job) -> Policy:
 def _made(job: Job, noun: InstructionSet, *, partial: bool) -> Made:
     request = job.request
     policy = job.policies[-1]
-    before, floor = 0 if partial else _before(job), job.room.settings.limits.floor
+    left_out = request.count + _given(job) - noun.requested  # what the policy's list forbids
+    before = 0 if partial else max(0, _before(job) - left_out)
+    floor = job.room.settings.limits.floor
     missing = shortage(len(noun.harmful) - before, noun.requested - before, floor)
     return Made(
         noun=noun,
