@@ -67,10 +67,11 @@ def synthesize_pairs(
         config: Settings; the defaults when None.
         parent: An earlier set to refine, made or imported: its pairs on the same instructions
             (by id, else by text) are kept unless an annotation replaces them, their toxic side
-            is not allowed, their polarity is below ``config.min_polarity`` or, where nobody has
-            measured it, the judges find their sides swapped (counted as ``parent_not_apart`` and
-            ``parent_swapped``). Its best toxic answers demonstrate, its constraints are the start.
-            Its anchors stay, and only those that lack of ``config.anchors`` are written.
+            is not allowed, their positive is on the list, their polarity is below
+            ``config.min_polarity`` or, where nobody has measured it, the judges find their sides
+            swapped (counted as ``parent_not_apart`` and ``parent_swapped``). Its best toxic answers
+            demonstrate, its constraints are the start but for those on the list. Its anchors stay,
+            and only those that lack of ``config.anchors`` are written.
             ``stats["parent_left_out"]`` counts its pairs that fit no instruction or are not
             allowed, and its anchors that are not allowed or close to an instruction.
         rejected: Ids of the parent's pairs that a person called wrong. They are not kept and do

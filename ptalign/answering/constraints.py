@@ -44,7 +44,8 @@ class Constraints:
     Args:
         policy: Generic rules to start from.
         words: Wording of the policy's language.
-        earlier: Refined rules of a parent set, ``topic/side`` -> rules.
+        earlier: Refined rules of a parent set, ``topic/side`` -> rules. What the policy's list
+            forbids is passed over: they were written under another one.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Constraints:
         for name, texts in (earlier or {}).items():
             topic, _, side = name.rpartition("/")
             if side in ("positive", "toxic"):
-                self._rules[topic, side].extend(Rule(text) for text in texts)  # type: ignore[index]
+                fit = (Rule(text) for text in texts if not blocked(text, policy))
+                self._rules[topic, side].extend(fit)  # type: ignore[index]
 
     def best(self, topic: str, side: Side) -> Rule:
         """The rule to write under next: the topic's own with the best record, else a generic."""

@@ -188,7 +188,8 @@ class Places:
     def adopt(self, pair: Pair) -> Pair | None:
         """The pair as one of this run; None when it answers no instruction of the set.
 
-        None too when it has a toxic side that is not allowed: the instruction is asked anew.
+        None too when it has a toxic side that is not allowed, or a positive on the list: the
+        instruction is asked anew.
         """
         record = self._by_id.get(pair.id)
         if record is None:
@@ -196,6 +197,8 @@ class Places:
         if record is None:
             return None
         if pair.toxic is not None and not may_be_toxic(record, pair.toxic, self._policy):
+            return None
+        if blocked(pair.positive, self._policy):
             return None
         pair_id = record_id("pair", record.id)
         if pair.id == pair_id:

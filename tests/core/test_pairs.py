@@ -637,7 +637,7 @@ def test_a_bad_answer_of_a_topic_without_a_toxic_side_demonstrates_nothing() -> 
 
 
 def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made: PairSet) -> None:
-    """Imports have ids of their own; a toxic side that is not allowed is not taken over."""
+    """Imports have ids of their own; a side or a rule that is not allowed is not taken over."""
     brought = tuple(
         p.model_copy(
             update={
@@ -651,7 +651,10 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
     )
     listed = brought[0].model_copy(update={"kind": "pair", "toxic": SealedText(f"The {LISTED}.")})
     elsewhere = listed.model_copy(update={"id": "z", "instruction": "Sing.", "toxic": None})
-    parent = PairSet(pairs=(listed, *brought[1:], elsewhere))
+    said = brought[1].model_copy(update={"positive": f"No. Take the {LISTED} home."})
+    topic = listed.topic
+    rules = {f"{topic}/toxic": (f"Name the {LISTED}.",), f"{topic}/positive": ("Be brief.",)}
+    parent = PairSet(pairs=(listed, said, *brought[2:], elsewhere), constraints=rules)
     refined = synthesize(
         asked,
         parent=parent,
@@ -659,9 +662,12 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
         config=PairConfig(anchors=0, rounds=1),
     )
     kept = {p.id: p for p in refined.pairs}
-    for before in made.pairs[1:]:
+    for before in made.pairs[2:]:
         assert kept[before.id] == before.model_copy(update={"round": 0})
-    assert refined.stats["parent_left_out"] == 2
+    assert refined.stats["parent_left_out"] == 3
+    assert LISTED not in str([p.positive for p in refined.pairs])
+    assert LISTED not in str(refined.constraints)
+    assert "Be brief." in refined.constraints[f"{topic}/positive"]
     assert "parent_left_out" not in made.stats
     assert LISTED not in str([p.toxic.reveal() for p in refined.polarised if p.toxic])
 
