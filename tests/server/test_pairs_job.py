@@ -17,6 +17,7 @@ from ptalign.errors import InvalidInput
 from ptalign.instructions import generate_instructions
 from ptalign.nouns import (
     Anchor,
+    Annotation,
     InstructionSet,
     ModelSpec,
     Pair,
@@ -28,6 +29,7 @@ from ptalign.nouns import (
 from ptalign.pairs import synthesize_pairs as REAL_STAGE
 from ptalign.policies import load_annotations, load_policy
 from ptalign.records import MemoryLog
+from ptalign.sealed import SealedText
 from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -47,6 +49,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nouns: dict[str, Any] = {"instructionSets/1": InstructionSet(records=(), requested=0)}
         self.rows: dict[str, Any] = {}
+        self.marked_under = Policy(name="tone", topics=TREE)
         self.got: dict[str, Any] = {}
         self.logged: MemoryLog[Pair | Anchor] = MemoryLog()
         self.spent: MemoryLog[Spent] = MemoryLog()
@@ -59,6 +62,7 @@ class World:
         if items:
             call.annotations.CopyFrom(pb.Annotations(items=items))
         limits = SimpleNamespace(floor=0.0)
+        store = SimpleNamespace(sets=SimpleNamespace(load_policy=lambda _: self.marked_under))
         return SimpleNamespace(
             request=call,
             load=self.load,
@@ -69,7 +73,7 @@ class World:
             reporter=None,
             log=lambda *_: self.logged,
             costs=lambda: self.spent,
-            room=SimpleNamespace(settings=SimpleNamespace(limits=limits)),
+            room=SimpleNamespace(settings=SimpleNamespace(limits=limits), store=store),
             parent=lambda name: f"{name}@sha256:0",
         )
 
@@ -213,6 +217,20 @@ def test_a_verdict_on_a_set_that_is_gone_holds_by_id(judged: Judged) -> None:
     judged.nouns["pairSets/2"] = judged.nouns.pop("pairSets/1")
     judged.refine("pairSets/2")
     assert judged.got["rejected"] == (judged.wrong.id,)
+
+
+def test_a_mark_shows_no_toxic_side_that_its_own_policy_does_not_allow(judged: Judged) -> None:
+    """The call's policy did not know its topic, and had none without a toxic side."""
+    lone = Topic(id="lone", domain="privacy", title="Accounts of others", sides="positive_only")
+    judged.marked_under = Policy(name="mixed", topics=(*TREE, lone))
+    marks = [
+        Annotation(instruction=f"Ask {t}.", good="No.", bad=SealedText("Go away."), topic=t)
+        for t in ("t", "lone", "")
+    ]
+    judged.nouns["annotationSets/1"] = AnnotationSet(records=tuple(marks))
+    assert judged.refine("pairSets/1").annotations_used == 3
+    assert [m.bad is not None for m in judged.got["annotations"]] == [True, False, True]
+    assert [m.good for m in judged.got["annotations"]] == ["No."] * 3
 
 
 def test_the_stage_takes_what_the_job_gives(judged: Judged) -> None:

@@ -14,10 +14,17 @@ from ptalign_server.worker.lineage import lineage
 
 
 def called_with(job: Job, request: pb.SynthesizePairsRequest) -> tuple[Annotation, ...]:
-    """The marks that a SynthesizePairs names or brings along."""
-    if request.annotation_set:
-        return job.load(request.annotation_set, AnnotationSet).records
-    return tuple(annotation_of(item) for item in request.annotations.items)
+    """The marks that a SynthesizePairs names or brings along.
+
+    An annotation set's bad answers come without those of topics that its own policy allows no toxic
+    side: the policy of the call may not know these topics, and would let them demonstrate.
+    """
+    if not request.annotation_set:
+        return tuple(annotation_of(item) for item in request.annotations.items)
+    marks = job.load(request.annotation_set, AnnotationSet).records
+    own = job.room.store.sets.load_policy(request.annotation_set)
+    lone = {topic.id for topic in own.topics if topic.sides == "positive_only"}
+    return tuple(m.model_copy(update={"bad": None}) if m.topic in lone else m for m in marks)
 
 
 def marked_for(job: Job, pair_set: str) -> tuple[Annotation, ...]:
