@@ -225,6 +225,15 @@ class Anchor(Noun):
     """Whether the model ended the answer; one that was cut teaches no end."""
 
 
+class Constraint(Noun):
+    """A rule that the model wrote while a pair set was made, as the set's log keeps it."""
+
+    id: str
+    topic: str
+    side: Literal["positive", "toxic"]
+    text: str
+
+
 class PairSet(Noun):
     """What SynthesizePairs makes."""
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ptalign.answering.run import PairRun
+from ptalign.answering.run import PairRun, Records
 from ptalign.config import PairConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
-    Anchor,
     Annotation,
     InstructionSet,
     ModelSpec,
-    Pair,
     PairSet,
     Policy,
     Spent,
@@ -46,7 +44,7 @@ def synthesize_pairs(
     parent: PairSet | None = None,
     rejected: Collection[str] = (),
     on_progress: OnProgress = ignore,
-    log: RecordLog[Pair | Anchor] | None = None,
+    log: RecordLog[Records] | None = None,
     costs: RecordLog[Spent] | None = None,
     embed: Embedder | None = None,
 ) -> PairSet:
@@ -78,7 +76,8 @@ def synthesize_pairs(
             not demonstrate, their instructions are asked anew, and a draft in the same words is
             rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.
         on_progress: Told after each accepted record and each ten rejected drafts.
-        log: Accepted pairs and anchors; a log that has some is continued.
+        log: Accepted pairs and anchors, and the rules that the model wrote; a log that has some is
+            continued.
         costs: What drafts cost, of every attempt that shares these logs.
         embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere. How near an answer
             must be to its request is known of MiniLM alone (`ptalign.text.embed.RELEVANCE`).

@@ -17,6 +17,7 @@ from ptalign.nouns import (
     Adapter,
     Anchor,
     Answers,
+    Constraint,
     Evaluation,
     Instruction,
     InstructionSet,
@@ -123,7 +124,7 @@ class Lab:
             judges=judges.generation_judges(annotations),
             config=PairConfig(anchors=self._form.anchors),
             on_progress=self._on_progress,
-            log=self._journal.log(f"{name}-{tag}", Pair, Anchor),
+            log=self._journal.log(f"{name}-{tag}", Pair, Anchor, Constraint),
             costs=self._journal.log(f"{name}-{tag}-costs", Spent),
         )
         self._journal.seal(name, made)

@@ -8,13 +8,13 @@ as examples (self-constraint-driven refinement: arXiv 2502.08657, section 3).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ptalign.answering.wording import Wording
+from ptalign.answering.wording import Wording, wording
 from ptalign.engines.base import Request
-from ptalign.nouns import Policy, Topic
+from ptalign.nouns import Constraint, Pair, PairSet, Policy, Topic
 from ptalign.policies.never import blocked
 from ptalign.text.near import rouge_l, tokens
 from ptalign.text.normalise import plain
@@ -110,6 +110,11 @@ class Constraints:
             rules.remove(min(tried, key=lambda r: r.share))
         return ""
 
+    def restore(self, rule: Constraint) -> None:
+        """Takes a rule of an earlier attempt; what came of it is not known any more."""
+        self.best(rule.topic, rule.side)  # the topic's first rules stood before it
+        self._rules[rule.topic, rule.side].append(Rule(rule.text))
+
     def refined(self, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """``topic/side`` -> rules, best first, of the topics in use; `KEPT` at most.
 
@@ -141,6 +146,16 @@ class Constraints:
         known = [(titles[topic], text) for _, topic, text in proven]
         generic = list(zip(titles.values(), self._generic[side], strict=False))
         return (generic + known)[-5:]
+
+
+def refined_so_far(
+    rules: Iterable[Constraint], pairs: Iterable[Pair], policy: Policy, parent: PairSet | None
+) -> dict[str, tuple[str, ...]]:
+    """`Constraints.refined` of a set that was stopped, by the rules and pairs in its log."""
+    found = Constraints(policy, wording(policy.locale), parent.constraints if parent else None)
+    for rule in rules:
+        found.restore(rule)
+    return found.refined(sorted({pair.topic for pair in pairs}))
 
 
 def _handed_on(rules: Sequence[Rule]) -> list[Rule]:

@@ -53,6 +53,7 @@ from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Anchor,
     Annotation,
+    Constraint,
     Instruction,
     InstructionSet,
     ModelSpec,
@@ -68,7 +69,7 @@ from ptalign.records import RecordLog
 from ptalign.sealed import SealedText
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder
-from ptalign.text.normalise import caseless
+from ptalign.text.normalise import caseless, plain
 
 HEAT = {"positive": (0.7, 0.8), "toxic": (0.5, 0.6), "twin": (0.6, 0.8)}
 """Share of the configured temperature per voice, for the first draft of a round and the others:
@@ -87,7 +88,7 @@ MAX_ERRORS = 64
 LAST = 1_000
 """Order of the anchors in the queue: after every round."""
 
-Records = Pair | Anchor
+Records = Pair | Anchor | Constraint
 
 
 class PairRun:
@@ -149,6 +150,8 @@ class PairRun:
         for record in self._log.read():
             self._keep(record)
         inherited = self._inherited()
+        written = (p for p in self._pairs.values() if inherited.get(p.id) != p)
+        self._round = max((p.round for p in written), default=1) or 1
         doubted = self._doubted(list(inherited.values()))
         for asked in self._instructions.records:
             pair_id = record_id("pair", asked.id)
@@ -318,10 +321,13 @@ class PairRun:
             self._take_anchor(task, completion)
 
     def _take_rule(self, task: RuleDraft, completion: Completion) -> None:
-        text, finished = f"{task.opener}{completion.text}", completion.finish == "stop"
-        reason = self._constraints.offer(task.topic, task.side, text, finished=finished)
-        if reason:
+        topic, side, finished = task.topic, task.side, completion.finish == "stop"
+        text = plain(f"{task.opener}{completion.text}")
+        if reason := self._constraints.offer(topic, side, text, finished=finished):
             self._reject(reason)
+            return
+        rule_id = record_id("constraint", topic, side, text)
+        self._log.append(Constraint(id=rule_id, topic=topic, side=side, text=text))
 
     def _take_anchor(self, task: AnchorDraft, completion: Completion) -> None:
         anchor = anchor_of(task, completion, self._policy.locale)
@@ -440,8 +446,10 @@ class PairRun:
     def _keep(self, record: Records) -> None:
         if isinstance(record, Anchor):
             self._anchors[record.id] = record
-            return
-        self._pairs[record.id] = record
+        elif isinstance(record, Constraint):
+            self._constraints.restore(record)
+        else:
+            self._pairs[record.id] = record
 
     def _leave_out(self, reason: str) -> None:
         self._spent.leave_out(reason)

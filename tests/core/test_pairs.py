@@ -16,6 +16,7 @@ from ptalign.answering.constraints import Constraints
 from ptalign.answering.demos import toxic_demos
 from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
+from ptalign.answering.run import Records
 from ptalign.answering.validity import Fresh, loops, malformed, opener_share, refuses, tidy
 from ptalign.answering.verdicts import Verdicts
 from ptalign.answering.wording import wording
@@ -30,6 +31,7 @@ from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Anchor,
     Annotation,
+    Constraint,
     Instruction,
     InstructionSet,
     ModelSpec,
@@ -197,34 +199,67 @@ def test_a_never_synthesize_instruction_gets_no_toxic_side(asked: InstructionSet
 
 
 def test_a_stopped_run_goes_on_where_it_was(asked: InstructionSet) -> None:
-    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    log: MemoryLog[Records] = MemoryLog()
 
     def stop(_: Progress) -> None:
-        if len(list(log.read())) == 11:
+        if len(accepted(log)) == 11:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
         synthesize(asked, log=log, on_progress=stop)
-    before = list(log.read())
+    before = accepted(log)
     assert len(before) == 11
     made = synthesize(asked, log=log)
     kept = {r.id: r for r in (*made.pairs, *made.anchors)}
     assert all(kept[r.id] == r for r in before)
     assert len({p.instruction_id for p in made.pairs}) == len(made.pairs)
     assert len(made.polarised) >= 13
-    assert {r.id for r in log.read()} == set(kept)
+    assert {r.id for r in accepted(log)} == set(kept)
+
+
+def accepted(log: MemoryLog[Records]) -> list[Pair | Anchor]:
+    """What of a log stands in the set."""
+    return [r for r in log.read() if not isinstance(r, Constraint)]
+
+
+def test_a_killed_attempt_loses_neither_its_rules_nor_its_round(asked: InstructionSet) -> None:
+    """With all pairs in the log there was no work, and so the set had no constraint at all."""
+    log: MemoryLog[Records] = MemoryLog()
+
+    def stop(progress: Progress) -> None:
+        if progress.counts["anchors"]:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        synthesize(asked, log=log, on_progress=stop)
+    late = next(r for r in log.read() if isinstance(r, Pair)).id
+    again: MemoryLog[Records] = MemoryLog()
+    for record in log.read():
+        again.append(record.model_copy(update={"round": 2}) if record.id == late else record)
+    done = {p.instruction_id for p in accepted(log) if isinstance(p, Pair)}
+    owed = {r.topic for r in asked.records if r.id not in done}
+    rules = [r for r in log.read() if isinstance(r, Constraint) and r.topic not in owed]
+    newest = {f"{r.topic}/{r.side}": r.text for r in rules}
+    assert newest
+    made = synthesize(asked, log=again, config=PairConfig(anchors=8, rounds=1))
+    assert made.rounds == 2
+    for name, text in newest.items():
+        first = wording("en").general_rule_positive, *POLICY.generic_constraints_positive
+        first = POLICY.generic_constraints_toxic if name.endswith("/toxic") else first
+        assert made.constraints[name][-1] == text
+        assert made.constraints[name][0] in first  # those that it began with are there, too
 
 
 def test_what_a_killed_attempt_spent_is_in_the_sets_numbers(asked: InstructionSet) -> None:
     """Tokens of the last attempt were divided by its own pairs, and its refused drafts alone told
     which topics never come apart."""
-    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    log: MemoryLog[Records] = MemoryLog()
     costs: MemoryLog[Spent] = MemoryLog()
     reports: list[Progress] = []
 
     def stop(progress: Progress) -> None:
         reports.append(progress)
-        if len(list(log.read())) == 25:
+        if len(accepted(log)) == 25:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
@@ -259,7 +294,7 @@ def test_pairs_of_a_parent_that_are_asked_anew_are_counted_in_every_attempt(
     parent = made.model_copy(
         update={"pairs": tuple(near if p is doubted else p for p in made.pairs)}
     )
-    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    log: MemoryLog[Records] = MemoryLog()
     first = synthesize(asked, parent=parent, log=log)
     assert doubted.id in {pair.id for pair in first.polarised}
     again = synthesize(asked, parent=parent, log=log)
@@ -685,7 +720,7 @@ def test_a_parents_anchors_stay_and_the_missing_ones_are_written(
     listed = (anchor(f"How is the {LISTED}?"), anchor("How is it?", f"Like a {LISTED}."))
     parent = made.model_copy(update={"anchors": (*brought, *listed, anchor(asked.harmful[0].text))})
     policy = POLICY.model_copy(update={"never_synthesize": (LISTED,)})
-    log: MemoryLog[Pair | Anchor] = MemoryLog()
+    log: MemoryLog[Records] = MemoryLog()
 
     def refine(anchors: int, **options: object) -> PairSet:
         config = PairConfig(anchors=anchors, rounds=1)
@@ -1018,11 +1053,11 @@ def test_some_pairs_and_twins_are_kept_from_training(
     asked: InstructionSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ptalign.answering.held_out.FEWEST", 8)
-    log: MemoryLog[Pair] = MemoryLog()
+    log: MemoryLog[Records] = MemoryLog()
     config = PairConfig(anchors=0, held_out_pairs=0.5)
     made = synthesize(asked, annotations=(), config=config, log=log)
     held = [p for p in made.pairs if p.held_out]
     assert {p.kind for p in held} == {"pair", "twin"}
     assert made.stats["held_out_pairs"] == sum(p.kind == "pair" for p in held)
     assert made.stats["held_out_twins"] == sum(p.kind == "twin" for p in held)
-    assert {p.id for p in held} == {r.id for r in log.read() if r.held_out}
+    assert {p.id for p in held} == {r.id for r in accepted(log) if r.held_out}

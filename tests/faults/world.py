@@ -23,7 +23,7 @@ import grpc
 import yaml
 from running import Running, descendants, free_port
 
-from ptalign.nouns import Anchor, Instruction, ModelSpec, Pair
+from ptalign.nouns import Anchor, Constraint, Instruction, ModelSpec, Pair
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
@@ -139,12 +139,14 @@ def accepted(where: Path | Running, operation_id: str) -> list[Any]:
 def _records(store: Store, operation_id: str) -> Iterator[Any]:
     from ptalign_server.store.records import decode, frames
 
-    kinds = {kind.__name__: kind for kind in (Instruction, Pair, Anchor)}
+    kinds = {kind.__name__: kind for kind in (Instruction, Pair, Anchor, Constraint)}
     path = store.sets.folder(operation_id) / "log"
     with path.open("rb") as stream:
         key = store.keys.get(operation_id)
         for place, blob in frames(stream, path):
-            yield decode(key.open(place, blob), kinds)
+            record = decode(key.open(place, blob), kinds)
+            if not isinstance(record, Constraint):  # a rule, which is no record of the set
+                yield record
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ptalign.instructions import generate_instructions
 from ptalign.nouns import (
     Anchor,
     Annotation,
+    Constraint,
     InstructionSet,
     ModelSpec,
     Pair,
@@ -51,7 +52,7 @@ class World:
         self.rows: dict[str, Any] = {}
         self.marked_under = Policy(name="tone", topics=TREE)
         self.got: dict[str, Any] = {}
-        self.logged: MemoryLog[Pair | Anchor] = MemoryLog()
+        self.logged: MemoryLog[Pair | Anchor | Constraint] = MemoryLog()
         self.spent: MemoryLog[Spent] = MemoryLog()
         monkeypatch.setattr("ptalign.pairs.synthesize_pairs", self._stage)
         monkeypatch.setattr(stage, "pair_judges", lambda _: ())
@@ -299,6 +300,25 @@ def test_a_set_cut_short_knows_what_it_cost(place: World) -> None:
     assert made.message.stats["tokens_generated"] == 90
     assert made.message.stats["tokens_per_pair"] == 30
     assert made.message.rejected == {"toxic_threat": 2}
+
+
+def test_a_set_cut_short_keeps_its_rules_and_its_round(place: World) -> None:
+    rule = Constraint(id="r", topic="t", side="toxic", text="Be curt about the printer.")
+    place.logged.append(rule)
+    assert stage.partial(place.job()) is None  # a rule alone is no set
+    pair = world.pairs(1).pairs[0].model_copy(update={"topic": "t", "round": 2})
+    place.logged.append(pair)
+    made = stage.partial(place.job())
+    assert made is not None
+    assert isinstance(made.noun, PairSet)
+    assert made.noun.constraints == {"t/toxic": (rule.text,)}
+    assert made.noun.rounds == 2
+    place.nouns["pairSets/1"] = PairSet(pairs=(pair,), constraints={"t/positive": ("Be kind.",)})
+    refined = stage.partial(place.job(parent="pairSets/1"))
+    assert refined is not None
+    assert isinstance(refined.noun, PairSet)
+    assert refined.noun.constraints["t/positive"] == ("Be kind.",)
+    assert refined.noun.rounds == 1  # its only pair is the parent's
 
 
 def test_sets_without_marks_keep_the_digests_of_earlier_versions() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from ptalign.errors import InvalidInput
 from ptalign.judges import GENERATION_JUDGES
-from ptalign.nouns import Anchor, Annotation, InstructionSet, Pair, PairSet
+from ptalign.nouns import Anchor, Annotation, Constraint, InstructionSet, Pair, PairSet
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.errors import NotFound, SetPurged
@@ -20,7 +20,7 @@ from ptalign_server.worker.jobs.generate import shortage
 from ptalign_server.worker.judges import pair_judges
 from ptalign_server.worker.marks import called_with
 
-LOGGED = (Pair, Anchor)
+LOGGED = (Pair, Anchor, Constraint)
 
 
 def validate(job: Job) -> None:
@@ -62,25 +62,31 @@ def make(job: Job) -> Made:
 
 def partial(job: Job) -> Made | None:
     """What was accepted before the stop."""
+    from ptalign.answering.constraints import refined_so_far
     from ptalign.answering.stats import cost_stats
     from ptalign.spending import rejections, spent_so_far
 
     records = list(job.log(*LOGGED).read())
-    if not records:
+    pairs = tuple(r for r in records if isinstance(r, Pair))
+    anchors = tuple(r for r in records if isinstance(r, Anchor))
+    if not pairs and not anchors:
         return None
-    job.policy_of(job.request.instruction_set)
+    rules = [r for r in records if isinstance(r, Constraint)]
+    policy, parent = job.policy_of(job.request.instruction_set), _parent(job)
+    before = {pair.id: pair for pair in parent.pairs} if parent else {}
     wanted = job.load(job.request.instruction_set, InstructionSet)
     spent = spent_so_far(job.costs())
     noun = PairSet(
-        pairs=tuple(r for r in records if isinstance(r, Pair)),
-        anchors=tuple(r for r in records if isinstance(r, Anchor)),
+        pairs=pairs,
+        anchors=anchors,
+        rounds=max((p.round for p in pairs if before.get(p.id) != p), default=1) or 1,
+        constraints=refined_so_far(rules, pairs, policy, parent),
         requested=len(wanted.harmful),
         partial=True,
         judge_ids=GENERATION_JUDGES,
         rejected=rejections(spent.counts),
         stats=cost_stats(spent.counts, spent.seconds),
     )
-    parent = _parent(job)
     marks = called_with(job, job.request)
     return _made(job, _with_marks(noun, marks, parent, called_wrong(job, parent)))
 
