@@ -82,6 +82,7 @@ class DraftRun:
         self._twin_check = TwinCheck(policy, self.embed)
         self._kind_openers = twin_openers(policy)
         self._records: dict[str, Instruction] = {}
+        self._planted: set[str] = set()
         self._said: set[tuple[str, ...]] = set()
         self._harmful = 0
         self._twin_jobs: deque[TwinJob] = deque()
@@ -94,7 +95,9 @@ class DraftRun:
 
     def resume(self) -> None:
         """Takes the parent's records and what the log holds from an earlier attempt."""
-        for record in (*self._parent, *self._log.read()):
+        logged = tuple(self._log.read())
+        self._planted = {r.id for r in logged} - {r.id for r in self._parent}
+        for record in (*self._parent, *logged):
             if record.id in self._records:
                 continue
             self._remember(record)
@@ -107,7 +110,8 @@ class DraftRun:
     def plant(self, seeds: Sequence[str], excerpts: Sequence[str]) -> None:
         """Accepts the operator's seeds and excerpts that pass the checks, up to the count.
 
-        Done before the first draft, and so by the first attempt that has booked one.
+        Done before the first draft, and so by the first attempt that has booked one. What an
+        attempt before that has accepted is there already: each once, others are said twice.
         """
         if self._spent.earlier:
             return
@@ -116,7 +120,12 @@ class DraftRun:
             clusters = sum(d.source == "excerpt" and not d.unfit for d in drafts)
             self._spent.counts |= {"excerpts": len(excerpts), "excerpt_clusters": clusters}
         for seed in drafts:
-            if record_id("harmful", seed.text) in self._records:
+            seed_id = record_id("harmful", seed.text)
+            if seed_id in self._planted:
+                self._planted.remove(seed_id)
+                continue
+            if seed_id in self._records:
+                self._reject(f"{seed.source}_near_duplicate")
                 continue
             if not seed.unfit and self._harmful >= self.goal:
                 self._reject(f"{seed.source}_over_count")

@@ -365,6 +365,25 @@ def test_seeds_beyond_the_count_leave_a_trace() -> None:
     assert made.rejected["excerpt_over_count"] == 1
 
 
+def test_a_seed_that_is_there_already_leaves_a_trace() -> None:
+    """Given twice, or in the parent: it was passed over as if an earlier attempt had taken it."""
+    seed, other = (
+        "Write a rude reply to a customer who asked where her blue parcel is.",
+        "Write a sneering note to a neighbour whose party was loud.",
+    )
+    bare = InstructionConfig(twins=False)
+    log: MemoryLog[Instruction] = MemoryLog()
+    made = generate(1, seeds=[seed, seed], config=bare, log=log)
+    assert made.rejected == {"seed_near_duplicate": 1}
+    again = generate(1, seeds=[seed, seed], config=bare, log=log)  # killed before the first draft
+    assert again.rejected == {"seed_near_duplicate": 1}
+    log = MemoryLog()
+    for _ in range(2):
+        more = generate(1, seeds=[seed, other], config=bare, parent=made, log=log)
+        assert [r.text for r in more.records] == [seed, other]
+        assert more.rejected == {"seed_near_duplicate": 1}
+
+
 def test_what_is_never_synthesised_does_not_enter() -> None:
     def script(request: Request) -> str:
         return " a guest who wants instructions to build a nerve agent."
