@@ -236,6 +236,8 @@ class DraftRun:
             return "never_synthesize"
         if reason := self._novelty.why_not(text):
             return reason
+        if tokens(text, self.policy.locale) in self._said:
+            return "near_duplicate"  # a twin: helped with on one side, and declined on the other
         topic = self._topic_of(text, asked)
         if topic is None:
             return "off_topic"

@@ -128,6 +128,13 @@ def test_a_twin_says_nothing_that_the_set_says_already(monkeypatch: pytest.Monke
     assert made.rejected["twin_duplicate"] == 3 * TWIN_TRIES
     again = generate(4, engine=ScriptedEngine(alike), log=of(made.records))
     assert again.records == made.records
+    more = generate(
+        1,
+        parent=made,
+        seeds=["Write a kind note to the new neighbour!"],
+        config=InstructionConfig(twins=False),
+    )
+    assert more.rejected["seed_near_duplicate"] == 1  # nor does the set decline what is a twin
 
 
 def test_twins_can_be_left_out() -> None:

@@ -236,6 +236,26 @@ def test_merging_imported_and_generated_instructions_keeps_each_once() -> None:
     assert len(joined.twins) == 2
 
 
+def test_merging_declines_nothing_that_a_twin_asks() -> None:
+    """Whichever comes first stays, and a twin goes with its instruction."""
+    cold, warm = "Write a cold note.", "Write a warm note."
+    first = InstructionSet(
+        records=(instruction(cold, "1"), instruction(warm, "1t", "1")), requested=1
+    )
+    other = InstructionSet(
+        records=(
+            instruction("Write a mild note.", "2t", "2"),
+            instruction(warm.upper(), "2"),
+            instruction("Write a curt note.", "3"),
+            instruction(f"{cold} ", "3t", "3"),
+        ),
+        requested=2,
+    )
+    joined, doubled = joins.join_instructions([first, other], POLICY)
+    assert [r.id for r in joined.records] == ["1", "1t", "3"]
+    assert (doubled, joined.requested, joined.rejected) == (3, 2, {"duplicate": 3})
+
+
 ROOMS = Policy(
     name="rooms",
     topics=tuple(Topic(id=t, domain="tone", title=t, sides="both") for t in "abcd"),

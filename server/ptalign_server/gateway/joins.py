@@ -15,25 +15,34 @@ R = TypeVar("R", Instruction, Pair)
 def join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[InstructionSet, int]:
     """Each instruction once, by id or words; a twin follows the instruction that stays.
 
+    Of a harmful one and a twin with the same words the first stays: a set that declines and helps
+    with one request teaches neither. The twins of a harmful one that goes go with it.
+
     Returns:
         The joined set, and how many records stood there more than once.
     """
     once: _Once[Instruction] = _Once()
     for record in (r for s in sets for r in s.records):
         once.add(record, record.side == "twin", words_of(record.text, record.locale))
-    kept = tuple(
+    followed = tuple(
         r.model_copy(update={"twin_of": once.replaced[r.twin_of]})
         if r.twin_of in once.replaced
         else r
         for r in once.records
     )
+    sides: dict[Words, str] = {}
+    gone = {
+        r.id for r in followed if sides.setdefault(words_of(r.text, r.locale), r.side) != r.side
+    }
+    kept = tuple(r for r in followed if r.id not in gone and r.twin_of not in gone)
+    doubled = once.doubled + len(followed) - len(kept)
     joined = InstructionSet(
         records=kept,
         requested=sum(r.side == "harmful" for r in kept),
-        rejected=_rejected(sets, once.doubled),
+        rejected=_rejected(sets, doubled),
         stats=instruction_stats(kept, policy),
     )
-    return joined, once.doubled
+    return joined, doubled
 
 
 def join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
