@@ -28,7 +28,7 @@ from ptalign.answering.constraints import Constraints, Side
 from ptalign.answering.heads import Heads
 from ptalign.answering.held_out import HeldOut
 from ptalign.answering.marks import usable_marks
-from ptalign.answering.stats import cost_stats, pair_stats
+from ptalign.answering.stats import cost_stats, last_round, pair_stats
 from ptalign.answering.validity import tidy
 from ptalign.answering.verdicts import NOT_APART, Verdicts
 from ptalign.answering.wording import wording
@@ -150,8 +150,7 @@ class PairRun:
         for record in self._log.read():
             self._keep(record)
         inherited = self._inherited()
-        written = (p for p in self._pairs.values() if inherited.get(p.id) != p)
-        self._round = max((p.round for p in written), default=1) or 1
+        self._round = last_round(self._pairs.values(), inherited)
         doubted = self._doubted(list(inherited.values()))
         for asked in self._instructions.records:
             pair_id = record_id("pair", asked.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 
 from ptalign.answering.validity import opener_share
@@ -43,6 +43,17 @@ def pair_stats(
     for judge in sorted({j for p in main for j in p.polarity}):
         stats[f"polarity.{judge}"] = median(p.polarity[judge] for p in main if judge in p.polarity)
     return stats
+
+
+def last_round(pairs: Iterable[Pair], inherited: Mapping[str, Pair]) -> int:
+    """The last round that wrote a pair, at least 1; what a parent handed on as it was is passed
+    over.
+
+    Args:
+        pairs: Of the set.
+        inherited: The parent's, by id.
+    """
+    return max((p.round for p in pairs if inherited.get(p.id) != p), default=1) or 1
 
 
 def cost_stats(counts: Mapping[str, int], seconds: float) -> dict[str, float]:

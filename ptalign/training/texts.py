@@ -93,6 +93,7 @@ class ChatFormat:
         self._controls = longest_first(_control_tokens(tokenizer))
         self.end = self._end_of_turn()
         self._opening, self._between = self._answer_begins()
+        self._front = self._ids(self._opening)
         self._has_system = self._renders_system()
         if self._system and not self._has_system:
             raise Unsupported(
@@ -127,7 +128,7 @@ class ChatFormat:
     def answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer, end-of-turn token last. Empty text gives no tokens."""
         said = self._plain(text).strip()
-        ids = self._behind(self._opening, said, self._between) if said else []
+        ids = self._behind(self._opening, self._front, said, self._between) if said else []
         return (*ids, self.end) if ids else ()
 
     @property
@@ -145,7 +146,8 @@ class ChatFormat:
         """
         spelt = {s for w in words for s in (w, w.lower(), w.capitalize(), w.upper()) if w.strip()}
         apart = {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
-        return apart | {self._behind("\n", word)[0] for word in spelt}
+        front = self._ids("\n")
+        return apart | {self._behind("\n", front, word)[0] for word in spelt}
 
     def text(self, answer: Sequence[int]) -> str:
         """The text that the answer tokens spell together, blanks as the tokens have them."""
@@ -174,9 +176,10 @@ class ChatFormat:
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _behind(self, opening: str, text: str, between: str = "") -> list[int]:
-        """Ids of a text where it stands behind another, or alone where the two share a token."""
-        front, ids = self._ids(opening), self._ids(opening + between + text)
+    def _behind(self, opening: str, front: list[int], text: str, between: str = "") -> list[int]:
+        """Ids of a text where it stands behind another, whose ids are `front`; alone where the two
+        share a token."""
+        ids = self._ids(opening + between + text)
         return ids[len(front) :] if ids[: len(front)] == front else self._ids(text)
 
     def _answer_begins(self) -> tuple[str, str]:

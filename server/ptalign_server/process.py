@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -40,6 +42,19 @@ def hold(path: Path, wait_s: float) -> IO[str]:
                     "PTALIGN_STATE to another folder."
                 ) from None
             time.sleep(0.05)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time is in such a block of a folder: for files that are replaced whole, so
+    that of two changes to what was read none is lost."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # NFS locks no folder
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def die_with_parent(parent: int) -> None:

@@ -628,13 +628,19 @@ def test_alembic_makes_the_same_schema_as_a_first_start(tmp_path: Path) -> None:
     assert tables[0] == tables[1]
 
 
+def with_an_adapter(tmp_path: Path) -> Artefacts:
+    """An object store that holds `adapters/a`, of one file."""
+    (tmp_path / "bucket").mkdir()
+    artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
+    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+    return artefacts
+
+
 def test_one_adapter_brought_twice_at_a_time_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two evaluations of one adapter wrote one partial file: the second lost it, and failed."""
-    (tmp_path / "bucket").mkdir()
-    artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
-    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+    artefacts = with_an_adapter(tmp_path)
     chunks, both = artefacts.chunks, Barrier(2)
 
     def met(name: str, part: str, offset: int) -> Iterator[bytes]:
@@ -658,9 +664,7 @@ def test_a_store_that_does_not_answer_may_do_so_when_it_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operation met its error as a fault of ptalign, and ended at the last of its steps."""
-    (tmp_path / "bucket").mkdir()
-    artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
-    artefacts.put("adapters/a", "adapter_config.json", b"{}")
+    artefacts = with_an_adapter(tmp_path)
 
     def away(*_: Any, **__: Any) -> None:
         raise GenericError("https://signed")

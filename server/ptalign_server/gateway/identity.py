@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ptalign.errors import DataDamaged, NotReady, PtalignError
 from ptalign_server.errors import PermissionDenied, Unauthenticated
+from ptalign_server.process import alone
 from ptalign_server.settings import ROLES, Settings
 
 log = logging.getLogger("ptalign.server")
@@ -181,14 +180,14 @@ class Tokens:
         token = "pta_" + secrets.token_urlsafe(32)
         digest = hashlib.sha256(token.encode()).hexdigest()
         made = Entry(name=name, tenant=tenant, roles=tuple(roles), sha256=digest)
-        with self._alone():
+        with alone(self._path.parent):
             left = [e for e in self.entries() if (e.name, e.tenant) != (name, tenant)]
             self._write([*left, made])
         return token
 
     def remove(self, name: str, tenant: str) -> bool:
         """Removes a tenant's token by its name; whether there was one."""
-        with self._alone():
+        with alone(self._path.parent):
             entries = self.entries()
             left = [e for e in entries if (e.name, e.tenant) != (name, tenant)]
             if len(left) < len(entries):
@@ -215,17 +214,6 @@ class Tokens:
             raise DataDamaged(
                 f"{self._path} is no list of tokens. Correct it, or restore it from a backup."
             ) from None
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One change at a time: of two that read the same file, one would be lost."""
-        folder = os.open(self._path.parent, os.O_RDONLY)  # the file itself is replaced
-        try:
-            with suppress(OSError):  # NFS locks no folder
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
     def _write(self, entries: list[Entry]) -> None:
         partial = self._path.with_name(self._path.name + ".new")

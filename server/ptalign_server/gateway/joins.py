@@ -31,9 +31,7 @@ def join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[Instr
         for r in once.records
     )
     sides: dict[Words, str] = {}
-    gone = {
-        r.id for r in followed if sides.setdefault(words_of(r.text, r.locale), r.side) != r.side
-    }
+    gone = {r.id for r in followed if sides.setdefault(once.words[r.id], r.side) != r.side}
     kept = tuple(r for r in followed if r.id not in gone and r.twin_of not in gone)
     doubled = once.doubled + len(followed) - len(kept)
     joined = InstructionSet(
@@ -115,6 +113,8 @@ class _Once(Generic[R]):
         self._ids: dict[tuple[bool, Words], str] = {}
         self.replaced: dict[str, str] = {}
         """Id of a record that was left out -> id of the one that stands for it."""
+        self.words: dict[str, Words] = {}
+        """Of what is kept, by id."""
         self.doubled = 0
 
     @property
@@ -128,6 +128,7 @@ class _Once(Generic[R]):
         self.doubled += known != record.id or record.id in self._by_id
         if known == record.id:
             self._by_id[record.id] = record
+            self.words[record.id] = words
         elif record.id not in self._by_id:
             self.replaced[record.id] = known
 

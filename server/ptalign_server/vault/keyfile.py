@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ptalign.errors import DataDamaged, NotReady
@@ -93,17 +90,6 @@ class KeyFile(OperatorKeys):
         except OSError:
             return self._stamp  # gone for a moment, or for good: the next start says so
         return (found.st_mtime_ns, found.st_size, found.st_ino)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One rotation at a time: each writes the file as it has read it."""
-        folder = os.open(self.path.parent, os.O_RDONLY)  # the file itself is replaced
-        try:
-            with suppress(OSError):  # NFS locks no folder
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
     def add(self) -> str:
         """Puts a fresh key first and returns its id: the first half of a rotation."""

@@ -63,7 +63,7 @@ def make(job: Job) -> Made:
 def partial(job: Job) -> Made | None:
     """What was accepted before the stop."""
     from ptalign.answering.constraints import refined_so_far
-    from ptalign.answering.stats import cost_stats
+    from ptalign.answering.stats import cost_stats, last_round
     from ptalign.spending import rejections, spent_so_far
 
     records = list(job.log(*LOGGED).read())
@@ -79,7 +79,7 @@ def partial(job: Job) -> Made | None:
     noun = PairSet(
         pairs=pairs,
         anchors=anchors,
-        rounds=max((p.round for p in pairs if before.get(p.id) != p), default=1) or 1,
+        rounds=last_round(pairs, before),
         constraints=refined_so_far(rules, pairs, policy, parent),
         requested=len(wanted.harmful),
         partial=True,
