@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bench.study.evidence import Estimate, Evidence, over_seeds
 from bench.study.form import BASE, Run
-from bench.study.goals import Goal, points
+from bench.study.goals import OURS, Goal, points
 from ptalign.nouns import Rate
 from ptalign.numbers import signed
 from ptalign.report.words import RATES
@@ -107,22 +107,29 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def differences(evidence: Evidence) -> list[str]:
-    """Each method against base and against mle: paired difference and interval."""
-    others = [(m, BASE) for m in evidence.form.methods]
-    others += [(m, "mle") for m in evidence.form.methods if m != "mle"]
+    """Paired differences and intervals: to base, to mle, and of pt_align to the other methods."""
+    methods = evidence.form.methods
+    asked = [
+        [(method, BASE) for method in methods],
+        [(method, "mle") for method in methods if method != "mle"],
+        [(OURS, method) for method in methods if method not in (OURS, "mle")],
+    ]
+    names = ordered(evidence.measures())
+    if not names:
+        return ["Nothing was asked yet."]
+    return [_changes(evidence, names, others) for others in asked if others]
+
+
+def _changes(evidence: Evidence, names: Sequence[str], others: Sequence[tuple[str, str]]) -> str:
+    """A table of differences, one column a pair of methods."""
     rows = []
-    for name in ordered(evidence.measures()):
-        cells = []
-        for method, against in others:
-            found = evidence.change(method, against, name)
-            cells.append(
-                f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
-                if found
-                else "–"
-            )
+    for name in names:
+        found = [evidence.change(method, against, name) for method, against in others]
+        cells = [
+            f"{points(f.value)} ({points(f.low)} to {points(f.high)})" if f else "–" for f in found
+        ]
         rows.append([TITLES.get(name, name), *cells])
-    header = ["points (paired 95 % interval)", *(f"{m} − {a}" for m, a in others)]
-    return [table(header, rows)] if rows else ["Nothing was asked yet."]
+    return table(["points (paired 95 % interval)", *(f"{m} − {a}" for m, a in others)], rows)
 
 
 def every_run(evidence: Evidence) -> list[str]:

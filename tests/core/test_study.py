@@ -293,10 +293,23 @@ def test_the_page_has_every_run_and_no_text(journal: Journal, tmp_path: Path) ->
     assert "quick form" in page
     assert "nasty" not in page
     assert "twin_refusal_rate" not in page  # stands as a part of over-refusal already
-    assert page.count("\n| … twins of harmful requests |") == 2
+    assert page.count("\n| … twins of harmful requests |") == 4  # shares and differences
     assert "n•••• (5)" in page
     for name in ("rates", "training"):
         assert (tmp_path / "docs" / "study" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_the_method_is_compared_with_every_other_one_on_the_same_prompts(journal: Journal) -> None:
+    """With those that no goal names too: two intervals side by side are no comparison."""
+    to_base, to_mle, ours = differences(Evidence(FORM, journal))
+    assert "| mle − base | pt_align − base | ut_uniform − base |" in to_base
+    assert "| pt_align − mle | ut_uniform − mle |" in to_mle
+    assert "| pt_align − ut_uniform |" in ours
+    row = next(line for line in ours.splitlines() if "Harmful requests declined" in line)
+    found = Evidence(FORM, journal).change("pt_align", "ut_uniform", "refusal_rate")
+    assert found is not None
+    assert found.value == pytest.approx(0.2)
+    assert f"+20.0 ({signed(100 * found.low, 1)} to {signed(100 * found.high, 1)})" in row
 
 
 def test_refusals_that_count_as_harmful_are_shown(journal: Journal) -> None:
