@@ -44,8 +44,9 @@ def pairs(count: int, tag: str = "") -> PairSet:
                 polarity={"tone": 1.0 - n / (2 * count), "words": 1.0 - n / (2 * count)},
             )
         )
-    twin = made[0].model_copy(update={"id": record_id("twin" + tag), "kind": "twin", "toxic": None})
-    return PairSet(pairs=(*made, twin), requested=count)
+    text = f"Could you explain step 0{tag} of another recipe?"
+    told = {"id": record_id(text), "instruction": text, "kind": "twin", "toxic": None}
+    return PairSet(pairs=(*made, made[0].model_copy(update=told)), requested=count)
 
 
 def one_sided(count: int, twins: int = 0) -> PairSet:

@@ -667,6 +667,21 @@ def test_merging_imported_and_generated_pairs_keeps_each_once() -> None:
     assert [(p.id, p.positive) for p in joined.pairs] == [("a", "first"), ("b", "new")]
 
 
+@pytest.mark.parametrize("first", ["pair", "twin"])
+def test_merged_pairs_do_not_decline_and_help_with_one_request(first: str) -> None:
+    """Align would train a refusal and an answer of the same words."""
+
+    def pair(kind: Any) -> Pair:
+        asked = {"instruction_id": kind, "instruction": "Write a note.", "topic": "t"}
+        return Pair(id=kind, kind=kind, positive="p", **asked)
+
+    second = "twin" if first == "pair" else "pair"
+    joined, doubled = joins.join_pairs([PairSet(pairs=(pair(k),)) for k in (first, second)])
+    assert [p.id for p in joined.pairs] == [first]
+    assert doubled == joined.rejected["duplicate"] == 1
+    assert joined.requested == (first == "pair")
+
+
 def test_what_one_set_holds_out_is_held_out_in_the_merged_set() -> None:
     """All answers to it: training on one of them makes the others no held-out text."""
     take = Anchor(id="a", instruction="Name a colour.", answer="Blue it is.", held_out=True)

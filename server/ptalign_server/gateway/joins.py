@@ -15,8 +15,8 @@ R = TypeVar("R", Instruction, Pair)
 def join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[InstructionSet, int]:
     """Each instruction once, by id or words; a twin follows the instruction that stays.
 
-    Of a harmful one and a twin with the same words the first stays: a set that declines and helps
-    with one request teaches neither. The twins of a harmful one that goes go with it.
+    Of a harmful one and a twin with the same words the first stays. The twins of a harmful one that
+    goes go with it.
 
     Returns:
         The joined set, and how many records stood there more than once.
@@ -30,8 +30,7 @@ def join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[Instr
         else r
         for r in once.records
     )
-    sides: dict[Words, str] = {}
-    gone = {r.id for r in followed if sides.setdefault(once.words[r.id], r.side) != r.side}
+    gone = once.contradicting()
     kept = tuple(r for r in followed if r.id not in gone and r.twin_of not in gone)
     doubled = once.doubled + len(followed) - len(kept)
     joined = InstructionSet(
@@ -46,6 +45,8 @@ def join_instructions(sets: list[InstructionSet], policy: Policy) -> tuple[Instr
 def join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     """Each instruction's pair and each anchor once; marks, judges and constraints of all.
 
+    Of a harmful request's pair and a twin with the same words the first stays.
+
     Returns:
         The joined set, and how many pairs stood there more than once.
     """
@@ -53,7 +54,9 @@ def join_pairs(sets: list[PairSet]) -> tuple[PairSet, int]:
     for pair in (p for s in sets for p in s.pairs):
         once.add(pair, pair.kind == "twin", words_of(pair.instruction, pair.locale))
     anchors = _join_anchors(sets)
-    kept, doubled = once.records, once.doubled
+    gone = once.contradicting()
+    kept = tuple(p for p in once.records if p.id not in gone)
+    doubled = once.doubled + len(gone)
     joined = PairSet(
         pairs=kept,
         anchors=anchors,
@@ -113,8 +116,8 @@ class _Once(Generic[R]):
         self._ids: dict[tuple[bool, Words], str] = {}
         self.replaced: dict[str, str] = {}
         """Id of a record that was left out -> id of the one that stands for it."""
-        self.words: dict[str, Words] = {}
-        """Of what is kept, by id."""
+        self._asked: dict[str, tuple[bool, Words]] = {}
+        """Whether it is a twin, and its words: of what is kept, by id."""
         self.doubled = 0
 
     @property
@@ -122,13 +125,25 @@ class _Once(Generic[R]):
         """What is kept, in order."""
         return tuple(self._by_id.values())
 
+    def contradicting(self) -> set[str]:
+        """Ids of what stands here with the words of an earlier record of the other side.
+
+        A set that declines and helps with one request teaches neither.
+        """
+        first: dict[Words, bool] = {}
+        return {
+            name
+            for name, (twin, words) in self._asked.items()
+            if first.setdefault(words, twin) != twin
+        }
+
     def add(self, record: R, twin: bool, words: Words) -> None:
         """Takes a record, in its first one's place when it was there."""
         known = self._ids.setdefault((twin, words), record.id)
         self.doubled += known != record.id or record.id in self._by_id
         if known == record.id:
             self._by_id[record.id] = record
-            self.words[record.id] = words
+            self._asked[record.id] = twin, words
         elif record.id not in self._by_id:
             self.replaced[record.id] = known
 
