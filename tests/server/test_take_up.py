@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from dbos import DBOS
+from dbos._dbos import _get_dbos_instance
 from google.rpc import status_pb2
 from test_retention import put_operation
 
@@ -40,6 +42,15 @@ from ptalign_server.worker.run import Worker
 LOCKED = sa.exc.OperationalError("select 1", {}, Exception("database is locked"))
 
 
+def bare_worker(store: Store) -> Worker:
+    """A worker without dbos and engines."""
+    worker = Worker.__new__(Worker)
+    worker.room = SimpleNamespace(store=store, metrics=Metrics())  # type: ignore[assignment]
+    worker.ending = threading.Event()
+    worker._running, worker._unstarted = set(), set()
+    return worker
+
+
 class Bench:
     """A worker without dbos and engines, whose checks raise what a test says."""
 
@@ -48,9 +59,7 @@ class Bench:
         self.raises: list[BaseException] = []
         self.checked = 0
         self.clock = 0.0
-        worker = Worker.__new__(Worker)
-        worker.room = SimpleNamespace(store=store, metrics=Metrics())  # type: ignore[assignment]
-        worker.ending = threading.Event()
+        worker = bare_worker(store)
         worker._patience = Patience(4)
         worker._enqueue = lambda *_: None  # type: ignore[method-assign]
         self.worker = worker
@@ -150,6 +159,68 @@ def test_a_queue_longer_than_a_thousand_is_whole_after_the_job_database_was_lost
     found.clear()
     bench.worker._recover((RUNNING, CANCELLING))
     assert found == []
+
+
+@pytest.fixture
+def launched(store: Store, tmp_path: Path) -> Iterator[Worker]:
+    """With the job library, on a database of its own."""
+    worker = bare_worker(store)
+    worker.settings = Settings(state=tmp_path)
+    worker._launch()
+    yield worker
+    DBOS.destroy(destroy_registry=True)
+
+
+def test_an_operation_whose_claim_was_lost_starts_without_a_restart(
+    launched: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that went away at the claim's COMMIT: claimed there, and nobody ran it."""
+    started, lost = threading.Event(), threading.Event()
+    monkeypatch.setattr(launched, "work", lambda name: started.set() or name)
+    jobs = _get_dbos_instance()._sys_db
+    claim = jobs.start_queued_workflows
+
+    def claim_and_lose(*args: Any, **options: Any) -> Any:
+        found = claim(*args, **options)
+        if not found[0] or lost.is_set():
+            return found
+        lost.set()
+        raise LOCKED
+
+    monkeypatch.setattr(jobs, "start_queued_workflows", claim_and_lose)
+    made = store.operations.get(put_operation(store, QUEUED))
+    launched._enqueue(made, made.id)
+    assert lost.wait(30)
+    launched._enqueue_lost_claims()  # it may be on its way
+    assert DBOS.get_workflow_status(made.id).status == "PENDING"
+    assert not started.is_set()
+    launched._enqueue_lost_claims()
+    assert started.wait(30)
+
+
+def test_what_runs_is_not_put_back(
+    launched: Worker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, runs = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def work(name: str) -> str:
+        launched._running.add(name)
+        calls.append(name)
+        runs.set()
+        ends.wait(30)
+        return name
+
+    monkeypatch.setattr(launched, "work", work)
+    made = store.operations.get(put_operation(store, QUEUED))
+    launched._enqueue(made, f"{made.id}.1")  # as one that was recovered
+    assert runs.wait(30)
+    for _ in range(3):
+        launched._enqueue_lost_claims()
+    assert DBOS.get_workflow_status(f"{made.id}.1").status == "PENDING"
+    ends.set()
+    assert DBOS.retrieve_workflow(f"{made.id}.1").get_result() == made.id
+    assert calls == [made.id]
 
 
 def test_the_job_library_does_not_wait_for_a_silent_database_either(

@@ -105,6 +105,7 @@ class Worker:
         self._claims = threading.Lock()
         self._patience = Patience(settings.limits.attempts)
         self._recovered = 0.0
+        self._unstarted: set[str] = set()
         self._shown = -SHOW_SECONDS
 
     def run(self) -> None:
@@ -223,6 +224,7 @@ class Worker:
     def _recover_now_and_then(self) -> None:
         if time.monotonic() - self._recovered > RECOVER_SECONDS:
             self._recover((RUNNING, CANCELLING))
+            self._enqueue_lost_claims()
 
     def _show_newest_now_and_then(self) -> None:
         """The newest evaluation may be another server's: an alert on ours must not outlive it."""
@@ -240,6 +242,29 @@ class Worker:
             status = DBOS.get_workflow_status(operation.id)
             if status is None or status.status not in {"PENDING", "ENQUEUED", "DELAYED"}:
                 self._enqueue(operation, f"{operation.id}.{operation.attempt + 1}")
+
+    def _enqueue_lost_claims(self) -> None:
+        """Puts back what dbos claimed for this worker and never started.
+
+        Its database went away while the claim was committed: the claim stands, dbos took it for
+        failed, and would start the operation only with this process. A claim that is merely on its
+        way is started within moments, so only what two looks in a row find is put back.
+        """
+        claimed = DBOS.list_workflows(
+            status="PENDING",
+            executor_id=self.settings.executor_id,
+            load_input=False,
+            load_output=False,
+        )
+        queues = {
+            found.workflow_id: found.queue_name
+            for found in claimed
+            if found.workflow_id.partition(".")[0] not in self._running
+        }
+        for lost in self._unstarted & queues.keys():
+            log.warning("operation %s was claimed and not started: queued again", lost)
+            DBOS.resume_workflow(lost, queue_name=queues.pop(lost))
+        self._unstarted = set(queues)
 
     def _watch_cancels(self) -> None:
         self._told = set(self.room.store.operations.ids_in((CANCELLING,)))
