@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ptalign.disk import sync
 from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.training.lora import sha256_of
 
@@ -65,7 +66,7 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
     _write_manifest(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -119,7 +120,7 @@ def _write_manifest(folder: Path) -> None:
     sums = {file.name: sha256_of(file) for file in files}
     (folder / "manifest.json").write_text(json.dumps(sums, indent=1), "utf-8")
     for file in [*files, folder / "manifest.json"]:
-        _sync(file)
+        sync(file)
 
 
 def _check_manifest(folder: Path) -> None:
@@ -132,14 +133,6 @@ def _check_manifest(folder: Path) -> None:
     if bad or missing:
         names = ", ".join(sorted({*bad, *missing}))
         raise DataDamaged(f"checkpoint {folder.name}: {names} changed on disk")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

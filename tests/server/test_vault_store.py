@@ -455,21 +455,43 @@ def test_the_queue_is_counted_once_a_group(store: Store) -> None:
     assert store.operations.waited_lately() == 1
 
 
-@pytest.mark.parametrize("from_file", [False, True])
-def test_an_artefact_is_on_disk_when_put_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
-) -> None:
-    """Checkpoints go once an adapter is committed: a power cut then left neither."""
-    synced: list[tuple[str, int]] = []
-    fsync, root = os.fsync, tmp_path / "artefacts"
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What outlives a power cut, in order: a file with its size then, a folder with -1."""
+    found: list[tuple[str, int]] = []
+    fsync = os.fsync
 
     def note(handle: int) -> None:
         fsync(handle)
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
         size = path.stat().st_size if path.is_file() else -1
-        synced.append((path.relative_to(tmp_path).as_posix(), size))
+        found.append((path.relative_to(tmp_path).as_posix(), size))
 
     monkeypatch.setattr(os, "fsync", note)
+    return found
+
+
+def test_a_key_is_on_disk_before_anything_is_wrapped_by_it(
+    tmp_path: Path, synced: list[tuple[str, int]]
+) -> None:
+    """The folder too: after a power cut sets were there, and the file of their key was not."""
+    file = KeyFile.create(tmp_path / "keys" / "operator.key")
+    size = file.path.stat().st_size
+    assert synced == [("keys/operator.key", size), ("keys", -1)]
+    synced.clear()
+    file.add()
+    assert synced == [("keys/operator.key.new", 2 * size), ("keys", -1)]
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_an_artefact_is_on_disk_when_put_returns(
+    tmp_path: Path,
+    synced: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    from_file: bool,
+) -> None:
+    """Checkpoints go once an adapter is committed: a power cut then left neither."""
+    root = tmp_path / "artefacts"
     given = tmp_path / "given"
     given.write_bytes(b"weights")
     artefacts = Artefacts(root, "", tmp_path / "cache")

@@ -17,10 +17,10 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from ptalign.disk import sync
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_proto.v1 import resources_pb2
 from ptalign_server.errors import NotFound
-from ptalign_server.store.records import sync
 
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHUNK = 256 * 1024

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
+from ptalign.disk import sync
 from ptalign.errors import DataDamaged
 from ptalign.nouns import Noun
 from ptalign_server import failpoints
@@ -192,12 +193,3 @@ def read_sealed(path: Path, key: SetKey) -> Iterator[tuple[str, bytes]]:
                 return
             yield record_id, data
     raise DataDamaged(f"{path.parent.name}/{path.name} was cut short. Restore it from a backup.")
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or what is named in a folder, would outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,6 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from ptalign.disk import sync
 from ptalign.errors import DataDamaged, NotReady
 from ptalign_server.vault.operator import KEY_BYTES, KeysAway, OperatorKeys, format_key, parse_keys
 
@@ -30,6 +31,7 @@ class KeyFile(OperatorKeys):
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_new(path, format_key(_fresh_id(), secrets.token_bytes(KEY_BYTES)))
+            sync(path.parent)  # what it wraps outlives a power cut, and so must the key
         except OSError as error:
             if os.path.exists(path):
                 raise NotReady(
@@ -117,6 +119,7 @@ class KeyFile(OperatorKeys):
             partial.unlink(missing_ok=True)
             _write_new(partial, "".join(format_key(*item) for item in keys.items()))
             partial.replace(self.path)
+            sync(self.path.parent)
         except OSError as error:
             raise NotReady(
                 f"key file {self.path} cannot be changed: {error.strerror}. Of one that is mounted "
