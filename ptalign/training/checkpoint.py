@@ -64,9 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
     )
     (partial / "state.json").write_text(body, "utf-8")
     _write_manifest(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    sync(folder)
+    _publish(partial, final)
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -121,6 +119,13 @@ def _write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(sums, indent=1), "utf-8")
     for file in [*files, folder / "manifest.json"]:
         sync(file)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Gives a whole checkpoint its name."""
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    sync(final.parent)
 
 
 def _check_manifest(folder: Path) -> None:

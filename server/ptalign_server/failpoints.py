@@ -154,7 +154,8 @@ def watch_checkpoints() -> None:
         return
     from ptalign.training import checkpoint
 
-    write, manifest, sync = checkpoint._write_tensors, checkpoint._write_manifest, checkpoint._sync
+    write, manifest = checkpoint._write_tensors, checkpoint._write_manifest
+    publish = checkpoint._publish
 
     def write_tensors(file: Path, tensors: Any) -> None:
         hit("checkpoint_write.before")
@@ -165,11 +166,10 @@ def watch_checkpoints() -> None:
         manifest(folder)
         hit("checkpoint_rename.before")
 
-    def synced(path: Path) -> None:
-        if path.is_dir():
-            hit("checkpoint_rename.after")
-        sync(path)
+    def published(partial: Path, final: Path) -> None:
+        publish(partial, final)
+        hit("checkpoint_rename.after")
 
     checkpoint._write_tensors = write_tensors
     checkpoint._write_manifest = write_manifest
-    checkpoint._sync = synced
+    checkpoint._publish = published
