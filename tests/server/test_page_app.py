@@ -155,6 +155,21 @@ def test_login_needs_a_known_token_with_the_role(
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 303)]
+)
+def test_another_site_logs_nobody_in(library: Memory, site: str, status: int) -> None:
+    """With a token of its own: what the annotator does next would stand under that name."""
+    answer = browser(library).post(
+        "/login",
+        data={"token": "good-token"},
+        headers={"Sec-Fetch-Site": site},
+        follow_redirects=False,
+    )
+    assert answer.status_code == status
+    assert ("set-cookie" in answer.headers) == (status == 303)
+
+
 def test_the_cookie_is_out_of_reach_and_holds_no_token(library: Memory) -> None:
     header = login(browser(library)).headers["set-cookie"]
     assert header.startswith("__Host-ptalign=")
@@ -335,6 +350,17 @@ def test_marks_outside_their_limits_say_what_to_do(
     assert library.marks == []
 
 
+def test_lines_of_an_answer_stay_as_they_were_without_scripts(
+    library: Memory, client: TestClient
+) -> None:
+    """A form that no script sends ends them with two characters."""
+    send(client, "mark", verdict="edit", good="One.\r\nTwo.", bad="Go.\r\n\r\nAway.")
+    (mark,) = library.marks
+    assert mark.good == "One.\nTwo."
+    assert mark.bad is not None
+    assert mark.bad.reveal() == "Go.\n\nAway."
+
+
 def test_two_long_japanese_answers_fit_into_a_form(library: Memory, client: TestClient) -> None:
     """They are nine bytes a character there: what a person had written was refused, and lost."""
     good, bad = "良" * 8000, "悪" * 8000
@@ -418,7 +444,7 @@ def test_what_is_handed_over_is_counted_apart_from_the_limit(
 
 def test_second_opinions_go_on_after_the_limit(library: Memory, client: TestClient) -> None:
     library.marked = LIMIT
-    library.left = [item(0), item(1, opinions=1)]
+    library.left = [item(0), item(1, opinions=1, free=True)]
     answer = client.get("/sets/1")
     assert "second opinion" in answer.text
     assert 'value="id1"' in answer.text

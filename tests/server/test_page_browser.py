@@ -170,6 +170,58 @@ def test_an_edit_is_written_without_triggering_shortcuts(tab: Tab, served: Serve
     assert made.records[0].good == "bugs are shown gently"
 
 
+def test_an_edit_that_is_refused_or_not_sent_stays(tab: Tab) -> None:
+    """The refusal took the place of the board, and what was written went with it."""
+    page = tab.page
+    tab.reveal()
+    page.keyboard.press("e")
+    page.get_by_label("What a good answer says").fill("No need to be rude.")
+    page.get_by_label("What must not be said").fill(" ")
+    tab.press(
+        "Control+Enter",
+        "bad: needs 1 to 8000 characters, not 0. Write it, or mark the pair as wrong.",
+    )
+    expect(page.get_by_label("What a good answer says")).to_have_value("No need to be rude.")
+    tab.shot("13-refused")
+    page.context.set_offline(True)
+    tab.press("Control+Enter", "Not sent: the server cannot be reached. Try again.")
+    page.context.set_offline(False)
+    page.get_by_label("What must not be said").fill("Oh, please.")
+    tab.press("Control+Enter", "Edit kept.")
+    told = (
+        "Failed to load resource",
+        "htmx:",
+    )  # the browser and htmx say on the console what failed
+    assert all(fault.startswith(told) for fault in tab.faults)
+    tab.faults.clear()
+
+
+def test_keys_pressed_while_a_mark_is_sent_do_not_act_on_the_old_board(tab: Tab) -> None:
+    """U took back the mark before the one under way, and said nothing."""
+    page = tab.page
+    tab.reveal()
+    tab.press("g", "Marked as right.")
+    tab.reveal()
+    held: list[Any] = []
+    page.route("**/mark", lambda route: held.append(route))
+    with page.expect_request("**/mark"):
+        page.keyboard.press("b")
+    page.keyboard.press("u")
+    held[0].continue_()
+    expect(page.get_by_role("status")).to_have_text("Marked as wrong.")
+    expect(page.locator(".progress strong")).to_have_text("2")
+
+
+def test_a_key_that_belongs_to_an_input_method_is_no_shortcut(tab: Tab) -> None:
+    """Escape ends a Japanese conversion, and closed the edit."""
+    page = tab.page
+    tab.reveal()
+    page.keyboard.press("e")
+    for composing, is_open in ((True, True), (False, False)):
+        page.locator("#good").dispatch_event("keydown", {"key": "Escape", "isComposing": composing})
+        assert page.locator("details.edit").evaluate("it => it.open") is is_open
+
+
 def test_items_with_one_answer_are_judged_and_edited_by_keyboard(tab: Tab, served: Served) -> None:
     page = tab.page
     page.get_by_role("link", name="ptalign").click()

@@ -199,6 +199,50 @@ def test_wrong_is_said_of_one_sets_answers(place: Place) -> None:
     assert place.shelf.queues(ANN)[0].marked == 2
 
 
+def test_wrong_stands_for_each_set_that_it_was_said_of(place: Place) -> None:
+    """The word on one set's answers took back what was said of another's under the same id."""
+    first, second = place.items()[:2]
+    place.mark(first, "bad")
+    place.mark(second, "bad")
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    place.shelf.add_annotation(ANN, refined, Mark(first, "bad"))
+    place.shelf.add_annotation(ANN, refined, Mark(second, "good"))
+    place.shelf.add_annotation(ANN, refined, Mark(second, "withdrawn"))
+    assert noun(place, place.shelf.hand_over(ANN, place.pairs)).rejected == tuple(
+        sorted((first, second))
+    )
+    assert noun(place, place.shelf.hand_over(ANN, refined)).rejected == (first,)
+    place.mark(first, "good")  # another word on the first set's answer
+    assert noun(place, place.shelf.hand_over(ANN, place.pairs)).rejected == (second,)
+    assert place.shelf.queues(ANN)[0].marked == 2
+
+
+def test_what_is_counted_already_is_shown_at_the_limit_too(place: Place) -> None:
+    """Answers that were written anew were never looked at: "More would not be used"."""
+    items = place.items()[:LIMIT]
+    wrong = items[7]
+    for item in items:
+        place.mark(item, "bad" if item == wrong else "good")
+    offered = place.shelf.annotation_items(ANN, place.pairs).items
+    assert not any(item.free for item in offered)
+    refined = world.add_pair_set(place.store, world.pairs(60))
+    offered = place.shelf.annotation_items(ANN, refined).items
+    assert [item.id for item in offered if item.free] == [wrong]
+    place.shelf.add_annotation(ANN, refined, Mark(wrong, "good"))
+    assert place.shelf.queues(ANN)[0].marked == LIMIT
+
+
+def test_handing_over_again_answers_the_set_that_was_made(place: Place) -> None:
+    """A double click, or the page loaded again, sealed a second set of the same marks."""
+    first, second = place.items()[:2]
+    place.mark(first)
+    with ThreadPoolExecutor(4) as threads:
+        names = set(threads.map(lambda _: place.shelf.hand_over(ANN, place.pairs), range(4)))
+    assert len(names) == 1
+    place.mark(second)
+    assert place.shelf.hand_over(ANN, place.pairs) not in names
+
+
 def test_marks_stop_at_49_and_count_over_pair_sets_of_the_policy(place: Place) -> None:
     items = place.items()
     for item in items[: LIMIT - 1]:

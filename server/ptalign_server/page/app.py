@@ -91,6 +91,9 @@ class Page:
         """Asks for a token and turns it into a session."""
         if request.method == "GET":
             return self._render(request, "login.html", None, problem="")
+        # There is no session yet that a CSRF token could stand for.
+        if request.headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
+            raise Refused("This form came from another site. Load the page again.")
         form = await self._guard.form(request)
         cookie, problem = await run_in_threadpool(self._guard.enter, str(form.get("token", "")))
         if problem:
@@ -185,7 +188,7 @@ class Page:
         pair_set = _pair_set(request)
         board = await run_in_threadpool(self._library.annotation_items, entry.visitor, pair_set)
         full = board.queue.marked >= LIMIT
-        open_items = [i for i in board.items if i.opinions or not full]
+        open_items = [i for i in board.items if i.free or not full]
         item = _choose(open_items, first)
         return self._show(request, entry, board, item, revealed=False, notice=notice)
 
@@ -267,8 +270,9 @@ def _mark(form: FormData, sessions: Sessions) -> Mark:
 
 
 def _written(form: FormData, field: str) -> str:
-    text = str(form.get(field, "")).strip()
+    # A form that no script sends has the line ends of Windows: an answer left as it was is no edit.
+    text = str(form.get(field, "")).replace("\r\n", "\n").strip()
     if not text or len(text) > MAX_TEXT:
         limit = f"needs 1 to {MAX_TEXT} characters, not {len(text)}"
-        raise InvalidInput(field, limit, "Go back and write it, or mark the pair as wrong.")
+        raise InvalidInput(field, limit, "Write it, or mark the pair as wrong.")
     return text

@@ -68,6 +68,8 @@ class Item:
     """People who marked it already."""
     boundary: str = ""
     """What is and what is not harmful in its topic, by the policy. Shown as it is: no request."""
+    free: bool = False
+    """Whether a mark on it is counted already: more of them are taken when the limit is reached."""
 
 
 @dataclass(frozen=True, slots=True)

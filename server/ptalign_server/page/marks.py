@@ -47,14 +47,24 @@ def keep(visitor: Visitor, pair_set: str, mark: Mark, pair: Pair, ordinal: int) 
 
 
 def current(history: Sequence[Kept]) -> list[Kept]:
-    """The last word of each annotator on each item, in the order it was spoken."""
-    latest: dict[tuple[str, str], Kept] = {}
+    """The last word of each annotator on each item, in the order it was spoken.
+
+    Items of two sets may share an id: "wrong" stands for each set that it was said of, and taking
+    a mark back takes what was said in that set alone.
+    """
+    latest: dict[tuple[str, str, str], Kept] = {}
     for mark in history:
         if mark.verdict == "skipped":
             continue  # it takes no earlier word back
-        latest.pop((mark.annotator, mark.item), None)
-        latest[mark.annotator, mark.item] = mark
-    return [m for m in latest.values() if m.verdict != "withdrawn"]
+        of_set = mark.annotator, mark.item, mark.pair_set
+        of_all = mark.annotator, mark.item, ""
+        latest.pop(of_set, None)
+        if mark.verdict != "withdrawn":
+            latest.pop(of_all, None)
+            latest[of_set if mark.verdict == "bad" else of_all] = mark
+        elif (said := latest.get(of_all)) and said.pair_set == mark.pair_set:
+            del latest[of_all]
+    return list(latest.values())
 
 
 def skipped(history: Sequence[Kept], annotator: str, pair_set: str) -> dict[str, int]:
@@ -101,8 +111,8 @@ def agreement(kept: Sequence[Kept]) -> float | None:
     return sum(len(set(v)) == 1 for v in shared) / len(shared) if shared else None
 
 
-def item_of(pair: Pair, opinions: int, boundary: str = "") -> Item:
-    """A pair to be looked at."""
+def item_of(pair: Pair, opinions: int, boundary: str = "", *, free: bool = False) -> Item:
+    """A pair to be looked at; `free`: another mark on it is not one more."""
     return Item(
         id=pair.id,
         topic=pair.topic,
@@ -113,6 +123,7 @@ def item_of(pair: Pair, opinions: int, boundary: str = "") -> Item:
         polarity=tuple(pair.polarity.values()),
         opinions=opinions,
         boundary=boundary,
+        free=free,
     )
 
 

@@ -9,6 +9,7 @@ but for marks on purged sets, which nobody can use.
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +24,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.identity import Tokens
-from ptalign_server.marks import refuse_blocked
+from ptalign_server.marks import mark_id, refuse_blocked
 from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
 from ptalign_server.page.marks import (
     Kept,
@@ -62,6 +63,7 @@ class Shelf:
         auth = settings.auth
         here = settings.loopback and is_loopback(settings.page_host)
         free = here and not auth.tokens_on_loopback
+        self._sealing = threading.Lock()
         self._local = Visitor("local", "default", frozenset(auth.loopback_roles)) if free else None
 
     def secret(self) -> bytes:
@@ -97,8 +99,15 @@ class Shelf:
         mine = {m.item for m in standing if m.annotator == visitor.name}
         people = Counter(m.item for m in standing)
         notes = self._boundaries(row)
+        ids = {m.mark_id for m in kept} | set(noun.annotation_ids)
+        marked = {m.item for m in kept}
         items = [
-            item_of(pair, people[pair.id], notes.get(pair.topic, ""))
+            item_of(
+                pair,
+                people[pair.id],
+                notes.get(pair.topic, ""),
+                free=pair.id in marked or mark_id(pair.instruction) in ids,
+            )
             for pair in noun.pairs
             if pair.id not in mine
         ]
@@ -153,8 +162,14 @@ class Shelf:
                 log.close()
 
     def hand_over(self, visitor: Visitor, pair_set: str) -> str:
-        """Seals the marks as an annotation set, with its audit entry."""
-        row = self._row(visitor, pair_set)
+        """Seals the marks as an annotation set, with its audit entry.
+
+        Asked again before there is another mark, it answers the set that it made.
+        """
+        with self._sealing:  # a second click comes while the first is at work
+            return self._hand_over(visitor, self._row(visitor, pair_set))
+
+    def _hand_over(self, visitor: Visitor, row: Resource) -> str:
         history = self._history(row)
         last = _to_seal(row, self._usable(row, history))
         if not last:
@@ -166,6 +181,8 @@ class Shelf:
             rejected=tuple(sorted(m.item for m in last if m.verdict == "bad")),
             annotator_minutes=minutes(history),
         )
+        if name := self._made_of(row, noun):
+            return name
         set_id = new_id()
         key, wrapped = self._store.vault.fresh_key(set_id)
         digest = self._store.sets.write(set_id, key, noun)
@@ -183,6 +200,17 @@ class Shelf:
         self._store.write(change).result()
         self._store.sets.settle(set_id)
         return made.name
+
+    def _made_of(self, row: Resource, noun: AnnotationSet) -> str:
+        """The newest annotation set, where it holds just this from this pair set; else nothing."""
+        newest = self._store.resources.page(
+            row.tenant, "annotationSets", 1, before="", model=row.model, policy=row.policy
+        )
+        for made in newest:
+            parents = res.AnnotationSet.FromString(made.body).meta.parents
+            if not made.purged and made.content == noun.digest and _parent(row) in parents:
+                return made.name
+        return ""
 
     def _usable(self, row: Resource, history: Sequence[Kept]) -> list[Kept]:
         """The marks in force, without those on pairs whose text is gone: nobody can use these."""
@@ -304,10 +332,14 @@ def _check_limit(sealed: Sequence[Kept], behind: Collection[str]) -> None:
 def _check_sides(mark: Mark, pair: Pair) -> None:
     """An edit writes a bad answer where the pair has one, and only there."""
     if pair.toxic is not None and mark.bad is None:
-        mend = "Go back and write it, or mark the pair as wrong."
+        mend = "Write it, or mark the pair as wrong."
         raise InvalidInput("bad", "needs 1 character or more", mend)
     if pair.toxic is None and mark.bad is not None:
         raise InvalidInput("bad", "must be absent: this pair has no bad answer", "Leave it out.")
+
+
+def _parent(row: Resource) -> str:
+    return f"{row.name}@{row.content}"
 
 
 def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet, who: str) -> Resource:
@@ -322,7 +354,7 @@ def _resource(row: Resource, set_id: str, digest: str, noun: AnnotationSet, who:
     meta.create_time.CopyFrom(wire.timestamp(now))
     meta.model, meta.model_digest = row.model, parent.model_digest
     meta.policy, meta.policy_digest = row.policy, parent.policy_digest
-    meta.parents.append(f"{row.name}@{row.content}")
+    meta.parents.append(_parent(row))
     return Resource(
         name=name,
         collection="annotationSets",

@@ -5,6 +5,7 @@
   const enabled = () => localStorage.getItem(KEYS) !== "off";
 
   document.addEventListener("keydown", (event) => {
+    if (event.isComposing) return; // Japanese is written by keys that mean something else here
     const writing = event.target.closest("textarea, input:not([type=checkbox]), select");
     if (writing) {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) writing.form.requestSubmit();
@@ -37,6 +38,23 @@
 
   document.addEventListener("change", (event) => {
     if (event.target.id === "keys") localStorage.setItem(KEYS, event.target.checked ? "on" : "off");
+  });
+
+  // What was refused, or not sent, leaves the board and what was written on it.
+  function say(text) {
+    const notice = document.querySelector("#board .notice");
+    if (notice) notice.textContent = text;
+  }
+
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.xhr.status < 400) return;
+    event.detail.shouldSwap = false;
+    const page = new DOMParser().parseFromString(event.detail.serverResponse, "text/html");
+    say(page.querySelector("[role=alert]")?.textContent || "That did not work. Try again.");
+  });
+
+  document.addEventListener("htmx:sendError", () => {
+    say("Not sent: the server cannot be reached. Try again.");
   });
 
   function settle() {
