@@ -129,6 +129,7 @@ class ServiceError(PtalignError):
         retry_after: Seconds to wait before trying again, where the server named them.
         operation: Name of the operation whose error this is; empty for an error in the call.
         resource: What the operation kept before it ended.
+        unanswered: Whether an earlier try of the call was sent, and its answer did not come.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
@@ -152,6 +153,7 @@ class ServiceError(PtalignError):
         self.retry_after = retry_after
         self.operation = operation
         self.resource = resource
+        self.unanswered = False
 
     @property
     def words(self) -> str:

@@ -12,6 +12,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+CANCELLED_SECONDS = 1.0
+"""How long a cancelled step of a stream may take to end; a call to gRPC takes a few turns."""
 
 
 class Background:
@@ -131,4 +133,8 @@ async def _next(items: AsyncGenerator[T, None]) -> T:
 
 
 async def _close(items: AsyncGenerator[T, None]) -> None:
+    end = asyncio.get_running_loop().time() + CANCELLED_SECONDS
+    # A step that an interrupt cancelled ends some turns of the loop later.
+    while items.ag_running and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.001)
     await items.aclose()

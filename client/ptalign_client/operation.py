@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from google.longrunning import operations_pb2
 
 from ptalign_client import wire
-from ptalign_client.errors import DeadlineExceeded, Unavailable, from_status
+from ptalign_client.errors import DeadlineExceeded, NotFound, Unavailable, from_status
 from ptalign_client.nouns import Event, Progress
 from ptalign_proto.v1 import safety_tuning_pb2
 
@@ -122,7 +122,11 @@ class AsyncOperation(Generic[R]):
     async def delete(self) -> None:
         """Forgets an ended operation; what it made stays."""
         request = operations_pb2.DeleteOperationRequest(name=self.name)
-        await self._client._call("operations", "DeleteOperation", request)
+        try:
+            await self._client._call("operations", "DeleteOperation", request)
+        except NotFound as error:
+            if not error.unanswered:  # else the try before this one deleted it
+                raise
 
     async def _wait(self, timeout: float | None) -> None:
         try:

@@ -73,7 +73,7 @@ class Client:
                 print(event.progress.phase, event.progress.done, event.progress.total)
             print(running.result().tokens_ut)
 
-    Threads may share one. Processes may not: make it after a fork.
+    Threads may share one. Processes may not: make it after a fork, of a process that has none open.
     """
 
     def __init__(

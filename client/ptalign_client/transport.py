@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from google.longrunning import operations_pb2_grpc
 from ptalign_client import wire
 from ptalign_client.errors import (
     TOO_LATE,
+    ConfigError,
     DeadlineExceeded,
     NotFound,
     PtalignError,
@@ -46,6 +49,20 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 OPEN_SECONDS = 30.0
 """A stream that broke after more than this was open and silent, as a watch of a queued operation
 is: connecting to nobody is given up by gRPC after 20 s."""
+
+
+_open: weakref.WeakSet[grpc.aio.Channel] = weakref.WeakSet()
+"""Channels of this process. A child that is forked while there are any has gRPC's threads' state
+without the threads: its calls hang or end the process."""
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _forked or len(_open) > 0
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Transport:
@@ -88,6 +105,7 @@ class Transport:
             except DeadlineExceeded:
                 raise heard or DeadlineExceeded(*TOO_LATE) from None  # why it failed says more
             except ServiceError as error:
+                error.unanswered = isinstance(heard, Unavailable)
                 heard, wait = error, _wait(options, failures, error)
                 last = failures == options.retry.attempts
                 if last or not error.retryable or (end is not None and clock() + wait >= end):
@@ -186,6 +204,7 @@ class Transport:
         if channel is not None:
             with suppress(asyncio.CancelledError):
                 await channel.close()
+            _open.discard(channel)
 
     def _check_open(self, closings: int) -> None:
         """Ends what began before it was closed.
@@ -204,8 +223,14 @@ class Transport:
         raise error from None
 
     def _rpc(self, service: str, method: str) -> Any:
+        if _forked:
+            raise ConfigError(
+                "this process was forked while a client was open, and gRPC does not work in it",
+                "Close clients before the fork, or start processes with spawn or forkserver.",
+            )
         if self._channel is None:
             self._channel = open_channel(self.options)
+            _open.add(self._channel)
             self._stubs = {
                 "tuning": safety_tuning_pb2_grpc.SafetyTuningStub(self._channel),
                 "library": library_pb2_grpc.LibraryStub(self._channel),

@@ -235,7 +235,7 @@ def to_result(operation: operations_pb2.Operation) -> Any:
         message = MESSAGES[kind]()
         if operation.response.Is(message.DESCRIPTOR):
             operation.response.Unpack(message)
-            return to_noun(kind, message)
+            return to_noun(kind, message) if message.HasField("meta") else None
     return None
 
 

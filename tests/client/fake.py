@@ -189,7 +189,7 @@ class Service(
         dry = request.dry_run  # has faults of its own, and is no call of the verb
         fault = await self._enter(f"{kind} dry run" if dry else kind, request, context)
         if dry:
-            return self._dry(kind, metadata)
+            return self._dry(kind, metadata, type(result))
         name = self.by_request.get(request.request_id)
         if name is None:
             name = f"operations/{len(self.jobs) + 1}"
@@ -211,12 +211,13 @@ class Service(
             await self._fail(fault, context)
         return self.jobs[name].snapshot(0)
 
-    def _dry(self, kind: str, metadata: type) -> lro.Operation:
+    def _dry(self, kind: str, metadata: type, resource: type) -> lro.Operation:
         progress = pb.OperationProgress(kind=kind, state=pb.OPERATION_STATE_SUCCEEDED)
         progress.estimate.seconds = 42.0
         progress.estimate.memory_bytes = 3 * 2**30
         operation = lro.Operation(name="operations/dry", done=True)
         operation.metadata.Pack(metadata(progress=progress))
+        operation.response.Pack(resource())  # empty, as the server answers
         return operation
 
     def _fill(self, job: Job) -> None:
@@ -313,8 +314,10 @@ class Service(
         return empty_pb2.Empty()
 
     async def DeleteOperation(self, request: Any, context: Any) -> Any:
-        await self._enter("DeleteOperation", request, context)
-        del self.jobs[request.name]
+        fault = await self._enter("DeleteOperation", request, context)
+        del self.jobs[(await self._job(request.name, context)).name]
+        if fault:
+            await self._fail(fault, context)
         return empty_pb2.Empty()
 
     # Library

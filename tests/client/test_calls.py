@@ -31,6 +31,21 @@ def test_lost_reply_starts_one_operation(client: pt.Client, served: Any) -> None
     assert list(served.service.jobs) == [running.name]
 
 
+def test_a_deletion_whose_reply_was_lost_is_done(client: pt.Client, served: Any) -> None:
+    """Tried again, there was nothing left to delete: an error, of what had worked."""
+    running = client.generate_instructions(**ASK)
+    served.service.faults["DeleteOperation"] = [Fault(committed=True)]
+    running.delete()
+    assert len(served.service.called("DeleteOperation")) == 2
+    with pytest.raises(pt.NotFound):
+        running.delete()
+    served.service.faults["DeleteOperation"] = [
+        Fault(Code.RESOURCE_EXHAUSTED, details=(info("OVERLOADED"), retry_in(0.1)))
+    ]
+    with pytest.raises(pt.NotFound):
+        running.delete()
+
+
 def test_two_calls_have_two_request_ids(client: pt.Client, served: Any) -> None:
     first, second = client.generate_instructions(**ASK), client.generate_instructions(**ASK)
     assert first.name != second.name

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -26,11 +27,12 @@ from typer.testing import CliRunner, Result
 
 import ptalign_client as pt
 from ptalign_client.cli import app, show
-from ptalign_client.cli.follow import counts
+from ptalign_client.cli.follow import Count, Live, counts
 from ptalign_client.cli.loop import Runner
 from ptalign_client.cli.session import LISTED
 from ptalign_client.cli.state import RunState
 from ptalign_client.cli.store import LISTS
+from ptalign_client.nouns import Progress
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2
 
@@ -222,26 +224,90 @@ def test_align_whose_steps_are_on_another_server_starts_afresh(
     assert len({r.request_id for r in asked[:3]}) == 3
 
 
-def stop_first_set(served: Any, made: int) -> None:
+def test_a_loop_goes_on_after_a_backup_without_its_adapter_was_restored(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """Its operation is unknown there, and was named in `resume_from` at each rerun for ever."""
+    out = str(tmp_path / "out")
+    assert cli("run", str(loop), "--out", out).exit_code == 0
+    state = RunState(tmp_path / "out").stages["align MLE"]
+    del served.service.resources[state.resource], served.service.jobs[state.operation]
+    again = cli("run", str(loop), "--out", out)
+    assert again.exit_code == 0, again.stderr
+    assert served.service.called("Align")[-1].resume_from == ""
+
+
+def test_a_loop_attaches_to_what_a_restored_backup_goes_on_with(
+    cli: Any, loop: Path, tmp_path: Path, served: Any
+) -> None:
+    """It started a second training beside the one under way."""
+    out = str(tmp_path / "out")
+    assert cli("run", str(loop), "--out", out).exit_code == 0
+    state = RunState(tmp_path / "out").stages["align MLE"]
+    lost = served.service.resources.pop(state.resource)
+    served.service.jobs[state.operation].shown = 1  # under way again
+    asked = len(served.service.called("Align"))
+    original = served.service.WatchOperation
+
+    def made(request: Any, context: Any) -> Any:
+        served.service.resources[state.resource] = lost
+        return original(request, context)
+
+    served.service.WatchOperation = made
+    again = cli("run", str(loop), "--out", out)
+    assert again.exit_code == 0, again.stderr
+    assert f"attached to {state.operation}" in again.stderr
+    assert len(served.service.called("Align")) == asked
+
+
+def test_an_adapters_name_is_no_markup(cli: Any, loop: Path, tmp_path: Path) -> None:
+    """`[/old]` ended the loop after the training, at every rerun; `[v2]` was not shown."""
+    loop.write_text(LOOP.replace("name: PT-ALIGN", 'name: "PT [/x]"'))
+    done = cli("run", str(loop), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.stderr
+    assert "align PT [/x]" in done.stderr
+    assert "PT [/x]" in done.stdout
+
+
+def test_a_phase_that_counts_nothing_shows_no_total_of_the_one_before() -> None:
+    err = Console(file=io.StringIO(), force_terminal=True, width=100)
+    live = Live(SimpleNamespace(err=err))  # type: ignore[arg-type]
+    task = live.add_task("[pairs]", total=None, phase="", eta="")
+    for done, total, shown in ((174, 174, "174/174"), (0, 0, "")):
+        told = {"phase": "[reading]", "done": done, "total": total}
+        live.show(task, Progress(operation="", kind="Align", state=pt.State.RUNNING, **told))
+        assert Count().render(live.tasks[0]).plain == shown
+    err.print(live.make_tasks_table(live.tasks))
+    assert "[pairs]" in err.file.getvalue()  # type: ignore[attr-defined]
+    assert "[reading]" in err.file.getvalue()  # type: ignore[attr-defined]
+
+
+def stop_first_set(served: Any, made: int, twins: int) -> None:
     """The first instruction set is cut short after `made` of its instructions."""
     original = served.service._fill
 
     def stopping(job: Any) -> None:
         original(job)
         if job.kind == "GenerateInstructions":
-            job.result.harmful, job.result.meta.partial = made, True
+            job.result.harmful, job.result.twins, job.result.meta.partial = made, twins, True
             job.cancelled = True
             served.service._fill = original
 
     served.service._fill = stopping
 
 
-@pytest.mark.parametrize(("made", "asked"), [(3, [4, 1]), (4, [4]), (5, [4])])
+@pytest.mark.parametrize(
+    ("made", "twins", "asked"),
+    [(3, 3, [4, 1]), (4, 4, [4]), (5, 5, [4]), (4, 1, [4, 1]), (6, 2, [4, 1])],
+)
 def test_a_set_cut_short_is_filled_up_to_the_count(
-    cli: Any, loop: Path, tmp_path: Path, served: Any, made: int, asked: list[int]
+    cli: Any, loop: Path, tmp_path: Path, served: Any, made: int, twins: int, asked: list[int]
 ) -> None:
-    """The server adds `count` to what the parent holds; nothing is asked when nothing is owed."""
-    stop_first_set(served, made)
+    """The server adds `count` to what the parent holds; nothing is asked when nothing is owed.
+
+    Twins are owed too: they are written after the seeds, all of which may be there.
+    """
+    stop_first_set(served, made, twins)
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code != 0
     done = cli("run", str(loop), "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.stderr
@@ -296,7 +362,7 @@ def test_seeds_and_excerpts_that_were_not_taken_are_told_where_the_set_is_made(
 def test_a_set_cut_short_and_gone_is_made_anew(
     cli: Any, loop: Path, tmp_path: Path, served: Any
 ) -> None:
-    stop_first_set(served, 3)
+    stop_first_set(served, 3, 3)
     cli("run", str(loop), "--out", str(tmp_path / "out"))
     served.service.resources["instructionSets/1"].meta.purged = True
     assert cli("run", str(loop), "--out", str(tmp_path / "out")).exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -94,6 +95,59 @@ def test_interrupt_cancels_the_call_and_leaves_the_client_usable(served: Any) ->
     os.kill(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=20)
     assert (out, err) == ("1\n", "")
+
+
+@pytest.mark.parametrize("call", ["operation('operations/1').events()", "operations()"])
+def test_an_interrupt_while_a_stream_or_list_connects_is_an_interrupt(call: str) -> None:
+    """It became a RuntimeError of the generator, and `ops watch` called it a fault of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = f"""
+            import ptalign_client as pt
+            client = pt.Client("127.0.0.1:{silent.getsockname()[1]}")
+            print("ready", flush=True)
+            try:
+                list(client.{call})
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+        """
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.7)
+        os.kill(child.pid, signal.SIGINT)
+        out, err = child.communicate(timeout=20)
+    assert (out, err) == ("interrupted\n", "")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_child_forked_beside_an_open_client_says_so_instead_of_hanging(
+    served: Any, is_open: bool
+) -> None:
+    code = f"""
+        import os, sys, ptalign_client as pt
+        client = pt.Client({served.endpoint!r})
+        client.catalogue()
+        {"" if is_open else "client.close()"}
+        child = os.fork()
+        if child == 0:
+            try:
+                print(len(pt.Client({served.endpoint!r}).catalogue().models), flush=True)
+            except pt.ConfigError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("Close clients before the fork" in done.stdout) == is_open
+    assert (done.stdout == "1\n") != is_open
 
 
 def test_two_loops_in_one_process_make_no_noise(served: Any) -> None:

@@ -167,6 +167,7 @@ def test_same_request_id_is_the_same_operation(client: pt.Client) -> None:
 
 def test_dry_run_estimates(client: pt.Client) -> None:
     dry = client.generate_instructions(model=MODEL, policy=POLICY, count=100, dry_run=True)
+    assert dry.result() is None
     estimate = dry.progress().estimate
     assert estimate is not None
     assert estimate.seconds > 0

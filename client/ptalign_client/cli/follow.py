@@ -91,11 +91,11 @@ class Live(Bars):
     def __init__(self, session: Session) -> None:
         self._detail = Text()  # rendered by super().__init__ already
         super().__init__(
-            TextColumn("[bold cyan]{task.description:<12}"),
+            TextColumn("{task.description:<12}", style="bold cyan", markup=False),
             BarColumn(bar_width=18),
             Count(),
             Clock(),
-            TextColumn("[dim]{task.fields[phase]}"),
+            TextColumn("{task.fields[phase]}", style="dim", markup=False),
             console=session.err,
             transient=True,
         )
@@ -106,9 +106,9 @@ class Live(Bars):
         if progress.attempt > 1:
             phase += f" (attempt {progress.attempt})"
         eta = "" if progress.eta_seconds is None else clock(progress.eta_seconds)
-        self.update(
-            task, completed=progress.done, total=progress.total or None, phase=phase, eta=eta
-        )
+        self.update(task, completed=progress.done, phase=phase, eta=eta)
+        # `update` takes None for "as before": the last phase's total stood beside this one's count
+        next(t for t in self.tasks if t.id == task).total = progress.total or None
         found = [text for text in (counts(progress), losses(progress)) if text]
         self._detail = Text("  ".join(found), style="dim", no_wrap=True, overflow="ellipsis")
 

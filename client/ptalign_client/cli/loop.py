@@ -101,13 +101,14 @@ class Runner:
 
         def start(stage: Stage) -> Operation[nouns.InstructionSet] | nouns.InstructionSet:
             begun = self.begun(stage, nouns.InstructionSet)
-            if begun is not None and begun.harmful >= plan.count:
+            whole = begun is not None and (not plan.twins or begun.twins >= begun.harmful)
+            if begun is not None and begun.harmful >= plan.count and whole:
                 return begun
             return self.session.client.generate_instructions(
                 model=loop.model,
                 policy=loop.policy,
-                # The server makes `count` beside what the parent holds.
-                count=plan.count - begun.harmful if begun is not None else plan.count,
+                # The server makes `count` beside what the parent holds, and twins that lack there.
+                count=max(1, plan.count - (begun.harmful if begun is not None else 0)),
                 twins=plan.twins,
                 topics=plan.topics,
                 seeds=plan.seeds,
@@ -238,7 +239,9 @@ class Runner:
                     f"Start the loop anew: give another --out, or move {self.state.path} away."
                 )
             lost = stage.resume_from
-            if not lost or all(v.field != "resume_from" for v in error.violations):
+            refused = any(v.field == "resume_from" for v in error.violations)
+            gone = isinstance(error, NotFound) and not refused
+            if not lost or not (refused or (gone and self.is_gone(lost))):
                 raise
         # the steps of the earlier try are on another server, or gone
         self.session.note(f"[dim]{lost} cannot be continued: starting afresh[/]")
@@ -276,11 +279,31 @@ class Runner:
         try:
             found = self.session.client.get(stage.resource)
         except NotFound:
-            self.state.again(stage)
+            self.lost(stage)
             return None
         assert isinstance(found, kind)
         self.say(Finished(label, found, stage.seconds, kept=True))
         return found
+
+    def lost(self, stage: Stage) -> None:
+        """What a stage made is gone: deleted, or younger than the backup that was restored."""
+        if not stage.operation:
+            return self.state.again(stage)
+        try:
+            if not self.session.client.operation(stage.operation).done():
+                stage.resource = ""  # it runs, as it did when the backup was made: attach to it
+                return self.state.save()
+        except NotFound:
+            return self.state.afresh(stage)
+        return self.state.again(stage)
+
+    def is_gone(self, operation: str) -> bool:
+        """Whether the server knows nothing of an operation."""
+        try:
+            self.session.client.operation(operation).progress()
+        except NotFound:
+            return True
+        return False
 
     def attach(self, stage: Stage) -> Operation[Any] | None:
         """The operation of an earlier run when it still runs or ended well."""
@@ -316,10 +339,8 @@ class Runner:
     def say(self, done: Finished) -> None:
         self.finished.append(done)
         mark = "[dim]=[/]" if done.kept else "[green]✓[/]"
-        words = escape(show.summary(done.resource))
-        self.session.note(
-            f"{mark} [bold cyan]{done.label:<16}[/] {clock(done.seconds):>6}  {words}"
-        )
+        label, words = escape(f"{done.label:<16}"), escape(show.summary(done.resource))
+        self.session.note(f"{mark} [bold cyan]{label}[/] {clock(done.seconds):>6}  {words}")
 
     def fetch(self, evaluation: nouns.Evaluation, adapter: nouns.Adapter) -> None:
         """The reports and the adapter into the output folder."""
@@ -344,7 +365,7 @@ def stage_table(finished: list[Finished]) -> Table:
     for done in finished:
         time_text = clock(done.seconds) + (" =" if done.kept else "")
         made = Text(show.summary(done.resource)).append(f"\n{done.resource.name}", style="dim")
-        table.add_row(done.label, time_text, made)
+        table.add_row(Text(done.label), time_text, made)
     total = clock(sum(done.seconds for done in finished))
     table.add_row(Text("all", style="bold"), Text(total, style="bold"), "")
     return table

@@ -123,7 +123,7 @@ def rates(columns: Mapping[str, Mapping[str, Rate]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("share (95 % interval)", no_wrap=True)
     for label in columns:
-        table.add_column(label, justify="right", no_wrap=True)
+        table.add_column(Text(label), justify="right", no_wrap=True)
     for key, words, more in rows(columns.values()):
         row = [column.get(key) for column in columns.values()]
         known = [rate.value for rate in row if rate and rate.n]
