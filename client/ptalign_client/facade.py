@@ -135,6 +135,6 @@ async def _next(items: AsyncGenerator[T, None]) -> T:
 async def _close(items: AsyncGenerator[T, None]) -> None:
     end = asyncio.get_running_loop().time() + CANCELLED_SECONDS
     # A step that an interrupt cancelled ends some turns of the loop later.
-    while items.ag_running and asyncio.get_running_loop().time() < end:
+    while getattr(items, "ag_running", False) and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.001)
     await items.aclose()
