@@ -59,6 +59,21 @@ def gap(before: float, after: float, digits: int = 0) -> Decimal:
     return _WIDE.subtract(rounded(100 * after, digits), rounded(100 * before, digits))
 
 
+def apart(before: float, after: float, exact: float, digits: int = 0) -> Decimal:
+    """A change that stands beside two numbers: their difference as they are printed.
+
+    Args:
+        before: The number that was.
+        after: The number that is.
+        exact: The change. It is printed where it is not that of the two but for their rounding, as
+            of numbers over other prompts.
+        digits: Decimals of all three.
+    """
+    made = _WIDE.subtract(rounded(after, digits), rounded(before, digits))
+    close = abs(float(made) - exact) <= 10.0**-digits
+    return made if close else rounded(exact, digits)
+
+
 def digits_beside(value: float, limit: float, digits: int = 0, *, least: bool = False) -> int:
     """Decimals that keep a printed number on its own side of its limit.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
-from ptalign.nouns import Adapter, TargetResult
+from ptalign.nouns import Adapter, Rate, TargetResult
+from ptalign.numbers import apart
 from ptalign.report.inputs import ReportInput
 from ptalign.report.words import MEASURES, RATES, name_of, read_in
 
@@ -35,15 +37,15 @@ def contribution(report: ReportInput) -> dict[str, Any] | None:
     found = [r for r in found if r.method == ALONE]
     if not found or both.method not in BOTH:
         return None
-    apart = {r.label: _apart(report, r.label) for r in found}
-    alone = min(found, key=lambda r: len(apart[r.label]))
+    differs = {r.label: _apart(report, r.label) for r in found}
+    alone = min(found, key=lambda r: len(differs[r.label]))
     changes = evaluation.beside.get(alone.label, {})
     rows = [
         {
             "title": title,
             "better": better,
             "shares": [r.rates[key] for r in (evaluation.baseline, alone, both)],
-            "change": [100 * value for value in changes[key]],
+            "change": _change(alone.rates[key], both.rates[key], changes[key]),
         }
         for key, title, better in RATES
         if key in changes and all(key in r.rates for r in (evaluation.baseline, alone, both))
@@ -52,7 +54,7 @@ def contribution(report: ReportInput) -> dict[str, Any] | None:
         "base": name_of(evaluation.baseline),
         "alone": name_of(alone),
         "both": name_of(both),
-        "apart": apart[alone.label],
+        "apart": differs[alone.label],
         "rows": rows,
         "measures": [
             {
@@ -65,6 +67,14 @@ def contribution(report: ReportInput) -> dict[str, Any] | None:
             if key in SHOWN and (values := _measured(key, evaluation.baseline, alone, both))
         ],
     }
+
+
+def _change(
+    alone: Rate, both: Rate, found: tuple[float, float, float]
+) -> tuple[float | Decimal, float, float]:
+    """A change and its interval, in points."""
+    value, low, high = (100 * each for each in found)
+    return apart(100 * alone.value, 100 * both.value, value), low, high
 
 
 def _apart(report: ReportInput, label: str) -> list[str]:

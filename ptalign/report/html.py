@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from ptalign.nouns import COLLATERAL, Adapter, Suppressed, TargetResult
-from ptalign.numbers import decimal, rounded, signed
+from ptalign.numbers import apart, decimal, rounded, signed
 from ptalign.report.calibration import judged
 from ptalign.report.contribution import BOTH, contribution
 from ptalign.report.figures import COLOURS, colours_of, lines, track
@@ -57,6 +57,7 @@ def _environment() -> Environment:
     )
     found.filters |= {"percent": percent, "interval": interval, "prompts": prompts}
     found.filters |= {"clock": clock, "decimal": decimal, "signed": signed}
+    found.globals["apart"] = apart
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -110,7 +111,20 @@ def _seconds(stages: Iterable[Stage]) -> dict[str, float | None]:
 
 
 def report_json(report: ReportInput) -> dict[str, Any]:
-    """The document that `report.json` holds."""
+    """The document that `report.json` holds; null for a measure without a bound."""
+    document: dict[str, Any] = _bounded(_document(report))
+    return document
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _bounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_bounded(each) for each in value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _document(report: ReportInput) -> dict[str, Any]:
     evaluation = report.evaluation
     shown = report.adapters.get(evaluation.aligned.label)
     runs = []

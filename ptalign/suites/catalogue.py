@@ -41,7 +41,7 @@ def read_specs(text: str) -> dict[str, SuiteSpec]:
     Raises:
         pydantic.ValidationError: An entry does not fit `SuiteSpec`.
     """
-    return {spec.name: spec for spec in _SPECS.validate_python(yaml.safe_load(text))}
+    return {spec.name: spec for spec in _SPECS.validate_python(yaml.safe_load(text) or [])}
 
 
 def check_spec(spec: SuiteSpec) -> None:
@@ -206,15 +206,18 @@ def _choose(
 def _usable(source: Iterator[Prompt], limit: int, left_out: Counter[str]) -> Iterator[Prompt]:
     """What is asked twice alike is asked once: its second reply would be no second sample.
 
-    A row that comes again under another persona is another prompt.
+    A row that comes again under another persona is another prompt; one that comes again under
+    another id is not.
     """
+    nothing = {"id": "", "topic": "", "group": ""}
     seen: set[str] = set()
     for prompt in source:
-        why = "doubled" if prompt.id in seen else _unusable(prompt, limit)
+        asked = prompt.model_copy(update=nothing).digest
+        why = "doubled" if asked in seen else _unusable(prompt, limit)
         if why:
             left_out[why] += 1
         else:
-            seen.add(prompt.id)
+            seen.add(asked)
             yield prompt
 
 

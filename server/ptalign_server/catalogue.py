@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
 
 from ptalign.config import GateConfig
 from ptalign.errors import DataDamaged, InvalidInput, PtalignError
@@ -28,7 +27,7 @@ from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import UnknownName
 from ptalign_server.judges import JudgesFile, OwnJudges
-from ptalign_server.limits import in_file
+from ptalign_server.limits import BAD_YAML, in_file
 from ptalign_server.models import DEMO_MODEL, cache_root
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
@@ -219,17 +218,9 @@ class Catalogue:
         """The shipped suites and those that the operator added.
 
         Raises:
-            DataDamaged: The operator's file cannot be read, or does not hold a list of suites.
+            DataDamaged: See `read_suites`.
         """
-        try:
-            own = read_specs(self._suites.read_text()) if self._suites.exists() else {}
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-        except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
-            why = in_file(error)
-        else:
-            return {**shipped(), **own}
-        raise DataDamaged(f"suites file {self._suites} cannot be read: {why}")
+        return {**shipped(), **read_suites(self._suites)}
 
     def without_data(self, names: Iterable[str] = DEFAULT) -> dict[str, str]:
         """Suite -> the file it lacks in the folder PTALIGN_EVAL_DATA; empty where none does."""
@@ -326,6 +317,21 @@ class Catalogue:
         return found
 
 
+def read_suites(path: Path) -> dict[str, SuiteSpec]:
+    """The operator's suites, by name; none when there is no file.
+
+    Raises:
+        DataDamaged: The file cannot be read, or does not hold a list of suites.
+    """
+    try:
+        return read_specs(path.read_text("utf-8")) if path.exists() else {}
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+    except BAD_YAML as error:
+        why = in_file(error)
+    raise DataDamaged(f"suites file {path} cannot be read: {why}")
+
+
 def demo_entry(folder: Path) -> ModelSpec:
     """The catalogue entry of the prepared demo model."""
     stamp: dict[str, str] = yaml.safe_load((folder / "ptalign-model.json").read_text())
@@ -342,7 +348,7 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
         return {}
     try:
         entries = [ModelSpec.model_validate(e) for e in yaml.safe_load(path.read_text()) or []]
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
+    except BAD_YAML as error:
         raise DataDamaged(f"models file {path} cannot be read: {in_file(error)}") from None
     return {entry.name: entry for entry in entries}
 

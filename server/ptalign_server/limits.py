@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -29,6 +30,11 @@ def bounds(field: FieldInfo) -> str:
 def plain(message: str) -> str:
     """pydantic's message without the name of the exception that a validator raised."""
     return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+BAD_YAML = (yaml.YAMLError, TypeError, ValueError, RecursionError)
+"""What a file of entries raises that cannot be used: pydantic's errors, wrong encodings, impossible
+dates and lists without end among them."""
 
 
 def in_file(error: Exception) -> str:

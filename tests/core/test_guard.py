@@ -102,7 +102,9 @@ def test_chat_families_send_the_conversation_and_their_template_options():
         assert request.url.path == "/v1/chat/completions"
         assert [m["role"] for m in body["messages"]] == ["user", "assistant"]
         assert body["temperature"] == 0.0
-    assert seen[1][1]["chat_template_kwargs"] == {"guardian_config": {"risk_name": "harm"}}
+    assert seen[1][1]["chat_template_kwargs"] == {
+        "guardian_config": {"risk_name": "harm", "criteria_id": "harm"}  # 3.0 to 3.2, and 3.3
+    }
 
 
 def test_raw_families_send_their_prompt_and_a_reply_cannot_end_its_turn():
@@ -117,6 +119,7 @@ def test_raw_families_send_their_prompt_and_a_reply_cannot_end_its_turn():
     assert "Human user:\nask {braces}" in wild
     assert shield.count("<end_of_turn>") == 2
     assert "No Harassment" in shield
+    assert "whether an AI response to prompt is in violation" in shield
 
 
 @pytest.mark.parametrize("family", ["qwen3guard", "granite", "llamaguard"])

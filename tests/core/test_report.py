@@ -326,9 +326,14 @@ def test_a_probe_without_a_bound_still_makes_a_report():
     values = {"selectivity": float("-inf"), "benign_kl": float("nan"), "harm_word_ratio": 1e30}
     probe = aligned.probe.model_copy(update=values | {"collateral": {"question": float("-inf")}})
     results = (base, aligned.model_copy(update={"probe": probe}))
-    page, _ = build(ReportInput(model="m", evaluation=Evaluation(results=results, verdict="FAIL")))
+    page, document = build(
+        ReportInput(model="m", evaluation=Evaluation(results=results, verdict="FAIL"))
+    )
     for words in (">−inf<", ">nan", f">1{'0' * 30}."):
         assert words in page
+    json.dumps(document, allow_nan=False)
+    assert document["aligned"]["benign_kl"] is None
+    assert document["aligned"]["harm_word_ratio"] == 1e30
 
 
 def test_headline_is_plain_words():
@@ -560,6 +565,35 @@ def test_a_change_between_evaluations_is_clear_where_the_command_says_so():
     found = {hits: clear(of(hits, 60)) for hits in (18, 20, 40, 42)}
     assert found == {18: True, 20: False, 40: False, 42: True}
     assert not clear(of(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("pt_align", "80 flagged tokens"), ("npo", "80 tokens")]
+)
+def test_whole_answers_that_are_pushed_down_are_not_called_flagged(report, method, words):
+    adapters = {
+        label: made.model_copy(update={"method": method}) for label, made in report.adapters.items()
+    }
+    page, _ = build(report.model_copy(update={"adapters": adapters}))
+    assert f"{words} of bad answers" in page
+
+
+def test_a_change_is_the_difference_of_the_shares_beside_it(report):
+    """5 and 1 of 60 are 8 and 2 percent, and 6 points apart, not 7."""
+    made = evaluation(beside={"MLE": {"harm_rate": (-4 / 60, -0.1, -0.02)}})
+    rates = {"MLE": wilson(5, 60), made.aligned.label: wilson(1, 60)}
+    results = tuple(
+        r.model_copy(update={"rates": r.rates | {"harm_rate": rates[r.label]}})
+        if r.label in rates
+        else r
+        for r in made.results
+    )
+    page, _ = build(
+        report.model_copy(update={"evaluation": made.model_copy(update={"results": results})})
+    )
+    section = page[page.index("What each part of the training added") :]
+    section = re.sub(r"<[^>]+>|\s+", " ", section[: section.index("</section>")])
+    assert re.search(r"8 %\s+2 %\s+−6 \(−10 to −2\)", section)
 
 
 def test_what_unlearning_added_stands_beside_good_answers_alone(report):

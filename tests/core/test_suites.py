@@ -397,6 +397,14 @@ def test_a_row_that_stands_there_twice_is_asked_once_and_counted(tmp_path):
     assert suite.left_out == {"doubled": 1}
 
 
+def test_a_row_that_stands_there_twice_under_two_ids_is_asked_once_too(tmp_path):
+    rows = [{"q": "Is it late?", "i": "1"}, {"q": "Who called?", "i": "2"}]
+    rows.append({"q": "Is it late?", "i": "3"})
+    suite = suite_of(tmp_path, rows, columns={"prompt": "q", "id": "i"})
+    assert sorted(p.instruction for p in suite.prompts) == ["Is it late?", "Who called?"]
+    assert suite.left_out == {"doubled": 1}
+
+
 def test_a_null_says_nothing(tmp_path):
     columns = {"prompt": "q", "id": "i", "topic": "t", "group": "g", "locale": "l", "turns": "b"}
     nothing = dict.fromkeys(["i", "t", "g", "l", "b", "kind"])

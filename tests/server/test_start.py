@@ -165,6 +165,46 @@ def test_suites_that_no_evaluation_could_ask_are_not_added(tmp_path: Path) -> No
         assert not (tmp_path / "state" / "suites.yaml").exists()
 
 
+GOOD = "- {name: own, measure: harm, file: x.csv, columns: {prompt: q}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "there", "words"),
+    [
+        (b"- {name: caf\xe9}\n", "", "cannot be read"),
+        (b"- {name: own, licence: 2024-02-30}\n", "", "cannot be read"),
+        (b"", "", "holds no suite"),
+        (GOOD.encode(), "- {name: b}\n", "suites.yaml cannot be read: 0.measure: Field required"),
+        (GOOD.encode(), "- {licence: 2024-02-30}\n", "suites.yaml cannot be read"),
+    ],
+)
+def test_files_of_suites_that_hold_none_are_refused_in_one_line(
+    tmp_path: Path, text: bytes, there: str, words: str
+) -> None:
+    """They ended in tracebacks, and one with an impossible date kept the server from starting."""
+    (tmp_path / "new.yaml").write_bytes(text)
+    own = tmp_path / "state" / "suites.yaml"
+    own.parent.mkdir()
+    own.write_text(there)
+    done = command("suites", "add", str(tmp_path / "new.yaml"), PTALIGN_STATE=str(own.parent))
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert own.read_text() == there
+    if there:
+        assert any("suites" in line for line in notices(Settings(state=own.parent)))
+
+
+def test_an_empty_suites_file_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(GOOD)
+    own = tmp_path / "state" / "suites.yaml"
+    own.parent.mkdir()
+    own.write_text("")
+    done = command("suites", "add", str(tmp_path / "new.yaml"), PTALIGN_STATE=str(own.parent))
+    assert done.stdout == "added own\n"
+    assert "own" in own.read_text()
+
+
 def test_doctor_names_a_broken_policy_file(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "torn.yaml").write_text("name: torn")

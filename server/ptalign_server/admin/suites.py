@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
-from pydantic import ValidationError
 
 from ptalign.errors import InvalidInput
-from ptalign_server.catalogue import Catalogue
-from ptalign_server.limits import in_file
+from ptalign_server.catalogue import Catalogue, read_suites
+from ptalign_server.limits import BAD_YAML, in_file
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
 
 app = typer.Typer(help="Evaluation suites that callers may name.", no_args_is_help=True)
+
+MEND = "Correct it: ptalign/suites/data/catalogue.yaml has examples."
 
 
 @app.command()
@@ -30,15 +30,16 @@ def add(
     settings = Settings()
     settings.make_folders()
     try:
-        added = read_specs(file.read_text())
-    except (OSError, ValidationError, yaml.YAMLError) as error:
-        mend = "Correct it: ptalign/suites/data/catalogue.yaml has examples."
-        raise InvalidInput("file", f"{file} cannot be read: {in_file(error)}", mend) from None
+        added = read_specs(file.read_text("utf-8"))
+    except (OSError, *BAD_YAML) as error:
+        raise InvalidInput("file", f"{file} cannot be read: {in_file(error)}", MEND) from None
+    if not added:
+        raise InvalidInput("file", f"{file} holds no suite", MEND)
     for spec in added.values():
         check_spec(spec)
     path = settings.state / "suites.yaml"
-    own = read_specs(path.read_text()) if path.exists() else {}
-    replace_list(path, (spec.model_dump(mode="json") for spec in {**own, **added}.values()))
+    suites = {**read_suites(path), **added}
+    replace_list(path, (spec.model_dump(mode="json") for spec in suites.values()))
     typer.echo(f"added {', '.join(added)}")
 
 

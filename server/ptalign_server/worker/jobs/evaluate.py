@@ -267,7 +267,7 @@ def _report(
     """Stores ``report.html`` and ``report.json``."""
     html, document = build_report(job, made, targets, suites, policy, gate, lost)
     put = job.room.store.artefacts.put
-    text = json.dumps(document, indent=1, ensure_ascii=False)
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     return [
         put(job.name, "report.html", html.encode()),
         put(job.name, "report.json", text.encode()),
