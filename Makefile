@@ -39,7 +39,7 @@ $(VENV)/.installed-$(ENGINE): requirements/$(ENGINE).txt requirements/dev.txt re
 	@if [ -n "$(OTHER)" ]; then \
 	  echo "$(VENV) has the other engine, and both own the same package folder. Leave ENGINE out to go on with it, or remove $(VENV) first." >&2; exit 1; fi; \
 	start=$$(date +%s); \
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || exit 1; \
 	echo "[install 1/4] torch"; \
 	$(PIP) install '$(TORCH)' 2>/dev/null || $(PIP) install '$(TORCH)' --extra-index-url $(TORCH_INDEX) || exit 1; \
 	echo "[install 2/4] locked dependencies ($(ENGINE)); about 4 GB, 1-3 minutes"; \
@@ -89,4 +89,4 @@ serve: install ## run the service on loopback
 	@$(BIN)/ptalign-server serve
 
 clean: ## remove what the targets made, the virtual environment included
-	rm -rf $(VENV) demo-out bench-out study-out .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-out.before bench-out study-out .cache .pytest_cache .mypy_cache .ruff_cache

@@ -51,14 +51,16 @@ pairs = synthesize_pairs(
 print(f"{len(pairs.polarised)} pairs with both sides, {len(pairs.anchors)} anchors")
 
 config = AlignConfig(guards="record")  # the default, "abort", raises where a budget is exceeded
-adapter = align(pairs, model=model, out=Path("library-out"), config=config, policy=policy)
+out = Path("library-out", pairs.digest[7:19])  # each set of pairs has a run of its own
+adapter = align(pairs, model=model, out=out, config=config, policy=policy)
 print(f"{adapter.path}: {adapter.guards}")
 
-served = {"lora_name": "aligned", "lora_path": str(Path(adapter.path).resolve())}
+name = f"aligned-{adapter.weights_sha256[:12]}"
+served = {"lora_name": name, "lora_path": str(Path(adapter.path).resolve())}
 httpx.post(f"{engine.url}/load_lora_adapter", json=served, timeout=60).raise_for_status()
 settings = EvalConfig(samples=60)
 made = evaluate(
-    [Target("base"), Target("aligned", "aligned", adapter.method, adapter.path)],
+    [Target("base"), Target("aligned", name, adapter.method, adapter.path)],
     build(config=settings, pairs=pairs),
     engine=engine,
     model=model,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ptalign.sealed import SealedText
+from ptalign.sealed import SealedText, WholeText
 
 Sides = Literal["both", "positive_only"]
 Method = Literal["pt_align", "ut_uniform", "mle", "dpo", "npo"]
@@ -169,7 +169,7 @@ class Annotation(Noun):
 
     instruction: str
     good: str
-    bad: SealedText | None = None
+    bad: WholeText | None = None
     topic: str = ""
     note: str = ""
 
@@ -179,7 +179,7 @@ class Sampled(Noun):
 
     weights: str
     """Digest of the weights that sampled it: another model's numbers would say nothing."""
-    tokens: SealedText
+    tokens: WholeText
     """Token ids in order, parted by spaces; they spell the text, so they are as sealed as it is."""
     log_probs: tuple[float, ...]
     """Of each token under the prompt it was sampled from, temperature 1, nats."""
@@ -201,7 +201,7 @@ class Pair(Noun):
     domain: str = ""
     locale: str = "en"
     positive: str
-    toxic: SealedText | None = None
+    toxic: WholeText | None = None
     polarity: dict[str, float] = Field(default_factory=dict)
     """Per judge id: judge(toxic) - judge(positive), in -1..1."""
     round: int = 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, SerializationInfo
+from pydantic import AfterValidator, GetCoreSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, core_schema
+
+_SHOWN = re.compile(r"<sealed \d+ chars sha256:[0-9a-f]{12}>")
 
 
 class SealedText:
@@ -44,6 +47,11 @@ class SealedText:
     def __hash__(self) -> int:
         return hash(self._text)
 
+    @property
+    def is_description(self) -> bool:
+        """Whether this holds what another sealed text showed of itself, and not a text."""
+        return _SHOWN.fullmatch(self._text) is not None
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def read(value: Any) -> SealedText:
@@ -61,3 +69,16 @@ class SealedText:
             read,
             serialization=core_schema.plain_serializer_function_ser_schema(write, info_arg=True),
         )
+
+
+def _whole(text: SealedText) -> SealedText:
+    if text.is_description:
+        raise ValueError(
+            "holds the description of a sealed text and not the text: it was written without "
+            'context={"reveal": True}, and cannot be read back'
+        )
+    return text
+
+
+WholeText = Annotated[SealedText, AfterValidator(_whole)]
+"""Sealed text that is learned from: what plain serialisation leaves of it is refused."""

@@ -16,6 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+from ptalign.errors import NotReady
+from ptalign_server.process import hold
+from ptalign_server.settings import Settings
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = Path(sys.executable).parent
@@ -77,16 +81,35 @@ def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path)
     raise SystemExit("the server did not come up; its last lines:\n" + "\n".join(lines))
 
 
+def put_aside(out: Path) -> None:
+    """Moves the demo before this one away: its state may have been gone on with.
+
+    Raises:
+        SystemExit: A server uses it now.
+    """
+    lock = Settings(state=out / "state").run_dir / "gateway.lock"
+    if lock.exists():
+        try:
+            hold(lock, 0.0).close()
+        except NotReady as error:
+            raise SystemExit(str(error)) from None
+    if out.exists():
+        before = out.with_name(out.name + ".before")
+        shutil.rmtree(before, ignore_errors=True)
+        out.rename(before)
+        print(f"the demo before this one, with its state: {before}", flush=True)
+
+
 def run(loop: Path, out: Path) -> int:
     """The loop; returns the exit code of `ptalign run`."""
-    shutil.rmtree(out, ignore_errors=True)
+    put_aside(out)
     out.mkdir(parents=True)
     ports = free_ports(3)
     address = f"127.0.0.1:{ports[0]}"
     log = out / "server.log"
     data = os.environ.get("PTALIGN_EVAL_DATA", "")
     print(f"evaluation data: {data}" if data else NO_DATA, flush=True)
-    print(f"starting ptalign-server on {address} (log: {log.relative_to(ROOT)})", flush=True)
+    print(f"starting ptalign-server on {address} (log: {log})", flush=True)
     with log.open("wb") as stream:
         server = subprocess.Popen(
             [str(BIN / "ptalign-server"), "serve"],
@@ -109,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped on the way out
     began = time.monotonic()
-    out = arguments.out
+    out = arguments.out.absolute()
     code = run(HERE / ("fast.yaml" if arguments.fast else "full.yaml"), out)
     print(f"demo: {time.monotonic() - began:.0f} s; open {out / 'report.html'}", flush=True)
     if code == 0:

@@ -33,17 +33,15 @@ def policy_names() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in (_HERE / "packs").glob("*.yaml")))
 
 
-@cache
 def load_policy(name: str) -> Policy:
     """A shipped pack by name, or an operator's pack by the path of its YAML file.
 
     Raises:
         InvalidInput: Unknown name (the known ones are listed), or a pack that breaks a rule.
     """
-    shipped = _HERE / "packs" / f"{name}.yaml"
     if name in policy_names():
-        return parse_policy(_read(shipped))
-    path = Path(name)
+        return _shipped(name)
+    path = Path(name)  # read each time: what its owner adds to it counts from then on
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return parse_policy(_read(path))
     raise InvalidInput(
@@ -51,6 +49,11 @@ def load_policy(name: str) -> Policy:
         f"known policies are {', '.join(policy_names())}",
         "Use one of them, or the path of a YAML pack.",
     )
+
+
+@cache
+def _shipped(name: str) -> Policy:
+    return parse_policy(_read(_HERE / "packs" / f"{name}.yaml"))
 
 
 def load_annotations(name: str) -> tuple[Annotation, ...]:

@@ -97,7 +97,8 @@ def _read(folder: Path, fingerprints: Sequence[str]) -> Checkpoint:
         raise InvalidInput(
             "resume_from",
             "its checkpoint comes from other inputs (pairs, model, method or settings)",
-            "Resume with the same inputs, or start a new run.",
+            "Resume with the same inputs, or start a new run (in the library: another `out`, or "
+            "resume=False).",
         )
     optimizer = load_file(folder / "optimizer.safetensors")
     rng, device_rng = optimizer.pop("rng"), optimizer.pop("device_rng", None)

@@ -261,7 +261,8 @@ def with_weights(pools: Pools, weights: Mapping[str, tuple[float, ...]], method:
             return sample
         if method in ("dpo", "npo"):
             return sample.weighted(full_weights(sample.answer))
-        return sample.weighted(weights[sample.key.partition(AFTER)[0]])
+        own = sample.key in weights  # of what stands after a context the pair's id is the start
+        return sample.weighted(weights[sample.key if own else sample.key.rpartition(AFTER)[0]])
 
     def all_of(groups: Sequence[tuple[Sample, ...]]) -> list[tuple[Sample, ...]]:
         return [tuple(map(weighted, group)) for group in groups]

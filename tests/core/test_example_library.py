@@ -55,13 +55,14 @@ def test_engines_start_as_written_in_what_make_install_makes(file: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_it_runs_as_it_stands(engine_url: str, tiny_model: ModelSpec, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), engine_url, tiny_model.path, "8"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "library-out/adapter/adapter_model.safetensors").is_file()
-    assert "aligned {'" in done.stdout
+    for runs in (1, 2):  # again in the same folder, on the same engine
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLE), engine_url, tiny_model.path, "8"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(list(tmp_path.glob("library-out/*/adapter/adapter_model.safetensors"))) == runs
+        assert "aligned {'" in done.stdout

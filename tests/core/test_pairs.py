@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from ptalign.answering import wording as wording_of_answers
 from ptalign.answering.anchors import anchor_drafts, anchor_id, anchor_of, anchor_request
@@ -860,6 +861,22 @@ def test_nothing_toxic_is_in_what_a_set_shows(made: PairSet) -> None:
     assert all(p.toxic.reveal() not in shown for p in made.polarised if p.toxic is not None)
     back = PairSet.model_validate_json(made.model_dump_json(context={"reveal": True}))
     assert back == made
+
+
+def test_a_set_that_was_written_without_its_texts_is_not_read_back(made: PairSet) -> None:
+    """Its descriptions were taken for the toxic answers, and their words unlearned."""
+    for read, written in (
+        (PairSet.model_validate, made.model_dump()),
+        (PairSet.model_validate_json, made.model_dump_json()),
+    ):
+        with pytest.raises(ValidationError, match=r'written without context=.*"reveal"'):
+            read(written)  # type: ignore[operator]
+    mark = Annotation(instruction="Sing.", good="La.", bad=SealedText("No."))
+    with pytest.raises(ValidationError, match="and not the text"):
+        Annotation.model_validate(mark.model_dump())
+    sampled = Sampled(weights="sha256:1", tokens=SealedText("1 2"), log_probs=(-1.0, -2.0))
+    with pytest.raises(ValidationError, match="and not the text"):
+        Sampled.model_validate_json(sampled.model_dump_json())
 
 
 def test_tidy_cuts_drops_repeats_and_keeps_whole_sentences() -> None:

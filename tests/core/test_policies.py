@@ -157,6 +157,14 @@ def test_an_operators_pack_is_read_from_a_file(tmp_path: Path) -> None:
         load_policy(str(path.with_name("bad.yaml")))
 
 
+def test_what_an_operator_adds_to_a_pack_counts_from_then_on(tmp_path: Path) -> None:
+    """In a notebook a new phrase of the never-list was not read until the kernel restarted."""
+    path = tmp_path / "mine.yaml"
+    for phrases in ([], ["blue widget"]):
+        path.write_text(yaml.safe_dump(small(never_synthesize=phrases)), encoding="utf-8")
+        assert load_policy(str(path)).never_synthesize == tuple(phrases)
+
+
 def test_an_inline_policy_adds_to_the_operators_lists_and_relaxes_nothing() -> None:
     base = parse_policy(small(never_synthesize=["blue widget"], protected_words=["help"]))
     policy = inline_policy(

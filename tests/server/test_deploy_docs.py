@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from ptalign.suites import build
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.cli import app
 from ptalign_server.manifest import Signer
+from ptalign_server.process import hold
 from ptalign_server.settings import Settings
 from ptalign_server.variables import OTHERS
 from ptalign_server.vault import KeyFile
@@ -119,6 +121,52 @@ def test_a_copy_made_during_a_training_is_whole(
     # Not the newest checkpoint: cp may end well before the trainer's last one.
     for run in runs:
         assert (copy / run.relative_to(state) / "token_weights.json").exists()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    spec = importlib.util.spec_from_file_location("demo_run", ROOT / "deploy" / "demo" / "run.py")
+    assert spec
+    assert spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_a_second_demo_leaves_what_was_gone_on_with(demo: Any, tmp_path: Path) -> None:
+    """README says to serve demo-out/state; the next demo removed it, under a server that ran."""
+    out = tmp_path / "demo-out"
+    settings = Settings(state=out / "state")
+    settings.make_folders()
+    (settings.state / "ptalign.db").write_text("marks")
+    with hold(settings.run_dir / "gateway.lock", 0.0), pytest.raises(SystemExit, match="Stop it"):
+        demo.put_aside(out)
+    demo.put_aside(out)
+    assert (tmp_path / "demo-out.before" / "state" / "ptalign.db").read_text() == "marks"
+    assert not out.exists()
+    demo.put_aside(out)  # nothing there
+    assert (tmp_path / "demo-out.before").exists()
+
+
+@pytest.mark.parametrize("there", ["", "exit 0", "exit 1"])
+def test_a_set_up_that_was_cut_short_is_made_anew(tmp_path: Path, there: str) -> None:
+    """A virtual environment without pip ended every later `make`."""
+    (line,) = [li for li in (ROOT / "Makefile").read_text().splitlines() if "-m venv" in li]
+    script = line.strip().removesuffix("\\").replace("$(BIN)", "./bin")
+    made = tmp_path / "made"
+    maker = tmp_path / "python"
+    maker.write_text(f"#!/bin/sh\necho $@ > {made}\n")
+    maker.chmod(0o755)
+    if there:
+        python = tmp_path / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text(f"#!/bin/sh\n{there}\n")
+        python.chmod(0o755)
+    script = script.replace("$(PYTHON)", "./python").replace("$(VENV)", "venv")
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+    assert made.exists() == (there != "exit 0")
+    if made.exists():
+        assert made.read_text() == "-m venv --clear venv\n"
 
 
 def test_a_copy_that_stays_incomplete_is_an_error(

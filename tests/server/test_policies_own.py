@@ -17,6 +17,7 @@ from test_gateway import PACK as LAWNMOWER
 from test_gateway import Calls, calls, refused
 from test_retention import put_operation
 
+from ptalign import policies
 from ptalign.errors import Cancelled, DataDamaged, InvalidInput, PtalignError
 from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy
 from ptalign.policies import load_policy, policy_names
@@ -304,14 +305,19 @@ async def test_policy_files_are_not_read_on_the_loop_that_answers_everybody(
     assert on_loop == [False, False]
 
 
-def test_all_policies_are_read_before_the_first_call(settings: Settings, mine: Path) -> None:
+def test_all_policies_are_read_before_the_first_call(
+    settings: Settings, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine.write_text(PACK)
     catalogue = Catalogue(settings)
-    load_policy.cache_clear()
+    policies._shipped.cache_clear()
+    read, files = policies._read, []
+    monkeypatch.setattr(policies, "_read", lambda path: files.append(path) or read(path))
     catalogue.read_policies()
-    before = load_policy.cache_info().misses
+    assert len(files) > len(policy_names())
+    files.clear()
     assert {"mine", *policy_names()} == set(catalogue.policies)
-    assert load_policy.cache_info().misses == before
+    assert files == []
 
 
 def test_a_suite_that_no_evaluation_could_ask_is_said_at_the_start(settings: Settings) -> None:
