@@ -84,6 +84,21 @@ async def test_a_closed_gate_keeps_all_waiting_and_drain_says_when_it_is_empty()
     assert made.drain(0.01)
 
 
+async def test_who_waits_is_known_once_however_often_it_looks(quick: None) -> None:
+    """Each look left an entry until a seat was given: half a MiB a second during a training."""
+    made = router()
+    made.change(lambda: setattr(made, "open", False))
+    takes = [asyncio.create_task(take(made)) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    assert len(made._waiting) == 3
+    takes.pop().cancel()
+    await asyncio.sleep(0.01)
+    assert len(made._waiting) == 2
+    made.change(lambda: setattr(made, "open", True))
+    await asyncio.gather(*takes)
+    assert not made._waiting
+
+
 async def test_bare_and_tuned_are_kept_apart(quick: None) -> None:
     made = router()
     bare = await take(made)

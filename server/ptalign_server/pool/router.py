@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition
@@ -82,7 +82,8 @@ class Router:
         self.open = True
         """False while a lease holds the device: nothing is sent, what is in flight finishes."""
         self._changed = Condition()
-        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
+        self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        """Who waits now: each takes itself out, since nothing wakes it while the gate is closed."""
         self._strikes: OrderedDict[str, frozenset[tuple[str, int]]] = OrderedDict()
 
     async def take(self, prefix: str, *, suspect: bool, tuned: bool) -> Seat:
@@ -100,9 +101,13 @@ class Router:
             with self._changed:
                 if slot := self._pick(prefix, suspect, tuned):
                     return self._board(slot, suspect, tuned)
-                self._waiting.append((asyncio.get_running_loop(), event))
-            with contextlib.suppress(TimeoutError):  # some answers change with time alone
-                await asyncio.wait_for(event.wait(), LOOK_S)
+                self._waiting[event] = asyncio.get_running_loop()
+            try:
+                with contextlib.suppress(TimeoutError):  # some answers change with time alone
+                    await asyncio.wait_for(event.wait(), LOOK_S)
+            finally:
+                with self._changed:
+                    self._waiting.pop(event, None)
 
     def give(self, seat: Seat) -> None:
         """Returns what `take` took."""
@@ -180,8 +185,8 @@ class Router:
     def _wake(self) -> None:
         """Lets every waiting request look again."""
         self._changed.notify_all()
-        waiting, self._waiting = self._waiting, deque()
-        for loop, event in waiting:
+        waiting, self._waiting = self._waiting, {}
+        for event, loop in waiting.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(event.set)
 
