@@ -403,6 +403,32 @@ def test_adapter_asked_for_while_the_engine_starts(open_pool: Open, adapter: Pat
     until(lambda: pool.status()[0].adapters == (served,))
 
 
+def test_an_engine_takes_no_requests_before_it_has_what_was_asked_for_while_it_was_proved(
+    open_pool: Open, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request of that moment was answered 404, which nobody tries again."""
+    opened, ready_at_load = threading.Event(), dict[str, bool]()
+    pools, served = list[Pool](), list[str]()
+    prove, load = supervisor.Supervisor._prove, wire.Wire.load
+
+    def prove_and_ask(self: supervisor.Supervisor, wired: wire.Wire) -> None:
+        prove(self, wired)
+        assert opened.wait(20)
+        served.append(pools[0].serve_adapter("calm", adapter))
+
+    def watch(self: wire.Wire, name: str, folder: Path) -> bool:
+        ready_at_load[name] = bool(pools) and pools[0].up
+        return load(self, name, folder)
+
+    monkeypatch.setattr(supervisor.Supervisor, "_prove", prove_and_ask)
+    monkeypatch.setattr(wire.Wire, "load", watch)
+    pools.append(open_pool(wait=False))
+    opened.set()
+    pools[0].wait_ready(20)
+    assert pools[0].status()[0].adapters == (served[0],)
+    assert not ready_at_load[served[0]]
+
+
 def test_unsafe_and_oversized_adapters_are_refused(
     open_pool: Open, adapter: Path, tmp_path: Path
 ) -> None:

@@ -248,8 +248,11 @@ class Supervisor:
         if self._settings.kind != "scripted":
             self._prove_adapters(wire, name)
         self._loaded = set()
-        self._load_desired(wire, [name for name, users in dict(self._users).items() if users])
+        self._load_desired(wire, self._in_use())
         self.log.strict = True  # from here on it holds record text
+
+    def _in_use(self) -> list[str]:
+        return [name for name, users in dict(self._users).items() if users]
 
     def _prove_adapters(self, wire: Wire, name: str) -> None:
         """Finds out whether adapters work beside base requests, and if those need the zero one."""
@@ -302,11 +305,14 @@ class Supervisor:
             self.slot.ready = True
             self.slot.generation += 1
 
-        self._failed_starts = 0
-        self.reason = ""
-        self._router.change(ready)
+        with self._adapter_lock:
+            # Again: who asked for one while it was proved was told that its start loads it, and an
+            # engine without it answers 404, which nobody tries again.
+            self._load_desired(wire, self._in_use())
+            self._failed_starts = 0
+            self.reason = ""
+            self._router.change(ready)
         self._move(State.READY)
-        self.reconcile()  # what was asked for while it was starting
 
     def _watch(self, wire: Wire) -> None:
         misses, next_check = 0, 0.0
