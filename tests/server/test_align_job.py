@@ -271,6 +271,32 @@ def test_what_was_accepted_outlives_a_volume_that_is_away_at_the_end(
     assert store.operations.get(operation).resource == f"pairSets/{operation}"
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOSPC])
+def test_what_was_made_outlives_a_volume_that_is_away_while_it_is_sealed(
+    number: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One such error, and a finished adapter or report was lost: nothing tried it again."""
+    away = [OSError(number, "away")]
+
+    def seal(job: Any, made: Made) -> Resource:
+        if away:
+            raise away.pop()
+        return sealed(job, made)
+
+    def make(_: Any) -> Made:
+        return Made(noun=PairSet(pairs=()), message=None, config=None)
+
+    monkeypatch.setattr(performing, "_seal", seal)
+    row = replace(JOBS["SynthesizePairs"], make=make, partial=None)
+    monkeypatch.setitem(JOBS, "SynthesizePairs", row)
+    operation = put_operation(store, QUEUED)
+    with pytest.raises(OSError, match="away"):  # the worker comes again, see `Worker._persist`
+        performed(store, operation)
+    assert store.operations.get(operation).state == RUNNING
+    assert performed(store, operation) == SUCCEEDED
+    assert store.operations.get(operation).resource == f"pairSets/{operation}"
+
+
 @pytest.mark.parametrize(
     ("error", "tries"),
     [

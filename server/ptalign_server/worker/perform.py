@@ -73,8 +73,10 @@ def perform(
 
     reporter = Reporter(operation, room.store, room.metrics, should_stop)
     job = Job(operation, _request(operation, room), room, reporter, should_stop)
+    made: Made | None = None
     try:
-        return _finish(job, _make(job))
+        made = _make(job)
+        return _finish(job, made)
     except Cancelled as error:
         if ending() and not told():
             raise ShuttingDown from None
@@ -82,6 +84,8 @@ def perform(
     except AWAY:
         raise  # the operation has done nothing wrong
     except Exception as error:
+        if made is not None and may_pass(error):
+            raise  # it is made, and sealed when the worker comes again
         if ending() and not told():
             raise ShuttingDown from None
         return _end(job, FAILED, error)
