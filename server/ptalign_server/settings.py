@@ -52,8 +52,9 @@ class LimitSettings(BaseModel):
     probes of evaluations together: so many hold a model in the device's memory at once. Beside
     local engines these take turns in any case."""
     turn_seconds: float = Field(300, ge=0)
-    """How long a model may go on taking jobs on the one device while another model's wait for it.
-    Changing engines costs their start, so much less than that wastes the device."""
+    """How long a model may go on taking jobs on the one device while another model's wait for it,
+    not counting what trainings take of it. Changing engines costs their start, so much less than
+    that wastes the device."""
     floor: float = Field(0.25, ge=0, le=1)
     """Share of the count asked for below which a set fails instead of being called short."""
     engine_attempts: int = Field(5, ge=1, le=100)

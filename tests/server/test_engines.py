@@ -118,16 +118,21 @@ def test_a_job_waits_until_no_other_job_uses_the_engine(
     assert told == ["waiting for device", ""]
 
 
+@pytest.mark.parametrize("probes", [False, True])
 def test_jobs_that_keep_coming_do_not_keep_another_model_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each came before the last one ended, and the other model's operation waited for ever."""
+    """Each came before the last one ended, and the other model's operation waited for ever. So it
+    did behind evaluations: the turn began anew after each one's probe."""
     pools = pools_of("vllm", tmp_path, monkeypatch, turn_seconds=0.2)
     opened, ended = threading.Event(), threading.Event()
 
     def keep_coming() -> None:
         while not ended.is_set():
             with pools.use(OLD, ended.is_set):
+                if probes:
+                    with pools.lease(lambda: False, print):
+                        pass
                 ended.wait(0.05)
 
     def other() -> None:
@@ -270,6 +275,25 @@ def test_a_turn_lasts_its_seconds_and_then_goes_to_who_waits_longest() -> None:
     assert (turns.first, turns.over(B)) == (C, None)  # the rest of B's need no change of engines
     clock.now = 1600
     assert (turns.over(B), turns.over(C)) == (C, B)
+
+
+def test_what_a_training_takes_of_a_turn_is_not_counted_and_what_was_before_is() -> None:
+    clock = Clock()
+    turns = Turns(300, clock)
+    place = turns.join(B)
+    clock.now = 200
+    turns.lend()
+    clock.now = 1000
+    turns.leave(place)
+    turns.join(C)
+    assert (turns.over(A), turns.waited) == (None, 0)
+    turns.join(B)
+    clock.now = 1500
+    turns.take_back()
+    clock.now = 1799
+    assert (turns.over(A), turns.waited) == (None, 799)  # who waits knows no training's seconds
+    clock.now = 1800
+    assert turns.over(A) == C
 
 
 @pytest.mark.parametrize("catalogue", [[OTHER], [OLD, OTHER], [OTHER, OLD]])

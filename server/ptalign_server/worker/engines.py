@@ -106,6 +106,8 @@ class Pools:
                 yield
             return
         with self._lock:  # from here on none is added
+            if not self._leases:  # no turn passes while nobody's jobs can run
+                self._turns.lend()
             self._leases += 1
             pools = list(self._pools.values())
         try:
@@ -116,8 +118,8 @@ class Pools:
         finally:
             with self._lock:
                 self._leases -= 1
-                if not self._leases:  # no turn passes while nobody's jobs can run
-                    self._turns.begin()
+                if not self._leases:
+                    self._turns.take_back()
 
     def status(self) -> dict[str, Any]:
         """Whether any engine takes requests, and what each is doing."""
