@@ -51,7 +51,7 @@ def job_of(store: Store, request: pb.AlignRequest) -> Any:
     room = SimpleNamespace(store=store, settings=Settings(state=store.work("x").parents[1]))
     return SimpleNamespace(
         operation=operation, request=request, room=room, name=f"adapters/{operation.id}",
-        folder=store.work(operation.id), model=lambda name: ModelSpec(name=name, path="x"),
+        folder=store.work(operation.id), keep_model=lambda name: ModelSpec(name=name, path="x"),
         policy_of=lambda _: load_policy("tone-en"), load=lambda *_, **__: PairSet(pairs=()),
         parent=lambda name: f"{name}@sha256:1",
     )  # fmt: skip

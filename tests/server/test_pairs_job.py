@@ -70,6 +70,7 @@ class World:
             resource=lambda name: self.rows[name],
             policy_of=lambda _: Policy(name="tone", topics=TREE),
             model=lambda name: ModelSpec(name=name, path=""),
+            keep_model=lambda name: ModelSpec(name=name, path=""),
             engine=_no_engine,
             reporter=None,
             log=lambda *_: self.logged,

@@ -254,6 +254,60 @@ def test_what_is_made_bears_the_model_it_was_made_with(
     assert meta.template_digest == catalogues.template_digest(old)
 
 
+def spec_of(file: Path, digest: str, prompt: str) -> ModelSpec:
+    path = str(file.parent)
+    return ModelSpec(name="m", path=path, weights_digest=f"sha256:{digest}", system_prompt=prompt)
+
+
+def restarted(bench: Bench, file: Path, text: str) -> str:
+    """The worker ends behind the first record, comes back to another models.yaml, and goes on."""
+
+    def then() -> None:
+        bench.ending = True
+        raise Cancelled("told")
+
+    bench.then = then
+    with pytest.raises(ShuttingDown):
+        bench.run()
+    write(file, text)
+    bench.then, bench.ending = lambda: None, False
+    return bench.run()
+
+
+@pytest.mark.parametrize("text", ["gone", "broken", "another prompt"])
+def test_an_operation_goes_on_after_a_restart_with_the_model_it_first_used(
+    bench: Bench, mine: Path, text: str
+) -> None:
+    """It failed without what it had accepted, as the set could not name its model."""
+    mine.write_text(PACK)
+    file = bench.room.settings.models_path
+    old = spec_of(file, "1", "old")
+    write_models(file, {"m": spec_of(file, "1", "new")})
+    after = {"gone": "[]", "broken": "- {name: m", "another prompt": file.read_text()}
+    write_models(file, {"m": old})
+    assert restarted(bench, file, after[text]) == SUCCEEDED
+    meta = res.InstructionSet.FromString(bench.made().body).meta
+    assert (meta.model, meta.model_digest) == ("m", "sha256:1")
+    assert meta.template_digest == catalogues.template_digest(old)
+
+
+def test_an_operation_does_not_go_on_after_a_restart_with_other_weights(
+    bench: Bench, mine: Path
+) -> None:
+    """What both had written was one set, with the new ones' digest."""
+    mine.write_text(PACK)
+    file = bench.room.settings.models_path
+    write_models(file, {"m": spec_of(file, "2", "")})
+    new = file.read_text()
+    write_models(file, {"m": spec_of(file, "1", "")})
+    assert restarted(bench, file, new) == FAILED
+    assert len(bench.used) == 1
+    error = status_pb2.Status.FromString(bench.store.operations.get(bench.id).error)
+    assert "m had weights sha256:1 when this operation began, and has sha256:2" in error.message
+    made = res.InstructionSet.FromString(bench.made().body)
+    assert (made.meta.partial, made.meta.model_digest, made.harmful) == (True, "sha256:1", 1)
+
+
 def test_records_whose_policy_was_not_kept_stay_in_their_log_when_its_file_is_broken(
     bench: Bench, mine: Path
 ) -> None:

@@ -254,7 +254,7 @@ def test_an_evaluation_of_an_adapter_whose_sets_are_purged_keeps_its_policy(
         pools=SimpleNamespace(use=lambda *_: nullcontext(nothing)),
         metrics=SimpleNamespace(evaluation_rate=Gauge()),
     )
-    job.model = lambda _: ModelSpec(name="m", path=str(tmp_path))
+    job.model = job.keep_model = lambda _: ModelSpec(name="m", path=str(tmp_path))
     job.parent = lambda name: f"{name}@sha256:0"
     job.should_stop, job.log, job.costs = (lambda: False), (lambda *_: None), (lambda: None)
     job.reporter = SimpleNamespace(waiting=None)

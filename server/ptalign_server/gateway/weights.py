@@ -17,7 +17,11 @@ def same_weights(made: Resource, model: ModelSpec) -> bool:
 
     True where either digest is not known.
     """
-    then = _made_with(made)
+    return same_digest(_made_with(made), model)
+
+
+def same_digest(then: str, model: ModelSpec) -> bool:
+    """Whether the model has weights of a digest; True where either is not known."""
     return not then or not model.weights_digest or then == model.weights_digest
 
 

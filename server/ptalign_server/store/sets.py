@@ -1,5 +1,5 @@
 """Sealed nouns on disk: ``sets/ID/noun`` when made; ``sets/ID/log`` and, of stages that write
-drafts, ``sets/ID/costs`` while a stage works.
+drafts, ``sets/ID/costs`` while a stage works; ``sets/ID/model`` once an operation has used one.
 
 ``sets/ID/unsettled`` says that the files came before the row: nobody knows yet whether it stands.
 ``sets/.database`` says whose sets they are: a database takes what it does not know for left over.
@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from ptalign.config import Config, GateConfig
 from ptalign.errors import DataDamaged, InvalidInput
-from ptalign.nouns import Annotation, Noun, Policy, Spent
+from ptalign.nouns import Annotation, ModelSpec, Noun, Policy, Spent
 from ptalign_server.store.keys import Keys
 from ptalign_server.store.records import SealedLog, encode, read_sealed, write_sealed
 from ptalign_server.vault import SetKey
@@ -202,6 +202,23 @@ class Sets:
         set_id = name.partition("/")[2]
         [(_, data)] = read_sealed(self.folder(set_id) / "policy", self._keys.get(set_id))
         return Policy.model_validate(json.loads(data)["body"])
+
+    def keep_model(self, set_id: str, model: ModelSpec) -> None:
+        """Seals the model that an operation works with."""
+        file = self.folder(set_id) / "model"
+        write_sealed(file, self._keys.get(set_id), [("head", encode(model))])
+
+    def load_model(self, set_id: str) -> ModelSpec | None:
+        """The model that an operation works with; None before it kept one.
+
+        Raises:
+            DataDamaged: The file was changed.
+        """
+        file = self.folder(set_id) / "model"
+        if not file.exists():
+            return None
+        [(_, data)] = read_sealed(file, self._keys.get(set_id))
+        return ModelSpec.model_validate(json.loads(data)["body"])
 
     def keep_terms(self, set_id: str, terms: Terms) -> None:
         """Seals what an evaluation's verdict went by."""

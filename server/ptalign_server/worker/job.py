@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptalign.engines.base import Engine
-from ptalign.errors import Cancelled
+from ptalign.errors import Cancelled, DataDamaged, Unsupported
 from ptalign.nouns import ModelSpec, Noun, Policy, Spent, digest_of
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import failpoints, wire
 from ptalign_server.catalogue import Catalogue, template_digest
-from ptalign_server.errors import SetPartial
+from ptalign_server.errors import SetPartial, UnknownName
+from ptalign_server.gateway.weights import SHOWN, same_digest
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
@@ -92,13 +94,45 @@ class Job:
             raise Cancelled("the operation was cancelled")
 
     def model(self, name: str) -> ModelSpec:
-        """The model's catalogue entry, as this job first read it.
+        """The model's entry, as the operation's first attempt kept it, or this job first read it.
 
         The operator may change the file meanwhile, and what is made bears the model it is made of.
         """
         if name not in self.models:
-            self.models[name] = self.room.catalogue.model(name)
+            kept = self._kept_model(name)
+            self.models[name] = kept if kept is not None else self.room.catalogue.model(name)
         return self.models[name]
+
+    def keep_model(self, name: str) -> ModelSpec:
+        """The model to work with, in whatever attempt the one of the first.
+
+        It is sealed beside the log, as the policy is: an entry that is changed meanwhile would
+        relabel what was accepted so far, and one that is gone would lose it.
+
+        Raises:
+            UnknownName: No attempt has used it yet, and the catalogue has none of that name.
+            Unsupported: The catalogue has other weights by now. The earlier ones may be gone, their
+                path the others', and what both make would be neither's.
+        """
+        model = self.model(name)
+        if self._kept_model(name) is None:
+            self.room.store.sets.keep_model(self.operation.id, model)
+            return model
+        now = None
+        with contextlib.suppress(UnknownName, DataDamaged):  # their weights are not said to differ
+            now = self.room.catalogue.model(name)
+        if now is not None and not same_digest(model.weights_digest, now):
+            raise Unsupported(
+                f"model {name} had weights {model.weights_digest[:SHOWN]} when this operation "
+                f"began, and has {now.weights_digest[:SHOWN]} by now. It does not go on with "
+                "others; what a set accepted so far is kept as partial. Call again, or ask the "
+                "operator to put the old ones back first."
+            )
+        return model
+
+    def _kept_model(self, name: str) -> ModelSpec | None:
+        kept = self.room.store.sets.load_model(self.operation.id)
+        return kept if kept is not None and kept.name == name else None
 
     def log(self, *kinds: type[Noun]) -> SealedLog[Any]:
         """The sealed log of what this operation accepts, open until `close`."""

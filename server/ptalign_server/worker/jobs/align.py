@@ -48,7 +48,7 @@ def make(job: Job) -> Made:
     request = job.request
     out = _run_folder(job)
     policy = job.policy_of(request.pair_set)
-    model = job.model(request.model)
+    model = job.keep_model(request.model)
     budget = profile(job.room.settings.profile).trainer
     config = configs.align_config(request).model_copy(
         update={"device": budget.device, "threads": budget.threads}

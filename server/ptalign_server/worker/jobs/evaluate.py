@@ -62,7 +62,7 @@ def make(job: Job) -> Made:
     from ptalign.evaluate import evaluate
 
     request = job.request
-    model = job.model(request.target.model)
+    model = job.keep_model(request.target.model)
     config = config_of(job)
     data = trained_of(job)
     pairs, marks = data.pairs, marked_for(job, data.name)

@@ -24,7 +24,7 @@ def make(job: Job) -> Made:
     config = configs.instruction_config(request, policy.locale)
     log = job.log(Instruction)
     parent = job.load(request.parent, InstructionSet) if request.parent else None
-    model = job.model(request.model)
+    model = job.keep_model(request.model)
     with job.engine(model) as engine:
         made = generate_instructions(
             policy,

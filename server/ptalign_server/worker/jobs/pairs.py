@@ -39,7 +39,7 @@ def make(job: Job) -> Made:
 
     request = job.request
     policy = job.policy_of(request.instruction_set)
-    model = job.model(request.model)
+    model = job.keep_model(request.model)
     annotations, parent = called_with(job, request), _parent(job)
     wrong = called_wrong(job, parent)
     with job.engine(model) as engine:
