@@ -98,7 +98,15 @@ class _Tally:
     spent: Spending
     done: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    earlier: dict[str, int] = field(default_factory=dict)
+    """Of `counts`, what attempts before this one had reached."""
     judge_seconds: float = 0.0
+
+    def go_on(self, replies: Iterable[Reply]) -> None:
+        """Begins with what earlier attempts judged."""
+        for reply in replies:
+            self.add(reply)
+        self.earlier = dict(self.counts)
 
     def add(self, reply: Reply) -> None:
         self.done += 1
@@ -265,7 +273,7 @@ def _judged(
 ) -> Iterator[Reply]:
     """Replies that the log does not hold yet, judged in batches as they finish."""
     todo = {ask.reply_id: ask for ask in asks if ask.reply_id not in known}
-    tally.done += len(asks) - len(todo)
+    tally.go_on(known[ask.reply_id] for ask in asks if ask.reply_id in known)
     stream = engine.stream(request_for(ask, model) for ask in todo.values())
     try:
         while batch := list(islice(stream, BATCH)):
@@ -279,8 +287,15 @@ def _judged(
                 yield reply
                 tally.add(reply)
                 phase = f"asking {reply.target}: {reply.suite}"
-                counts, suite = dict(tally.counts), reply.suite
-                on_progress(Progress(phase, tally.done, tally.total, counts, suite=suite))
+                said = Progress(
+                    phase,
+                    tally.done,
+                    tally.total,
+                    dict(tally.counts),
+                    earlier=tally.earlier,
+                    suite=reply.suite,
+                )
+                on_progress(said)
     finally:
         close = getattr(stream, "close", None)
         if close is not None:

@@ -183,6 +183,27 @@ def test_an_interrupted_evaluation_continues_and_asks_nothing_twice():
     assert len(list(log.read())) == 480
 
 
+def test_the_counts_of_an_interrupted_evaluation_go_on():
+    """It had done 1000 and accepted 400; and a try after a failure added no tokens to the metric
+    before it was past those of the first."""
+
+    def judged(engine, log):
+        told = []
+        run(engine, log=log, on_progress=told.append)
+        return [said for said in told if said.phase.startswith("asking")]
+
+    log, whole = MemoryLog(), judged(Script(say), MemoryLog())[-1]
+    with pytest.raises(Cancelled):
+        run(Script(say, fail_after=100), log=log)
+    kept = list(log.read())
+    first, *_, last = judged(Script(say), log)
+    assert (first.done, first.counts["accepted"]) == (len(kept) + 1, len(kept) + 1)
+    assert (last.done, last.counts) == (whole.done, whole.counts)
+    assert last.earlier["accepted"] == len(kept)
+    assert last.earlier["tokens_generated"] == sum(reply.tokens for reply in kept)
+    assert not whole.earlier
+
+
 def test_what_a_stopped_attempt_spent_is_in_the_evaluations_seconds():
     """Its tokens were of all attempts, its seconds of the last."""
     log, costs = MemoryLog(), MemoryLog()
