@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from ptalign_server.store.operations import (
 )
 from ptalign_server.store.resources import Resource
 from ptalign_server.worker import perform as performing
-from ptalign_server.worker.job import Made
+from ptalign_server.worker import run as running
+from ptalign_server.worker.job import Made, Room
 from ptalign_server.worker.jobs import JOBS, align
 
 
@@ -295,6 +297,32 @@ def test_what_was_made_outlives_a_volume_that_is_away_while_it_is_sealed(
     assert store.operations.get(operation).state == RUNNING
     assert performed(store, operation) == SUCCEEDED
     assert store.operations.get(operation).resource == f"pairSets/{operation}"
+
+
+def test_a_volume_that_is_away_for_long_is_no_death_of_the_worker(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 25 looks, two seconds apart, it ended FAILED for a worker that never died."""
+    away = [OSError(errno.ESTALE, "away")] * 30
+
+    def seal(job: Any, made: Made) -> Resource:
+        if away:
+            raise away.pop()
+        return sealed(job, made)
+
+    def make(_: Any) -> Made:
+        return Made(noun=PairSet(pairs=()), message=None, config=None)
+
+    monkeypatch.setattr(performing, "_seal", seal)
+    monkeypatch.setattr(running, "RETRY_SECONDS", 0.0)
+    monkeypatch.setitem(JOBS, "SynthesizePairs", replace(JOBS["SynthesizePairs"], make=make))
+    worker = running.Worker.__new__(running.Worker)
+    settings = Settings(state=store.work("x").parents[1])
+    worker.room = Room(settings, store, None, None, Metrics())  # type: ignore[arg-type]
+    worker.ending, worker._told = threading.Event(), set()
+    operation = put_operation(store, QUEUED)
+    assert worker._persist(operation) == SUCCEEDED
+    assert store.operations.get(operation).attempt == 1
 
 
 @pytest.mark.parametrize(

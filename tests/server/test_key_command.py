@@ -404,7 +404,7 @@ def test_an_operation_waits_for_a_command_that_fails_for_a_moment(
     worker._told = set()
     assert worker._persist(operation) == SUCCEEDED
     assert len(waits) == 4
-    assert store.operations.get(operation).attempt == 2, "a try that found no key is none"
+    assert store.operations.get(operation).attempt == 1, "a key that is away is no attempt"
 
 
 def test_a_set_stored_after_a_rotation_outlives_the_old_key(

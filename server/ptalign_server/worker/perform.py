@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,17 +40,38 @@ class ShuttingDown(Exception):
     """The worker ends: the operation stays as it is and goes on after the next start."""
 
 
+@dataclass(slots=True)
+class Attempt:
+    """One run of the durable step: it counts once, however often what is away is waited out.
+
+    Attempts are deaths of the worker, and those have a limit.
+    """
+
+    counted: bool = False
+
+    def begin(self, operation: Operation) -> Operation | None:
+        """The operation as it is under way; None for one that is done."""
+        if operation.done:
+            return None
+        state = CANCELLING if operation.state == CANCELLING else RUNNING
+        attempt = operation.attempt + (not self.counted)
+        started = operation.started or time.time()
+        return replace(operation, state=state, attempt=attempt, started=started)
+
+
 def perform(
     operation_id: str,
     room: Room,
     told: Callable[[], bool],
     ending: Callable[[], bool],
+    attempt: Attempt | None = None,
 ) -> str:
     """Runs an operation and returns its last state.
 
     Args:
         told: Whether the operation was cancelled.
         ending: Whether the worker is shutting down.
+        attempt: What this call is part of; None: one of its own.
 
     Raises:
         ShuttingDown: The worker ends before the operation does.
@@ -62,7 +83,9 @@ def perform(
     with contextlib.suppress(SetPurged, DataDamaged):  # said below, of one that is not done
         room.store.keys.get(operation_id)
     failpoints.hit("lease.before")
-    operation = room.store.operations.advance(operation_id, _begin)
+    attempt = Attempt() if attempt is None else attempt
+    operation = room.store.operations.advance(operation_id, attempt.begin)
+    attempt.counted = True
     failpoints.hit("lease.after")
     if operation.done:
         _tidy(operation, room)  # a crash may have come before
@@ -91,14 +114,6 @@ def perform(
         return _end(job, FAILED, error)
     finally:
         job.close()
-
-
-def _begin(operation: Operation) -> Operation | None:
-    if operation.done:
-        return None
-    state = CANCELLING if operation.state == CANCELLING else RUNNING
-    started = operation.started or time.time()
-    return replace(operation, state=state, attempt=operation.attempt + 1, started=started)
 
 
 def _request(operation: Operation, room: Room) -> Any:

@@ -43,7 +43,7 @@ from ptalign_server.worker.jobs import JOBS
 from ptalign_server.worker.jobs.evaluate import publish_newest
 from ptalign_server.worker.judges import load_judges
 from ptalign_server.worker.patience import AWAY, Patience, may_pass
-from ptalign_server.worker.perform import ShuttingDown, perform
+from ptalign_server.worker.perform import Attempt, ShuttingDown, perform
 from ptalign_server.worker.reporter import Reporter
 
 log = logging.getLogger("ptalign.worker")
@@ -160,10 +160,15 @@ class Worker:
 
         A full or locked disk, a database or a source of keys that is away.
         """
+        attempt = Attempt()
         while True:
             try:
                 return perform(
-                    operation_id, self.room, lambda: operation_id in self._told, self.ending.is_set
+                    operation_id,
+                    self.room,
+                    lambda: operation_id in self._told,
+                    self.ending.is_set,
+                    attempt,
                 )
             except ShuttingDown:
                 raise
