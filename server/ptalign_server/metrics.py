@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 GAUGES: Final = "livemostrecent"
 """What several processes' values of a gauge become: the newest of those that live."""
+SUMMED: Final = ("counter", "histogram")
+"""Kinds whose values outlive their process: Prometheus takes a sum that falls for a restart."""
+LEFT = "left"
+"""Stands for the process in the names of files that a dead one left, until the next has them."""
 RESERVED = 256 * 1024
 """Bytes of each metric file; all methods with all codes take about 100 kB."""
 
@@ -44,10 +48,29 @@ def registry() -> CollectorRegistry:
 
 
 def forget(pid: int) -> None:
-    """Drops the live gauges of a process that ended."""
+    """Drops the live gauges of a process that ended, and leaves its sums to the next one.
+
+    Files of its own for each would be half a MiB for each worker that dies.
+    """
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(pid)
+    folder = Path(os.environ[VARIABLE])
+    for kind in SUMMED:
+        left = folder / f"{kind}_{LEFT}.db"
+        with contextlib.suppress(OSError):  # it died before it wrote any
+            if not left.exists():
+                (folder / f"{kind}_{pid}.db").rename(left)
+
+
+def _take_over() -> None:
+    """Makes what a dead process left this one's, which goes on from its values."""
+    folder = Path(os.environ[VARIABLE])
+    for kind in SUMMED:
+        own = folder / f"{kind}_{os.getpid()}.db"
+        with contextlib.suppress(OSError):  # mostly nobody died
+            if not own.exists():  # else it is mapped by now
+                (folder / f"{kind}_{LEFT}.db").rename(own)
 
 
 def _reserve() -> None:
@@ -59,7 +82,8 @@ def _reserve() -> None:
     folder = os.environ.get(VARIABLE)
     if not folder:
         return
-    for kind in ("counter", f"gauge_{GAUGES}", "histogram"):
+    _take_over()
+    for kind in (*SUMMED, f"gauge_{GAUGES}"):
         with contextlib.suppress(OSError), Path(folder, f"{kind}_{os.getpid()}.db").open("ab") as f:
             os.posix_fallocate(f.fileno(), 0, RESERVED)
 

@@ -18,13 +18,15 @@ from ptalign.progress import Progress
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.executor.events import progress_event, progress_of
 from ptalign_server.gateway.interceptor import _Watch
-from ptalign_server.metrics import REASONS, RESERVED, Metrics, rejections
+from ptalign_server.metrics import REASONS, RESERVED, Metrics, forget, registry, rejections
 from ptalign_server.worker import perform
 from ptalign_server.worker.reporter import Meter, Reporter, fill
 
 CORE = Path(ptalign.__file__).parent
 SOURCES = [*(CORE / "asking").glob("*.py"), *(CORE / "answering").glob("*.py")]
 MADE = {"written": 7, "rejected.harsh": 3}
+KINDS = {"counter", "histogram"}
+"""Of metrics whose sums outlive the process that wrote them."""
 NO_REASONS = {"operator", "twin"}
 """Strings that functions of those files return for other purposes."""
 
@@ -147,6 +149,34 @@ def test_metric_files_have_their_bytes_before_a_disk_is_full(tmp_path: Path) -> 
     for name, stat in files.items():
         assert stat.st_size == RESERVED, name
         assert stat.st_blocks * 512 >= stat.st_size, name
+
+
+A_WORKER = """
+import os
+from ptalign_server.metrics import Metrics
+metrics = Metrics()
+metrics.tokens_generated.inc(5)
+metrics.step_seconds.observe(0.3)
+print(os.getpid())
+"""
+
+
+def test_a_worker_goes_on_with_the_sums_of_the_one_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each left its files, half a MiB, until the server restarted."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for died in range(3):
+        worker = subprocess.run(
+            [sys.executable, "-c", A_WORKER], check=True, capture_output=True, text=True
+        )
+        forget(int(worker.stdout))
+        forget(int(worker.stdout))  # or one that died before it wrote any
+        assert {file.name.partition("_")[0] for file in tmp_path.iterdir()} == KINDS
+        assert len(list(tmp_path.iterdir())) == len(KINDS)
+        found = registry()
+        assert found.get_sample_value("ptalign_tokens_generated_total") == 5 * (died + 1)
+        assert found.get_sample_value("ptalign_train_step_seconds_count") == died + 1
 
 
 def test_what_callers_brought_is_no_rejected_draft() -> None:
