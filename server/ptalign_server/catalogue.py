@@ -47,6 +47,9 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     "gpu": {"device": "cuda", "dtype": "bfloat16", "samples": 200},
 }
 
+AWAY = -1
+"""In place of the time of a policy file that could not be read."""
+
 
 class Catalogue:
     """The operator's catalogues. Files are read again when they change.
@@ -304,9 +307,15 @@ class Catalogue:
         except OSError:
             stamp = 0
         before = self._read_packs.get(path)
-        if before is None or before[0] != stamp:
-            self._read_packs[path] = before = (stamp, _read_pack(path))
-        return before[1]
+        if before is not None and before[0] == stamp:
+            return before[1]
+        found = _read_pack(path)
+        # One that could not be read now may be by the next call; one that is no policy stays none.
+        self._read_packs[path] = (AWAY if isinstance(found, PackAway) else stamp, found)
+        if isinstance(found, PtalignError) and (before is None or before[0] != AWAY):
+            told = "policy file %s cannot be used, calls that name it are refused: %s"
+            log.error(told, path, found)
+        return found
 
     def _read_models(self) -> dict[str, ModelSpec]:
         found = read_models(self._path)
@@ -324,7 +333,9 @@ def read_suites(path: Path) -> dict[str, SuiteSpec]:
         DataDamaged: The file cannot be read, or does not hold a list of suites.
     """
     try:
-        return read_specs(path.read_text("utf-8")) if path.exists() else {}
+        return read_specs(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
     except OSError as error:
         why = error.strerror or type(error).__name__
     except BAD_YAML as error:
@@ -344,13 +355,20 @@ def read_models(path: Path) -> dict[str, ModelSpec]:
     Raises:
         DataDamaged: The file does not hold a list of model entries.
     """
-    if not path.exists():
-        return {}
     try:
-        entries = [ModelSpec.model_validate(e) for e in yaml.safe_load(path.read_text()) or []]
+        text = path.read_text("utf-8")
+        entries = [ModelSpec.model_validate(e) for e in yaml.safe_load(text) or []]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataDamaged(f"models file {path} cannot be read: {error.strerror}") from None
     except BAD_YAML as error:
         raise DataDamaged(f"models file {path} cannot be read: {in_file(error)}") from None
     return {entry.name: entry for entry in entries}
+
+
+class PackAway(DataDamaged):
+    """A policy file could not be read: that may pass."""
 
 
 def _read_pack(path: Path) -> Policy | PtalignError:
@@ -365,13 +383,11 @@ def _read_pack(path: Path) -> Policy | PtalignError:
             f"Write name: {path.stem}, or rename the file.",
         )
     except PtalignError as error:
-        why = error
+        return error
     except OSError as error:
-        why = DataDamaged(f"it cannot be read: {error.strerror}")
+        return PackAway(f"it cannot be read: {error.strerror}")
     except ValueError as error:  # pydantic's quotes its input: the text of a policy is left out
-        why = DataDamaged(f"it is no policy ({type(error).__name__})")
-    log.error("policy file %s cannot be used, calls that name it are refused: %s", path, why)
-    return why
+        return DataDamaged(f"it is no policy ({type(error).__name__})")
 
 
 def write_models(path: Path, models: Mapping[str, ModelSpec]) -> None:

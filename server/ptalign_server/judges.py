@@ -26,6 +26,8 @@ class OwnJudges:
     entries: Entries = field(default_factory=Entries)
     why: str = ""
     """Why none of it can be used: the file cannot be read, or is no list."""
+    away: bool = False
+    """Whether it could not be read, which may pass."""
 
     def find(self, name: str) -> GuardEntry | None:
         """The entry of a name, or of an id; None where there is none that can be used.
@@ -61,9 +63,9 @@ class JudgesFile:
         stamp = _stamp(self.path)
         if stamp != self._stamp:
             found = read_file(self.path)
-            for what in problems(self.path, found):
+            for what in problems(self.path, found) if found != self._read else ():
                 log.error("%s; calls that name it are refused", what)
-            self._read, self._stamp = found, stamp
+            self._read, self._stamp = found, None if found.away else stamp
         return self._read
 
 
@@ -74,7 +76,7 @@ def read_file(path: Path) -> OwnJudges:
     except FileNotFoundError:
         return OwnJudges()
     except OSError as error:
-        why = error.strerror or type(error).__name__
+        return OwnJudges(why=error.strerror or type(error).__name__, away=True)
     except yaml.MarkedYAMLError as error:  # its text quotes the file
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         why = f"line {line}: no YAML ({error.problem or 'cannot be parsed'})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import stat
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +216,15 @@ class Settings(BaseSettings):
                     f"the folder {folder} cannot be made: {error.strerror}. Set PTALIGN_STATE to a "
                     "folder of this user's."
                 ) from None
+        there = self.run_dir.lstat()
+        own = stat.S_ISDIR(there.st_mode) and there.st_uid == os.getuid()
+        if self.run_dir.parent != self.state.absolute() and (not own or there.st_mode & 0o077):
+            # Whoever knows the state folder's name can tell its own, and its place is everybody's.
+            raise NotReady(
+                f"the folder {self.run_dir} was made by another user, or others may write to it: "
+                "sockets in it could be theirs. Remove it, or set PTALIGN_STATE to a folder with a "
+                "shorter path."
+            )
 
 
 def address(host: str, port: int) -> str:

@@ -627,6 +627,22 @@ def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], n
     assert left_out == merged.rejected == {"other_weights": 1}
 
 
+def test_where_no_weights_are_known_no_anchors_are_of_others(place: tuple[Shelf, Store]) -> None:
+    """A model without a digest matched the set without one, and the other's anchors went."""
+    _, store = place
+    names = []
+    for tag, weights in (("k", "sha256:x"), ("u", "")):
+        anchor = Anchor(id=tag, instruction=f"Name colour {tag}.", answer="Blue it is.")
+        noun = world.pairs(2, tag).model_copy(update={"anchors": (anchor,)})
+        names.append(world.add_pair_set(store, noun, weights=weights))
+    model = store.resources.get(names[0], "default").model
+    known: Any = SimpleNamespace(models={model: ModelSpec(name=model, path="x")})
+    addition, left_out = merges.merged(names, DEV, store, known)
+    merged: Any = addition.noun
+    assert sorted(a.id for a in merged.anchors) == ["k", "u"]
+    assert (addition.model_digest, left_out) == ("sha256:x", {})
+
+
 def test_a_merge_of_old_sets_is_no_newer_than_a_set_of_the_models_own_weights(
     place: tuple[Shelf, Store],
 ) -> None:

@@ -494,3 +494,22 @@ def test_notes_warn_of_what_goes_with_a_pod_without_a_volume() -> None:
     notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
     named_there = re.findall(r"policies/|\w+\.yaml", notes.partition("WARNING")[2])
     assert named_there == ["policies/", "judges.yaml", "suites.yaml"]
+
+
+def test_labels_of_pods_and_long_contexts_are_rendered_as_they_are() -> None:
+    """1010000 became 1.01e+06, which vLLM reads as no number; Azure goes by a pod's label."""
+    label = {"azure.workload.identity/use": "true"}
+    values = merged(
+        example("scaled"),
+        {"server": {"podLabels": label}, "engines": {"podLabels": label, "maxModelLen": 1_010_000}},
+    )
+    made = render(values)
+    sets = [m for m in made if m["kind"] == "StatefulSet"]
+    assert len(sets) == 2
+    for found in sets:
+        labels = found["spec"]["template"]["metadata"]["labels"]
+        assert labels.items() >= label.items()
+        assert labels.items() >= found["spec"]["selector"]["matchLabels"].items()
+    assert "--max-model-len=1010000" in str(made)
+    taken = {"server": {"podLabels": {"app.kubernetes.io/name": "x"}}}
+    assert "app.kubernetes.io/name" in refusal(merged(example("scaled"), taken))

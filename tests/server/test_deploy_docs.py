@@ -236,6 +236,20 @@ def test_the_signers_key_is_shown_and_checks_a_manifest(kept: tuple[Path, str, A
     key.verify(base64.b64decode(manifest["signature"]), text)
 
 
+@pytest.mark.parametrize("word", ["rotate", "rewrap"])
+def test_no_key_is_changed_for_a_folder_where_no_server_has_run(tmp_path: Path, word: str) -> None:
+    """An empty service was made there, its one key wrapped, and the key of all others dropped."""
+    file = tmp_path / "prod.key"
+    KeyFile.create(file)
+    before = file.read_bytes()
+    wrong = tmp_path / "wrong"
+    done = admin("keys", word, PTALIGN_STATE=str(wrong), PTALIGN_KEY_FILE=str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "where no server has run" in done.stderr
+    assert file.read_bytes() == before
+    assert not (wrong / "ptalign.db").exists()
+
+
 def test_no_signers_key_is_made_where_no_server_has_run(tmp_path: Path) -> None:
     done = admin("keys", "signer", PTALIGN_STATE=str(tmp_path / "none"))
     assert (done.returncode, done.stdout) == (2, "")

@@ -35,12 +35,14 @@ from ptalign_server import wire
 from ptalign_server.catalogue import write_models
 from ptalign_server.configs import align_config
 from ptalign_server.errors import NotFound, Unauthenticated, status_of
+from ptalign_server.gateway import watch as watching
 from ptalign_server.gateway.identity import RULES, Gate, Identity, Tokens
 from ptalign_server.gateway.serve import make_server
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import ROLES, AuthSettings, EngineSettings, Settings
 from ptalign_server.store import Store
+from ptalign_server.store.db import DatabaseAway
 from ptalign_server.store.operations import new_id
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.schema import events
@@ -871,6 +873,9 @@ async def test_operations_pages_filters_cancel_delete(calls: Calls) -> None:
         lro.ListOperationsRequest(filter="kind=Align AND done=false")
     )
     assert not none.operations
+    for text in ("kind=Align AND kind=GenerateInstructions", "state=RUNNING AND done=true"):
+        both = lro.ListOperationsRequest(filter=text)
+        assert not (await calls.operations.ListOperations(both)).operations, text
     await calls.operations.DeleteOperation(lro.DeleteOperationRequest(name=names[0]))
     _, _, reason, _ = await refused(
         calls.operations.GetOperation(lro.GetOperationRequest(name=names[0]))
@@ -896,6 +901,41 @@ async def test_wait_ends_with_its_timeout_and_with_the_operation(calls: Calls) -
     await asyncio.sleep(0.2)
     await calls.operations.CancelOperation(lro.CancelOperationRequest(name=made.name))
     assert (await asyncio.wait_for(waiting, 5)).done
+
+
+async def test_a_wait_goes_on_until_there_is_news(calls: Calls) -> None:
+    """A feed that begins rang for what the caller had: the store was asked ten times a second."""
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id, feeds = made.name.removeprefix("operations/"), Feeds(calls.store)
+    sequence, clock = calls.store.operations.get(operation_id).sequence, asyncio.get_running_loop()
+    began = clock.time()
+    await feeds.wait(operation_id, sequence, 0.6)
+    assert clock.time() - began >= 0.6
+    waiting = asyncio.ensure_future(feeds.wait(operation_id, sequence, 60))
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(calls.store.operations.advance, operation_id, lambda o: o)
+    await asyncio.wait_for(waiting, 20)
+
+
+async def test_who_watches_while_the_database_is_away_fills_no_log(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await calls.tuning.GenerateInstructions(generate())
+    operation_id, feeds = made.name.removeprefix("operations/"), Feeds(calls.store)
+    sequences, asked = calls.store.operations.sequences, []
+
+    def away(names: Any) -> Any:
+        asked.append(names)
+        if len(asked) < 3:
+            raise DatabaseAway
+        return sequences(names)
+
+    monkeypatch.setattr(calls.store.operations, "sequences", away)
+    monkeypatch.setattr(watching, "AWAY_SECONDS", 0.01)
+    await asyncio.wait_for(feeds.wait(operation_id, 0, 60), 20)
+    told = [record for record in caplog.records if "watching" in record.getMessage()]
+    assert len(told) == 2
+    assert not any(record.exc_info for record in told)
 
 
 async def test_watch_resumes_by_sequence(calls: Calls) -> None:

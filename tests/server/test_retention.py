@@ -166,8 +166,11 @@ async def test_retention_is_told_that_the_server_stops(
 ) -> None:
     told: list[bool] = []
     gateway = serve.Gateway(settings, store, Metrics())
+    seen: list[float] = []
+    monkeypatch.setattr(gateway._metrics.retention_success, "set", seen.append)
 
     def expire_once(*_: Any, should_stop: Any, **__: Any) -> None:
+        assert seen == [0]  # a gauge that was never set is in no scrape, and alerts nobody
         gateway._stopping.set()
         told.append(should_stop())
 

@@ -7,23 +7,29 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from typer.testing import CliRunner, Result
 
-from ptalign.errors import DataDamaged, PtalignError
+from ptalign.errors import DataDamaged, NotReady, PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_proto import __version__
 from ptalign_server import wire
 from ptalign_server.admin.doctor import (
+    Finding,
     check_database,
     check_evaluation_data,
     check_model,
     check_policies,
+    check_state,
+    tried,
 )
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.cli import app
@@ -32,6 +38,7 @@ from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.variables import explained, unknown
+from ptalign_server.vault import KeyFile
 
 FILES = ("xstest_prompts.csv", "ifeval_en_odd.jsonl")
 
@@ -442,6 +449,59 @@ def test_an_object_store_that_there_cannot_be_is_told(url: str, tmp_path: Path) 
     assert "hush" not in str(caught.value)
 
 
+def test_a_run_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name in /tmp can be told beforehand: sockets in it would be another user's."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    settings = Settings(state=tmp_path / ("a" * 80))
+    assert settings.run_dir.parent == tmp_path
+    settings.make_folders()
+    settings.make_folders()  # its own is no matter
+    settings.run_dir.chmod(0o777)
+    with pytest.raises(NotReady, match="made by another user, or others may write to it"):
+        settings.make_folders()
+    settings.run_dir.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    settings.run_dir.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotReady, match="Remove it"):
+        settings.make_folders()
+
+
+@pytest.mark.parametrize("closed", ["models.yaml", "suites.yaml", "operator.key"])
+def test_doctor_says_what_it_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Run as another user it ended in a traceback, and called a key ok that nobody could read."""
+    KeyFile.create(tmp_path / "operator.key")
+    read = Path.read_text
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> str:
+        if self.name == closed:
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    settings = Settings(state=tmp_path)
+    checks = (check_model, check_state, check_evaluation_data)
+    found = [finding for check in checks for finding in tried(check, settings)]
+    said = [f for f in found if f"{closed} cannot be read: Permission denied" in f.found]
+    assert len(said) == 1
+    assert not said[0].ok
+
+
+def test_a_check_that_may_not_look_is_a_finding() -> None:
+    def check_places(_: Settings) -> Iterator[Finding]:
+        yield Finding("a place", True, "there")
+        raise PermissionError(13, "Permission denied", "/x/models.yaml")
+
+    first, second = tried(check_places, Settings())
+    assert first.ok
+    assert not second.ok
+    assert second.what == "places"
+    assert second.found == "/x/models.yaml: Permission denied"
+
+
 def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """Not a traceback: one that is there already, a place that takes none, a mounted one."""
     file = tmp_path / "operator.key"
@@ -451,6 +511,7 @@ def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         return CliRunner().invoke(app, ["keys", word], env=where)
 
     assert keys("create").exit_code == 0
+    Store(Settings(state=tmp_path / "state", key_file=file), wire.freeze).close()
     before = file.read_bytes()
     (tmp_path / "operator.key.new" / "x").mkdir(parents=True)  # as on a mount nothing can be put
     for done, says in (

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.operations import LATELY, QUEUED, VALIDATING, Operation, new_id
 from ptalign_server.store.schema import audit, events, holds, operations, withdrawals
 from ptalign_server.store.writer import _Task
-from ptalign_server.vault import KeyFile, Vault
+from ptalign_server.vault import KeyFile, KeysAway, Vault
+from ptalign_server.worker import adapters
 
 
 def frozen(operation: Operation) -> bytes:
@@ -595,6 +597,14 @@ def test_the_command_shows_the_trail_and_whether_it_is_whole(
         connection.execute(audit.update().where(audit.c.sequence == 1).values(identity="you"))
     code, text = said("list")
     assert (code, text.splitlines()[-1]) == (1, "entry 1 was edited, removed or moved")
+    with store.engine.begin() as connection:  # all others are shown, though one cannot be read
+        broken = {"detail": "{torn", "time": 1e300}
+        connection.execute(audit.update().where(audit.c.sequence == 1).values(**broken))
+    code, text = said("list")
+    first, second, last = text.splitlines()
+    assert first.endswith('damaged: "{torn"')
+    assert "purge" in second
+    assert (code, last) == (1, "entry 1 was edited, removed or moved")
 
 
 def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
@@ -656,6 +666,51 @@ def with_an_adapter(tmp_path: Path) -> Artefacts:
     artefacts = Artefacts(tmp_path / "unused", f"file://{tmp_path}/bucket", tmp_path / "cache")
     artefacts.put("adapters/a", "adapter_config.json", b"{}")
     return artefacts
+
+
+def test_an_adapter_that_rotted_where_it_was_brought_is_brought_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object store's own was whole, and each operation with it failed on this server."""
+
+    def check(_: Any, folder: Path, name: str) -> None:
+        if (folder / "adapter_config.json").read_bytes() != b"{}":
+            raise DataDamaged(f"{name} was changed.")
+
+    monkeypatch.setattr(adapters.Signer, "check", check)
+    monkeypatch.setattr(adapters, "_parts", lambda *_: ["adapter_config.json"])
+    artefacts = with_an_adapter(tmp_path)
+    store: Any = SimpleNamespace(artefacts=artefacts, vault=Vault(KeyFile.create(tmp_path / "k")))
+    file = adapters.adapter_folder(store, "adapters/a") / "adapter_config.json"
+    file.write_bytes(b"")
+    assert adapters.adapter_folder(store, "adapters/a") == file.parent
+    assert file.read_bytes() == b"{}"
+    artefacts.put("adapters/a", "adapter_config.json", b"other")
+    file.write_bytes(b"")
+    with pytest.raises(DataDamaged):
+        adapters.adapter_folder(store, "adapters/a")
+    on_disk: Any = SimpleNamespace(
+        artefacts=Artefacts(tmp_path / "own", "", tmp_path), vault=store.vault
+    )
+    on_disk.artefacts.put("adapters/a", "adapter_config.json", b"other")
+    with pytest.raises(DataDamaged):  # there is no other copy
+        adapters.adapter_folder(on_disk, "adapters/a")
+    assert (tmp_path / "own" / "adapters" / "a" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(116, "stale")])
+def test_a_key_file_that_cannot_be_read_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """Rotated as root beside a server it was a fault of ptalign in every call."""
+    file = KeyFile.create(tmp_path / "operator.key")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(KeysAway, match=f"cannot be read: {error.strerror}. It must belong"):
+            file.reload()
+        with pytest.raises(KeysAway):
+            KeyFile(file.path)
+    file.reload()
 
 
 def test_one_adapter_brought_twice_at_a_time_is_whole(

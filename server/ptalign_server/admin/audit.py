@@ -50,7 +50,10 @@ def show(
 
 
 def _line(entry: Entry) -> str:
-    when = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        when = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError, TypeError):  # changed: the verification says so
+        when = str(entry.time)
     detail = ", ".join(f"{name}: {json.dumps(value)}" for name, value in entry.detail.items())
     words = (entry.sequence, when, entry.tenant or "-", entry.identity, entry.action, entry.target)
     return "  ".join((*map(str, words), *([detail] if detail else [])))

@@ -57,7 +57,7 @@ def doctor() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    findings = [finding for check in CHECKS for finding in check(Settings())]
+    findings = [finding for check in CHECKS for finding in tried(check, Settings())]
     table = Table(show_lines=False)
     for column in ("", "check", "found", "what to do"):
         table.add_column(column, overflow="fold")
@@ -67,6 +67,16 @@ def doctor() -> None:
         table.add_row(mark, escape(f.what), escape(f.found), "" if f.ok else escape(f.mend))
     Console().print(table)
     raise typer.Exit(0 if all(f.ok or not f.needed for f in findings) else 1)
+
+
+def tried(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
+    """A check's findings; what this user may not even look at is one, too."""
+    try:
+        yield from check(settings)
+    except OSError as error:
+        what = check.__name__.removeprefix("check_").replace("_", " ")
+        mend = "Run doctor as the user that the server runs as, or give it this file."
+        yield Finding(what, False, f"{error.filename}: {error.strerror}", mend)
 
 
 def check_engine(settings: Settings) -> Iterator[Finding]:
@@ -169,9 +179,14 @@ def check_state(settings: Settings) -> Iterator[Finding]:
             found, mend = "", str(error)
         yield Finding("key command", not mend, found or "no key", mend)
     elif settings.key_path.exists():
-        mode = stat.S_IMODE(settings.key_path.stat().st_mode)
-        mend = f"chmod 600 {settings.key_path}"
-        yield Finding("key file", not mode & 0o077, f"{settings.key_path} {mode:04o}", mend)
+        try:
+            operator_keys(settings)
+            mode = stat.S_IMODE(settings.key_path.stat().st_mode)
+            ok, found = True, f"{settings.key_path} {mode:04o}"
+        except PtalignError as error:
+            ok, found = False, str(error)
+        mend = f"chmod 600 {settings.key_path} and give it to this user, or restore it."
+        yield Finding("key file", ok, found, mend)
     else:
         ok = settings.embedded
         mend = "ptalign-server keys create"

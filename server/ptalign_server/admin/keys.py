@@ -62,16 +62,12 @@ def rotate() -> None:
     Running servers read the keys again when they meet one they do not know. With
     PTALIGN_KEY_COMMAND the fresh key is the one that you have put first: nothing is written here.
     """
-    from ptalign_server.store import Store
-    from ptalign_server.wire import freeze
-
     settings = Settings()
     if settings.key_command:
         rewrap()
         return
-    store = Store(settings, freeze)
-    key_id, count = rotate_all(store)
-    store.close()
+    with open_store() as store:  # of another folder's empty one, every key in use would be dropped
+        key_id, count = rotate_all(store)
     typer.echo(f"key {key_id} wraps {count} set keys now. Back up {settings.key_path}.")
 
 
@@ -110,13 +106,9 @@ def rewrap() -> None:
     For keys that are kept elsewhere. Mounted secrets: put the new key first, restart, rewrap, then
     drop the old one. PTALIGN_KEY_COMMAND: the same without a restart.
     """
-    from ptalign_server.store import Store
-    from ptalign_server.wire import freeze
-
     settings = Settings()
-    store = Store(settings, freeze)
-    count, key_id = rewrap_all(store), store.keys.in_force()
-    store.close()
+    with open_store() as store:
+        count, key_id = rewrap_all(store), store.keys.in_force()
     typer.echo(f"key {key_id} wraps {count} more set keys now; {_older(settings, count)}")
 
 

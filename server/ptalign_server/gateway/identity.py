@@ -152,6 +152,7 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: tuple[tuple[int, ...], list[Entry]] = ((), [])  # state of the file, content
+        self._away: tuple[int, ...] = ()  # its state where it could not be read, and that was said
 
     def find(self, token: str) -> Identity:
         """The token's identity.
@@ -236,8 +237,12 @@ class Tokens:
         before, entries = self._known
         if state != before:
             try:
-                entries = self.entries()
+                entries, self._away = self.entries(), ()
             except PtalignError as error:
-                log.error("%s The tokens known before stay in use.", error)
+                if state != self._away:
+                    log.error("%s The tokens known before stay in use.", error)
+                if isinstance(error, NotReady):  # that may pass: the next call looks again
+                    self._away = state
+                    return entries
             self._known = (state, entries)
         return entries

@@ -117,8 +117,9 @@ def _weights_of(found: Sequence[Resource], catalogue: Catalogue) -> str:
     """
     digests = {made.name: _meta(made).model_digest for made in found}
     model = catalogue.models.get(found[0].model)
-    if model is not None and model.weights_digest in digests.values():
-        return model.weights_digest
+    own = model.weights_digest if model is not None else ""
+    if own and own in digests.values():
+        return own
     known = [made for made in found if digests[made.name]]
     return digests[max(known, key=lambda made: made.created).name] if known else ""
 

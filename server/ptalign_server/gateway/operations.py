@@ -178,7 +178,8 @@ def parse_filter(text: str) -> tuple[str, Sequence[str]]:
             raise InvalidInput("filter", f"cannot be read at {clause.strip()[:60]!r}", FILTER_MEND)
         field, value = match.groups()
         if field == "kind":
-            kind = _one_of(value, tuple(KINDS))
+            before, kind = kind, _one_of(value, tuple(KINDS))
+            states = states if before in ("", kind) else set()  # none is of both
         elif field == "state":
             states &= {_one_of(value, STATES)}
         else:

@@ -92,7 +92,14 @@ def _look(auth: AuthSettings) -> None:
 
 
 def _stamps(files: list[Path]) -> list[int]:
-    return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+    return [_stamp(file) for file in files]
+
+
+def _stamp(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # it is not there, or its folder is closed: reading it says so
+        return 0
 
 
 def _read(file: Path) -> bytes:

@@ -227,6 +227,9 @@ class Gateway:
 
     async def _expire(self) -> None:
         """Retention, now and then."""
+        # A gauge that was never set is in no scrape: retention that fails from the start on, or
+        # since a restart, would alert nobody.
+        self._metrics.retention_success.set(0)
         while True:
             try:
                 await asyncio.to_thread(

@@ -8,21 +8,24 @@ from collections.abc import AsyncIterator
 
 from ptalign.errors import DataDamaged
 from ptalign_server.store import Store
+from ptalign_server.store.db import DatabaseUnavailable
 from ptalign_server.store.operations import Event
 
 log = logging.getLogger("ptalign.server")
 POLL_SECONDS = 0.1
+AWAY_SECONDS = 1.0
 
 
 class Feed:
     """Newest sequence number of one operation, and a bell for those who wait for the next."""
 
-    __slots__ = ("bell", "recent", "sequence", "watchers")
+    __slots__ = ("bell", "gone", "recent", "sequence", "watchers")
 
     def __init__(self) -> None:
         self.sequence = 0
         self.recent: list[Event] = []
         self.bell = asyncio.Event()
+        self.gone = False
         self.watchers = 0
 
     def ring(self, sequence: int, events: list[Event]) -> None:
@@ -63,12 +66,13 @@ class Feeds:
             self._leave(operation_id, feed)
 
     async def wait(self, operation_id: str, sequence: int, timeout: float) -> None:
-        """Returns when the operation is past `sequence`, or after `timeout` seconds."""
+        """Returns when the operation is past `sequence` or deleted, or after `timeout` seconds."""
         feed = self._enter(operation_id)
         try:
-            bell = feed.bell
-            if feed.sequence <= sequence:
-                await asyncio.wait_for(bell.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                # A feed that begins rings for what is no news to this caller.
+                while feed.sequence <= sequence and not feed.gone:
+                    await feed.bell.wait()
         except TimeoutError:
             return
         finally:
@@ -108,6 +112,9 @@ class Feeds:
                     await self._refresh(operation_id, sequence)
                 for operation_id in set(asked) - known.keys():
                     self._wake(operation_id)
+            except DatabaseUnavailable as error:
+                log.warning("watching waits: %s", error)
+                await asyncio.sleep(AWAY_SECONDS)
             except Exception:
                 log.exception("watching failed; trying again")
             await asyncio.sleep(POLL_SECONDS)
@@ -115,6 +122,7 @@ class Feeds:
     def _wake(self, operation_id: str) -> None:
         """Rings for an operation that was deleted: who looks for its row is told."""
         if feed := self._feeds.get(operation_id):
+            feed.gone = True
             feed.ring(feed.sequence, feed.recent)
 
     async def _refresh(self, operation_id: str, sequence: int) -> None:

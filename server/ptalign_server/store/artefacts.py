@@ -110,6 +110,14 @@ class Artefacts:
                     partial.replace(target / part)
         return target
 
+    def drop(self, name: str) -> bool:
+        """Removes what was brought here of a resource; whether `folder` can bring it again."""
+        if self._root is not None:
+            return False
+        with self._bringing.setdefault(name, threading.Lock()):
+            shutil.rmtree(self._cache / name, ignore_errors=True)
+        return True
+
     def at_hand(self, name: str, parts: Sequence[str]) -> bool:
         """Whether `folder` has nothing to bring."""
         return self._root is not None or all((self._cache / name / part).exists() for part in parts)

@@ -171,7 +171,7 @@ class Audit:
         with reading(self._engine) as connection:
             for row in connection.execute(rows).mappings():
                 kept = {name: row[name] for name in row if name not in ("previous", "hash")}
-                yield Entry(**kept | {"detail": json.loads(row["detail"])})
+                yield Entry(**kept | {"detail": _detail(row["detail"])})
 
     def count(self) -> int:
         """Entries in the trail."""
@@ -200,6 +200,15 @@ class Audit:
 
     def _hash(self, values: Mapping[str, Any]) -> str:
         return self._vault.mac("audit", *(values[name] for name in sorted(values)))
+
+
+def _detail(text: str) -> Mapping[str, Any]:
+    """What an entry says; all of it where it was changed to no JSON: the trail is shown whole."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"damaged": text}
 
 
 def _head(count: int, last: str) -> dict[str, Any]:

@@ -61,15 +61,24 @@ class KeyFile(OperatorKeys):
 
     def _read(self) -> dict[str, bytes]:
         """The keys that the file holds now."""
-        if not self.path.exists():
-            raise KeysAway(f"key file {self.path} is missing. Restore it from its backup.")
-        mode = stat.S_IMODE(self.path.stat().st_mode)
-        if mode & 0o077:
-            raise KeysAway(f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}")
         try:
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+            if mode & 0o077:
+                raise KeysAway(
+                    f"key file {self.path} has mode {mode:04o}. Run: chmod 600 {self.path}"
+                )
             text = self.path.read_text()
         except UnicodeDecodeError:
             text = ""
+        except (FileNotFoundError, NotADirectoryError):
+            raise KeysAway(
+                f"key file {self.path} is missing. Restore it from its backup."
+            ) from None
+        except OSError as error:
+            raise KeysAway(
+                f"key file {self.path} cannot be read: {error.strerror}. It must belong to the "
+                "user that the server runs as."
+            ) from None
         keys = parse_keys(text)
         if not keys:
             raise DataDamaged(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ptalign.errors import NotReady
+from ptalign.errors import DataDamaged, NotReady
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.errors import AdapterDeleted
 from ptalign_server.in_use import in_use
@@ -14,16 +15,26 @@ from ptalign_server.manifest import Signer
 from ptalign_server.pool import Pool
 from ptalign_server.store import Store
 
+log = logging.getLogger("ptalign.worker")
+
 
 def adapter_folder(store: Store, name: str) -> Path:
     """A local PEFT folder of an adapter, its signed manifest checked.
 
     Raises:
         AdapterDeleted: It was deleted since the call was checked.
+        DataDamaged: Its files were changed where they are kept, not only where they were brought.
     """
     folder = store.artefacts.folder(name, _parts(store, name))
     store.artefacts.trim(lambda: in_use(store, lambda *_: None))
-    Signer(store.vault).check(folder, name)
+    try:
+        Signer(store.vault).check(folder, name)
+    except DataDamaged as error:
+        if not store.artefacts.drop(name):
+            raise
+        log.warning("%s Bringing it again from the object store.", error)
+        folder = store.artefacts.folder(name, _parts(store, name))
+        Signer(store.vault).check(folder, name)
     return folder
 
 
