@@ -1221,6 +1221,22 @@ def test_tokens_stay_in_use_while_their_file_cannot_be_used(
     assert tokens.find(other).name == "bob"
 
 
+def test_a_removed_token_does_not_outlive_a_file_that_is_away_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file that could not be read then counted as read, until it changed once more."""
+    tokens = Tokens(tmp_path / "tokens.json")
+    token = tokens.add("mallory", "red", ["engineer"])
+    assert tokens.find(token).name == "mallory"
+    Tokens(tmp_path / "tokens.json").remove("mallory", "red")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(24, "too many")))
+        assert [tokens.find(token).name for _ in range(3)] == ["mallory"] * 3
+    assert len(caplog.records) == 1
+    with pytest.raises(Unauthenticated):
+        tokens.find(token)
+
+
 def test_tenants_name_their_tokens_as_they_like(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
     red, blue, again = (

@@ -33,6 +33,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.admin.doctor import check_judges
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import UnknownName
+from ptalign_server.judges import JudgesFile
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
@@ -54,6 +55,19 @@ def safe(guard: Guard) -> None:
     guard.answer = SAFE
     guard.asked.clear()
     guard.keys.clear()
+
+
+def test_a_judges_file_that_was_away_for_a_moment_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "judges.yaml"
+    file.write_text("- {name: g, family: llamaguard, url: http://127.0.0.1:9, model: m}\n")
+    judges = JudgesFile(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(OSError(5, "no I/O")))
+        assert [judges.read().why for _ in range(3)] == ["no I/O"] * 3
+    assert len(caplog.records) == 1
+    assert list(judges.read().entries.usable) == ["g"]
 
 
 @pytest.fixture

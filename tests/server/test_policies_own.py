@@ -359,6 +359,30 @@ async def test_policy_files_are_not_read_on_the_loop_that_answers_everybody(
     assert on_loop == [False, False]
 
 
+def test_a_policy_file_that_was_away_for_a_moment_is_read_again(
+    settings: Settings,
+    mine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It counted as broken until it changed, and inline policies were refused all that time."""
+    mine.write_text(PACK)
+    catalogue, read = Catalogue(settings), Path.read_text
+
+    def away(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path == mine:
+            raise OSError(116, "stale file handle")
+        return read(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", away)
+        for _ in range(3):
+            assert "stale" in str(catalogue.broken_policies[mine])
+    assert len([r for r in caplog.records if "mine.yaml" in r.getMessage()]) == 1
+    assert not catalogue.broken_policies
+    assert "mine" in catalogue.policies
+
+
 def test_all_policies_are_read_before_the_first_call(
     settings: Settings, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
