@@ -89,4 +89,4 @@ serve: install ## run the service on loopback
 	@$(BIN)/ptalign-server serve
 
 clean: ## remove what the targets made, the virtual environment included
-	rm -rf $(VENV) demo-out demo-out.before bench-out study-out .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-out.2* bench-out study-out .cache .pytest_cache .mypy_cache .ruff_cache

@@ -129,7 +129,7 @@ class ServiceError(PtalignError):
         retry_after: Seconds to wait before trying again, where the server named them.
         operation: Name of the operation whose error this is; empty for an error in the call.
         resource: What the operation kept before it ended.
-        unanswered: Whether an earlier try of the call was sent, and its answer did not come.
+        unanswered: Whether an earlier try of the call may have been sent, and no answer came.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN

@@ -96,7 +96,7 @@ class Transport:
         """
         clock = asyncio.get_running_loop().time
         end = None if options.timeout is None else clock() + options.timeout
-        heard: ServiceError | None = None
+        heard, lost = None, False
         closings = self._closings
         for failures in range(1, options.retry.attempts + 1):
             left = None if end is None else end - clock()
@@ -105,7 +105,9 @@ class Transport:
             except DeadlineExceeded:
                 raise heard or DeadlineExceeded(*TOO_LATE) from None  # why it failed says more
             except ServiceError as error:
-                error.unanswered = isinstance(heard, Unavailable)
+                error.unanswered = lost
+                # Only what the service itself says has a reason.
+                lost = lost or (isinstance(error, Unavailable) and not error.reason)
                 heard, wait = error, _wait(options, failures, error)
                 last = failures == options.retry.attempts
                 if last or not error.retryable or (end is not None and clock() + wait >= end):

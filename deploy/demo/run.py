@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = Path(sys.executable).parent
 
+ENDED = ".ended"
+"""File of a demo's folder whose time is that of its end."""
 NO_DATA = """evaluation data: none. Suites will lack prompts and the verdict will be INCONCLUSIVE;
 README, "Evaluation data", says which files to get and where to name them."""
 GO_ON = """to go on with what it made: PTALIGN_STATE={state} make serve
@@ -82,22 +84,32 @@ def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path)
 
 
 def put_aside(out: Path) -> None:
-    """Moves the demo before this one away: its state may have been gone on with.
+    """Makes room for a demo. One whose state was gone on with, or that did not end, is kept.
 
     Raises:
         SystemExit: A server uses it now.
     """
-    lock = Settings(state=out / "state").run_dir / "gateway.lock"
+    state = out / "state"
+    lock = Settings(state=state).run_dir / "gateway.lock"
     if lock.exists():
         try:
             hold(lock, 0.0).close()
         except NotReady as error:
             raise SystemExit(str(error)) from None
-    if out.exists():
-        before = out.with_name(out.name + ".before")
-        shutil.rmtree(before, ignore_errors=True)
-        out.rename(before)
-        print(f"the demo before this one, with its state: {before}", flush=True)
+    if not out.exists():
+        return
+    ended = out / ENDED
+    if ended.exists() and changed(state) <= ended.stat().st_mtime:
+        shutil.rmtree(out)
+        return
+    kept = out.with_name(f"{out.name}.{time.strftime('%Y%m%dT%H%M%S')}")
+    out.rename(kept)
+    print(f"the demo before this one was gone on with: kept as {kept}", flush=True)
+
+
+def changed(state: Path) -> float:
+    """When a server last wrote to a state folder."""
+    return max((file.stat().st_mtime for file in state.glob("*.db*")), default=0.0)
 
 
 def run(loop: Path, out: Path) -> int:
@@ -123,6 +135,7 @@ def run(loop: Path, out: Path) -> int:
         return subprocess.run(command, cwd=ROOT, check=False).returncode
     finally:
         stop(server)
+        (out / ENDED).touch()
 
 
 def main() -> None:

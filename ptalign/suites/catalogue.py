@@ -213,11 +213,11 @@ def _usable(source: Iterator[Prompt], limit: int, left_out: Counter[str]) -> Ite
     seen: set[str] = set()
     for prompt in source:
         asked = prompt.model_copy(update=nothing).digest
-        why = "doubled" if asked in seen else _unusable(prompt, limit)
+        why = "doubled" if {prompt.id, asked} & seen else _unusable(prompt, limit)
         if why:
             left_out[why] += 1
         else:
-            seen.add(asked)
+            seen |= {prompt.id, asked}
             yield prompt
 
 

@@ -312,7 +312,8 @@ class Catalogue:
         found = _read_pack(path)
         # One that could not be read now may be by the next call; one that is no policy stays none.
         self._read_packs[path] = (AWAY if isinstance(found, PackAway) else stamp, found)
-        if isinstance(found, PtalignError) and (before is None or before[0] != AWAY):
+        again = isinstance(found, PackAway) and before is not None and before[0] == AWAY
+        if isinstance(found, PtalignError) and not again:
             told = "policy file %s cannot be used, calls that name it are refused: %s"
             log.error(told, path, found)
         return found

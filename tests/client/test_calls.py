@@ -39,11 +39,14 @@ def test_a_deletion_whose_reply_was_lost_is_done(client: pt.Client, served: Any)
     assert len(served.service.called("DeleteOperation")) == 2
     with pytest.raises(pt.NotFound):
         running.delete()
-    served.service.faults["DeleteOperation"] = [
-        Fault(Code.RESOURCE_EXHAUSTED, details=(info("OVERLOADED"), retry_in(0.1)))
-    ]
-    with pytest.raises(pt.NotFound):
-        running.delete()
+    busy = Fault(Code.RESOURCE_EXHAUSTED, details=(info("OVERLOADED"), retry_in(0.1)))
+    for said in (busy, Fault(details=(info("NOT_READY"), retry_in(0.1)))):  # answers of the service
+        served.service.faults["DeleteOperation"] = [said]
+        with pytest.raises(pt.NotFound):
+            running.delete()
+    again = client.generate_instructions(**ASK)
+    served.service.faults["DeleteOperation"] = [Fault(committed=True), busy]
+    again.delete()
 
 
 def test_two_calls_have_two_request_ids(client: pt.Client, served: Any) -> None:

@@ -405,6 +405,13 @@ def test_a_row_that_stands_there_twice_under_two_ids_is_asked_once_too(tmp_path)
     assert suite.left_out == {"doubled": 1}
 
 
+def test_a_row_whose_id_is_taken_is_asked_once_whatever_else_it_says(tmp_path):
+    """Replies go by the id: one of the two was asked, and its reply counted twice."""
+    rows = [{"q": "Hola", "l": "es"}, {"q": "Hola", "l": "es-MX"}]
+    suite = suite_of(tmp_path, rows, columns={"prompt": "q", "locale": "l"})
+    assert (len(suite.prompts), suite.left_out) == (1, {"doubled": 1})
+
+
 def test_a_null_says_nothing(tmp_path):
     columns = {"prompt": "q", "id": "i", "topic": "t", "group": "g", "locale": "l", "turns": "b"}
     nothing = dict.fromkeys(["i", "t", "g", "l", "b", "kind"])

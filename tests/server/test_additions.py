@@ -41,6 +41,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import marks, views
 from ptalign_server.errors import RequestIdReused, Violations
 from ptalign_server.gateway import additions, imports, joins, marking, merges
+from ptalign_server.gateway.fields import annotation_problems
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.page.library import Mark, Visitor
 from ptalign_server.page.shelf import Shelf
@@ -325,8 +326,11 @@ def test_placeholders_of_a_safe_view_are_no_texts() -> None:
         kind="anchor", instruction="Why is rain wet?", positive="<sealed>", masked=["positive"]
     )
     pair = asked("Sing at noon!", "a", kind="pair", positive="I would rather not.")
-    pairs = imports.import_pairs([anchor, pair], ROOMS)
-    assert (pairs.anchors, pairs.rejected) == ((), {"masked": 1})
+    shown = asked("Sing at ten!", "a", kind="pair", positive="No.", toxic=repr(SealedText("Go.")))
+    pairs = imports.import_pairs([anchor, pair, shown], ROOMS)
+    assert (pairs.anchors, pairs.rejected) == ((), {"masked": 2})
+    mark = res.Annotation(instruction="Sing.", good="La.", bad=repr(SealedText("Go.")))
+    assert [p.field for p in annotation_problems("items[0]", mark)] == ["items[0].bad"]
 
 
 def test_two_spellings_of_a_request_are_one() -> None:

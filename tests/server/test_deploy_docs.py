@@ -135,17 +135,33 @@ def demo() -> Any:
 
 def test_a_second_demo_leaves_what_was_gone_on_with(demo: Any, tmp_path: Path) -> None:
     """README says to serve demo-out/state; the next demo removed it, under a server that ran."""
+
+    def kept() -> list[Path]:
+        return sorted(tmp_path.glob("demo-out.2*"))
+
+    def ended(seconds: float) -> None:
+        """A demo whose state was last written so long after its end."""
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        (out / "state" / "ptalign.db").write_text("marks")
+        (out / demo.ENDED).touch()
+        os.utime(out / "state" / "ptalign.db", (1000 + seconds, 1000 + seconds))
+        os.utime(out / demo.ENDED, (1000, 1000))
+
     out = tmp_path / "demo-out"
+    demo.put_aside(out)  # nothing there
+    ended(-1)
     settings = Settings(state=out / "state")
     settings.make_folders()
-    (settings.state / "ptalign.db").write_text("marks")
     with hold(settings.run_dir / "gateway.lock", 0.0), pytest.raises(SystemExit, match="Stop it"):
         demo.put_aside(out)
     demo.put_aside(out)
-    assert (tmp_path / "demo-out.before" / "state" / "ptalign.db").read_text() == "marks"
     assert not out.exists()
-    demo.put_aside(out)  # nothing there
-    assert (tmp_path / "demo-out.before").exists()
+    assert kept() == []
+    ended(60)
+    demo.put_aside(out)
+    [folder] = kept()
+    assert (folder / "state" / "ptalign.db").read_text() == "marks"
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("there", ["", "exit 0", "exit 1"])

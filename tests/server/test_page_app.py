@@ -425,6 +425,8 @@ def test_the_counter_stops_at_49(library: Memory, client: TestClient) -> None:
     assert f"All {LIMIT} marks are made" in answer.text
     late = send(client, "mark", item="id1", verdict="good")
     assert "not counted" in late.text
+    edit = send(client, "mark", item="id1", verdict="edit", good="La.", bad="Go.")
+    assert (edit.status_code, "not counted" in edit.text) == (409, True)
     assert len(library.marks) == 1
 
 

@@ -96,13 +96,15 @@ class Runner:
         return self.written("held out", replace(plan, count=asked.held_out, seeds=(), seed=other))
 
     def written(self, label: str, plan: Instructions) -> nouns.InstructionSet:
-        """A set of `plan.count` accepted instructions over all tries of this stage."""
+        """A set of `plan.count` accepted instructions over all tries of this stage.
+
+        One more where the try before was stopped with all of them and twins were still owed.
+        """
         loop = self.loop
 
         def start(stage: Stage) -> Operation[nouns.InstructionSet] | nouns.InstructionSet:
             begun = self.begun(stage, nouns.InstructionSet)
-            whole = begun is not None and (not plan.twins or begun.twins >= begun.harmful)
-            if begun is not None and begun.harmful >= plan.count and whole:
+            if begun is not None and begun.harmful >= plan.count and not _owed(begun, plan):
                 return begun
             return self.session.client.generate_instructions(
                 model=loop.model,
@@ -382,6 +384,12 @@ def report_rates(run: Mapping[str, Any]) -> dict[str, Rate]:
     named |= {key: run.get(key) for key, _, _ in show.RATES if not key.startswith("harm")}
     named |= run.get("by_suite", {})
     return {key: Rate(**value) for key, value in named.items() if value}
+
+
+def _owed(begun: nouns.InstructionSet, plan: Instructions) -> int:
+    """Twins that a stopped set lacks, but for those that were not to be had."""
+    without = sum(begun.rejected.get(why, 0) for why in ("no_twin_examples", "twin_given_up"))
+    return max(0, begun.harmful - begun.twins - without) if plan.twins else 0
 
 
 def _budget(plan: Training) -> nouns.Budget:

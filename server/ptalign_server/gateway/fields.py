@@ -8,6 +8,7 @@ from typing import Any
 
 from ptalign.errors import InvalidInput
 from ptalign.policies import schema
+from ptalign.sealed import SealedText
 from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -35,6 +36,9 @@ def annotation_problems(field: str, item: res.Annotation) -> list[InvalidInput]:
             problems.append(
                 InvalidInput(f"{field}.{name}", "is empty", "Write it, or drop the item.")
             )
+    if SealedText(item.bad.strip()).is_description:
+        limit = "is what a sealed text shows of itself, and not the text"
+        problems.append(InvalidInput(f"{field}.bad", limit, "Send the text, or leave it out."))
     for name in ("instruction", "good", "bad", "note"):
         if len(getattr(item, name)) > MAX_TEXT:
             limit = f"is longer than {MAX_TEXT} characters"

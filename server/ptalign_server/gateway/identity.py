@@ -239,9 +239,10 @@ class Tokens:
             try:
                 entries, self._away = self.entries(), ()
             except PtalignError as error:
-                if state != self._away:
+                passes = isinstance(error, NotReady)
+                if not (passes and state == self._away):
                     log.error("%s The tokens known before stay in use.", error)
-                if isinstance(error, NotReady):  # that may pass: the next call looks again
+                if passes:  # the next call looks again
                     self._away = state
                     return entries
             self._known = (state, entries)

@@ -304,6 +304,8 @@ def _unusable(record: lib.Record, *texts: str) -> str:
 
 def _pair_problem(record: lib.Record, topics: dict[str, Topic], policy: Policy) -> str:
     positive, toxic = record.positive.strip(), record.toxic.strip()
+    if SealedText(toxic).is_description:  # written without its text
+        return "masked"
     if not positive:
         return "empty"
     if len(positive) > MAX_TEXT or len(toxic) > MAX_TEXT:

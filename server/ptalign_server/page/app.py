@@ -133,6 +133,9 @@ class Page:
                 self._library.add_annotation, entry.visitor, _pair_set(request), mark
             )
         except Full:
+            if mark.verdict == "edit":  # what was written stays on the page
+                limit = f"are {LIMIT} by now: this one is not counted"
+                raise InvalidInput("marks", limit, "Take one back, then send it again.") from None
             return await self._board(request, entry, notice="The limit was reached: not counted.")
         return await self._board(request, entry, notice=notice[mark.verdict])
 
