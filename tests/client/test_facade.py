@@ -72,6 +72,21 @@ def test_fork_gets_a_loop_of_its_own(served: Any) -> None:
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)]).returncode == 0
 
 
+def interrupted(code: str, seconds: float) -> tuple[str, str]:
+    """What a program says on stdout and stderr that is interrupted so long after its "ready"."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    os.kill(child.pid, signal.SIGINT)
+    return child.communicate(timeout=20)
+
+
 def test_interrupt_cancels_the_call_and_leaves_the_client_usable(served: Any) -> None:
     served.service.pace = 1.0
     code = f"""
@@ -83,18 +98,7 @@ def test_interrupt_cancels_the_call_and_leaves_the_client_usable(served: Any) ->
         except KeyboardInterrupt:
             print(len(client.catalogue().models), flush=True)
     """
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    time.sleep(0.4)
-    os.kill(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=20)
-    assert (out, err) == ("1\n", "")
+    assert interrupted(code, 0.4) == ("1\n", "")
 
 
 @pytest.mark.parametrize("call", ["operation('operations/1').events()", "operations()"])
@@ -110,18 +114,8 @@ def test_an_interrupt_while_a_stream_or_list_connects_is_an_interrupt(call: str)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
         """
-        child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(0.7)
-        os.kill(child.pid, signal.SIGINT)
-        out, err = child.communicate(timeout=20)
-    assert (out, err) == ("interrupted\n", "")
+        said = interrupted(code, 0.7)
+    assert said == ("interrupted\n", "")
 
 
 @pytest.mark.parametrize("is_open", [True, False])

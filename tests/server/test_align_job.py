@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +273,18 @@ def test_what_was_accepted_outlives_a_volume_that_is_away_at_the_end(
     assert store.operations.get(operation).resource == f"pairSets/{operation}"
 
 
+def sealed_after(away: list[OSError], monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Made]:
+    """A stage that is made at once, and whose sealing raises these first."""
+
+    def seal(job: Any, made: Made) -> Resource:
+        if away:
+            raise away.pop()
+        return sealed(job, made)
+
+    monkeypatch.setattr(performing, "_seal", seal)
+    return lambda _: Made(noun=PairSet(pairs=()), message=None, config=None)
+
+
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOSPC])
 def test_what_was_made_outlives_a_volume_that_is_away_while_it_is_sealed(
     number: int, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -280,15 +292,7 @@ def test_what_was_made_outlives_a_volume_that_is_away_while_it_is_sealed(
     """One such error, and a finished adapter or report was lost: nothing tried it again."""
     away = [OSError(number, "away")]
 
-    def seal(job: Any, made: Made) -> Resource:
-        if away:
-            raise away.pop()
-        return sealed(job, made)
-
-    def make(_: Any) -> Made:
-        return Made(noun=PairSet(pairs=()), message=None, config=None)
-
-    monkeypatch.setattr(performing, "_seal", seal)
+    make = sealed_after(away, monkeypatch)
     row = replace(JOBS["SynthesizePairs"], make=make, partial=None)
     monkeypatch.setitem(JOBS, "SynthesizePairs", row)
     operation = put_operation(store, QUEUED)
@@ -305,15 +309,7 @@ def test_a_volume_that_is_away_for_long_is_no_death_of_the_worker(
     """After 25 looks, two seconds apart, it ended FAILED for a worker that never died."""
     away = [OSError(errno.ESTALE, "away")] * 30
 
-    def seal(job: Any, made: Made) -> Resource:
-        if away:
-            raise away.pop()
-        return sealed(job, made)
-
-    def make(_: Any) -> Made:
-        return Made(noun=PairSet(pairs=()), message=None, config=None)
-
-    monkeypatch.setattr(performing, "_seal", seal)
+    make = sealed_after(away, monkeypatch)
     monkeypatch.setattr(running, "RETRY_SECONDS", 0.0)
     monkeypatch.setitem(JOBS, "SynthesizePairs", replace(JOBS["SynthesizePairs"], make=make))
     worker = running.Worker.__new__(running.Worker)

@@ -290,14 +290,14 @@ class Runner:
     def lost(self, stage: Stage) -> None:
         """What a stage made is gone: deleted, or younger than the backup that was restored."""
         if not stage.operation:
-            return self.state.again(stage)
-        try:
-            if not self.session.client.operation(stage.operation).done():
-                stage.resource = ""  # it runs, as it did when the backup was made: attach to it
-                return self.state.save()
-        except NotFound:
-            return self.state.afresh(stage)
-        return self.state.again(stage)
+            self.state.again(stage)
+        elif self.is_gone(stage.operation):
+            self.state.afresh(stage)
+        elif self.session.client.operation(stage.operation).done():
+            self.state.again(stage)
+        else:  # it runs, as it did when the backup was made: attach to it
+            stage.resource = ""
+            self.state.save()
 
     def is_gone(self, operation: str) -> bool:
         """Whether the server knows nothing of an operation."""
