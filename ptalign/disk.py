@@ -1,4 +1,4 @@
-"""What a power cut does not take."""
+"""Files and folders: what a power cut does not take, and when something changed."""
 
 from __future__ import annotations
 
@@ -13,3 +13,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def changed_at(path: Path) -> int:
+    """When a file last changed, nanoseconds since the epoch; 0 where it cannot be seen.
+
+    It may be gone, or lie in a closed folder: reading it says which.
+    """
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

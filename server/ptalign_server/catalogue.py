@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ptalign.config import GateConfig
+from ptalign.disk import changed_at
 from ptalign.errors import DataDamaged, InvalidInput, PtalignError
 from ptalign.judges import judge_names
 from ptalign.judges.entries import GuardEntry
@@ -302,10 +303,7 @@ class Catalogue:
 
     def _pack(self, path: Path) -> Policy | PtalignError:
         """A policy file, read again when it changes; what is wrong with it, where it is broken."""
-        try:
-            stamp = path.stat().st_mtime_ns
-        except OSError:
-            stamp = 0
+        stamp = changed_at(path)
         before = self._read_packs.get(path)
         if before is not None and before[0] == stamp:
             return before[1]

@@ -19,7 +19,7 @@ from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc
 from ptalign_server import wire
 from ptalign_server.gateway.identity import Tokens
-from ptalign_server.gateway.ports import bind
+from ptalign_server.gateway.ports import bind, credentials
 from ptalign_server.gateway.serve import make_server
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import AuthSettings, Settings, is_loopback
@@ -175,3 +175,21 @@ async def test_a_removed_token_is_refused_at_once(tmp_path: Path) -> None:
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     await server.stop(0)
     store.close()
+
+
+def test_a_certificate_in_a_closed_folder_is_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking when it changed ended in a traceback before reading it could say what is wrong."""
+    cert, key = certificate(tmp_path, 1)
+    settings = Settings(state=tmp_path, auth=AuthSettings(tls_cert=cert, tls_key=key))
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        for name in ("stat", "read_bytes"):
+            patch.setattr(Path, name, closed)
+        with pytest.raises(NotReady, match="cannot be read: Permission denied"):
+            credentials(settings)
+    assert credentials(settings)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from ptalign.disk import changed_at
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_server.settings import AuthSettings, Settings, address
 
@@ -92,14 +93,7 @@ def _look(auth: AuthSettings) -> None:
 
 
 def _stamps(files: list[Path]) -> list[int]:
-    return [_stamp(file) for file in files]
-
-
-def _stamp(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:  # it is not there, or its folder is closed: reading it says so
-        return 0
+    return [changed_at(file) for file in files]
 
 
 def _read(file: Path) -> bytes:

@@ -7,11 +7,11 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
+from ptalign.disk import changed_at
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_server.gateway.ports import taken
 from ptalign_server.settings import AuthSettings, bare, is_loopback
@@ -93,10 +93,10 @@ async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:
     """Reads the certificate again when its file changes; open connections go on."""
     assert auth.tls_cert is not None
     assert auth.tls_key is not None
-    seen = _stamp(auth.tls_cert)
+    seen = changed_at(auth.tls_cert)
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
-        now = _stamp(auth.tls_cert)
+        now = changed_at(auth.tls_cert)
         if now == seen or config.ssl is None:
             continue
         try:
@@ -108,7 +108,3 @@ async def _renew(config: uvicorn.Config, auth: AuthSettings) -> None:
             seen = now
         except OSError as error:  # half written: the old one goes on until both files fit
             log.warning("the page's new certificate cannot be used yet: %s", error.strerror)
-
-
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
