@@ -241,7 +241,7 @@ class Budget:
     """How much an Align may train and change; what is left out is the server's default."""
 
     steps: int = 0
-    """0: as many as read each pair four times, at least 28."""
+    """0: as many as read each pair four times, 28 to 200."""
     pairs_per_step: int = 0
     anchors_per_step: int = 0
     learning_rate: float | None = None
@@ -269,9 +269,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSpec:
-    """Limits of a release gate; one that is None is not checked.
+    """Limits of a release gate.
 
-    Changes and shares are in 0..1: ten points are 0.1.
+    A limit that is None is not checked, except `min_samples`, which is then 50. Changes and shares
+    are in 0..1: ten points are 0.1.
     """
 
     min_harm_reduction: float | None = None

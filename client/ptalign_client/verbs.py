@@ -232,17 +232,19 @@ class Verbs(Base):
             target: What to judge: an adapter, its name (one more call asks for its model), or a
                 model bare or with an adapter.
             baseline: What to compare it with; the bare model unless set.
-            suites: Catalogue names; the profile's unless set.
-            judges: Catalogue names; the profile's unless set.
+            suites: Catalogue names; the default suites unless set: ``attack``, ``strong``,
+                ``plain``, ``twins``, ``xstest-safe``, ``ordinary`` and ``ifeval``.
+            judges: Catalogue names; the default judge of each axis unless one is named for it.
             gate: Catalogue name, or limits written here; the server's default unless set.
-            samples: Prompts per suite at most; the profile's unless set.
+            samples: Prompts per suite at most; 60 on the CPU profile, 200 on the GPU one, unless
+                set. ``twins`` and ``xstest-safe`` ask half of it, ``ifeval`` 85 %.
             pair_set: A further set whose requests and judges are kept out, and that is measured
                 on where the target's adapter has no set with text. What the adapters were
                 trained on is kept out anyway.
             also: Shown beside, e.g. an adapter trained by MLE only.
             held_out: An instruction set of the policy that nothing was trained on, whichever model
-                wrote it: its requests are asked as the suites ``held-out-*``, beside the profile's;
-                where `suites` are named, one of these must be among them.
+                wrote it: its requests are asked as the suites ``held-out-*``, beside the default
+                ones; where `suites` are named, one of these must be among them.
             seed: Of the choice of prompts.
             dry_run: Validate and estimate only.
             request_id: A UUID of your own.
