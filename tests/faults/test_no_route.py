@@ -58,7 +58,7 @@ def test_nothing_tries_to_leave(score: Any, tmp_path: Path) -> None:
     probe = subprocess.run(["unshare", "-n", "ip", "link", "set", "lo", "up"], capture_output=True)
     if probe.returncode:
         pytest.skip("needs unshare -n and ip (root, or CAP_SYS_ADMIN; package iproute2)")
-    row = score.row("outbound attempts in a network namespace", 0)
+    row = score.row("runs without a route: outbound attempts", 1)
     paths = [str(HERE), str(HERE.parent / "server")]
     program = tmp_path / "scenario.py"
     program.write_text(SCENARIO.format(paths=paths, state=str(tmp_path / "state")))
