@@ -125,20 +125,31 @@ def _letter(char: str) -> str:
 def undisguised(text: str) -> tuple[str, ...]:
     """Readings of a text with its likely disguises removed, all folded and without repeats.
 
-    The first reading is the text as written; the others undo digits for letters, spaced-out
-    letters, marks inside words and emphasis around them. A caller looks for its words in every
-    reading.
+    The first reading is the text with one letter for three or more equal ones; the others have two
+    for them, or all, and undo digits for letters, spaced-out letters, marks inside words and
+    emphasis around them. A caller looks for its words in every reading.
     """
-    base = _REPEATS.sub(r"\1", folded(text))
-    leet = _REPEATS.sub(r"\1", _unleet(folded(text)))
+    written = folded(text)
+    bases = dict.fromkeys(_unrepeated(written))
+    if (unleeted := _unleet(written)) != written:
+        leet = _unrepeated(unleeted)
+        bases |= dict.fromkeys([*leet, *(base.replace("i", "l") for base in leet)])
     readings: dict[str, None] = {}
-    for reading in (base, leet, leet.replace("i", "l") if leet != base else base):
+    for reading in bases:
         readings[reading] = None
         readings[_SPACED.sub(lambda m: re.sub(_JOINERS, "", m.group()), reading)] = None
         readings[_SPLIT_WORD.sub("", reading)] = None
         readings[_SPLIT_WORD.sub(" ", reading)] = None
         readings[_EMPHASIS.sub("", reading)] = None
     return tuple(_SPACES.sub(" ", r) for r in readings)
+
+
+def _unrepeated(text: str) -> tuple[str, str, str]:
+    """The text with one letter for three or more equal ones, with two, and with all of them.
+
+    A word that is drawn out may have a double letter, and a name three: AAA, World War III.
+    """
+    return _REPEATS.sub(r"\1", text), _REPEATS.sub(r"\1\1", text), text
 
 
 def squeezed(text: str) -> str:
