@@ -16,7 +16,7 @@ from typing import TypeVar
 from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, Policy
 from ptalign.policies import never_ja
 from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined, joined_apart
-from ptalign.text.normalise import folded, squeezed, undisguised
+from ptalign.text.normalise import folded, squeezed, straight, undisguised
 
 READ_EVERY = 200
 """Records between two reports of `permitted`."""
@@ -211,6 +211,7 @@ def blocked(text: str, policy: Policy | None = None) -> str:
         return category
     if policy is not None and policy.never_synthesize:
         listed, anywhere, japanese = _phrases(policy.never_synthesize)
+        readings = tuple(map(straight, readings))
         if any(listed.search(reading) for reading in readings):
             return "operator"
         if spelled and anywhere.search(spelled):
@@ -266,6 +267,7 @@ def _says_blocked(record: Instruction | Pair | Anchor, policy: Policy | None) ->
 
 _WORD = r"[^\W぀-ヿ㐀-鿿]"
 """A letter or digit that a word can go on with; none of Japanese, where words are not apart."""
+_INNER = re.compile(r"(?<=\w)'(?=\w)")
 
 
 @lru_cache(maxsize=32)
@@ -274,11 +276,12 @@ def _phrases(
 ) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str] | None]:
     """The operator's phrases as patterns: whole words with any spacing, anywhere, and joined.
 
+    An apostrophe inside a word is a plain one or left out; a text to search is to be `straight`.
     Japanese and Chinese have no word boundaries: their phrases count wherever they stand, and the
     last pattern, if there are any, finds them in text that is `joined`.
     """
-    texts = [folded(p) for p in phrases if p.strip()]
-    parts = [r"\s*".join(map(re.escape, text.split())) for text in texts]
+    texts = [straight(folded(p)) for p in phrases if p.strip()]
+    parts = [_INNER.sub("'?", r"\s*".join(map(re.escape, text.split()))) for text in texts]
     whole = (
         part if HAS_JAPANESE.search(part) else rf"(?<!{_WORD}){part}(?!{_WORD})" for part in parts
     )

@@ -377,6 +377,33 @@ def test_an_operators_phrase_is_not_found_in_other_words(text: str) -> None:
     assert blocked(text, policy) == ""
 
 
+@pytest.mark.parametrize("phrase", ["O'Neill", "O\u2019Neill", "O\u02bcNeill"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "O'Neill",
+        "O\u2019Neill",
+        "O\u2018Neill",
+        "O\u02bcNeill",
+        "O\uff07Neill",
+        "ONEILL",
+        "O ' N e i l l",
+    ],
+)
+def test_an_operators_phrase_is_found_with_any_apostrophe_and_with_none(
+    phrase: str, written: str
+) -> None:
+    """A phone writes another apostrophe than a keyboard."""
+    policy = load_policy("tone-en").model_copy(update={"never_synthesize": (phrase,)})
+    assert blocked(f"a note about {written}, please", policy) == "operator"
+    assert blocked("a note about Neill, please", policy) == ""
+
+
+def test_an_operators_sign_alone_is_not_found_everywhere() -> None:
+    policy = load_policy("tone-en").model_copy(update={"never_synthesize": ("'",)})
+    assert blocked("a note about tea", policy) == ""
+
+
 def test_an_operators_phrase_may_end_in_a_sign() -> None:
     policy = load_policy("tone-en").model_copy(update={"never_synthesize": ("acme++",)})
     assert blocked("write about acme++ please", policy) == "operator"
