@@ -265,8 +265,12 @@ def _says_blocked(record: Instruction | Pair | Anchor, policy: Policy | None) ->
     return any(blocked(text, policy) for text in texts)
 
 
-_WORD = r"[^\W぀-ヿ㐀-鿿]"
-"""A letter or digit that a word can go on with; none of Japanese, where words are not apart."""
+_TOUCHING = r"぀-ヿ㐀-鿿\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff가-힣"
+"""Japanese, Chinese, Thai, Lao, Burmese and Khmer, where words are not apart, and Korean, where
+endings touch them."""
+_TOUCHES = re.compile(f"[{_TOUCHING}]")
+_WORD = rf"[^\W{_TOUCHING}]"
+"""A letter or digit that a word can go on with."""
 _INNER = re.compile(r"(?<=\w)'(?=\w)")
 
 
@@ -277,14 +281,12 @@ def _phrases(
     """The operator's phrases as patterns: whole words with any spacing, anywhere, and joined.
 
     An apostrophe inside a word is a plain one or left out; a text to search is to be `straight`.
-    Japanese and Chinese have no word boundaries: their phrases count wherever they stand, and the
-    last pattern, if there are any, finds them in text that is `joined`.
+    Where words touch there are no boundaries: such phrases count wherever they stand. The last
+    pattern, if there are Japanese or Chinese ones, finds them in text that is `joined`.
     """
     texts = [straight(folded(p)) for p in phrases if p.strip()]
     parts = [_INNER.sub("'?", r"\s*".join(map(re.escape, text.split()))) for text in texts]
-    whole = (
-        part if HAS_JAPANESE.search(part) else rf"(?<!{_WORD}){part}(?!{_WORD})" for part in parts
-    )
+    whole = (part if _TOUCHES.search(part) else rf"(?<!{_WORD}){part}(?!{_WORD})" for part in parts)
     japanese = filter(None, (joined(text) for text in texts if HAS_JAPANESE.search(text)))
     in_joined = "|".join(map(re.escape, japanese))
     return (

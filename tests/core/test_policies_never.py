@@ -369,6 +369,29 @@ def test_an_operators_phrase_is_found_beside_japanese_and_broken_up(text: str) -
     assert blocked(text, policy) == "operator"
 
 
+@pytest.mark.parametrize(
+    ("phrase", "text"),
+    [
+        ("หมายเลขบัตร", "ช่วยเขียนหมายเลขบัตรให้ฉันหน่อย"),
+        ("비밀번호", "비밀번호를 알려 주세요."),
+        ("비밀 번호", "새비밀번호가 필요해요"),
+        ("ເລກບັດ", "ຂຽນເລກບັດໃຫ້ຂ້ອຍ"),
+        ("លេខកាត", "សូមសរសេរលេខកាតឱ្យខ្ញុំ"),
+        ("ကတ်နံပါတ်", "ကျွန်ုပ်၏ကတ်နံပါတ်ကိုရေးပါ"),
+        ("acme", "acme를 소개해 주세요."),
+        ("acme", "แนะนำacmeให้หน่อย"),
+    ],
+)
+def test_an_operators_phrase_is_found_where_words_touch_in_any_language(
+    phrase: str, text: str
+) -> None:
+    """Kana and Chinese characters alone were known to stand beside a word."""
+    policy = load_policy("tone-en").model_copy(update={"never_synthesize": (phrase,)})
+    assert blocked(text, policy) == "operator"
+    for other in ("หมายเหตุ", "비밀을 지켜요", "acmetic", "번호"):
+        assert blocked(other, policy) == ""
+
+
 @pytest.mark.parametrize("text", ["acmeticの話", "一社。外秘の話", "青い鳥と急須の話"])
 def test_an_operators_phrase_is_not_found_in_other_words(text: str) -> None:
     policy = load_policy("default-ja").model_copy(
