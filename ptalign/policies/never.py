@@ -16,7 +16,7 @@ from typing import TypeVar
 from ptalign.nouns import Anchor, Instruction, InstructionSet, Pair, PairSet, Policy
 from ptalign.policies import never_ja
 from ptalign.policies.never_ja import HAS_JAPANESE, japanese_category, joined, joined_apart
-from ptalign.text.normalise import folded, squeezed, straight, undisguised
+from ptalign.text.normalise import TOUCHING, folded, squeezed, straight, undisguised
 
 READ_EVERY = 200
 """Records between two reports of `permitted`."""
@@ -265,11 +265,8 @@ def _says_blocked(record: Instruction | Pair | Anchor, policy: Policy | None) ->
     return any(blocked(text, policy) for text in texts)
 
 
-_TOUCHING = r"぀-ヿ㐀-鿿\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff가-힣"
-"""Japanese, Chinese, Thai, Lao, Burmese and Khmer, where words are not apart, and Korean, where
-endings touch them."""
-_TOUCHES = re.compile(f"[{_TOUCHING}]")
-_WORD = rf"[^\W{_TOUCHING}]"
+_TOUCHES = re.compile(f"[{TOUCHING}]")
+_WORD = rf"[^\W{TOUCHING}]"
 """A letter or digit that a word can go on with."""
 _INNER = re.compile(r"(?<=\w)'(?=\w)")
 

@@ -41,6 +41,9 @@ _LEET = str.maketrans(
 )
 _LEET_SIGNS = str.maketrans({"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l"})
 _UNSPACED = ("ja", "zh", "th")
+TOUCHING = r"぀-ヿ㐀-鿿\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff가-힣"
+"""The letters, for a set in a pattern, of Japanese, Chinese, Thai, Lao, Burmese and Khmer, where
+words are not apart, and of Korean, where endings touch them."""
 _BLANK = "\u2800"
 _FILLERS = 0x115F, 0x1160, 0x3164, 0xFFA0
 _UNSEEN = dict.fromkeys(

@@ -193,6 +193,115 @@ def test_an_iban_with_blanks_is_no_card(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "de89370400440532013000",
+        "de89 3704 0044 0532 0130 00",
+        "De89 3704 0044 0532 0130 00",
+        "DE89-3704-0044-0532-0130-00",
+        "gb82 west 1234 5698 7654 32",
+        "es91 2100 0418 4502 0005 1332",
+        "mt84malt011000012345mtlcast001s",
+        "NO9386011117947",
+        "no93 8601 1117 947",
+    ],
+)
+def test_an_iban_is_found_in_small_letters_with_hyphens_and_of_fifteen_signs(text: str) -> None:
+    """A card or a number was seen inside, or nothing: country, check digits and end stayed."""
+    assert redact(f"Pay to {text} with thanks") == ("Pay to [IBAN] with thanks", {"IBAN": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bob@müller.de",
+        "bob@mail.müller.co.uk",
+        "jörg.müller@example.de",
+        "jörg+news@müller.example",
+        "почта@пример.рф",
+        "用户@例え.jp",
+        '"john doe"@example.com',
+        '"jörg doe"@müller.de',
+    ],
+)
+def test_an_address_in_any_script_is_found_whole(text: str) -> None:
+    assert redact(f"Mail {text}, or come.") == ("Mail [EMAIL], or come.", {"EMAIL": 1})
+
+
+@pytest.mark.parametrize("text", ["ann@example.com", "jörg@example.com", "bob@müller.de"])
+def test_an_address_ends_where_words_of_another_script_touch_it(text: str) -> None:
+    assert redact(f"宛先は{text}です。次へ")[0] == "宛先は[EMAIL]です。次へ"
+    assert redact(f"주소는 {text}으로")[0] == "주소는 [EMAIL]으로"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0171/1234567",
+        "030/1234567",
+        "02/123.45.67",
+        "+49(0)171/1234567",
+        "+49 (0) 171 / 1234567",
+        "0171 / 123 45 67",
+        "(0171) 1234567",
+        "0049 171/1234567",
+        "+33.1.23.45.67.89",
+        "01.23.45.67.89",
+        "044.123.45.67",
+    ],
+)
+def test_a_phone_number_with_slashes_or_dots_is_found_whole(text: str) -> None:
+    assert redact(f"Call {text}. Or come at 3.") == ("Call [PHONE]. Or come at 3.", {"PHONE": 1})
+    assert redact(f"電話は{text}です") == ("電話は[PHONE]です", {"PHONE": 1})
+
+
+@pytest.mark.parametrize("text", ["01/02/2024", "12/25/1990", "03/04/05", "2024-01-05"])
+def test_a_date_is_no_phone_number(text: str) -> None:
+    assert redact(f"born {text} in rain") == ("born [DATE] in rain", {"DATE": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "on 01.02.2024 at 10.30",
+        "01.02.2024/15.02.2024",
+        "until 05/2024, 24/7",
+        "open 08.30-10.30",
+        "05/26 or 007/008",
+        "version 0.10.2.1234",
+        "from 0.05 to 0.75",
+    ],
+)
+def test_numbers_with_slashes_or_dots_stay(text: str) -> None:
+    assert redact(text) == (text, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2001:db8::1",
+        "2001:0DB8:85a3:0000:0000:8a2e:0370:7334",
+        "fe80::1ff:fe23:4567:890a%eth0",
+        "fd12:3456:789a::1",
+        "64:ff9b::102:304",
+        "::ffff:192.168.0.1",
+        "::ffff:c0a8:1",
+    ],
+)
+def test_an_address_of_the_newer_internet_protocol_is_found(text: str) -> None:
+    assert redact(f"from {text}: no") == ("from [IP_ADDRESS]: no", {"IP_ADDRESS": 1})
+    assert redact(f"IPは{text}です") == ("IPは[IP_ADDRESS]です", {"IP_ADDRESS": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10:30:15", "a[::2] and x[1::2]", "std::cafe, a::b", "f :: a", "00:1a:2b:3c:4d:5e", "::1"],
+)
+def test_what_has_colons_alone_is_no_address(text: str) -> None:
+    assert redact(text) == (text, {})
+
+
+@pytest.mark.parametrize(
     ("text", "secret", "kind"),
     [
         ("電話は090-1234-5678です", "5678", "NUMBER"),
@@ -223,7 +332,30 @@ def test_ordinary_numbers_in_japanese_stay() -> None:
     assert redact(text) == (text, {})
 
 
-@pytest.mark.parametrize("unit", ["!", "=", "'a", "1/", "eyJ-", "token='", "a_"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "!",
+        "=",
+        "'a",
+        "1/",
+        "eyJ-",
+        "token='",
+        "a_",
+        "ö",
+        "ö.",
+        "あ",
+        "a@",
+        "@ö.",
+        '"',
+        ":",
+        "a:",
+        "0/",
+        "+1",
+        "0.1",
+        "de89-",
+    ],
+)
 def test_a_long_run_of_signs_takes_steps_by_its_length(unit: str) -> None:
     """8000 exclamation marks held the interpreter: 16 times as long as 2000, not 4 times."""
 
