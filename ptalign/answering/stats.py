@@ -24,11 +24,10 @@ def pair_stats(
     """
     main = [p for p in pairs if p.kind != "twin"]
     kind = [p for p in pairs if p.kind == "twin"]
-    locale = main[0].locale if main else "en"
     stats = {
         "yield": len(main) / harmful if harmful else 0.0,
         "twin_yield": len(kind) / twins if twins else 0.0,
-        "opener_share": opener_share([p.positive for p in main], locale),
+        "opener_share": opener_share([p.positive for p in main], [p.locale for p in main]),
         "anchors": float(len(anchors)),
         "held_out": float(sum(a.held_out for a in anchors)),
         "held_out_pairs": float(sum(p.held_out for p in main)),
@@ -36,10 +35,10 @@ def pair_stats(
     }
     if main:
         stats["first_round"] = sum(p.round <= 1 for p in main) / len(main)
-        stats["words_positive"] = mean(len(written_words(p.positive, locale)) for p in main)
-    toxic = [p.toxic.reveal() for p in main if p.toxic is not None]
+        stats["words_positive"] = mean(len(written_words(p.positive, p.locale)) for p in main)
+    toxic = [(p.toxic.reveal(), p.locale) for p in main if p.toxic is not None]
     if toxic:
-        stats["words_toxic"] = mean(len(written_words(t, locale)) for t in toxic)
+        stats["words_toxic"] = mean(len(written_words(*said)) for said in toxic)
     for judge in sorted({j for p in main for j in p.polarity}):
         stats[f"polarity.{judge}"] = median(p.polarity[judge] for p in main if judge in p.polarity)
     return stats

@@ -165,9 +165,18 @@ class Fresh:
         return [p for p in sentences(answer) if len(tokens(p, self._locale)) > 3]
 
 
-def opener_share(answers: Sequence[str], locale: str = "en") -> float:
+def opener_share(answers: Sequence[str], locales: str | Sequence[str] = "en") -> float:
     """Share of the answers that start with the most common first words: four, or nine characters
-    in languages without spaces."""
-    first = 8 if unspaced(locale) else 4
-    starts = Counter(written_words(a.lower(), locale)[:first] for a in answers)
+    in languages without spaces.
+
+    Args:
+        answers: All of a set.
+        locales: Of all answers, or of each.
+    """
+    each = [locales] * len(answers) if isinstance(locales, str) else locales
+    starts = Counter(_start(a, locale) for a, locale in zip(answers, each, strict=True))
     return max(starts.values()) / len(answers) if answers else 0.0
+
+
+def _start(answer: str, locale: str) -> tuple[str, ...]:
+    return written_words(answer.lower(), locale)[: 8 if unspaced(locale) else 4]

@@ -11,6 +11,7 @@ import numpy as np
 from ptalign.nouns import Instruction
 from ptalign.text.diversity import distinct_n, nearest_distances, normalised_entropy, vendi_score
 from ptalign.text.embed import Embedder
+from ptalign.text.locales import language
 from ptalign.text.near import NearDuplicates
 
 COVERAGE_FLOOR = 0.8
@@ -133,14 +134,16 @@ def _word_stats(
 ) -> dict[str, float]:
     return {
         "entropy": normalised_entropy((r.topic for r in harmful), len(topics)),
-        "distinct_2": distinct_n([r.text for r in harmful], 2, harmful[0].locale),
-        "twin_share": len(twins) / len(harmful),
+        "distinct_2": distinct_n([r.text for r in harmful], 2, [r.locale for r in harmful]),
+        "twin_share": len({r.twin_of for r in twins}) / len(harmful),
     }
 
 
 def _near_duplicates(harmful: Sequence[Instruction]) -> int:
-    index, found = NearDuplicates(locale=harmful[0].locale), 0
+    indexes: dict[str, NearDuplicates] = {}
+    found = 0
     for record in harmful:
+        index = indexes.setdefault(language(record.locale), NearDuplicates(locale=record.locale))
         found += index.find(record.text) is not None
         index.add(record.text)
     return found

@@ -22,10 +22,17 @@ def normalised_entropy(labels: Iterable[str], cells: int) -> float:
     return entropy / math.log(cells)
 
 
-def distinct_n(texts: Sequence[str], n: int = 2, locale: str = "en") -> float:
-    """Share of different n-grams among all n-grams (Li et al., 2016)."""
+def distinct_n(texts: Sequence[str], n: int = 2, locales: str | Sequence[str] = "en") -> float:
+    """Share of different n-grams among all n-grams (Li et al., 2016).
+
+    Args:
+        texts: All of a set.
+        n: Tokens of a gram.
+        locales: Of all texts, or of each.
+    """
     grams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
+    each = [locales] * len(texts) if isinstance(locales, str) else locales
+    for text, locale in zip(texts, each, strict=True):
         words = tokens(text, locale)
         grams.update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     total = sum(grams.values())

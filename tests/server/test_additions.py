@@ -409,6 +409,48 @@ def test_imported_and_merged_pairs_carry_their_numbers() -> None:
     assert (joined.stats["anchors"], joined.stats["first_round"]) == (1, 0.5)
 
 
+def test_the_numbers_of_sets_in_two_languages_do_not_follow_their_order() -> None:
+    """All was counted as the first record's language is: in words, or in pairs of characters."""
+    english = [asked("Write a rather cold note about the stairs.", "a"), asked("Sing.", "b")]
+    japanese = [asked("階段の冷たい書き置きを書いてください。", "a", locale="ja")]
+    japanese.append(asked("階段の冷たい書き置きを書いてくださいね。", "a", locale="ja"))
+    sets = [imports.import_instructions(records, ROOMS) for records in (english, japanese)]
+    one, two = (joins.join_instructions(order, ROOMS)[0].stats for order in (sets, sets[::-1]))
+    assert one == pytest.approx(two)
+    assert one["near_duplicates"] == 1
+
+    fields = {"toxic": "No. Go away.", "kind": "pair"}
+    japanese_fields = {"toxic": "いやです。", "kind": "pair", "locale": "ja"}
+    pairs = [
+        imports.import_pairs(
+            [
+                asked("Sing.", "a", positive="Here is one kind note.", **fields),
+                asked("Hum.", "a", positive="Here is one kind reply.", **fields),
+                asked("Hop.", "a", positive="Gladly, in a moment.", **fields),
+            ],
+            ROOMS,
+        ),
+        imports.import_pairs(
+            [asked("歌って。", "a", positive="よろこんで歌います。", **japanese_fields)], ROOMS
+        ),
+    ]
+    one, two = (joins.join_pairs(order)[0].stats for order in (pairs, pairs[::-1]))
+    assert one == pytest.approx(two)
+    assert one["words_positive"] == (5 + 5 + 4 + 8) / 4
+    assert one["words_toxic"] == (3 + 3 + 3 + 3) / 4
+    assert one["opener_share"] == 0.5
+
+
+def test_an_instruction_with_two_twins_is_one_that_has_some() -> None:
+    records = [
+        asked("Write a cold note about the stairs.", "a", id="x"),
+        asked("Sing to the neighbours at dawn.", "b"),
+        asked("Write a warm note about the stairs.", "a", kind="twin", twin_of="x", id="y"),
+        asked("Write a kind note about the stairs.", "a", kind="twin", twin_of="x", id="z"),
+    ]
+    assert imports.import_instructions(records, ROOMS).stats["twin_share"] == 0.5
+
+
 def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Store]) -> None:
     """The sum was written into the merged set, and read as one policy's marks in its report."""
     ids = tuple(f"{n}" for n in range(50))
