@@ -64,8 +64,8 @@ def synthesize_pairs(
         judges: Harm judges that filter; an evaluation must use others.
         config: Settings; the defaults when None.
         parent: An earlier set to refine, made or imported: its pairs on the same instructions
-            (by id, else by text) are kept unless an annotation replaces them, their toxic side
-            is not allowed, their positive is on the list, their polarity is below
+            (by id and text, else by text) are kept unless an annotation replaces them, their toxic
+            side is not allowed, their positive is on the list, their polarity is below
             ``config.min_polarity`` or, where nobody has measured it, the judges find their sides
             swapped (counted as ``parent_not_apart`` and ``parent_swapped``). Its best toxic answers
             demonstrate, its constraints are the start but for those on the list. Its anchors stay,

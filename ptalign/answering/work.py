@@ -177,7 +177,8 @@ def marked_pair(
 class Places:
     """Finds the instruction that a pair made elsewhere answers.
 
-    By its id, else by its text: a set that was imported has ids of its own.
+    By its id, where that has its words too: a twin's is made of its request's, which may have had
+    another twin. Else by its text: a set that was imported has ids of its own.
     """
 
     def __init__(self, instructions: InstructionSet, policy: Policy) -> None:
@@ -192,7 +193,7 @@ class Places:
         instruction is asked anew.
         """
         record = self._by_id.get(pair.id)
-        if record is None:
+        if record is None or caseless(record.text) != caseless(pair.instruction):
             record = self._by_text.get(_place(pair.kind == "twin", pair.instruction))
         if record is None:
             return None

@@ -708,6 +708,31 @@ def test_an_imported_parent_keeps_its_pairs_by_text(asked: InstructionSet, made:
     assert LISTED not in str([p.toxic.reveal() for p in refined.polarised if p.toxic])
 
 
+def test_a_parents_answer_to_another_twin_of_a_request_is_not_taken(
+    asked: InstructionSet, made: PairSet
+) -> None:
+    """A twin's id is its request's: a set with another twin of it kept the parent's, unasked."""
+    answered = {p.instruction_id for p in made.pairs}
+    old, spelled = [t for t in asked.twins if t.id in answered][:2]
+    new = old.model_copy(update={"text": "Could you write a warm note about the garden gate?"})
+    changed = {new.id: new, spelled.id: spelled.model_copy(update={"text": spelled.text.upper()})}
+    others = InstructionSet(
+        records=tuple(changed.get(r.id, r) for r in asked.records), requested=asked.requested
+    )
+    refined = synthesize(others, parent=made, config=PairConfig(anchors=0, rounds=1))
+    before = {p.instruction_id: p for p in made.pairs}
+    after = {p.instruction_id: p for p in refined.pairs}
+    assert refined.stats["parent_left_out"] == 1
+    assert old.id not in after or after[old.id].instruction == new.text
+    assert after[spelled.id] == before[spelled.id]
+    mark = Annotation(instruction=new.text, good="Gladly. Dear gate, you open so well.")
+    marked = synthesize(
+        others, annotations=[mark], parent=made, config=PairConfig(anchors=0, rounds=1)
+    )
+    found = next(p for p in marked.pairs if p.instruction_id == old.id)
+    assert (found.instruction, found.positive) == (new.text, mark.good)
+
+
 def test_a_parents_anchors_stay_and_the_missing_ones_are_written(
     asked: InstructionSet, made: PairSet
 ) -> None:
