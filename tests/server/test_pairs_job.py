@@ -34,7 +34,7 @@ from ptalign.sealed import SealedText
 from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
-from ptalign_server.errors import NotFound
+from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.joins import join_pairs
 from ptalign_server.marks import mark_id
 from ptalign_server.store.sets import AnnotationSet
@@ -50,6 +50,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nouns: dict[str, Any] = {"instructionSets/1": InstructionSet(records=(), requested=0)}
         self.rows: dict[str, Any] = {}
+        self.purged: set[str] = set()
         self.marked_under = Policy(name="tone", topics=TREE)
         self.got: dict[str, Any] = {}
         self.logged: MemoryLog[Pair | Anchor | Constraint] = MemoryLog()
@@ -80,6 +81,8 @@ class World:
         )
 
     def load(self, name: str, _: type) -> Any:
+        if name in self.purged:
+            raise SetPurged(f"{name} is gone.")
         if name not in self.nouns:
             raise NotFound
         return self.nouns[name]
@@ -320,6 +323,32 @@ def test_a_set_cut_short_keeps_its_rules_and_its_round(place: World) -> None:
     assert isinstance(refined.noun, PairSet)
     assert refined.noun.constraints["t/positive"] == ("Be kind.",)
     assert refined.noun.rounds == 1  # its only pair is the parent's
+
+
+@pytest.mark.parametrize("gone", ["annotationSets/1", "pairSets/1"])
+@pytest.mark.parametrize("purged", [True, False])
+def test_a_set_cut_short_stays_when_its_marks_or_its_parent_are_gone(
+    judged: Judged, gone: str, purged: bool
+) -> None:
+    """All that a run had accepted was lost with the text of a set that it had read before."""
+    mark = Annotation(instruction="Sing.", good="Gladly.")
+    marks = AnnotationSet(records=(mark,), rejected=(judged.wrong.id,))
+    judged.nouns["annotationSets/1"] = marks
+    job = judged.job(annotation_set="annotationSets/1", parent="pairSets/1")
+    assert judged.refine("pairSets/1").annotations_used == 2
+    judged.logged.append(world.pairs(1, "new").pairs[0])
+    if purged:
+        judged.purged.add(gone)
+    else:
+        del judged.nouns[gone]
+    made = stage.partial(job)
+    assert made is not None
+    assert isinstance(made.noun, PairSet)
+    assert made.noun.pairs == world.pairs(1, "new").pairs[:1]
+    assert made.message.annotations_used == (1 if gone == "pairSets/1" else 0)
+    assert made.parents == tuple(
+        f"{name}@sha256:0" for name in ("instructionSets/1", "annotationSets/1", "pairSets/1")
+    )
 
 
 def test_sets_without_marks_keep_the_digests_of_earlier_versions() -> None:

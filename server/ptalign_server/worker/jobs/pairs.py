@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 from ptalign.errors import InvalidInput
 from ptalign.judges import GENERATION_JUDGES
@@ -20,6 +21,7 @@ from ptalign_server.worker.jobs.generate import shortage
 from ptalign_server.worker.judges import pair_judges
 from ptalign_server.worker.marks import called_with
 
+T = TypeVar("T")
 LOGGED = (Pair, Anchor, Constraint)
 
 
@@ -61,7 +63,10 @@ def make(job: Job) -> Made:
 
 
 def partial(job: Job) -> Made | None:
-    """What was accepted before the stop."""
+    """What was accepted before the stop.
+
+    A set whose text is gone since the run read it is passed over: its marks are not counted.
+    """
     from ptalign.answering.constraints import refined_so_far
     from ptalign.answering.stats import cost_stats, last_round
     from ptalign.spending import rejections, spent_so_far
@@ -72,7 +77,8 @@ def partial(job: Job) -> Made | None:
     if not pairs and not anchors:
         return None
     rules = [r for r in records if isinstance(r, Constraint)]
-    policy, parent = job.policy_of(job.request.instruction_set), _parent(job)
+    policy = job.policy_of(job.request.instruction_set)
+    parent = _if_there(lambda: _parent(job))
     before = {pair.id: pair for pair in parent.pairs} if parent else {}
     wanted = job.load(job.request.instruction_set, InstructionSet)
     spent = spent_so_far(job.costs())
@@ -87,8 +93,17 @@ def partial(job: Job) -> Made | None:
         rejected=rejections(spent.counts),
         stats=cost_stats(spent.counts, spent.seconds),
     )
-    marks = called_with(job, job.request)
-    return _made(job, _with_marks(noun, marks, parent, called_wrong(job, parent)))
+    marks = _if_there(lambda: called_with(job, job.request)) or ()
+    wrong = _if_there(lambda: called_wrong(job, parent)) or ()
+    return _made(job, _with_marks(noun, marks, parent, wrong))
+
+
+def _if_there(read: Callable[[], T]) -> T | None:
+    """What is read of a set; nothing where its text was purged, or it is not there."""
+    try:
+        return read()
+    except (NotFound, SetPurged):
+        return None
 
 
 def _parent(job: Job) -> PairSet | None:
