@@ -98,6 +98,9 @@ _NOT_A_VERB = frozenset(
         "so",
     ]
 )
+_WORD_PART = re.compile(r"['‐-]")
+"""Between a verb and what is drawn together with it, and within one: don't, e-mail."""
+_WISH = re.compile(r"\W*i'd (?:\w+ )?(?:like|love)\b(?! to help)", re.I)
 _LEAD_IN = frozenset({"i", "my", "as", "if", "in", "imagine", "suppose", "for", "please"})
 
 
@@ -144,14 +147,18 @@ def in_language(text: str, locale: str) -> bool:
 
 def _is_request(text: str) -> bool:
     """An imperative, a question, or a lead-in that ends in one."""
+    text = straight(text)
     first = text.split(None, 1)[0].strip("\"'“,.!?").lower()
-    if text.rstrip("\"'”").endswith("?"):
+    if text.rstrip("\"'”").endswith("?") or _WISH.match(text):
         return True
-    if first in _QUESTION:
+    word = _WORD_PART.split(first)[0]
+    if word in _QUESTION:
         return True
-    if first in _LEAD_IN:
+    if "'" in first and (word in _LEAD_IN or (first.endswith("'s") and word != "let")):
+        return False  # an offer (I'm happy to), or what somebody has or is
+    if word in _LEAD_IN:
         return bool(re.search(r"\b(how|what|write|tell|give|explain|help|want|need)\b", text, re.I))
-    return first not in _NOT_A_VERB and first.isalpha()
+    return word not in _NOT_A_VERB and word.isalpha()
 
 
 def _repeats(words: tuple[str, ...]) -> bool:
