@@ -31,11 +31,15 @@ def words_of(text: str) -> set[str]:
 def spans(text: str) -> Iterable[tuple[int, str]]:
     """(start, lower-case word) in order; each character of unspaced scripts is a word."""
     for match in _WORD.finditer(text):
-        word = match.group().lower().replace("’", "'")
-        if _UNSPACED.search(word):
-            yield from ((match.start() + i, char) for i, char in enumerate(word))
+        if _UNSPACED.search(match.group()):
+            for place, char in enumerate(match.group(), match.start()):
+                yield place, _small(char)  # each by itself: "İ" is two characters in small
         else:
-            yield match.start(), word
+            yield match.start(), _small(match.group())
+
+
+def _small(word: str) -> str:
+    return word.lower().replace("’", "'")
 
 
 def word_starts(pieces: Sequence[str]) -> list[str]:

@@ -45,6 +45,14 @@ def test_unspaced_scripts_have_a_word_per_character() -> None:
     assert word_starts(["くだ", "ら", "ない"]) == ["く", "ら", "な"]
 
 
+def test_a_capital_of_two_small_characters_keeps_the_places_of_unspaced_ones() -> None:
+    """Beside an unspaced script "İ", two characters in small, made words longer than the text."""
+    assert word_starts(["İzmir", "市"]) == ["i̇", "市"]
+    assert word_starts(["漢", "İ"]) == ["漢", "i̇"]
+    assert word_starts(["İ", "漢", "字"]) == ["i̇", "漢", "字"]
+    assert word_starts(["İzmir", " A"]) == ["i̇zmir", "a"]
+
+
 def test_log_odds_by_hand() -> None:
     """Toxic words: silly 3, tea 1; benign: tea 2, kind 2; prior 1/2 over 3 words = 1.5.
 
