@@ -143,11 +143,17 @@ def _elicited(
     config: AlignConfig,
     locale: str,
 ) -> list[list[tuple[Sample, ...]]]:
-    """The polarised groups after each eliciting context; one that would not fit stays plain."""
+    """The polarised groups after each eliciting context; one that would not fit stays plain.
+
+    Only a pair whose two answers fit by themselves is shown in a context: it would fill it.
+    """
     if not config.elicited_share or len(groups) < 2:
         return []
     by_id = {pair.id: pair for pair in pairs.polarised if pair.kind == "pair"}
-    drawn = contexts(list(by_id.values()), locale, config.seed)
+    keys = [group[0].key for group in groups]
+    toxic, _ = fitting([toxic_sample(by_id[key], chat) for key in keys], config.max_length)
+    fit = {sample.key for sample in toxic}  # mle's groups hold no toxic sample
+    drawn = contexts([p for key, p in by_id.items() if key in fit], locale, config.seed)
     return [
         [_after(context, number, group, by_id, chat, config.max_length) for group in groups]
         for number, context in enumerate(drawn)

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 import ptalign.suites
-from ptalign.config import AlignConfig
+from ptalign.config import AlignConfig, Method
 from ptalign.nouns import Anchor, ModelSpec, PairSet
+from ptalign.sealed import SealedText
 from ptalign.training import elicit
 from ptalign.training.batches import Pools, Sampler
 from ptalign.training.lora import load_tokenizer
@@ -108,6 +109,33 @@ def test_a_pair_that_a_context_shows_is_never_trained_after_it(
                 assert len(samples[0].prompt) > len(plain[name][0].prompt)
                 assert [s.answer for s in samples] == [s.answer for s in plain[name]]
                 assert samples[0].prompt == samples[1].prompt
+
+
+@pytest.mark.parametrize("method", ["pt_align", "mle"])
+def test_what_is_too_long_to_train_on_demonstrates_nothing(
+    method: Method, mild_pairs: PairSet, tiny_model: ModelSpec
+) -> None:
+    """Its answer filled the context that it stood in, so that no pair was trained after it."""
+    chat = ChatFormat(load_tokenizer(tiny_model), tiny_model)
+    bad, good, *rest = mild_pairs.polarised
+    assert bad.toxic is not None
+    others = [p for p in mild_pairs.pairs if p not in (bad, good)]
+    bad = bad.model_copy(update={"toxic": SealedText(bad.toxic.reveal() * 40)})
+    good = good.model_copy(update={"positive": good.positive * 40})
+    pairs = mild_pairs.model_copy(update={"pairs": (bad, good, *others)})
+    config = AlignConfig(method=method, max_length=400)
+    pools = make_pools(pairs, chat, config)
+    assert pools.left_out == (1 if method == "mle" else 2)
+    keys = [samples[0].key for samples in pools.pairs]
+    assert keys == [bad.id, *(p.id for p in rest)], "its positive is trained on"
+    drawn = elicit.contexts(rest, "en", config.seed)
+    assert len(pools.elicited) == len(drawn) > 0
+    for number, (context, groups) in enumerate(zip(drawn, pools.elicited, strict=True)):
+        shown = {pair.id for pair in context.demonstrations}
+        moved = [key if key in shown else f"{key}@{number}" for key in keys]
+        assert [samples[0].key for samples in groups] == moved
+        after = context.prompt(bad.instruction, chat)
+        assert groups[0][0].prompt == after
 
 
 def test_weights_and_references_reach_the_moved_samples(
