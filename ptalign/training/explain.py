@@ -128,16 +128,20 @@ def beside_neutral(
 ) -> tuple[Suppressed, ...]:
     """The same words with how likely they are in neutral answers, before and after.
 
-    Words of several tokens go without: the first is a piece of many other words too.
+    A word is all the tokens that spell it by themselves: "Rude", " rude". Words of several tokens
+    go without: the first is a piece of many other words too.
 
     Args:
         found: Suppressed words of `words`.
-        words: They say which token each word begins with.
+        words: They say which tokens each word begins with.
         decoder: The model with its adapter.
         samples: Neutral answers, every answer token weighted.
     """
-    tokens = {w.word: w.token for w in words if w.whole}
-    ids = sorted({tokens[s.token.reveal()] for s in found if s.token.reveal() in tokens})
+    tokens: dict[str, set[int]] = defaultdict(set)
+    for word in words:
+        if word.whole:
+            tokens[word.word].add(word.token)
+    ids = sorted({token for s in found for token in tokens.get(s.token.reveal(), ())})
     if not ids or not samples:
         return tuple(found)
     before, after = (mean_probabilities(decoder, samples, ids, bare=bare) for bare in (True, False))
@@ -145,8 +149,11 @@ def beside_neutral(
     def seen(word: Suppressed) -> Suppressed:
         if word.token.reveal() not in tokens:
             return word
-        place = ids.index(tokens[word.token.reveal()])
-        update = {"neutral_before": before[place], "neutral_after": after[place]}
+        places = [ids.index(token) for token in tokens[word.token.reveal()]]
+        update = {
+            "neutral_before": math.fsum(before[place] for place in places),
+            "neutral_after": math.fsum(after[place] for place in places),
+        }
         return word.model_copy(update=update)
 
     return tuple(map(seen, found))

@@ -291,6 +291,26 @@ def test_suppressed_words_are_looked_up_in_neutral_answers(
     assert some["v"].neutral_before is some["v"].neutral_after is None
 
 
+def test_a_word_in_neutral_answers_is_all_of_its_spellings(
+    adapter: Path, tiny_model: ModelSpec, mild_pairs: PairSet
+) -> None:
+    """The number was that of the spelling that stood last in the toxic answers."""
+    chat = ChatFormat(lora.load_tokenizer(tiny_model), tiny_model)
+    decoder = lora.attach(lora.load_model(tiny_model), LoraConfig(rank=2), seed=0, parent=adapter)
+    neutral = [anchor_sample(a, chat) for a in mild_pairs.anchors[:3]]
+    words = [Word(w, "t", True, -0.1, token) for w, token in (("w", 7), ("w", 9), ("v", 9))]
+    words += [Word("w", "u", True, -0.1, 7), Word("w", "t", True, -0.1, 5, whole=False)]
+    found = explain.suppressed(words, [-1.0] * len(words))
+    looked_up = explain.beside_neutral(found, words, decoder, neutral)
+    seen = {(s.token.reveal(), s.topic): s for s in looked_up}
+    for bare in (True, False):
+        one, other = explain.mean_probabilities(decoder, neutral, [7, 9], bare=bare)
+        name = "neutral_before" if bare else "neutral_after"
+        numbers = {key: getattr(word, name) for key, word in seen.items()}
+        both = pytest.approx(one + other)
+        assert numbers == {("w", "t"): both, ("w", "u"): both, ("v", "t"): pytest.approx(other)}
+
+
 def test_a_word_of_several_tokens_is_none_of_its_first(
     tiny_model: ModelSpec, mild_pairs: PairSet
 ) -> None:
