@@ -31,7 +31,7 @@ from ptalign.judges.base import Judge
 from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, digest_of
 from ptalign.policies.never import permitted
 from ptalign.progress import OnProgress, Progress, ignore
-from ptalign.training import explain, lora, pools
+from ptalign.training import checkpoint, explain, lora, pools
 from ptalign.training.batches import Pools
 from ptalign.training.candidates import with_candidates
 from ptalign.training.decoder import Decoder
@@ -118,10 +118,12 @@ def align(
         pairs, model, out, config, policy, parent, judge, on_progress, blocked, chat.respells
     )
     plan = job.weigh(plan, decoder, chat)
+    place = out / "checkpoints"
+    if resume:  # before weighing, which would replace another run's weights
+        checkpoint.check(place, *job.fingerprints)
     pools.check_parts(plan, config)
     plan = settled(plan, job.asked(plan, decoder, chat), config)
     plan = pools.with_bare(plan, decoder, config, job.rows("reading anchors and twins"))
-    place = out / "checkpoints"
     run = Run.start(
         decoder, config, plan, place, job.fingerprint, chat, refuses, fresh=parent is None
     )

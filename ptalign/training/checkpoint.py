@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,8 @@ from torch import Tensor
 from ptalign.disk import sync
 from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.training.lora import sha256_of
+
+T = TypeVar("T")
 
 KEPT = 2
 """Checkpoints kept: the newest, and one to fall back to when it is damaged."""
@@ -79,10 +81,19 @@ def latest(folder: Path, *fingerprints: str) -> Checkpoint | None:
     """
     for left in folder.glob(".partial-*"):
         shutil.rmtree(left, ignore_errors=True)
+    return _newest(folder, lambda step: _read(step, fingerprints))
+
+
+def check(folder: Path, *fingerprints: str) -> None:
+    """Raises what `latest` would, and loads no tensor for it."""
+    _newest(folder, lambda step: _state(step, fingerprints))
+
+
+def _newest(folder: Path, read: Callable[[Path], T]) -> T | None:
     damage: DataDamaged | None = None
     for step in reversed(_steps(folder)):
         try:
-            return _read(step, fingerprints)
+            return read(step)
         except DataDamaged as error:
             damage = damage or error
     if damage is not None:
@@ -91,8 +102,16 @@ def latest(folder: Path, *fingerprints: str) -> Checkpoint | None:
 
 
 def _read(folder: Path, fingerprints: Sequence[str]) -> Checkpoint:
+    body = _state(folder, fingerprints)
+    optimizer = load_file(folder / "optimizer.safetensors")
+    rng, device_rng = optimizer.pop("rng"), optimizer.pop("device_rng", None)
+    adapter = load_file(folder / "adapter.safetensors")
+    return Checkpoint(int(body["step"]), adapter, optimizer, body["state"], rng, device_rng)
+
+
+def _state(folder: Path, fingerprints: Sequence[str]) -> dict[str, Any]:
     _check_manifest(folder)
-    body = json.loads((folder / "state.json").read_text("utf-8"))
+    body: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
     if body["fingerprint"] not in fingerprints:
         raise InvalidInput(
             "resume_from",
@@ -100,10 +119,7 @@ def _read(folder: Path, fingerprints: Sequence[str]) -> Checkpoint:
             "Resume with the same inputs, or start a new run (in the library: another `out`, or "
             "resume=False).",
         )
-    optimizer = load_file(folder / "optimizer.safetensors")
-    rng, device_rng = optimizer.pop("rng"), optimizer.pop("device_rng", None)
-    adapter = load_file(folder / "adapter.safetensors")
-    return Checkpoint(int(body["step"]), adapter, optimizer, body["state"], rng, device_rng)
+    return body
 
 
 def _steps(folder: Path) -> list[Path]:

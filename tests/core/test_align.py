@@ -361,9 +361,13 @@ def test_dpo_starts_at_ln_2_against_its_own_reference(run: Run, tmp_path: Path) 
 )
 def test_the_sets_words_are_pushed_down_unless_the_flagged_ones_are_no_words_of_harm(
     changes: dict[str, Any], run: Run, finished: Adapter, tmp_path: Path
+    written = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert {TOKEN_SHEET, "token_weights.safetensors", "twins.json"} <= written.keys()
 ) -> None:
     """`written` is the paper's term; the uniform scorer flags ordinary words, ut_uniform too."""
     assert int(finished.guards["candidates"].split()[0]) > 0
+        now = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+        assert now == written, "what the other run wrote is its own"
     other = run(tmp_path, steps=2, **changes)
     assert "candidates" not in other.guards
     if "ut_candidates" in changes:
