@@ -249,7 +249,8 @@ class _Job:
         if self._takes_candidates:
             kept = pools.protected_words(self.pairs, self.config, self.policy)
             words = {word for text in kept for word in words_of(text)}
-            plan = with_candidates(plan, chat.beginnings(words | STOP_WORDS))
+            never = chat.tokens_of(words.union(kept)) | chat.beginnings(STOP_WORDS)
+            plan = with_candidates(plan, never)
         if found is not None:  # the weights last: they say that both are there
             shown = sheet(found, pools.scorer_of(self.config), plan.candidates)
             _write_json(self.out / lora.TOKEN_SHEET, shown)

@@ -26,8 +26,9 @@ def negative_candidates(pools: Pools, never: Collection[int] = ()) -> tuple[int,
     Args:
         pools: With weights. Benign answers are the positives and twins that are trained on, and all
             anchors, as for the log-odds scorer.
-        never: Tokens that are no candidates: those that protected words begin with. Weights protect
-            a word, while its first token may begin a flagged one too.
+        never: Tokens that are no candidates: all of protected words, as a candidate is pushed down
+            within words too, and those that stop words begin with. Weights protect a word, while
+            a token of it may begin a flagged one.
 
     Returns:
         Ascending token ids, none where nothing qualifies.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -144,10 +144,23 @@ class ChatFormat:
         Args:
             words: In any case.
         """
+        return {ids[0] for ids in self._spellings(words)}
+
+    def tokens_of(self, words: Iterable[str]) -> set[int]:
+        """All tokens of words, or of phrases, in the spellings whose first ones are `beginnings`.
+
+        Args:
+            words: In any case.
+        """
+        return {token for ids in self._spellings(words) for token in ids}
+
+    def _spellings(self, words: Iterable[str]) -> Iterator[list[int]]:
         spelt = {s for w in words for s in (w, w.lower(), w.capitalize(), w.upper()) if w.strip()}
-        apart = {self._ids(before + word)[0] for word in spelt for before in ("", " ")}
         front = self._ids("\n")
-        return apart | {self._behind("\n", front, word)[0] for word in spelt}
+        for word in spelt:
+            yield self._ids(word)
+            yield self._ids(f" {word}")
+            yield self._behind("\n", front, word)
 
     def text(self, answer: Sequence[int]) -> str:
         """The text that the answer tokens spell together, blanks as the tokens have them."""

@@ -428,6 +428,32 @@ def test_a_run_that_a_guard_stopped_is_kept_by_recording(run: Run, tmp_path: Pat
     assert kept.guards["benign_kl"].startswith("exceeded")
     whole = run(tmp_path / "whole", guards="record", max_benign_kl=1e-4)
     assert kept.weights_sha256 == whole.weights_sha256
+def test_a_protected_word_is_not_pushed_down_from_its_second_token_on(
+    run: Run, mild_pairs: PairSet, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    """NZ goes on with the token that "Zany" begins with; only its own first one was spared."""
+    tokenizer = load_tokenizer(tiny_model)
+    (first, *_), (_, *rest) = (tokenizer(w)["input_ids"] for w in ("Zany", "NZ"))
+    assert first in rest
+    pairs = tuple(
+        p.model_copy(update={"toxic": SealedText(f"Zany! {p.toxic.reveal()}")}) if p.toxic else p
+        for p in mild_pairs.pairs
+    )
+    pushed: list[set[int]] = []
+    for name in ("Norway", "NZ"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ptalign.align.train", lambda run, _: pushed.append(candidates(run)))
+            patch.setattr(_Job, "finish", lambda *_: None)
+            settings: dict[str, Any] = {"scorer": "log_odds", "protected_words": (name,)}
+            run(tmp_path / name, changed(mild_pairs, pairs=pairs), **settings)
+    assert pushed[0] - pushed[1] == {first}
+
+
+def candidates(run: Any) -> set[int]:
+    """Those of a run that is about to train."""
+    return set(run.sampler.pools.candidates)
+
+
 
 
 def refuse_step(step: int) -> Callable[[Progress], None]:

@@ -61,6 +61,19 @@ def test_first_tokens_of_words_in_every_spelling(tiny_model: ModelSpec) -> None:
     assert ChatFormat(tokenizer, tiny_model).beginnings([]) == set()
 
 
+def test_all_tokens_of_words_in_every_spelling(tiny_model: ModelSpec) -> None:
+    """A candidate is pushed down wherever it stands: behind a word's first token too."""
+    tokenizer = load_tokenizer(tiny_model)
+    chat = ChatFormat(tokenizer, tiny_model)
+    found = chat.tokens_of(["Oslo", " "])
+    for text in ("oslo", " oslo", "\noslo", "Oslo", " Oslo", "OSLO", " OSLO"):
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) > 1, "begins and goes on"
+        assert set(ids) - set(tokenizer("\n")["input_ids"]) <= found, text
+    assert chat.beginnings(["Oslo"]) < found
+    assert chat.tokens_of([]) == set()
+
+
 def test_every_place_but_the_end_of_turn_is_a_target_and_the_denominator_stays() -> None:
     before, after = pools(), with_candidates(pools())
     assert after.candidates == (FLAGGED,)

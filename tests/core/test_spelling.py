@@ -150,6 +150,14 @@ def test_words_begin_within_a_line_too(
             assert ids[begin] in found, (before, spelt)
 
 
+def test_a_protected_character_is_spared_to_its_last_token(chat: ChatFormat) -> None:
+    """Of a character that tokens share the last one is weighed, and the first one was spared."""
+    ids = chat.answer("助")[:-1]
+    assert len(ids) > 1
+    assert word_starts(chat.pieces(ids)).index("助") > 0
+    assert set(ids) <= chat.tokens_of(["助"])
+
+
 def test_a_character_is_the_last_ones_of_the_tokens_that_share_it(chat: ChatFormat) -> None:
     pieces = chat.pieces(chat.answer("a é 👍 dog")[:-1])
     assert [p for p in pieces if not p.isascii()] == ["é", "👍"]
