@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ptalign.answering.validity import refuses
 from ptalign.config import AlignConfig
+from ptalign.disk import sync
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
 from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, digest_of
@@ -117,10 +118,10 @@ def align(
     job = _Job(
         pairs, model, out, config, policy, parent, judge, on_progress, blocked, chat.respells
     )
-    plan = job.weigh(plan, decoder, chat)
     place = out / "checkpoints"
     if resume:  # before weighing, which would replace another run's weights
         checkpoint.check(place, *job.fingerprints)
+    plan = job.weigh(plan, decoder, chat)
     pools.check_parts(plan, config)
     plan = settled(plan, job.asked(plan, decoder, chat), config)
     plan = pools.with_bare(plan, decoder, config, job.rows("reading anchors and twins"))
@@ -141,9 +142,11 @@ def _day(tokenizer: Any, out: Path, resume: bool) -> datetime | None:
     if DATE not in str(tokenizer.chat_template):
         return None
     file = out / "day.json"
-    if not (resume and file.is_file()):
-        _write_json(file, datetime.now().date().isoformat())
-    return datetime.fromisoformat(json.loads(file.read_text("utf-8")))
+    day = _read_json(file) if resume else None
+    if day is None:
+        day = datetime.now().date().isoformat()
+        _write_json(file, day)
+    return datetime.fromisoformat(day)
 
 
 def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:
@@ -269,8 +272,8 @@ class _Job:
         """Which twins the bare model refuses: asked once, so that a resume decides alike."""
         file = self.out / "twins.json"
         now = {"fingerprint": self.fingerprint, "asked": [s.key for s in plan.asked]}
-        if file.is_file():
-            known = json.loads(file.read_text("utf-8"))
+        known = _read_json(file)
+        if known is not None:
             of_this = known["fingerprint"] in self.fingerprints
             # earlier versions did not say who was asked: as many are the same ones
             same = known["asked"] == now["asked"] if "asked" in known else True
@@ -368,18 +371,27 @@ def _write_weights(file: Path, weights: dict[str, tuple[float, ...]], fingerprin
 
 
 def _read_weights(file: Path, fingerprints: Sequence[str]) -> dict[str, tuple[float, ...]] | None:
-    """Weights of an earlier attempt with the same inputs; None when there are none."""
-    if not file.is_file():
+    """Weights of an earlier attempt with the same inputs; None when none can be read."""
+    try:
+        with safe_open(file, "pt") as stored:
+            if (stored.metadata() or {}).get("fingerprint") not in fingerprints:
+                return None
+            return {key: tuple(stored.get_tensor(key).tolist()) for key in stored.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):  # a power cut emptied what earlier versions wrote
         return None
-    with safe_open(file, "pt") as stored:
-        if (stored.metadata() or {}).get("fingerprint") not in fingerprints:
-            return None
-        return {key: tuple(stored.get_tensor(key).tolist()) for key in stored.keys()}  # noqa: SIM118
 
 
 def _write_ledger(file: Path, adapter: Adapter) -> None:
     """The ledger without the explanation's tokens: nothing in it needs a role to read."""
     _write_json(file, adapter.model_dump(mode="json", exclude={"path", "suppressed", "collateral"}))
+
+
+def _read_json(file: Path) -> Any:
+    """What an earlier attempt wrote; None when none can be read, as in `_read_weights`."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write_json(file: Path, body: Any) -> None:
@@ -389,8 +401,10 @@ def _write_json(file: Path, body: Any) -> None:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
-    """A file to write beside `file`, which takes its place once all of it is written."""
+    """A file to write beside `file`, which takes its place once all of it is on the disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     yield partial
+    sync(partial)
     partial.rename(file)
+    sync(file.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptalign.align import _Job, align
+from ptalign.align import _day, _Job, _write_json, align
 from ptalign.answering.validity import refuses
 from ptalign.config import (
     FEWEST_STEPS,
@@ -246,6 +247,48 @@ def test_a_run_that_goes_on_another_day_prints_the_day_it_began(
     assert run_on(2, "cut", resume=False) != whole
 
 
+def test_the_day_of_a_file_that_a_power_cut_emptied_is_asked_anew(tmp_path: Path) -> None:
+    tokenizer = SimpleNamespace(chat_template="{{ strftime_now('%d') }}")
+    first = _day(tokenizer, tmp_path, resume=True)
+    assert first is not None
+    (tmp_path / "day.json").write_bytes(b"")
+    assert _day(tokenizer, tmp_path, resume=True) == first
+    assert json.loads((tmp_path / "day.json").read_text("utf-8")) == first.date().isoformat()
+
+
+def test_what_a_resume_reads_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints did, and beside them lay empty files."""
+    found: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        fsync(handle)
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        found.append((path.name, path.stat().st_size if path.is_file() else -1))
+
+    monkeypatch.setattr(os, "fsync", note)
+    _write_json(tmp_path / "twins.json", [True])
+    size = (tmp_path / "twins.json").stat().st_size
+    assert found == [("twins.partial", size), (tmp_path.name, -1)]
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 64, b"half"], ids=["none", "zeros", "other"])
+def test_files_that_a_power_cut_emptied_are_made_anew(
+    left: bytes, run: Run, tmp_path: Path
+) -> None:
+    """No attempt went on: each ended at the file that the first had left."""
+    with pytest.raises(Cancelled):
+        run(tmp_path, on_progress=stop_at(3))
+    names = ("token_weights.safetensors", "twins.json")
+    whole = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).write_bytes(left)
+    assert len(run(tmp_path, on_progress=refuse_step(2)).ledger) == 6
+    assert [(tmp_path / name).read_bytes() for name in names] == whole
+
+
 def test_a_run_does_not_go_on_with_other_tokens(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,9 +361,13 @@ def flip(file: Path) -> None:
 def test_a_checkpoint_of_other_inputs_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run(tmp_path, on_progress=stop_at(2))
+    written = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert {TOKEN_SHEET, "token_weights.safetensors", "twins.json"} <= written.keys()
     for change in ({"seed": 7}, {"opening_weight": 2.0}):
         with pytest.raises(InvalidInput, match="other inputs"):
             run(tmp_path, **change)
+        now = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+        assert now == written, "what the other run wrote is its own"
     assert run(tmp_path, seed=7, resume=False, steps=2).ledger[0].step == 1
     left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
     assert left == ["step-000002"], "the earlier attempt's checkpoints are gone"
@@ -361,13 +408,9 @@ def test_dpo_starts_at_ln_2_against_its_own_reference(run: Run, tmp_path: Path) 
 )
 def test_the_sets_words_are_pushed_down_unless_the_flagged_ones_are_no_words_of_harm(
     changes: dict[str, Any], run: Run, finished: Adapter, tmp_path: Path
-    written = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-    assert {TOKEN_SHEET, "token_weights.safetensors", "twins.json"} <= written.keys()
 ) -> None:
     """`written` is the paper's term; the uniform scorer flags ordinary words, ut_uniform too."""
     assert int(finished.guards["candidates"].split()[0]) > 0
-        now = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-        assert now == written, "what the other run wrote is its own"
     other = run(tmp_path, steps=2, **changes)
     assert "candidates" not in other.guards
     if "ut_candidates" in changes:
@@ -383,6 +426,32 @@ def test_a_protected_word_is_not_pushed_down_by_another_that_begins_like_it(
     other = run(tmp_path, steps=2, protected_words=tuple(f"{word}ish" for word in words))
     assert other.ledger[0].tokens_ut == finished.ledger[0].tokens_ut
     assert "candidates" not in other.guards
+
+
+def test_a_protected_word_is_not_pushed_down_from_its_second_token_on(
+    run: Run, mild_pairs: PairSet, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    """NZ goes on with the token that "Zany" begins with; only its own first one was spared."""
+    tokenizer = load_tokenizer(tiny_model)
+    (first, *_), (_, *rest) = (tokenizer(w)["input_ids"] for w in ("Zany", "NZ"))
+    assert first in rest
+    pairs = tuple(
+        p.model_copy(update={"toxic": SealedText(f"Zany! {p.toxic.reveal()}")}) if p.toxic else p
+        for p in mild_pairs.pairs
+    )
+    pushed: list[set[int]] = []
+    for name in ("Norway", "NZ"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ptalign.align.train", lambda run, _: pushed.append(candidates(run)))
+            patch.setattr(_Job, "finish", lambda *_: None)
+            settings: dict[str, Any] = {"scorer": "log_odds", "protected_words": (name,)}
+            run(tmp_path / name, changed(mild_pairs, pairs=pairs), **settings)
+    assert pushed[0] - pushed[1] == {first}
+
+
+def candidates(run: Any) -> set[int]:
+    """Those of a run that is about to train."""
+    return set(run.sampler.pools.candidates)
 
 
 def test_a_fixed_weight_stays_fixed(run: Run, tmp_path: Path) -> None:
@@ -428,32 +497,6 @@ def test_a_run_that_a_guard_stopped_is_kept_by_recording(run: Run, tmp_path: Pat
     assert kept.guards["benign_kl"].startswith("exceeded")
     whole = run(tmp_path / "whole", guards="record", max_benign_kl=1e-4)
     assert kept.weights_sha256 == whole.weights_sha256
-def test_a_protected_word_is_not_pushed_down_from_its_second_token_on(
-    run: Run, mild_pairs: PairSet, tiny_model: ModelSpec, tmp_path: Path
-) -> None:
-    """NZ goes on with the token that "Zany" begins with; only its own first one was spared."""
-    tokenizer = load_tokenizer(tiny_model)
-    (first, *_), (_, *rest) = (tokenizer(w)["input_ids"] for w in ("Zany", "NZ"))
-    assert first in rest
-    pairs = tuple(
-        p.model_copy(update={"toxic": SealedText(f"Zany! {p.toxic.reveal()}")}) if p.toxic else p
-        for p in mild_pairs.pairs
-    )
-    pushed: list[set[int]] = []
-    for name in ("Norway", "NZ"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ptalign.align.train", lambda run, _: pushed.append(candidates(run)))
-            patch.setattr(_Job, "finish", lambda *_: None)
-            settings: dict[str, Any] = {"scorer": "log_odds", "protected_words": (name,)}
-            run(tmp_path / name, changed(mild_pairs, pairs=pairs), **settings)
-    assert pushed[0] - pushed[1] == {first}
-
-
-def candidates(run: Any) -> set[int]:
-    """Those of a run that is about to train."""
-    return set(run.sampler.pools.candidates)
-
-
 
 
 def refuse_step(step: int) -> Callable[[Progress], None]:
