@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import page_world as world
 import pytest
@@ -14,6 +16,7 @@ from starlette.testclient import TestClient
 from ptalign.errors import InvalidInput
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
+from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.marks import mark_id
@@ -23,6 +26,7 @@ from ptalign_server.page.marks import counted, keep
 from ptalign_server.page.sessions import fingerprint
 from ptalign_server.page.shelf import Shelf
 from ptalign_server.store.sets import AnnotationSet
+from ptalign_server.worker.marks import called_with
 
 ANN = Visitor("ann", "default", frozenset({"annotator"}))
 BOB = Visitor("bob", "default", frozenset({"annotator"}))
@@ -145,6 +149,12 @@ def test_what_is_handed_over_is_an_annotation_set_with_its_parent(place: Place) 
     assert message.meta.parents[0].startswith(f"{place.pairs}@sha256:")
     assert message.meta.made_by == ANN.name
     assert (row.model, row.policy) == ("m", "tone")
+    job: Any = SimpleNamespace(
+        load=lambda name, _: noun(place, name),
+        resource=lambda name: place.store.resources.get(name, "default"),
+        room=SimpleNamespace(store=place.store),
+    )
+    assert called_with(job, pb.SynthesizePairsRequest(annotation_set=name)) == made.records
 
 
 def test_a_later_set_holds_the_earlier_marks_too(place: Place) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import page_world as world
 import pytest
+from test_retention import put_operation
 
 from ptalign.engines.scripted import ScriptedEngine
-from ptalign.errors import InvalidInput
+from ptalign.errors import DataDamaged, InvalidInput
 from ptalign.instructions import generate_instructions
 from ptalign.nouns import (
     Anchor,
@@ -34,12 +37,20 @@ from ptalign.sealed import SealedText
 from ptalign.text.embed import HashedNgrams
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.gateway.additions import Addition, add
+from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.joins import join_pairs
 from ptalign_server.marks import mark_id
+from ptalign_server.metrics import Metrics
+from ptalign_server.page.library import Mark, Visitor
+from ptalign_server.page.shelf import Shelf
+from ptalign_server.store.operations import QUEUED, SUCCEEDED
 from ptalign_server.store.sets import AnnotationSet
-from ptalign_server.worker.job import Made
+from ptalign_server.worker.job import Job, Made, Room
 from ptalign_server.worker.jobs import pairs as stage
+from ptalign_server.worker.perform import perform
 
 TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
 
@@ -177,14 +188,16 @@ class Judged(World):
         self.wrong = self.pairs.pairs[0]
         self.nouns["pairSets/1"] = self.pairs
         self.nouns["annotationSets/1"] = AnnotationSet(records=(), rejected=(self.wrong.id,))
-        message = res.AnnotationSet()
-        message.meta.parents.append("pairSets/1@sha256:0")
-        self.rows["annotationSets/1"] = SimpleNamespace(
-            collection="annotationSets", body=message.SerializeToString()
-        )
+        self.rows["annotationSets/1"] = _marks_row("pairSets/1@sha256:0")
 
     def refine(self, parent: str) -> PairSet:
         return self.make(annotation_set="annotationSets/1", parent=parent)
+
+
+def _marks_row(*parents: str) -> Any:
+    """The page's sets have a parent; those that a caller brings have none."""
+    body = res.AnnotationSet(meta=res.ResourceMeta(parents=parents)).SerializeToString()
+    return SimpleNamespace(collection="annotationSets", body=body)
 
 
 @pytest.fixture
@@ -233,9 +246,25 @@ def test_a_mark_shows_no_toxic_side_that_its_own_policy_does_not_allow(judged: J
         for t in ("t", "lone", "")
     ]
     judged.nouns["annotationSets/1"] = AnnotationSet(records=tuple(marks))
+    judged.rows["annotationSets/1"] = _marks_row()
     assert judged.refine("pairSets/1").annotations_used == 3
     assert [m.bad is not None for m in judged.got["annotations"]] == [True, False, True]
     assert [m.good for m in judged.got["annotations"]] == ["No."] * 3
+
+
+def test_marks_of_the_page_need_no_policy_of_their_own(judged: Judged) -> None:
+    """Each set that was handed over failed its SynthesizePairs as damaged: it has no policy."""
+
+    def missing(name: str) -> Policy:
+        raise DataDamaged(f"{name}: policy is missing")
+
+    mark = Annotation(instruction="Ask.", good="No.", bad=SealedText("Go away."), topic="t")
+    judged.nouns["annotationSets/1"] = AnnotationSet(records=(mark,))
+    job = judged.job(annotation_set="annotationSets/1", parent="pairSets/1")
+    job.room.store.sets.load_policy = missing
+    stage.validate(job)
+    stage.make(job)
+    assert judged.got["annotations"] == (mark,)
 
 
 def test_the_stage_takes_what_the_job_gives(judged: Judged) -> None:
@@ -280,6 +309,55 @@ def test_refining_writes_wrong_pairs_anew_and_keeps_the_others(
     assert after.pop(wrong.id) != before.pop(wrong.id)
     assert after == before
     assert refined.rejected["called_wrong"] == 1
+
+
+def test_what_the_page_handed_over_refines_the_set_it_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: the real store, page, job and stage, on the scripted engine."""
+    settings, store = world.open_store(tmp_path)
+    settings.make_folders()
+    policy, model = load_policy("tone-en"), ModelSpec(name="m", path=str(tmp_path))
+    write_models(settings.models_path, {"m": model})
+    embed, engine = HashedNgrams(), ScriptedEngine()
+    asks = generate_instructions(policy, 6, engine=engine, model=model, embed=embed)
+    common: dict[str, Any] = {"policy": policy, "model": model, "judges": [WordJudge()]}
+    first = REAL_STAGE(asks, load_annotations("tone-en"), engine=engine, embed=embed, **common)
+    first = first.model_copy(update={"annotations_used": 0})  # the page's alone are counted
+    who = Identity("ann", "default", frozenset({"annotator"}))
+
+    def put(collection: str, noun: Any, message: Any) -> str:
+        addition = Addition("import", collection, noun, message, "m", "", policy)
+        return asyncio.run(add(addition, who, store, None))
+
+    asked = put("instructionSets", asks, res.InstructionSet())
+    pairs = put("pairSets", first, res.PairSet())
+    shelf, ann = Shelf(settings, store), Visitor(who.name, who.tenant, who.roles)
+    good, wrong = [p for p in first.pairs if p.kind == "pair"][:2]
+    shelf.add_annotation(ann, pairs, Mark(good.id, "good"))
+    shelf.add_annotation(ann, pairs, Mark(wrong.id, "bad"))
+    call = pb.SynthesizePairsRequest(
+        model="m",
+        instruction_set=asked,
+        annotation_set=shelf.hand_over(ann, pairs),
+        parent=pairs,
+    )
+    pools: Any = SimpleNamespace(
+        use=lambda *_: nullcontext(SimpleNamespace(engine=lambda *_: engine))
+    )
+    room = Room(settings, store, Catalogue(settings), pools, Metrics())
+    monkeypatch.setattr("ptalign.pairs.synthesize_pairs", partial(REAL_STAGE, embed=embed))
+    monkeypatch.setattr(stage, "pair_judges", lambda _: [WordJudge()])
+    operation = put_operation(store, QUEUED, request=call)
+    nothing: Any = None
+    stage.validate(
+        Job(store.operations.get(operation, "default"), call, room, nothing, lambda: False)
+    )
+    assert perform(operation, room, lambda: False, lambda: False) == SUCCEEDED
+    row = store.resources.get(f"pairSets/{operation}", "default")
+    made = res.PairSet.FromString(row.body)
+    assert (made.annotations_used, made.rejected["called_wrong"]) == (2, 1)
+    store.close()
 
 
 def test_a_parent_of_an_earlier_version_keeps_its_count(place: World) -> None:

@@ -6,6 +6,7 @@ from ptalign.nouns import Annotation
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import NotFound, SetPurged
+from ptalign_server.lineage import parents
 from ptalign_server.marks import annotation_of
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import AnnotationSet
@@ -16,12 +17,16 @@ from ptalign_server.worker.lineage import lineage
 def called_with(job: Job, request: pb.SynthesizePairsRequest) -> tuple[Annotation, ...]:
     """The marks that a SynthesizePairs names or brings along.
 
-    An annotation set's bad answers come without those of topics that its own policy allows no toxic
-    side: the policy of the call may not know these topics, and would let them demonstrate.
+    A caller's set of them comes without the bad answers of topics that its own policy allows no
+    toxic side: the policy of the call may not know these topics, and would let them demonstrate.
+    The page's sets have no policy, but the pair set that they were made from: there a mark has a
+    bad answer only where its pair has one.
     """
     if not request.annotation_set:
         return tuple(annotation_of(item) for item in request.annotations.items)
     marks = job.load(request.annotation_set, AnnotationSet).records
+    if parents(job.resource(request.annotation_set)):
+        return marks
     own = job.room.store.sets.load_policy(request.annotation_set)
     lone = {topic.id for topic in own.topics if topic.sides == "positive_only"}
     return tuple(m.model_copy(update={"bad": None}) if m.topic in lone else m for m in marks)
