@@ -340,6 +340,50 @@ def test_an_engine_without_an_adapter_in_use_takes_no_requests(
     assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
 
 
+def test_an_adapter_that_no_engine_has_loaded_yet_keeps_none_down(
+    open_pool: Open, adapter: Path, tmp_path: Path
+) -> None:
+    """Asked for during a lease and refused, it ended every start, and all other operations."""
+    pool, switch = open_pool("refuses", lease="stop"), tmp_path / "switch"
+    other = pool.serve_adapter("other", write_adapter(tmp_path / "other", rank=8, value=2.0))
+    switch.write_text("calm")
+    with pool.paused():
+        served = pool.serve_adapter("calm", adapter)
+    ready(pool)
+    assert (pool.status()[0].adapters, pool.status()[0].restarts) == ((other,), 0)
+    assert answers(pool, ask("a"))["0"].text.startswith("a ")
+    assert answers(pool, ask("a", adapter=other))["0"].text == f"a {other}"
+    with pytest.raises(EngineFailed, match=f"adapter {served} was refused"):
+        answers(pool, ask("a", adapter=served))
+    pool.release_adapter(served)
+    with pytest.raises(EngineFailed, match=f"adapter {served} was refused"):
+        pool.serve_adapter("calm", adapter)
+    switch.unlink()
+    assert pool.serve_adapter("calm", adapter) == served
+    assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
+
+
+def test_an_engine_that_dies_of_a_new_adapter_takes_no_requests(
+    open_pool: Open, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be aboard a death that is not theirs."""
+    pool, load = open_pool(lease="stop"), wire.Wire.load
+
+    def die(self: wire.Wire, name: str, folder: Path) -> bool:
+        if "calm" in name and not pool.status()[0].restarts:
+            os.kill(pool.status()[0].pid, signal.SIGKILL)
+        return load(self, name, folder)
+
+    monkeypatch.setattr(wire.Wire, "load", die)
+    with pool.paused():
+        served = pool.serve_adapter("calm", adapter)
+    generation = pool._router.slots[0].generation
+    until(lambda: pool.status()[0].restarts)
+    assert pool._router.slots[0].generation == generation
+    ready(pool)
+    assert answers(pool, ask("a", adapter=served))["0"].text == f"a {served}"
+
+
 def test_an_unused_adapter_whose_files_are_gone_is_not_asked_for_again(
     open_pool: Open, tmp_path: Path
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +50,8 @@ class Pool:
         self._users: Counter[str] = Counter()
         self._unused: dict[str, None] = {}
         """Adapters without a user, the newest last."""
+        self._tried: dict[str, str] = {}
+        """See `Supervisor`: why an engine that started does without an adapter in use."""
         self._users_lock = threading.Lock()
         # Remote engines serve other pools too: what is on their disks is known by asking anew.
         self._kept = 0 if settings.kind == "remote" else KEPT
@@ -133,11 +135,14 @@ class Pool:
 
         Raises:
             NotReady, Unsupported, InvalidInput: See `adapters.check_adapter`.
-            EngineFailed: An engine refused it; it is not served.
+            EngineFailed: An engine refused it; it is not served. Where one that is not READY
+                refuses it later, `PoolEngine.stream` says so.
         """
         # The whole digest: an engine that pulls the files has nothing else to check them by.
         served = f"{name}-{check_adapter(folder, self.settings.max_lora_rank)}"
         with self._users_lock:
+            if not self._users[served] and self._tried.get(served):
+                del self._tried[served]  # why it was refused before: it is tried anew
             self._adapters[served] = folder.absolute()
             self._users[served] += 1
             self._unused.pop(served, None)
@@ -206,6 +211,7 @@ class Pool:
     def _forget(self, served: str) -> None:
         self._adapters.pop(served, None)
         self._users.pop(served, None)
+        self._tried.pop(served, None)
         self._unused.pop(served, None)
 
     def _wait(self, done: Callable[[], bool], should_stop: Callable[[], bool]) -> None:
@@ -220,8 +226,8 @@ class Pool:
 
     def _engine(self, index: int, url: str) -> Supervisor:
         name = f"engine-{index}"
-        adapters, users = self._adapters, self._users
-        return Supervisor(name, self.settings, self.model, self._router, adapters, users, url)
+        shared = self._adapters, self._users, self._tried
+        return Supervisor(name, self.settings, self.model, self._router, *shared, url)
 
     def _local(self) -> list[Supervisor]:
         return [] if self.settings.kind == "remote" else self._engines
@@ -248,6 +254,8 @@ class PoolEngine:
         self._should_stop = should_stop
         self._on_wait = on_wait
         self._told = ""
+        self._asked: set[str] = set()
+        """Adapters that its requests name."""
         self._inner = OpenAIEngine(
             "http://pool",
             pool.model.name,
@@ -264,9 +272,19 @@ class PoolEngine:
 
         Raises:
             CircuitOpen: Every engine failed too often.
+            EngineFailed: An engine has started without an adapter of the requests, which it
+                refused; it would answer each of them HTTP 404.
             Cancelled: `should_stop` said so.
         """
-        return self._explained(self._inner.stream(requests))
+        with closing(self._explained(self._inner.stream(map(self._noted, requests)))) as made:
+            for completion in made:
+                for why in filter(None, map(self._pool._tried.get, self._asked)):
+                    raise EngineFailed(why)
+                yield completion
+
+    def _noted(self, request: Request) -> Request:
+        self._asked.add(request.adapter)
+        return request
 
     def pieces(self, request: Request) -> Iterator[str]:
         """The text of one chat completion as it is made; see `OpenAIEngine.pieces`.
@@ -279,7 +297,7 @@ class PoolEngine:
         """
         return self._explained(self._inner.pieces(request))
 
-    def _explained(self, made: Iterator[T]) -> Iterator[T]:
+    def _explained(self, made: Iterator[T]) -> Generator[T, None, None]:
         try:
             yield from made
         except Cancelled:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 
 from ptalign.errors import EngineFailed, PtalignError
@@ -41,6 +41,8 @@ class Supervisor:
         adapters: Desired adapters by served name; read at each start and by `reconcile`.
         users: How many use each; an engine that lacks one in use would fail its requests at once,
             and draw more of them than engines that answer.
+        tried: What came of loading each, on all engines of the pool together: empty once one has
+            loaded it, else why a starting engine did not.
         url: Address of a remote engine; empty for one that is started here.
     """
 
@@ -52,6 +54,7 @@ class Supervisor:
         router: Router,
         adapters: Mapping[str, Path],
         users: Mapping[str, int],
+        tried: MutableMapping[str, str],
         url: str = "",
     ) -> None:
         self.slot = Slot(name, settings.in_flight, url=url, ours=not url)
@@ -60,7 +63,8 @@ class Supervisor:
         """Why it is not READY, in words for an operator."""
         self.log = LogTail()
         self._settings, self._model, self._router = settings, model, router
-        self._desired, self._users, self._loaded = adapters, users, set[str]()
+        self._desired, self._users, self._tried = adapters, users, tried
+        self._loaded = set[str]()
         self._remote = bool(url)
         self._child: Child | None = None
         self._wire: Wire | None = None
@@ -148,7 +152,15 @@ class Supervisor:
                 return  # its next start reads the same desired state
             self._load_desired(wire, {wanted})
 
-    def _load_desired(self, wire: Wire, needed: Collection[str]) -> None:
+    def _load_in_use(self, wire: Wire) -> None:
+        """Loads what is desired, of which what is in use must be there before requests are taken.
+
+        But for what no engine has loaded yet: it fails its users alone, who are told by the pool.
+        """
+        in_use = [name for name, users in dict(self._users).items() if users]
+        self._load_desired(wire, in_use, [n for n in in_use if self._tried.get(n) != ""])
+
+    def _load_desired(self, wire: Wire, needed: Collection[str], new: Collection[str] = ()) -> None:
         desired = dict(self._desired)
         for name in self._loaded - desired.keys():
             self._loaded.discard(name)
@@ -161,14 +173,17 @@ class Supervisor:
             try:
                 self._load(wire, name, desired[name])
             except EngineFailed as error:
-                if name in needed:
+                if name in needed and (name not in new or wire.sickness()):
                     raise
+                if name in new:
+                    self._tried[name] = str(error)
                 log.warning("engine %s: %s; it serves the others", self.slot.name, error)
 
     def _load(self, wire: Wire, name: str, folder: Path) -> None:
         if not wire.load(name, folder):
             raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
         self._loaded.add(name)
+        self._tried.setdefault(name, "")
 
     def _hurry(self) -> None:
         """Ends a process that is still being proved: its thread waits for answers."""
@@ -248,11 +263,8 @@ class Supervisor:
         if self._settings.kind != "scripted":
             self._prove_adapters(wire, name)
         self._loaded = set()
-        self._load_desired(wire, self._in_use())
+        self._load_in_use(wire)
         self.log.strict = True  # from here on it holds record text
-
-    def _in_use(self) -> list[str]:
-        return [name for name, users in dict(self._users).items() if users]
 
     def _prove_adapters(self, wire: Wire, name: str) -> None:
         """Finds out whether adapters work beside base requests, and if those need the zero one."""
@@ -308,7 +320,7 @@ class Supervisor:
         with self._adapter_lock:
             # Again: who asked for one while it was proved was told that its start loads it, and an
             # engine without it answers 404, which nobody tries again.
-            self._load_desired(wire, self._in_use())
+            self._load_in_use(wire)
             self._failed_starts = 0
             self.reason = ""
             self._router.change(ready)
