@@ -58,6 +58,12 @@ INLINE = "inline"
 """Policy name of resources made with a policy written in the call."""
 
 
+def targets_of(request: pb.EvaluateRequest) -> dict[str, pb.Target]:
+    """An Evaluate's targets by their fields, the one of the verdict first."""
+    also = {f"also[{number}]": target for number, target in enumerate(request.also)}
+    return {"target": request.target, "baseline": request.baseline, **also}
+
+
 def build(kind: type[C], values: Mapping[str, Any], names: Mapping[str, str]) -> C:
     """The settings, or every field that is outside its limits.
 

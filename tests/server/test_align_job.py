@@ -16,9 +16,10 @@ import pytest
 from test_deletion import PARTS, put_adapter
 from test_retention import put_operation
 
-from ptalign.errors import DataDamaged, InvalidInput, TrainingFailed
+from ptalign.errors import DataDamaged, InvalidInput, TrainingFailed, Unsupported
 from ptalign.nouns import Adapter, ModelSpec, Pair, PairSet
 from ptalign.policies import load_policy
+from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import wire
 from ptalign_server.gateway import verbs
@@ -37,7 +38,7 @@ from ptalign_server.store.resources import Resource
 from ptalign_server.worker import perform as performing
 from ptalign_server.worker import run as running
 from ptalign_server.worker.job import Made, Room
-from ptalign_server.worker.jobs import JOBS, align
+from ptalign_server.worker.jobs import JOBS, align, evaluate
 
 
 @pytest.fixture
@@ -55,8 +56,14 @@ def job_of(store: Store, request: pb.AlignRequest) -> Any:
         operation=operation, request=request, room=room, name=f"adapters/{operation.id}",
         folder=store.work(operation.id), keep_model=lambda name: ModelSpec(name=name, path="x"),
         policy_of=lambda _: load_policy("tone-en"), load=lambda *_, **__: PairSet(pairs=()),
-        parent=lambda name: f"{name}@sha256:1",
+        parent=lambda name: f"{name}@sha256:1", resource=lambda name: adapter_row(name, ""),
     )  # fmt: skip
+
+
+def adapter_row(name: str, weights: str) -> Any:
+    """The row of an adapter that was trained on weights; empty: nobody knows which."""
+    body = res.Adapter(meta=res.ResourceMeta(model_digest=weights)).SerializeToString()
+    return SimpleNamespace(name=name, collection="adapters", purged=False, body=body)
 
 
 def trained(payload: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +169,25 @@ def test_a_parent_that_is_elsewhere_holds_up_no_other_check(
     with pytest.raises(DataDamaged):
         align.validate(job_of(store, request))
     store.close()
+
+
+def test_an_adapter_whose_weights_were_replaced_while_its_call_waited_is_refused(
+    store: Store,
+) -> None:
+    """It was evaluated, or trained on, over others, and released by that verdict."""
+    plain, tuned = pb.Target(model="m"), pb.Target(model="m", adapter="adapters/1")
+    calls: dict[str, tuple[Any, Any]] = {
+        "parent_adapter": (align, pb.AlignRequest(model="m", parent_adapter="adapters/1")),
+        r"target\.adapter": (evaluate, pb.EvaluateRequest(target=tuned)),
+        r"baseline\.adapter": (evaluate, pb.EvaluateRequest(target=plain, baseline=tuned)),
+        r"also\[1\]\.adapter": (evaluate, pb.EvaluateRequest(target=plain, also=[plain, tuned])),
+    }
+    for field, (stage, request) in calls.items():
+        job = job_of(store, request)
+        job.resource = lambda name: adapter_row(name, "sha256:old")
+        job.keep_model = lambda name: ModelSpec(name=name, path="x", weights_digest="sha256:new")
+        with pytest.raises(Unsupported, match=f"^{field}: adapters/1 was trained on weights"):
+            stage.make(job)
 
 
 def test_evaluations_take_no_turn_of_what_needs_the_engine() -> None:

@@ -60,6 +60,7 @@ class Shelf:
         terms: Terms | None = None,
         policy: str = POLICY,
         created: float = 1.0,
+        digest: str = "",
     ) -> str:
         found = self._id()
         name = f"evaluations/{found}"
@@ -67,7 +68,8 @@ class Shelf:
         self.store.write(lambda c: self.store.keys.insert(c, found, wrapped)).result()
         self.store.sets.keep_terms(found, terms or Terms(gate=GateConfig()))
         values = {"policy": policy, "verdict": verdict, "adapter": adapter, "created": created}
-        return put(self.store, name, res.Evaluation(), **values)
+        message = res.Evaluation(meta=res.ResourceMeta(model_digest=digest))
+        return put(self.store, name, message, **values)
 
     def old_evaluation(self, adapter: str, request: pb.EvaluateRequest) -> str:
         """One of a version that kept no terms: its operation's call says what they were."""
@@ -291,6 +293,20 @@ def test_adapters_of_earlier_weights_are_passed_over(shelf: Shelf) -> None:
     assert shelf.resolve("sha256:old")[0] == old
     assert shelf.resolve("")[0] == old
     assert shelf.resolve("sha256:new")[0] == unknown
+
+
+def test_a_verdict_over_other_weights_says_nothing_of_an_adapter(shelf: Shelf) -> None:
+    """They were replaced while the call waited, and put back since."""
+    adapter = shelf.adapter("sha256:old")
+    shelf.evaluation(adapter, "PASS", digest="sha256:new")
+    with pytest.raises(NotFound):
+        shelf.resolve("sha256:old")
+    passed = shelf.evaluation(adapter, "PASS", digest="sha256:old")
+    shelf.evaluation(adapter, "FAIL", digest="sha256:new")
+    assert shelf.resolve("sha256:old") == (adapter, passed)
+    shelf.evaluation(adapter, "FAIL")
+    with pytest.raises(NotFound):
+        shelf.resolve("sha256:old")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
 from ptalign_server.catalogue import DEFAULT_GATE, GATES, Catalogue
 from ptalign_server.errors import NotFound
-from ptalign_server.gateway.weights import same_weights
+from ptalign_server.gateway.weights import same_base, same_weights
 from ptalign_server.store import Store
 from ptalign_server.store.resources import Resource
 from ptalign_server.store.sets import Terms
@@ -87,11 +87,15 @@ def _released_by(adapter: Resource, store: Store, catalogue: Catalogue) -> Resou
 
     A FAIL blocks the adapter whatever it was measured by. A PASS counts only if it was reached as
     the operator asks: an experiment with limits of its own changes nothing. INCONCLUSIVE is passed
-    over: one suite tried on an adapter, or a guard that is down, says nothing against it.
+    over: one suite tried on an adapter, or a guard that is down, says nothing against it. So is
+    what was measured over other weights than the adapter's: calls of earlier versions, whose model
+    was replaced while they waited.
     """
     if adapter.purged:
         return None
     for evaluation in store.resources.evaluations_of(adapter.tenant, adapter.name):
+        if not same_base(evaluation, adapter):
+            continue
         if evaluation.verdict == "FAIL":
             return None
         passed = evaluation.verdict == "PASS" and evaluation.policy == adapter.policy

@@ -443,8 +443,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _check_targets(request: pb.EvaluateRequest, call: Call, model: ModelSpec) -> None:
-    targets = {"target": request.target, "baseline": request.baseline}
-    targets |= {f"also[{number}]": target for number, target in enumerate(request.also)}
+    targets = configs.targets_of(request)
     for field, target in targets.items():
         if target.model and target.model != model.name:
             call.catalogue.model(target.model)

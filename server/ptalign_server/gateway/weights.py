@@ -25,6 +25,12 @@ def same_digest(then: str, model: ModelSpec) -> bool:
     return not then or not model.weights_digest or then == model.weights_digest
 
 
+def same_base(one: Resource, other: Resource) -> bool:
+    """Whether two were made with the same weights; True where either's are not known."""
+    then, now = _made_with(one), _made_with(other)
+    return not then or not now or then == now
+
+
 def check_weights(field: str, adapter: Resource, model: ModelSpec) -> None:
     """Refuses an adapter that is deleted, or of earlier weights.
 

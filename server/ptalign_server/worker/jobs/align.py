@@ -14,6 +14,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import configs, failpoints, manifest, messages, wire
 from ptalign_server.errors import NotFound
 from ptalign_server.executor import run_job
+from ptalign_server.gateway.weights import check_weights
 from ptalign_server.in_use import resumed
 from ptalign_server.manifest import Signer
 from ptalign_server.profiles import profile
@@ -49,6 +50,8 @@ def make(job: Job) -> Made:
     out = _run_folder(job)
     policy = job.policy_of(request.pair_set)
     model = job.keep_model(request.model)
+    if request.parent_adapter:  # the weights may have been replaced while the call waited
+        check_weights("parent_adapter", job.resource(request.parent_adapter), model)
     budget = profile(job.room.settings.profile).trainer
     config = configs.align_config(request).model_copy(
         update={"device": budget.device, "threads": budget.threads}

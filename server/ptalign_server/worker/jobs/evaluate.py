@@ -29,6 +29,7 @@ from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.catalogue import DEFAULT_GATE, PROFILES
 from ptalign_server.gateway.release import why_withheld
+from ptalign_server.gateway.weights import check_weights
 from ptalign_server.profiles import profile
 from ptalign_server.worker.adapters import adapter_folder, check_adapter, served_adapter
 from ptalign_server.worker.job import Job, Made, Room
@@ -63,6 +64,9 @@ def make(job: Job) -> Made:
 
     request = job.request
     model = job.keep_model(request.target.model)
+    for field, target in configs.targets_of(request).items():
+        if target.adapter:  # replaced while the call waited, the weights are not its own any more
+            check_weights(f"{field}.adapter", job.resource(target.adapter), model)
     config = config_of(job)
     data = trained_of(job)
     pairs, marks = data.pairs, marked_for(job, data.name)
@@ -139,8 +143,7 @@ def trained_of(job: Job) -> Trained:
 
 def _adapters(job: Job) -> list[str]:
     """Of the targets, the one of the verdict first; empty for the bare model."""
-    request = job.request
-    return [target.adapter for target in (request.target, request.baseline, *request.also)]
+    return [target.adapter for target in configs.targets_of(job.request).values()]
 
 
 def _parents(job: Job, data: Trained) -> tuple[str, ...]:
