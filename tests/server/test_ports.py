@@ -154,6 +154,33 @@ async def test_tls_needs_a_token_off_loopback_and_takes_up_a_new_certificate(
     store.close()
 
 
+async def test_a_certificate_that_could_not_be_read_at_first_is_taken_up_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was taken for seen, and the old one went on until it had expired."""
+    cert, key = certificate(tmp_path, 1)
+    auth = AuthSettings(tls_cert=cert, tls_key=key)
+    settings = Settings(state=tmp_path / "state", port=0, auth=auth)
+    store = Store(settings, wire.freeze)
+    server = make_server(settings, store, Metrics(), health.aio.HealthServicer())
+    port = bind(server, settings)
+    await server.start()
+    old = cert.read_bytes()
+    certificate(tmp_path, 2)
+
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", closed)
+        assert (await ask(port, old)).gates
+    assert "cannot be used yet" in caplog.text
+    assert "cannot be read: Permission denied" in caplog.text
+    assert (await ask(port, cert.read_bytes())).gates
+    await server.stop(0)
+    store.close()
+
+
 async def test_a_removed_token_is_refused_at_once(tmp_path: Path) -> None:
     settings = Settings(
         state=tmp_path / "state", port=0, auth=AuthSettings(tokens_on_loopback=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import grpc
 from ptalign.disk import changed_at
 from ptalign.errors import InvalidInput, NotReady
 from ptalign_server.settings import AuthSettings, Settings, address
+
+log = logging.getLogger("ptalign.server")
 
 
 def bind(server: Any, settings: Settings) -> int:
@@ -69,8 +72,13 @@ def credentials(settings: Settings) -> Any:
         now = _stamps(files)
         if now == seen:
             return None
+        try:
+            found = load()
+        except NotReady as error:  # the old one goes on until it can be read
+            log.warning("the server's new certificate cannot be used yet: %s", error)
+            return None
         seen = now
-        return load()
+        return found
 
     return grpc.dynamic_ssl_server_credentials(
         load(), changed, require_client_authentication=auth.client_ca is not None
