@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from typer.testing import CliRunner, Result
 
 from ptalign.errors import InvalidInput
 from ptalign_server.admin import audit
+from ptalign_server.admin import models as commands
 from ptalign_server.admin.doctor import check_model
 from ptalign_server.admin.models import app
+from ptalign_server.catalogue import read_models, write_models
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
 
@@ -64,6 +68,64 @@ def test_replacing_keeps_what_is_not_given_and_says_so(add: Add, tmp_path: Path)
     add("--template-option", "a=", "--template-option", "c=[3]", "--system-prompt", "")
     found = entry(tmp_path)
     assert (found["system_prompt"], found["template_options"]) == ("", {"b": 2, "c": [3]})
+
+
+def test_a_model_that_is_added_while_another_is_hashed_stays(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was read before the weights, which take minutes, and written back after them."""
+    add("--system-prompt", "Be brief.")
+    settings = Settings(state=tmp_path / "state")
+
+    def meanwhile(_: Path) -> str:
+        models = read_models(settings.models_path)
+        other = models["tiny"].model_copy(update={"name": "other"})
+        brief = models["tiny"].model_copy(update={"system_prompt": "Be kind."})
+        write_models(settings.models_path, {"tiny": brief, "other": other})
+        return "sha256:1"
+
+    monkeypatch.setattr(commands, "weights_digest", meanwhile)
+    done = add("--revision", "r2")
+    assert done.exit_code == 0, done.output
+    found = read_models(settings.models_path)
+    assert found.keys() == {"tiny", "other"}
+    tiny = found["tiny"]
+    assert (tiny.revision, tiny.system_prompt, tiny.weights_digest) == (
+        "r2",
+        "Be kind.",
+        "sha256:1",
+    )
+
+
+def test_models_that_are_added_together_are_all_there(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add()
+    read = commands.read_models
+
+    def slowly(path: Path) -> Any:
+        found = read(path)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(commands, "read_models", slowly)
+
+    def one(name: str) -> None:
+        commands.add(name, tmp_path / "model")
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(one, "abcd"))
+    assert read(tmp_path / "state" / "models.yaml").keys() >= set("abcd")
+
+
+def test_what_does_not_fit_is_said_before_the_weights_are_hashed(
+    add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(commands, "weights_digest", hashed.append)
+    for words in (("--dtype", "int3"), ("--template-option", "thinking")):
+        assert isinstance(add(*words).exception, InvalidInput)
+    assert not hashed
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from test_gateway import MODEL as GATEWAY_MODEL
 from test_gateway import Calls, calls, refused
 from test_service import MODEL, download, made, settings_for
 from test_start import command
+from typer.testing import CliRunner
 
 from ptalign.engines.openai import never
 from ptalign.errors import InvalidInput
@@ -30,6 +31,7 @@ from ptalign.records import MemoryLog
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.admin import judges as commands
 from ptalign_server.admin.doctor import check_judges
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import UnknownName
@@ -203,6 +205,28 @@ def test_add_asks_once_says_what_came_back_and_keeps_the_rest(
     gone = add(settings, "remove", "torn")
     assert gone.returncode == 2
     assert "There are: other, mine." in gone.stderr
+
+
+def test_a_judge_that_is_changed_while_another_is_asked_keeps_the_change(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was read before the guard was asked, which may take a minute, and written after."""
+    write(settings.state, entry("mine"), entry("gone"))
+
+    def meanwhile(_: Any) -> str:
+        write(settings.state, entry("mine"), entry("new"))
+        return "asked"
+
+    monkeypatch.setenv("PTALIGN_STATE", str(settings.state))
+    monkeypatch.setattr(commands, "probed", meanwhile)
+    add = ("add", "mine", "--family", "llamaguard", "--url", "http://g", "--model", "m")
+    done = CliRunner().invoke(commands.app, add)
+    assert done.exit_code == 0, done.output
+    found = yaml.safe_load((settings.state / "judges.yaml").read_text())
+    assert [(e["name"], e["family"]) for e in found] == [
+        ("new", "qwen3guard"),
+        ("mine", "llamaguard"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import catalogue as catalogues
 from ptalign_server import failpoints, wire
+from ptalign_server.admin import suites as commands
 from ptalign_server.admin.doctor import check_evaluation_data, check_policies
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
@@ -405,6 +408,30 @@ def test_a_suite_that_no_evaluation_could_ask_is_said_at_the_start(settings: Set
     (found,) = (n for n in notices(settings) if "suites.own.columns" in n)
     assert "'language'" in found
     assert found.endswith("evaluations that name it are refused.")
+
+
+def test_suites_that_are_added_together_are_all_there(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each wrote back what it had read before the other's were there."""
+    monkeypatch.setenv("PTALIGN_STATE", str(settings.state))
+    read = commands.read_suites
+
+    def slowly(path: Path) -> Any:
+        found = read(path)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(commands, "read_suites", slowly)
+
+    def one(name: str) -> None:
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"- {{name: {name}, measure: harm, file: p.csv, columns: {{prompt: q}}}}\n")
+        commands.add(file)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(one, "abcd"))
+    assert read(settings.state / "suites.yaml").keys() == set("abcd")
 
 
 def test_a_folder_in_the_place_of_the_suites_file_is_named_by_doctor_and_at_start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +15,7 @@ from ptalign.judges.entries import GuardEntry
 from ptalign.judges.guard import AXES, FAMILIES, Answer, GuardJudge
 from ptalign_server.judges import called, raw_entries, read_file
 from ptalign_server.limits import plain
+from ptalign_server.process import alone
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
 
@@ -101,10 +102,12 @@ def add(
     settings = Settings()
     settings.make_folders()
     path = settings.judges_path
-    others = [e for e in raw_entries(path) if not (isinstance(e, dict) and e.get("name") == name)]
+    raw_entries(path)  # a file that cannot be used is said before the guard is asked
     if probe:
         typer.echo(probed(entry))
-    replace_list(path, [*others, entry.model_dump(mode="json", exclude_defaults=True)])
+    with alone(path.parent):  # what others changed meanwhile stays
+        others = _without(name, raw_entries(path))
+        replace_list(path, [*others, entry.model_dump(mode="json", exclude_defaults=True)])
     typer.echo(f"added {entry.id}. Callers write: ptalign evaluate --judge {name}")
 
 
@@ -132,11 +135,11 @@ def remove(
     """Remove a judge. Evaluations that it has graded stay as they are."""
     path = Settings().judges_path
     entries = raw_entries(path)
-    left = [e for e in entries if not (isinstance(e, dict) and e.get("name") == name)]
-    if len(left) == len(entries):
+    if len(_without(name, entries)) == len(entries):
         known = ", ".join(str(e.get("name")) for e in entries if isinstance(e, dict)) or "none"
         raise InvalidInput("name", f"no entry of {path} is named {name!r}", f"There are: {known}.")
-    replace_list(path, left)
+    with alone(path.parent):
+        replace_list(path, _without(name, raw_entries(path)))
     typer.echo(f"removed {name}")
 
 
@@ -195,6 +198,10 @@ def asked(entry: GuardEntry, timeout_s: float | None = None) -> Answer:
         return judge.ask(*HARMLESS, attempts=1)
     finally:
         judge.close()
+
+
+def _without(name: str, entries: Iterable[Any]) -> list[Any]:
+    return [e for e in entries if not (isinstance(e, dict) and e.get("name") == name)]
 
 
 def _shown(answer: Answer) -> str:

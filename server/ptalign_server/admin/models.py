@@ -16,6 +16,7 @@ from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue, read_models, write_models
 from ptalign_server.models import weights_digest
+from ptalign_server.process import alone
 from ptalign_server.settings import Settings
 
 app = typer.Typer(help="Models that callers may name.", no_args_is_help=True)
@@ -56,30 +57,27 @@ def add(
     check_folder(path)
     settings = Settings()
     settings.make_folders()
-    models = read_models(settings.models_path) or dict(Catalogue(settings).models)
-    known = models.get(name)
-    before = known.model_dump() if known else {}
     given = {
         "revision": revision,
         "system_prompt": system_prompt,
-        "template_options": options_of(template_option, before.get("template_options", {})),
         "locales": tuple(locale) if locale else None,
         "dtype": dtype,
     }
-    entry = entry_of(
-        {
-            **before,
-            **{field: value for field, value in given.items() if value is not None},
-            "name": name,
-            "path": str(path.absolute()),
-            "weights_digest": weights_digest(path),
-        }
-    )
-    write_models(settings.models_path, {**models, name: entry})
+    always = {"name": name, "path": str(path.absolute())}
+    known = _models(settings).get(name)
+    changed(known, given, template_option, always)  # what does not fit is said before the hashing
+    always["weights_digest"] = weights_digest(path)  # takes minutes: what others change stays
+    with alone(settings.models_path.parent):
+        models = _models(settings)
+        known = models.get(name)
+        entry = changed(known, given, template_option, always)
+        write_models(settings.models_path, {**models, name: entry})
     typer.echo(f"{name}: {entry.weights_digest}")
-    plain = ModelSpec(name="", path="").model_dump()
-    for field, value in given.items():
-        if value is None and known and before[field] != plain[field]:
+    if known is None:
+        return
+    plain, before = ModelSpec(name="", path="").model_dump(), known.model_dump()
+    for field, value in {**given, "template_options": template_option or None}.items():
+        if value is None and before[field] != plain[field]:
             typer.echo(f"kept {field}: {json.dumps(before[field], ensure_ascii=False)}")
 
 
@@ -97,6 +95,30 @@ def show() -> None:
     """List the catalogue."""
     for model in Catalogue(Settings()).models.values():
         typer.echo(f"{model.name}\t{model.dtype}\t{','.join(model.locales)}\t{model.path}")
+
+
+def changed(
+    known: ModelSpec | None,
+    given: Mapping[str, Any],
+    words: list[str] | None,
+    always: Mapping[str, Any],
+) -> ModelSpec:
+    """An entry with what is given.
+
+    Args:
+        known: The one of its name; None for a new one.
+        given: Fields that are kept where they are None.
+        words: Changes of its template options; see `options_of`.
+        always: Fields that are never kept.
+
+    Raises:
+        InvalidInput: A value outside its limits.
+    """
+    before = known.model_dump() if known else {}
+    options = options_of(words, before.get("template_options", {}))
+    fields = {**given, "template_options": options}
+    new = {field: value for field, value in fields.items() if value is not None}
+    return entry_of({**before, **new, **always})
 
 
 def options_of(words: list[str] | None, before: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -151,3 +173,7 @@ def check_folder(path: Path) -> None:
     if not any(path.glob("*.safetensors")):
         mend = "Convert the weights to safetensors: other formats run code when they are loaded."
         raise InvalidInput("path", f"{path} has no .safetensors file", mend)
+
+
+def _models(settings: Settings) -> dict[str, ModelSpec]:
+    return read_models(settings.models_path) or dict(Catalogue(settings).models)
