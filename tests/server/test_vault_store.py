@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -280,6 +281,23 @@ def test_rotations_come_one_after_the_other(
     assert list(KeyFile(store.vault.keyfile.path).keys) == seen != [first]
     assert store.keys.get(set_id).set_id == set_id
     other.close()
+
+
+def test_a_key_file_that_could_not_be_written_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty, it was said to be there already, and no later start made another."""
+    path = tmp_path / "operator.key"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(NotReady, match="cannot be made: No space left"):
+            KeyFile.create(path)
+    assert not list(tmp_path.iterdir())
+    assert KeyFile.create(path).keys
 
 
 def test_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
