@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,28 @@ async def test_a_removed_token_is_refused_at_once(tmp_path: Path) -> None:
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     await server.stop(0)
     store.close()
+
+
+def test_a_removed_token_stays_removed_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal was reported, and the file lay in memory alone."""
+    tokens, done = Tokens(tmp_path / "tokens.json"), list[str]()
+    tokens.add("who", "default", ["engineer"])
+    replace = Path.replace
+
+    def synced(handle: int) -> None:
+        done.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+
+    def replaced(self: Path, target: Path) -> Path:
+        assert self.read_bytes() == b"[]"
+        done.append("replaced")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    assert tokens.remove("who", "default")
+    assert done == ["tokens.json.new", "replaced", tmp_path.name]
 
 
 def test_a_certificate_in_a_closed_folder_is_one_that_cannot_be_read(
