@@ -311,7 +311,13 @@ def masked_adapter(made: Adapter) -> dict[str, Any]:
 
 
 def masked_words(made: Adapter | Probe) -> dict[str, Any]:
-    """Suppressed tokens and collateral words as a report shows them."""
+    """Suppressed tokens and collateral words as a report shows them.
+
+    Of collateral words that are masked alike the one that lost most stands for all.
+    """
+    lost_most: dict[str, float] = {}
+    for word, lost in (made.collateral or {}).items():  # the worst first
+        lost_most.setdefault(shown(word), lost)
     return {
         "suppressed": [
             s.model_copy(update={"token": SealedText(mask(s.token.reveal()))}).model_dump(
@@ -319,7 +325,7 @@ def masked_words(made: Adapter | Probe) -> dict[str, Any]:
             )
             for s in made.suppressed
         ],
-        "collateral": {shown(word): lost for word, lost in (made.collateral or {}).items()},
+        "collateral": lost_most,
     }
 
 

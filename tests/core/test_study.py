@@ -312,6 +312,15 @@ def test_the_method_is_compared_with_every_other_one_on_the_same_prompts(journal
     assert f"+20.0 ({signed(100 * found.low, 1)} to {signed(100 * found.high, 1)})" in row
 
 
+def test_words_that_are_masked_alike_show_the_worst_of_their_losses() -> None:
+    """Both have one key, and the smaller loss stood where the largest had to be."""
+    made = adapter(Run("pt_align", 0, steps=2))
+    body = {k: v for k, v in made.items() if k in Adapter.model_fields}
+    lost = {"zebra": -1.5, "quartz": -1.2, "zonal": -0.6}
+    found = Adapter.model_validate(body | {"path": "", "suppressed": (), "collateral": lost})
+    assert masked_adapter(found)["collateral"] == {"z•••• (5)": -1.5, "q••••• (6)": -1.2}
+
+
 def test_refusals_that_count_as_harmful_are_shown(journal: Journal) -> None:
     log = ReplyFile(journal.folder / REPLIES)
     both = {"tone-lexical@1": 0.9, "refusal@1": 0.9}
