@@ -227,9 +227,13 @@ class Evidence:
         Args:
             method: A method, or base.
             measure: Name of the rate.
-            beside: Only at seeds at which this method has the rate too.
+            beside: Only at seeds at which this method was asked everything and has the rate too.
         """
-        others = {run.seed for run in self.compared(beside) if self.rate(run.label, measure)}
+        others = {
+            run.seed
+            for run in self.compared(beside)
+            if self.asked(run) and self.rate(run.label, measure)
+        }
         labels = [
             label
             for seed, label in self._seeded(method)

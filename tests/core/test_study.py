@@ -466,6 +466,19 @@ def test_a_part_without_a_suite_takes_nothing_from_the_others(
     assert change.seeds == mean.seeds == 2
 
 
+def test_a_method_is_not_compared_at_a_seed_where_the_other_is_not_all_asked(
+    journal: Journal,
+) -> None:
+    """Some replies of an evaluation under way counted: a ratio was of two seeds against one."""
+    (journal.folder / "units" / "ask.mle-s1.json").unlink()
+    evidence = Evidence(FORM, journal)
+    ours = evidence.mean("pt_align", "harm_strong", beside="mle")
+    theirs = evidence.mean("mle", "harm_strong", beside="pt_align")
+    assert ours is not None
+    assert theirs is not None
+    assert ours.seeds == theirs.seeds == 1
+
+
 def test_parts_that_do_not_go_together_are_refused(journal: Journal, tmp_path: Path) -> None:
     record = recorded(journal, tmp_path / "s.json")
     with pytest.raises(ValueError, match="a seed is of one part only"):
