@@ -145,7 +145,8 @@ def evaluate(
         prober: Teacher-forced measurements; None leaves them out.
         on_progress: Called while the judges are checked, then once per judged reply.
         log: Judged replies, sealed; an interrupted evaluation continues after what it holds. What
-            the engine or a judge failed on comes in last, so that it is then asked again.
+            the engine or a judge failed on comes in last, after the prober, so that it is then
+            asked again.
         costs: Seconds of every attempt that shares these logs: those before this one stand in
             ``seconds`` as ``earlier attempts``.
 
@@ -175,11 +176,11 @@ def evaluate(
                 failed.append(reply)
             else:
                 log.append(reply)
-        for reply in failed:  # last: after a restart they are asked again, the outage may be over
-            log.append(reply)
         replies = {label: [known[ask.reply_id] for ask in asked] for label, asked in asks.items()}
         generated = time.monotonic()
         probes = _probe(targets, pairs, prober, asks, replies, on_progress)
+        for reply in failed:  # last: after a restart they are asked again, the outage may be over
+            log.append(reply)
     seconds = {
         "calibrate": started - begun,
         "generate": generated - started - tally.judge_seconds,

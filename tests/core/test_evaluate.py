@@ -376,6 +376,25 @@ def test_what_a_judge_failed_on_is_asked_again_after_a_restart():
     assert len(list(log.read())) == 2 * 240
 
 
+def test_what_the_engine_failed_on_is_asked_again_after_a_restart_while_probing():
+    """It was in the log before the prober began, and so unscored for good."""
+
+    def waits(pairs, folders, answers):
+        raise Cancelled("a restart")
+
+    log, few = MemoryLog(), suites(6)
+    with pytest.raises(Cancelled):
+        run(Script(lambda r: None if r.adapter else say(r)), asked=few, log=log, prober=waits)
+    again = Script(say)
+    made = run(again, asked=few, log=log)
+    assert len(again.asked) == 24
+    assert made.aligned.rates["unscored_rate"].value == 0
+    assert [r for r in log.read() if r.outcome == "unscored"] == []
+    rest = Script(say)
+    assert run(rest, asked=few, log=log).results == made.results
+    assert rest.asked == []
+
+
 def test_a_locale_that_the_model_or_the_judge_does_not_declare_is_unscored():
     japanese = suite("ja", "harm", 60, "attack", locale="ja")
     made = run(Script(lambda r: KIND), asked=(japanese,))
