@@ -147,7 +147,7 @@ def _json(reply: str, _: Arguments) -> bool:
     text = re.sub(r"^```(?:json)?|```$", "", reply.strip(), flags=re.IGNORECASE).strip()
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the parser is recursive, and a reply may loop
         return False
     return True
 

@@ -108,6 +108,13 @@ def test_every_checker_has_a_case_and_the_language_row_is_left_to_others():
     assert not can_check(Check(name="en:language:response_language", arguments={"language": "de"}))
 
 
+@pytest.mark.parametrize("again", ["[", '{"a":'])
+def test_json_that_opens_without_end_is_a_reply_that_breaks_the_instruction(again):
+    """One looping reply ended the whole evaluation: the parser is recursive."""
+    prompt = Prompt(id="1", instruction="?", checks=(Check(name="detectable_format:json_format"),))
+    assert not passes(prompt, again * 100_000)
+
+
 def test_all_instructions_of_a_prompt_must_be_kept():
     checks = (Check(name="punctuation:no_comma"), Check(name="change_case:english_lowercase"))
     prompt = Prompt(id="1", instruction="?", checks=checks)
