@@ -94,12 +94,13 @@ class OpenAIEngine:
 
         Raises:
             Cancelled: `should_stop` said so.
-            EngineFailed: The server could not be reached by any request.
+            EngineFailed: The server could not be reached by any request; where they are under four,
+                it comes after their error completions.
         """
         source = iter(requests)
         flight = _Flight(self)
         reached = False
-        lost = 0
+        lost, why = 0, ""
         try:
             while True:
                 while len(flight) < self.concurrency + self.concurrency // AHEAD:
@@ -110,17 +111,20 @@ class OpenAIEngine:
                         break
                     flight.start(request)
                 if not len(flight):
+                    if lost and not reached:  # too few to be told by the rule below
+                        raise self._no_answer(why)
                     return
                 completion, connected = flight.next_finished()
                 reached |= connected
-                lost = 0 if connected else lost + 1
+                lost, why = (0 if connected else lost + 1), completion.error
                 if not reached and lost >= min(4, self.concurrency):
-                    raise EngineFailed(
-                        f"no answer from the engine at {self.url}: {completion.error}"
-                    )
+                    raise self._no_answer(why)
                 yield completion
         finally:
             flight.close()
+
+    def _no_answer(self, why: str) -> EngineFailed:
+        return EngineFailed(f"no answer from the engine at {self.url}: {why}")
 
     def pieces(self, request: Request) -> Iterator[str]:
         """The text of one chat completion, piece by piece as the server makes it.

@@ -172,8 +172,21 @@ def test_a_server_that_never_answers_fails_the_stream_by_its_address() -> None:
         raise httpx.ConnectError("refused")
 
     made, _ = engine(refuse, attempts=2)
-    with pytest.raises(EngineFailed, match="http://engine:8000"):
+    with pytest.raises(EngineFailed, match="http://engine:8000/v1: ConnectError"):
         list(made.stream(asks(100)))
+    assert list(made.stream(asks(0))) == []
+
+
+@pytest.mark.parametrize("few", [1, 3])
+def test_a_server_that_never_answers_fails_a_stream_of_few_requests_too(few: int) -> None:
+    """Under four, each was an error completion: what was left of an evaluation came unscored."""
+
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    made, _ = engine(refuse, attempts=2)
+    with pytest.raises(EngineFailed, match="http://engine:8000/v1: ConnectError"):
+        list(made.stream(asks(few)))
 
 
 def test_requests_are_pulled_lazily_and_fed_from_what_came_back() -> None:
