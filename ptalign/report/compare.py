@@ -14,7 +14,8 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     Replies of different evaluations are not paired, so a change counts as `clear` only where
     Newcombe's 95 % interval of it (1998, method 10) leaves out 0: the rule of the command
     ``ptalign compare``. Rates over different numbers of prompts are compared too;
-    `same_suites` says whether the same suites were run.
+    `same_suites` says whether the same suites were run. `change` is None where one of the two
+    scored no reply.
 
     Args:
         first: The earlier one.
@@ -36,12 +37,12 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 
 def _row(before: Rate, after: Rate) -> dict[str, Any]:
     change, low, high = difference(before, after)
-    apart = low > 0 or high < 0
+    told = before.n > 0 and after.n > 0
     return {
         "first": before.model_dump(),
         "second": after.model_dump(),
-        "change": change,
-        "clear": apart and before.n > 0 and after.n > 0,
+        "change": change if told else None,
+        "clear": told and (low > 0 or high < 0),
     }
 
 

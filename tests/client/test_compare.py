@@ -121,6 +121,18 @@ def test_other_requests_and_pairs_are_said_and_what_was_not_run_is_named(
     assert "held out: instructionSets/1 against none" in " ".join(shown(served, *two).split())
 
 
+@pytest.mark.parametrize("unscored", [0, 1])
+def test_where_nothing_was_scored_there_is_no_change(
+    served: Any, two: list[str], unscored: int
+) -> None:
+    """A rate of no replies is 0, and its difference from the other's looked like a change."""
+    served.service.resources[two[unscored]].aligned["harm_rate"].CopyFrom(res.Rate())
+    rates = json.loads(shown(served, *two, "--json"))["rates"]
+    assert rates["harm_rate"]["change"] is None
+    assert rates["usefulness"]["change"]["value"] == 0
+    assert "harm, attack" not in shown(served, *two)
+
+
 def test_as_json_and_other_resources_are_refused(served: Any, two: list[str]) -> None:
     data = json.loads(shown(served, *two, "--json"))
     assert data["rates"]["harm_rate"]["change"]["value"] == pytest.approx(-0.4)

@@ -565,6 +565,8 @@ def test_a_change_between_evaluations_is_clear_where_the_command_says_so():
     found = {hits: clear(of(hits, 60)) for hits in (18, 20, 40, 42)}
     assert found == {18: True, 20: False, 40: False, 42: True}
     assert not clear(of(0, 0))
+    for one, two in ((of(30, 60), of(0, 0)), (of(0, 0), of(30, 60))):
+        assert compare(one, two)["rates"]["harm_rate"]["change"] is None, "nothing was scored"
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,10 @@ def _data(one: Evaluation, two: Evaluation) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     for name in sorted(set(one.aligned) & set(two.aligned)):
         before, after = one.aligned[name], two.aligned[name]
-        value, low, high = change(before, after)
-        rates[name] = {
-            "first": asdict(before),
-            "second": asdict(after),
-            "change": {"value": value, "low": low, "high": high},
-        }
+        moved = None
+        if before.n and after.n:  # a rate of no replies is 0, which is no measurement
+            moved = dict(zip(("value", "low", "high"), change(before, after), strict=True))
+        rates[name] = {"first": asdict(before), "second": asdict(after), "change": moved}
     shared = sorted(set(one.measures) & set(two.measures))
     return {
         "first": one.name,
