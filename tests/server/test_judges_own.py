@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from ptalign_server.errors import UnknownName
 from ptalign_server.judges import JudgesFile
 from ptalign_server.notices import notices
 from ptalign_server.settings import Settings
+from ptalign_server.store.records import SealedLog
+from ptalign_server.vault import SetKey
 from ptalign_server.worker.judges import Counting, OfTheseJudges, evaluation_judges
 
 __all__ = ["calls"]  # a fixture of another file, used by name
@@ -274,24 +277,60 @@ def test_an_axis_without_a_named_judge_has_the_default_one(settings: Settings) -
         ids("shy", "shy")
 
 
+def scored_by(judge: str, number: int = 1) -> Reply:
+    return Reply(
+        id=str(number), target="t", suite="s", prompt_id="p", topic="", locale="en",
+        text=SealedText("x"), outcome="useful", scores={judge: 0.0, "checks": 1.0}, tokens=1,
+    )  # fmt: skip
+
+
 def test_what_another_version_of_a_judge_scored_is_asked_again(settings: Settings) -> None:
     """A judge that was changed while an evaluation waited graded only what was left."""
     log: MemoryLog[Reply] = MemoryLog()
-
-    def judged(number: int, by: str) -> Reply:
-        return Reply(
-            id=str(number), target="t", suite="s", prompt_id="p", topic="", locale="en",
-            text=SealedText("x"), outcome="useful", scores={by: 0.0, "checks": 1.0}, tokens=1,
-        )  # fmt: skip
-
     catalogue = Catalogue(settings)
     write(settings.state, entry("mine"))
     first = catalogue.judges["mine"]
-    log.append(judged(1, first))
+    log.append(scored_by(first, 1))
     write(settings.state, entry("mine", model="guard-2"))
-    log.append(judged(2, catalogue.judges["mine"]))
+    log.append(scored_by(catalogue.judges["mine"], 2))
     with evaluation_judges(["mine"], catalogue, never) as judges:
         assert [reply.id for reply in OfTheseJudges(log, judges).read()] == ["2"]
+
+
+def test_what_was_scored_again_is_kept_over_the_next_restart(settings: Settings) -> None:
+    """Its id was in the log already, with the scores of the judge before: nothing was written, and
+    each restart asked all of it again."""
+    catalogue, key = Catalogue(settings), SetKey("evaluation", b"k" * 32)
+
+    def attempt(model: str) -> tuple[list[Reply], list[Reply]]:
+        """What is read before and after the reply of this version of the judge is written."""
+        write(settings.state, entry("mine", model=model))
+        sealed = SealedLog[Reply](settings.state / "log", key, Reply)
+        with closing(sealed), evaluation_judges(["mine"], catalogue, never) as judges:
+            log = OfTheseJudges(sealed, judges)
+            before = list(log.read())
+            log.append(scored_by(catalogue.judges["mine"]))
+            log.append(scored_by(catalogue.judges["mine"]))
+            return before, list(log.read())
+
+    none, first = attempt("guard-1")
+    assert (none, [reply.id for reply in first]) == ([], ["1"])
+    none, second = attempt("guard-2")
+    assert (none, [reply.id for reply in second]) == ([], ["1"])
+    assert second[0].scores != first[0].scores
+    assert attempt("guard-2") == (second, second)
+    assert attempt("guard-1") == (first, first)
+
+
+def test_what_an_earlier_version_of_the_server_wrote_is_read(settings: Settings) -> None:
+    """It wrote ids as they are."""
+    catalogue = Catalogue(settings)
+    write(settings.state, entry("mine"))
+    found = scored_by(catalogue.judges["mine"])
+    with closing(SealedLog[Reply](settings.state / "log", SetKey("e", b"k" * 32), Reply)) as log:
+        log.append(found)
+        with evaluation_judges(["mine"], catalogue, never) as judges:
+            assert list(OfTheseJudges(log, judges).read()) == [found]
 
 
 def test_counts_say_which_guard_left_replies_unscored(settings: Settings) -> None:

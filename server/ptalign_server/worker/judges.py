@@ -10,7 +10,7 @@ from dataclasses import replace
 from ptalign import judges
 from ptalign.judges.base import Judge
 from ptalign.judges.guard import GuardJudge
-from ptalign.nouns import Annotation, Reply
+from ptalign.nouns import Annotation, Reply, record_id
 from ptalign.progress import OnProgress, Progress
 from ptalign.records import RecordLog
 from ptalign_server.catalogue import Catalogue
@@ -88,7 +88,8 @@ class OfTheseJudges:
     """An evaluation's log without replies that another version of a judge has scored.
 
     An operator may change a judge while an evaluation waits for a restart: what was scored before
-    is asked and scored again, so that all of it is by the judges that the report names.
+    is asked and scored again, so that all of it is by the judges that the report names. A log takes
+    an id once, so ids stand in it with the judges behind them: ``ID@JUDGES``.
 
     Args:
         log: What the evaluation writes.
@@ -98,11 +99,15 @@ class OfTheseJudges:
     def __init__(self, log: RecordLog[Reply], judges: Iterable[Judge]) -> None:
         self._log = log
         self._ids = {judge.id for judge in judges} | {CHECKS}
+        self._judges = record_id(*sorted(self._ids))
 
     def read(self) -> Iterator[Reply]:
         """Replies whose every score is by one of the judges."""
-        return (reply for reply in self._log.read() if self._ids.issuperset(reply.scores))
+        for reply in self._log.read():
+            name, _, judges = reply.id.partition("@")  # an earlier version wrote no judges
+            if judges in ("", self._judges) and self._ids.issuperset(reply.scores):
+                yield reply.model_copy(update={"id": name})
 
     def append(self, record: Reply) -> None:
         """Writes a reply."""
-        self._log.append(record)
+        self._log.append(record.model_copy(update={"id": f"{record.id}@{self._judges}"}))
