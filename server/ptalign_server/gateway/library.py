@@ -13,11 +13,12 @@ from ptalign.nouns import digest_of
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import library_pb2_grpc as rpc
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server.catalogue import PROFILES, Catalogue
+from ptalign_server.catalogue import Catalogue
 from ptalign_server.gateway import imports, marking, merges, purge, reading
 from ptalign_server.gateway.identity import caller
 from ptalign_server.gateway.operations import page_size
 from ptalign_server.gateway.release import newest_released
+from ptalign_server.profiles import PROFILES
 from ptalign_server.store import Store
 from ptalign_server.wire import COLLECTIONS
 

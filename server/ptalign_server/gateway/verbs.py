@@ -14,7 +14,7 @@ from ptalign.text.locales import language
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs
-from ptalign_server.catalogue import PROFILES, Catalogue
+from ptalign_server.catalogue import SAMPLES, Catalogue
 from ptalign_server.errors import (
     MAX_ECHO,
     NotFound,
@@ -307,7 +307,7 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     names += _held_out(request, call)
     lacking = call.catalogue.without_data(names)
     _can_ask(names, lacking)
-    samples = request.samples or int(PROFILES[call.catalogue.profile]["samples"])
+    samples = request.samples or SAMPLES[call.catalogue.profile]
     specs = [call.catalogue.suites[name] for name in names if name not in lacking]
     prompts = sum(max(1, round(samples * spec.share)) for spec in specs)
     drafts = prompts * (2 + len(request.also))

@@ -27,7 +27,7 @@ from ptalign.progress import Progress
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
-from ptalign_server.catalogue import DEFAULT_GATE, PROFILES
+from ptalign_server.catalogue import DEFAULT_GATE, SAMPLES
 from ptalign_server.gateway.release import why_withheld
 from ptalign_server.gateway.weights import check_weights
 from ptalign_server.profiles import profile
@@ -131,7 +131,7 @@ def config_of(job: Job) -> EvalConfig:
     gate = job.room.catalogue.gate(configs.gate_named(request))
     config = configs.eval_config(request, gate)
     if not request.samples:
-        samples = int(PROFILES[job.room.settings.profile]["samples"])
+        samples = SAMPLES[job.room.settings.profile]
         config = config.model_copy(update={"samples": samples})
     return config
 
