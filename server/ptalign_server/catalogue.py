@@ -63,7 +63,7 @@ class Catalogue:
         self._read_packs: dict[Path, tuple[int, Policy | PtalignError]] = {}
         self._suites = settings.state / "suites.yaml"
         self._judges = JudgesFile(settings.judges_path)
-        self._stamp = -1.0
+        self._stamp = -1
         self._models: dict[str, ModelSpec] = {}
         self.profile = settings.profile
         self.max_lora_rank = settings.engine.max_lora_rank
@@ -72,7 +72,7 @@ class Catalogue:
 
     @property
     def models(self) -> dict[str, ModelSpec]:
-        stamp = self._path.stat().st_mtime if self._path.exists() else 0.0
+        stamp = changed_at(self._path)
         if stamp != self._stamp:
             self._models, self._stamp = self._read_models(), stamp
         return self._models

@@ -444,3 +444,21 @@ def test_a_folder_in_the_place_of_the_suites_file_is_named_by_doctor_and_at_star
     assert (found.ok, found.needed) == (False, True)
     assert "Is a directory" in found.found
     assert any("suites.yaml" in notice for notice in notices(settings))
+
+
+def test_a_models_file_in_a_closed_folder_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking when it changed ended in a traceback before reading it could say what is wrong."""
+    write_models(settings.models_path, {"tiny": ModelSpec(name="tiny", path="/tiny")})
+    catalogue = Catalogue(settings)
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        for name in ("stat", "read_text"):
+            patch.setattr(Path, name, closed)
+        with pytest.raises(DataDamaged, match=r"models\.yaml cannot be read: Permission denied"):
+            _ = catalogue.models
+    assert list(catalogue.models) == ["tiny"]
