@@ -19,7 +19,7 @@ from ptalign_server.errors import NotFound, Overloaded
 from ptalign_server.gateway.estimates import Estimate
 from ptalign_server.gateway.fields import request_id_problems
 from ptalign_server.gateway.identity import Identity
-from ptalign_server.gateway.verbs import VERBS, Call
+from ptalign_server.gateway.verbs import ESTIMATES, Call
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
 from ptalign_server.store.glance import Shelf
@@ -46,7 +46,7 @@ async def submit(
     """Checks the call and makes its operation; a dry run answers with an estimate instead."""
     call = Call(identity, store, catalogue)
     try:
-        estimate = await asyncio.to_thread(VERBS[kind].check, request, call)
+        estimate = await asyncio.to_thread(ESTIMATES[kind], request, call)
     except PtalignError:  # what the call named may have gone since it was answered
         known = await asyncio.to_thread(_answered, kind, request, identity, store)
         if known is None:

@@ -1,4 +1,4 @@
-"""The four verbs as rows of one table: what each takes, checks, makes and costs."""
+"""The four verbs: what each one refuses, and what a call of it would cost."""
 
 from __future__ import annotations
 
@@ -92,17 +92,8 @@ class Call:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One row: a new verb is one more."""
-
-    kind: str
-    check: Callable[[Any, Call], Estimate]
-    """Raises on anything wrong with the request; else what it would cost."""
-
-
 def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estimate:
-    """Checks GenerateInstructions."""
+    """Refuses a GenerateInstructions that cannot run; returns what it would cost."""
     problems = request_id_problems(request)
     if not 1 <= request.count <= MAX_COUNT:
         problems.append(
@@ -171,7 +162,7 @@ def _check_parent(name: str, policy: Policy, call: Call) -> None:
 
 
 def check_synthesize(request: pb.SynthesizePairsRequest, call: Call) -> Estimate:
-    """Checks SynthesizePairs."""
+    """Refuses a SynthesizePairs that cannot run; returns what it would cost."""
     problems = request_id_problems(request)
     items = request.annotations.items
     if len(items) > MAX_ANNOTATIONS:
@@ -219,7 +210,7 @@ def _check_marks(marks: res.AnnotationSet, request: pb.SynthesizePairsRequest) -
 
 
 def check_align(request: pb.AlignRequest, call: Call) -> Estimate:
-    """Checks Align."""
+    """Refuses an Align that cannot run; returns what it would cost."""
     problems = request_id_problems(request)
     problems += text_problems("protected_words", request.protected_words, MAX_WORDS, MAX_WORD)
     most, rank = call.catalogue.max_lora_rank, request.lora.rank or LoraConfig().rank
@@ -287,7 +278,7 @@ def _without_anchors(name: str) -> InvalidInput:
 
 
 def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
-    """Checks Evaluate."""
+    """Refuses an Evaluate that cannot run; returns what it would cost."""
     problems = request_id_problems(request)
     if len(request.also) > MAX_ALSO:
         problems.append(
@@ -318,15 +309,13 @@ def check_evaluate(request: pb.EvaluateRequest, call: Call) -> Estimate:
     return of_generation(model, drafts, config.max_tokens, basis)
 
 
-VERBS: Mapping[str, Verb] = {
-    verb.kind: verb
-    for verb in (
-        Verb("GenerateInstructions", check_generate),
-        Verb("SynthesizePairs", check_synthesize),
-        Verb("Align", check_align),
-        Verb("Evaluate", check_evaluate),
-    )
+ESTIMATES: Mapping[str, Callable[[Any, Call], Estimate]] = {
+    "GenerateInstructions": check_generate,
+    "SynthesizePairs": check_synthesize,
+    "Align": check_align,
+    "Evaluate": check_evaluate,
 }
+"""By verb: what raises on anything wrong with a request, else estimates what it would cost."""
 
 
 def _known_topics(topics: Sequence[str], policy: Policy) -> None:
