@@ -99,7 +99,5 @@ class EngineStatus:
     outstanding: int
     """Requests it is working on."""
     adapters: tuple[str, ...]
-    start_seconds: float
-    """Seconds its last start took until READY, the canary included; 0 before."""
     log: tuple[str, ...]
     """Last log lines, redacted."""

@@ -71,7 +71,6 @@ class Supervisor:
         self._deaths: deque[float] = deque()
         self._failed_starts = 0
         self._restarts = 0
-        self._start_seconds = 0.0
         self._last_words: tuple[str, ...] = ()
         self._canary = f"ptalign-canary-{secrets.token_hex(4)}"  # others may probe it too
         self._adapter_lock = threading.Lock()
@@ -129,7 +128,6 @@ class Supervisor:
             restarts=self._restarts,
             outstanding=self.slot.outstanding,
             adapters=tuple(sorted(self._loaded)),
-            start_seconds=self._start_seconds,
             log=self.last_words() if self.reason else self.log.last(20),
         )
 
@@ -214,14 +212,12 @@ class Supervisor:
         Raises:
             EngineFailed: It died or would not start.
         """
-        begin = time.monotonic()
         self._move(State.RESTARTING if self._restarts or self._deaths else State.STARTING)
         try:
-            wire = self._start(begin + self._settings.start_timeout_s)
+            wire = self._start(time.monotonic() + self._settings.start_timeout_s)
             if wire is None:
                 return
             self._prove(wire)
-            self._start_seconds = time.monotonic() - begin
             self._announce(wire)
             self._watch(wire)
         finally:
