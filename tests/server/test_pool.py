@@ -27,8 +27,7 @@ from ptalign_server.engine_paths import PATHS, EnginePaths
 from ptalign_server.errors import CircuitOpen
 from ptalign_server.pool import Pool, PoolSettings, State, supervisor, wire
 from ptalign_server.pool.adapters import check_adapter, make_adapter
-from ptalign_server.pool.command import Launch, free_port
-from ptalign_server.pool.command import launch as launch_command
+from ptalign_server.pool.command import EngineCommand, command_for, free_port
 from ptalign_server.pool.pool import KEPT
 from ptalign_server.processes import clean_environment
 
@@ -105,12 +104,12 @@ def open_pool(tmp_path: Path, model: ModelSpec, monkeypatch: pytest.MonkeyPatch)
     pools: list[Pool] = []
 
     def make(faults: str = "", wait: bool = True, **values: object) -> Pool:
-        def launch(settings: PoolSettings, _: ModelSpec) -> Launch:
+        def standin(settings: PoolSettings, _: ModelSpec) -> EngineCommand:
             port = free_port()
             argv = (sys.executable, str(STANDIN), str(port), faults, str(tmp_path / "switch"))
-            return Launch(port, argv, clean_environment())
+            return EngineCommand(port, argv, clean_environment())
 
-        monkeypatch.setattr(supervisor, "launch", launch)
+        monkeypatch.setattr(supervisor, "command_for", standin)
         defaults: dict[str, object] = {"state": tmp_path / "state", "backoff_s": 0.05}
         defaults |= {"max_sequences": 4, "queue_ahead": 0, "health_every_s": 0.2}
         pool = Pool(PoolSettings.model_validate(defaults | values), model)
@@ -555,13 +554,13 @@ import sys, time
 from pathlib import Path
 from ptalign.nouns import ModelSpec
 from ptalign_server.pool import Pool, PoolSettings, supervisor
-from ptalign_server.pool.command import Launch, free_port
+from ptalign_server.pool.command import EngineCommand, free_port
 from ptalign_server.processes import clean_environment
 state, model, standin = sys.argv[1:]
-def launch(*_):
+def command_for(*_):
     port = free_port()
-    return Launch(port, (sys.executable, standin, str(port)), clean_environment())
-supervisor.launch = launch
+    return EngineCommand(port, (sys.executable, standin, str(port)), clean_environment())
+supervisor.command_for = command_for
 pool = Pool(PoolSettings(state=Path(state), engines=2), ModelSpec(name="base", path=model))
 pool.start()
 while not all(s.state == "READY" for s in pool.status()):
@@ -640,7 +639,7 @@ def test_an_engine_takes_no_sampling_defaults_from_the_model_folder(tmp_path: Pa
     model = ModelSpec(name="m", path=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for device in ("cpu", "gpu"):
-        argv = launch_command(PoolSettings(state=tmp_path, device=device), model).argv
+        argv = command_for(PoolSettings(state=tmp_path, device=device), model).argv
         assert argv[argv.index("--generation-config") + 1] == "vllm"
 
 
@@ -649,7 +648,7 @@ def test_an_engine_answers_only_what_the_pool_asks(tmp_path: Path) -> None:
     model = ModelSpec(name="m", path=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for device in ("cpu", "gpu"):
-        argv = launch_command(PoolSettings(state=tmp_path, device=device), model).argv
+        argv = command_for(PoolSettings(state=tmp_path, device=device), model).argv
         named = f"{EnginePaths.__module__}.{EnginePaths.__qualname__}"
         assert argv[argv.index("--middleware") + 1] == named
     source = Path(wire.__file__).read_text() + Path(openai.__file__).read_text()
@@ -663,7 +662,7 @@ def test_a_gpu_engine_starts_where_nothing_compiles_for_it(tmp_path: Path) -> No
     model = ModelSpec(name="m", path=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for device, expected in (("gpu", "0"), ("cpu", None)):
-        env = launch_command(PoolSettings(state=tmp_path, device=device), model).env
+        env = command_for(PoolSettings(state=tmp_path, device=device), model).env
         assert env.get("VLLM_USE_FLASHINFER_SAMPLER") == expected
     # What the sampler is for is never asked for, so its absence costs nothing.
     body = openai.OpenAIEngine("http://e", "m").body(Request("k", prompt="x", temperature=1.0))[1]

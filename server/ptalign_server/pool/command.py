@@ -17,8 +17,8 @@ from ptalign_server.processes import clean_environment
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One start of one engine: a fresh port and a fresh key each time."""
+class EngineCommand:
+    """Starts one engine, once: each has a port and a key of its own."""
 
     port: int
     argv: tuple[str, ...]
@@ -30,14 +30,14 @@ class Launch:
         return f"http://127.0.0.1:{self.port}"
 
 
-def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
-    """Command line of one local engine."""
+def command_for(settings: PoolSettings, model: ModelSpec) -> EngineCommand:
+    """The command that starts one local engine, on a free port and with a fresh key."""
     port = free_port()
     name = settings.served_name or model.name
     if settings.kind == "scripted":
         argv = [sys.executable, "-m", "ptalign.engines.scripted", "--host", "127.0.0.1"]
         argv += ["--port", str(port), "--model", name, "--latency", str(settings.delay_seconds)]
-        return Launch(port, tuple(argv), clean_environment())
+        return EngineCommand(port, tuple(argv), clean_environment())
     key = secrets.token_urlsafe(24)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--model", model.path, "--served-model-name", name]
@@ -46,7 +46,7 @@ def launch(settings: PoolSettings, model: ModelSpec) -> Launch:
     argv += _flags(settings)
     if settings.device == "cpu":
         argv += _cpu_flags(Path(model.path))
-    return Launch(port, tuple(argv), _environment(settings, key), key)
+    return EngineCommand(port, tuple(argv), _environment(settings, key), key)
 
 
 def _flags(settings: PoolSettings) -> list[str]:

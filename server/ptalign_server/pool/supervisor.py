@@ -15,7 +15,7 @@ from ptalign.errors import EngineFailed, PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_server.pool import canary
 from ptalign_server.pool.adapters import make_adapter
-from ptalign_server.pool.command import Launch, launch
+from ptalign_server.pool.command import EngineCommand, command_for
 from ptalign_server.pool.router import Router, Slot
 from ptalign_server.pool.settings import EngineStatus, PoolSettings, State
 from ptalign_server.pool.wire import Wire
@@ -225,9 +225,9 @@ class Supervisor:
 
     def _start(self, deadline: float) -> Wire | None:
         """Starts the process and waits until it answers; None when told to stop meanwhile."""
-        started = None if self._remote else launch(self._settings, self._model)
-        if started is not None:
-            self._spawn(started)
+        command = None if self._remote else command_for(self._settings, self._model)
+        if command is not None:
+            self._spawn(command)
         wire = self._wire = Wire(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
         while not self._leave():
             if self._child is not None and not self._child.running:
@@ -239,14 +239,14 @@ class Supervisor:
             self._sleep(0.25)
         return None
 
-    def _spawn(self, started: Launch) -> None:
+    def _spawn(self, command: EngineCommand) -> None:
         self.log = LogTail()
-        self.slot.url, self.slot.api_key = started.url, started.api_key
+        self.slot.url, self.slot.api_key = command.url, command.api_key
         self._child = spawn(
-            started.argv,
+            command.argv,
             name=self.slot.name,
             records=self._settings.state / "children",
-            env=started.env,
+            env=command.env,
             log=self.log,
         )
 
