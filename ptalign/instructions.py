@@ -13,7 +13,7 @@ from ptalign.asking.run import DraftRun
 from ptalign.config import InstructionConfig
 from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
-from ptalign.nouns import Instruction, InstructionSet, ModelSpec, Policy, Spent
+from ptalign.nouns import MAX_INSTRUCTIONS, Instruction, InstructionSet, ModelSpec, Policy, Spent
 from ptalign.policies.never import permitted
 from ptalign.progress import OnProgress, Progress, ignore
 from ptalign.records import MemoryLog, RecordLog
@@ -100,9 +100,11 @@ def _permitted(
 
 
 def _check(policy: Policy, count: int, model: ModelSpec, config: InstructionConfig) -> None:
-    if not 1 <= count <= 20_000:
+    if not 1 <= count <= MAX_INSTRUCTIONS:
         raise InvalidInput(
-            "count", f"1 to 20000, got {count}", "Ask for fewer, then extend the set."
+            "count",
+            f"1 to {MAX_INSTRUCTIONS}, got {count}",
+            "Ask for fewer, then extend the set.",
         )
     written = language(policy.locale)
     if language(config.locale) != written:

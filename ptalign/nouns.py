@@ -23,6 +23,11 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Axis = Literal["harm", "refusal"]
 Source = Literal["model", "seed", "excerpt", "import"]
 
+MAX_ANNOTATIONS = 49
+"""Per policy and model: the method promises to need fewer than 50 human marks."""
+MAX_INSTRUCTIONS = 20_000
+"""Accepted harmful instructions that one call may ask for."""
+
 
 def digest_of(value: Any) -> str:
     """``sha256:...`` of a JSON-able value in canonical form (sorted keys, no spaces)."""

@@ -16,6 +16,7 @@ from ptalign.engines.base import Engine, open_stream
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
+    MAX_ANNOTATIONS,
     Annotation,
     InstructionSet,
     ModelSpec,
@@ -27,9 +28,6 @@ from ptalign.progress import OnProgress, ignore
 from ptalign.records import MemoryLog, RecordLog
 from ptalign.spending import Spending
 from ptalign.text.embed import Embedder, default_embedder
-
-MAX_ANNOTATIONS = 49
-"""The method needs fewer than 50 human marks, and ptalign holds itself to it."""
 
 
 def synthesize_pairs(

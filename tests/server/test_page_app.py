@@ -11,10 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from ptalign.errors import DataDamaged, InvalidInput, PtalignError
+from ptalign.nouns import MAX_ANNOTATIONS
 from ptalign.sealed import SealedText
 from ptalign_server.errors import NotFound
 from ptalign_server.page import Board, Full, Item, Mark, Queue, Visitor, create_app
-from ptalign_server.page.library import LIMIT
 from ptalign_server.page.ordering import most_informative, uncertainty
 from ptalign_server.page.sessions import Sessions, fingerprint
 
@@ -72,7 +72,7 @@ class Memory:
         if mark.verdict == "skipped":
             self.left.sort(key=lambda item: item.id == mark.item)
             return
-        if self.marked + len(self.marks) >= LIMIT:
+        if self.marked + len(self.marks) >= MAX_ANNOTATIONS:
             raise Full
         self.marks.append(mark)
 
@@ -420,9 +420,9 @@ def test_the_last_mark_can_be_taken_back(library: Memory, client: TestClient) ->
 
 
 def test_the_counter_stops_at_49(library: Memory, client: TestClient) -> None:
-    library.marked = LIMIT - 1
+    library.marked = MAX_ANNOTATIONS - 1
     answer = send(client, "mark", verdict="good")
-    assert f"All {LIMIT} marks are made" in answer.text
+    assert f"All {MAX_ANNOTATIONS} marks are made" in answer.text
     late = send(client, "mark", item="id1", verdict="good")
     assert "not counted" in late.text
     edit = send(client, "mark", item="id1", verdict="edit", good="La.", bad="Go.")
@@ -434,18 +434,18 @@ def test_what_is_handed_over_is_counted_apart_from_the_limit(
     library: Memory, client: TestClient
 ) -> None:
     """The button counted "wrong" verdicts on other sets, which the sealed set leaves out."""
-    library.marked = LIMIT - 1
+    library.marked = MAX_ANNOTATIONS - 1
     assert "Hand over" not in client.get("/sets/1").text
     full = send(client, "mark", verdict="good").text
     assert "Hand over 1 mark<" in full
     assert "Hand them over" in full
     library.marks.clear()
-    library.marked = LIMIT
+    library.marked = MAX_ANNOTATIONS
     assert "Hand them over" not in client.get("/sets/1").text
 
 
 def test_second_opinions_go_on_after_the_limit(library: Memory, client: TestClient) -> None:
-    library.marked = LIMIT
+    library.marked = MAX_ANNOTATIONS
     library.left = [item(0), item(1, opinions=1, free=True)]
     answer = client.get("/sets/1")
     assert "second opinion" in answer.text

@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ptalign.errors import InvalidInput
+from ptalign.nouns import MAX_ANNOTATIONS
 from ptalign.sealed import SealedText
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
@@ -21,7 +22,7 @@ from ptalign_server.errors import NotFound
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.marks import mark_id
 from ptalign_server.page import create_app
-from ptalign_server.page.library import LIMIT, Full, Mark, Visitor
+from ptalign_server.page.library import Full, Mark, Visitor
 from ptalign_server.page.marks import counted, keep
 from ptalign_server.page.sessions import fingerprint
 from ptalign_server.page.shelf import Shelf
@@ -229,7 +230,7 @@ def test_wrong_stands_for_each_set_that_it_was_said_of(place: Place) -> None:
 
 def test_what_is_counted_already_is_shown_at_the_limit_too(place: Place) -> None:
     """Answers that were written anew were never looked at: "More would not be used"."""
-    items = place.items()[:LIMIT]
+    items = place.items()[:MAX_ANNOTATIONS]
     wrong = items[7]
     for item in items:
         place.mark(item, "bad" if item == wrong else "good")
@@ -239,7 +240,7 @@ def test_what_is_counted_already_is_shown_at_the_limit_too(place: Place) -> None
     offered = place.shelf.annotation_items(ANN, refined).items
     assert [item.id for item in offered if item.free] == [wrong]
     place.shelf.add_annotation(ANN, refined, Mark(wrong, "good"))
-    assert place.shelf.queues(ANN)[0].marked == LIMIT
+    assert place.shelf.queues(ANN)[0].marked == MAX_ANNOTATIONS
 
 
 def test_handing_over_again_answers_the_set_that_was_made(place: Place) -> None:
@@ -255,36 +256,41 @@ def test_handing_over_again_answers_the_set_that_was_made(place: Place) -> None:
 
 def test_marks_stop_at_49_and_count_over_pair_sets_of_the_policy(place: Place) -> None:
     items = place.items()
-    for item in items[: LIMIT - 1]:
+    for item in items[: MAX_ANNOTATIONS - 1]:
         place.mark(item)
     other = world.add_pair_set(place.store, world.pairs(3, "b"))
     extra = place.shelf.annotation_items(ANN, other).items
     place.shelf.add_annotation(ANN, other, Mark(extra[0].id, "good"))
-    assert {q.marked for q in place.shelf.queues(ANN)} == {LIMIT}
+    assert {q.marked for q in place.shelf.queues(ANN)} == {MAX_ANNOTATIONS}
     with pytest.raises(Full):
-        place.mark(items[LIMIT])
+        place.mark(items[MAX_ANNOTATIONS])
     with pytest.raises(Full):
         place.shelf.add_annotation(BOB, other, Mark(extra[1].id, "good"))
-    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == LIMIT
+    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == MAX_ANNOTATIONS
 
 
 def test_marks_that_a_set_was_made_with_count_and_those_again_cost_nothing(place: Place) -> None:
     """The page counted its own draft alone: 16 marks of a file and 49 of the page made 65."""
     noun = world.pairs(60, "c")
-    texts = [f"Sing {n} songs." for n in range(LIMIT - 3)] + [noun.pairs[0].instruction.upper()]
+    texts = [f"Sing {n} songs." for n in range(MAX_ANNOTATIONS - 3)] + [
+        noun.pairs[0].instruction.upper()
+    ]
     ids = tuple(mark_id(text) for text in texts)
     name = world.add_pair_set(place.store, noun.model_copy(update={"annotation_ids": ids}))
     assert {q.pair_set: q.marked for q in place.shelf.queues(ANN)} == {
-        name: LIMIT - 2,
+        name: MAX_ANNOTATIONS - 2,
         place.pairs: 0,
     }
     for number in range(3):
         place.shelf.add_annotation(ANN, name, Mark(noun.pairs[number].id, "good"))
-    assert place.shelf.annotation_items(ANN, name).queue.marked == LIMIT
+    assert place.shelf.annotation_items(ANN, name).queue.marked == MAX_ANNOTATIONS
     with pytest.raises(Full):
         place.shelf.add_annotation(ANN, name, Mark(noun.pairs[3].id, "good"))
     place.shelf.add_annotation(BOB, name, Mark(noun.pairs[2].id, "good"))
-    assert {q.pair_set: q.marked for q in place.shelf.queues(ANN)} == {name: LIMIT, place.pairs: 3}
+    assert {q.pair_set: q.marked for q in place.shelf.queues(ANN)} == {
+        name: MAX_ANNOTATIONS,
+        place.pairs: 3,
+    }
 
 
 def test_a_refined_set_counts_what_was_handed_over_for_it_once(place: Place) -> None:
@@ -305,11 +311,13 @@ def test_marks_of_a_draft_of_an_earlier_version_count_once_too(place: Place) -> 
 
 def test_marks_for_one_set_are_not_handed_over_for_one_made_with_others(place: Place) -> None:
     """SynthesizePairs would refuse the very command that the page names."""
-    for item in place.items()[:LIMIT]:
+    for item in place.items()[:MAX_ANNOTATIONS]:
         place.mark(item)
     noun = world.pairs(60).model_copy(update={"annotation_ids": (mark_id("Sing."),)})
     other = world.add_pair_set(place.store, noun)
-    with pytest.raises(InvalidInput, match=f"With the 1 that .* these are {LIMIT + 1} marks"):
+    with pytest.raises(
+        InvalidInput, match=f"With the 1 that .* these are {MAX_ANNOTATIONS + 1} marks"
+    ):
         place.shelf.hand_over(ANN, other)
     place.shelf.hand_over(ANN, place.pairs)
 
@@ -355,8 +363,8 @@ def test_the_limit_holds_when_many_mark_at_once(place: Place) -> None:
 
     with ThreadPoolExecutor(6) as threads:
         kept = sum(threads.map(work, enumerate(items)))
-    assert kept == LIMIT
-    assert place.shelf.queues(ANN)[0].marked == LIMIT
+    assert kept == MAX_ANNOTATIONS
+    assert place.shelf.queues(ANN)[0].marked == MAX_ANNOTATIONS
 
 
 def test_a_second_opinion_costs_no_mark_and_gives_agreement(place: Place) -> None:
@@ -501,18 +509,18 @@ def test_a_page_that_was_full_of_marks_on_a_purged_set_has_room_again(
     place: Place, tag: str
 ) -> None:
     """It said that all marks were made, and had none to hand over."""
-    for item in place.items()[:LIMIT]:
+    for item in place.items()[:MAX_ANNOTATIONS]:
         place.mark(item)
     place.purge(place.pairs)
     place.pairs = world.add_pair_set(place.store, world.pairs(60, tag))
     board = place.shelf.annotation_items(ANN, place.pairs)
     assert (board.queue.marked, board.to_seal, len(board.items)) == (0, 0, 61)
-    for item in place.items()[:LIMIT]:
+    for item in place.items()[:MAX_ANNOTATIONS]:
         place.mark(item)
     with pytest.raises(Full):
         place.mark(place.items()[0])
-    assert [q.marked for q in place.shelf.queues(ANN)] == [LIMIT]
-    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == LIMIT
+    assert [q.marked for q in place.shelf.queues(ANN)] == [MAX_ANNOTATIONS]
+    assert len(noun(place, place.shelf.hand_over(ANN, place.pairs)).records) == MAX_ANNOTATIONS
 
 
 def test_visitors_come_from_the_servers_tokens(place: Place) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ptalign.errors import InvalidInput
+from ptalign.nouns import MAX_ANNOTATIONS
 from ptalign.policies import schema
 from ptalign.sealed import SealedText
 from ptalign.text.normalise import plain
@@ -14,7 +15,6 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server.errors import MAX_ECHO
 
-MAX_ANNOTATIONS = 49
 MAX_TEXT = 8_000
 MAX_TOPICS = 500
 

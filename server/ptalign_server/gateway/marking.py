@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from ptalign.errors import InvalidInput
+from ptalign.nouns import MAX_ANNOTATIONS
 from ptalign_proto.v1 import library_pb2 as lib
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import UnknownName, refuse
 from ptalign_server.gateway.additions import Addition, add, made_before
 from ptalign_server.gateway.fields import (
-    MAX_ANNOTATIONS,
     annotation_problems,
     request_id_problems,
     too_many_annotations,
@@ -26,7 +26,7 @@ from ptalign_server.store.sets import AnnotationSet
 async def annotate(
     request: lib.CreateAnnotationSetRequest, identity: Identity, store: Store, catalogue: Catalogue
 ) -> str:
-    """Seals 1..49 annotations; returns the set's name."""
+    """Seals 1..MAX_ANNOTATIONS annotations; returns the set's name."""
     problems = request_id_problems(request)
     if not request.items:
         problems.append(InvalidInput("items", "is empty", f"Send 1..{MAX_ANNOTATIONS} marks."))

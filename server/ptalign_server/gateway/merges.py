@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ptalign.errors import InvalidInput
-from ptalign.nouns import InstructionSet, PairSet, Policy
+from ptalign.nouns import MAX_ANNOTATIONS, InstructionSet, PairSet, Policy
 from ptalign.policies.never import permitted
 from ptalign.text.locales import language
 from ptalign_proto.v1 import library_pb2 as lib
@@ -17,7 +17,7 @@ from ptalign_server import wire
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.errors import SetPartial, SetPurged, refuse
 from ptalign_server.gateway.additions import Addition, add, count_of, made_before, message_of
-from ptalign_server.gateway.fields import MAX_ANNOTATIONS, request_id_problems
+from ptalign_server.gateway.fields import request_id_problems
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.joins import join_instructions, join_pairs, joined_policy
 from ptalign_server.gateway.reading import find

@@ -8,7 +8,7 @@ from typing import Any
 
 from ptalign.config import NEEDS_TOXIC, LoraConfig
 from ptalign.errors import InvalidInput
-from ptalign.nouns import ModelSpec, Policy
+from ptalign.nouns import MAX_ANNOTATIONS, MAX_INSTRUCTIONS, ModelSpec, Policy
 from ptalign.suites import DEFAULT, HELD_OUT
 from ptalign.text.locales import language
 from ptalign_proto.v1 import resources_pb2 as res
@@ -26,7 +26,6 @@ from ptalign_server.errors import (
 )
 from ptalign_server.gateway.estimates import BYTES, Estimate, of_generation, weights_bytes
 from ptalign_server.gateway.fields import (
-    MAX_ANNOTATIONS,
     annotation_problems,
     doubled,
     inline_policy_problems,
@@ -43,7 +42,6 @@ from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED
 from ptalign_server.store.resources import Resource
 
-MAX_COUNT = 20_000
 MAX_SEEDS = 2_000
 MAX_ALSO = 8
 MAX_LABEL = 120
@@ -95,13 +93,13 @@ class Call:
 def check_generate(request: pb.GenerateInstructionsRequest, call: Call) -> Estimate:
     """Refuses a GenerateInstructions that cannot run; returns what it would cost."""
     problems = request_id_problems(request)
-    if not 1 <= request.count <= MAX_COUNT:
+    if not 1 <= request.count <= MAX_INSTRUCTIONS:
         problems.append(
             InvalidInput(
                 "count",
-                f"must be 1..{MAX_COUNT}, got {request.count}",
+                f"must be 1..{MAX_INSTRUCTIONS}, got {request.count}",
                 "Ask for fewer, and extend the set later with parent."
-                if request.count > MAX_COUNT
+                if request.count > MAX_INSTRUCTIONS
                 else "Say how many instructions you want.",
             )
         )

@@ -18,10 +18,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
 from ptalign.errors import InvalidInput, PtalignError
+from ptalign.nouns import MAX_ANNOTATIONS
 from ptalign.sealed import SealedText
 from ptalign_server.errors import NotFound
 from ptalign_server.page.guard import Guard, Headers, Pass, Refused
-from ptalign_server.page.library import LIMIT, AnnotationLibrary, Board, Full, Item, Mark
+from ptalign_server.page.library import AnnotationLibrary, Board, Full, Item, Mark
 from ptalign_server.page.sessions import Sessions
 from ptalign_server.settings import bracketed
 
@@ -85,7 +86,7 @@ class Page:
         """Pair sets that can be annotated."""
         entry = await self._guard.admit(request)
         queues = await run_in_threadpool(self._library.queues, entry.visitor)
-        return self._render(request, "home.html", entry, queues=queues)
+        return self._render(request, "home.html", entry, queues=queues, limit=MAX_ANNOTATIONS)
 
     async def login(self, request: Request) -> Response:
         """Asks for a token and turns it into a session."""
@@ -134,7 +135,7 @@ class Page:
             )
         except Full:
             if mark.verdict == "edit":  # what was written stays on the page
-                limit = f"are {LIMIT} by now: this one is not counted"
+                limit = f"are {MAX_ANNOTATIONS} by now: this one is not counted"
                 raise InvalidInput("marks", limit, "Take one back, then send it again.") from None
             return await self._board(request, entry, notice="The limit was reached: not counted.")
         return await self._board(request, entry, notice=notice[mark.verdict])
@@ -190,7 +191,7 @@ class Page:
     ) -> Response:
         pair_set = _pair_set(request)
         board = await run_in_threadpool(self._library.annotation_items, entry.visitor, pair_set)
-        full = board.queue.marked >= LIMIT
+        full = board.queue.marked >= MAX_ANNOTATIONS
         open_items = [i for i in board.items if i.free or not full]
         item = _choose(open_items, first)
         return self._show(request, entry, board, item, revealed=False, notice=notice)
@@ -215,7 +216,7 @@ class Page:
             item=item,
             revealed=revealed,
             notice=notice,
-            limit=LIMIT,
+            limit=MAX_ANNOTATIONS,
             stamp=self._guard.sessions.stamp(item.id) if item else "",
         )
 

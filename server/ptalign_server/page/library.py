@@ -8,9 +8,6 @@ from typing import Literal, Protocol
 
 from ptalign.sealed import SealedText
 
-LIMIT = 49
-"""Marks per model and policy: the method promises fewer than 50."""
-
 Verdict = Literal["good", "bad", "edit", "withdrawn", "skipped"]
 """good: what is shown is what it should be. bad: it is not, and nobody rewrote it: refining the
 set writes it anew. edit: rewritten by the annotator. withdrawn: an earlier mark taken back.

@@ -19,13 +19,13 @@ from typing import IO
 import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged, InvalidInput
-from ptalign.nouns import Annotation, Pair, PairSet
+from ptalign.nouns import MAX_ANNOTATIONS, Annotation, Pair, PairSet
 from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_server import wire
 from ptalign_server.errors import NotFound, SetPurged
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.marks import mark_id, refuse_blocked
-from ptalign_server.page.library import LIMIT, Board, Full, Mark, Queue, Visitor
+from ptalign_server.page.library import Board, Full, Mark, Queue, Visitor
 from ptalign_server.page.marks import (
     Kept,
     about,
@@ -155,7 +155,7 @@ class Shelf:
                     counted(self._usable(row, marks), noun.annotation_ids)
                     for marks in (history, [*history, made])
                 )
-                if after > max(before, LIMIT):
+                if after > max(before, MAX_ANNOTATIONS):
                     raise Full
                 log.append(made)
             finally:
@@ -323,9 +323,9 @@ def _to_seal(row: Resource, kept: Sequence[Kept]) -> list[Kept]:
 def _check_limit(sealed: Sequence[Kept], behind: Collection[str]) -> None:
     """A set that was made with other marks takes fewer: SynthesizePairs would refuse the rest."""
     count = counted(sealed, behind)
-    if count > max(LIMIT, len(behind)):
+    if count > max(MAX_ANNOTATIONS, len(behind)):
         limit = f"With the {len(behind)} that this set was made with, these are {count} marks"
-        mend = f"At most {LIMIT} are used: take some back, or hand over from another set."
+        mend = f"At most {MAX_ANNOTATIONS} are used: take some back, or hand over from another set."
         raise InvalidInput("marks", limit, mend)
 
 

@@ -7,11 +7,18 @@ from typing import TypeVar
 
 from ptalign.errors import InvalidInput
 from ptalign.judges import GENERATION_JUDGES
-from ptalign.nouns import Anchor, Annotation, Constraint, InstructionSet, Pair, PairSet
+from ptalign.nouns import (
+    MAX_ANNOTATIONS,
+    Anchor,
+    Annotation,
+    Constraint,
+    InstructionSet,
+    Pair,
+    PairSet,
+)
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import configs, messages
 from ptalign_server.errors import NotFound, SetPurged
-from ptalign_server.gateway.fields import MAX_ANNOTATIONS
 from ptalign_server.gateway.weights import same_weights
 from ptalign_server.lineage import parents
 from ptalign_server.marks import mark_id, refuse_blocked
