@@ -49,11 +49,6 @@ CODES: Mapping[str, StatusCode] = MappingProxyType(
 )
 """Reason of `ErrorInfo` -> status code."""
 
-RETRYABLE: frozenset[StatusCode] = frozenset(
-    {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED}
-)
-"""Codes where the same call, with the same request id, may succeed later."""
-
 NOT_FOUND_TEXT = "No such resource, or it is not yours to see."
 """The one sentence for every missing resource: it must not tell whether another tenant has it."""
 
