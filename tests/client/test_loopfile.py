@@ -8,7 +8,7 @@ import pytest
 
 from ptalign_client import ConfigError, LoopError
 from ptalign_client.cli.annotations import read_annotations
-from ptalign_client.cli.loopfile import read_loop
+from ptalign_client.cli.loopfile import open_loop
 
 ROOT = Path(__file__).parents[2]
 WHOLE = """\
@@ -29,13 +29,13 @@ def read(tmp_path: Path, text: str) -> LoopError:
     file = tmp_path / "loop.yaml"
     file.write_text(text)
     with pytest.raises(LoopError) as caught:
-        read_loop(file)
+        open_loop(file)
     return caught.value
 
 
 def test_whole_file(tmp_path: Path) -> None:
     (tmp_path / "loop.yaml").write_text(WHOLE)
-    loop = read_loop(tmp_path / "loop.yaml")
+    loop, _ = open_loop(tmp_path / "loop.yaml")
     assert (loop.model, loop.instructions.count, loop.instructions.twins) == ("tiny", 4, True)
     assert [(t.name, t.method) for t in loop.align] == [("A", "mle"), ("B", "pt_align")]
     assert loop.align[1].learning_rate == 5e-4
@@ -47,7 +47,7 @@ def test_whole_file(tmp_path: Path) -> None:
     "file", ["examples/loop.yaml", "deploy/demo/full.yaml", "deploy/demo/fast.yaml"]
 )
 def test_files_that_ship_are_well_formed(file: str) -> None:
-    loop = read_loop(ROOT / file)
+    loop, _ = open_loop(ROOT / file)
     marks = read_annotations((ROOT / file).parent / loop.annotations)
     assert 0 < len(marks.items) < 50
     assert marks.policy == loop.policy
@@ -144,7 +144,7 @@ def test_near_miss_is_guessed(tmp_path: Path) -> None:
 
 def test_no_file_and_empty_file(tmp_path: Path) -> None:
     with pytest.raises(LoopError, match="No such file") as caught:
-        read_loop(tmp_path / "nowhere.yaml")
+        open_loop(tmp_path / "nowhere.yaml")
     assert "examples/loop.yaml" in caught.value.hint
     assert "is empty" in str(read(tmp_path, "# nothing\n"))
     assert "must be a mapping" in str(read(tmp_path, "- a\n"))

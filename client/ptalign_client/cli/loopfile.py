@@ -231,17 +231,13 @@ def _number(value: float) -> str:
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def read_loop(file: Path) -> Loop:
-    """Reads a loop file and checks all that can be told from it alone.
+def open_loop(file: Path) -> tuple[Loop, Reader]:
+    """Reads a loop file and checks what it alone can tell; also returns the reader, which knows
+    each field's line.
 
     Raises:
         LoopError: Names the file, the line and the field.
     """
-    return open_loop(file)[0]
-
-
-def open_loop(file: Path) -> tuple[Loop, Reader]:
-    """A loop file as `read_loop` reads it, and the reader that knows its lines."""
     reader = Reader(file)
     root = reader.root()
     loop = reader.object(Loop, root, "")
