@@ -57,7 +57,7 @@ class PullAdapters:
         try:
             wanted = json.loads(await _body(receive))
             folder = await run_in_threadpool(
-                self._shelf.folder, str(wanted["lora_name"]), _model(scope)
+                self._pulled.folder, str(wanted["lora_name"]), _model(scope)
             )
         except (PtalignError, ValueError, KeyError, TypeError) as error:
             await JSONResponse({"error": {"message": str(error)}}, 400)(scope, receive, send)
@@ -65,12 +65,12 @@ class PullAdapters:
         await self._app(*_replaced(scope, receive, wanted | {"lora_path": str(folder)}), send)
 
     @cached_property
-    def _shelf(self) -> Shelf:
+    def _pulled(self) -> PulledAdapters:
         settings = Settings()
-        return Shelf(settings.artefacts, settings.state / "adapters")
+        return PulledAdapters(settings.artefacts, settings.state / "adapters")
 
 
-class Shelf:
+class PulledAdapters:
     """Pulled adapters on the engine's disk, the `KEPT` newest, each checked against its name.
 
     Args:

@@ -44,7 +44,7 @@ from ptalign_server.gateway import additions, imports, joins, marking, merges
 from ptalign_server.gateway.fields import annotation_problems
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.page.library import Mark, Visitor
-from ptalign_server.page.shelf import Shelf
+from ptalign_server.page.shelf import AnnotationShelf
 from ptalign_server.store import Store
 from ptalign_server.store.db import DatabaseAway
 from ptalign_server.store.resources import Resource
@@ -57,12 +57,13 @@ KNOWN: Any = SimpleNamespace(models={})
 DEV = Identity("eng", "default", frozenset({"engineer"}))
 TREE = (Topic(id="t", domain="tone", title="Curt replies", sides="both"),)
 POLICY = Policy(name="tone", topics=TREE, never_synthesize=(world.LISTED,))
+Place = tuple[AnnotationShelf, Store]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[tuple[Shelf, Store]]:
+def place(tmp_path: Path) -> Iterator[Place]:
     settings, store = world.open_store(tmp_path)
-    yield Shelf(settings, store), store
+    yield AnnotationShelf(settings, store), store
     store.close()
 
 
@@ -84,7 +85,7 @@ def test_a_listed_mark_is_named_by_item_and_field_not_by_text(field: str) -> Non
     marks.refuse_blocked("items", [fine], POLICY)
 
 
-async def test_an_annotation_set_with_listed_text_is_not_made(place: tuple[Shelf, Store]) -> None:
+async def test_an_annotation_set_with_listed_text_is_not_made(place: Place) -> None:
     _, store = place
     with pytest.raises(Violations, match=r"items\[0\].bad"):
         await annotate(store, bad=f"The {world.LISTED}.")
@@ -104,7 +105,7 @@ async def annotate(store: Store, **changes: str) -> str:
     return await marking.annotate(request, DEV, store, known)  # type: ignore[arg-type]
 
 
-async def test_a_note_is_no_longer_than_other_texts(place: tuple[Shelf, Store]) -> None:
+async def test_a_note_is_no_longer_than_other_texts(place: Place) -> None:
     """Three megabytes were sealed with the set, and no call shows a note."""
     _, store = place
     with pytest.raises(Violations, match=r"items\[0\].note: is longer than 8000 characters"):
@@ -121,7 +122,7 @@ def read(store: Store, made: Resource) -> AnnotationSet:
 
 
 async def test_a_set_whose_commit_stands_keeps_its_text_when_the_database_goes(
-    place: tuple[Shelf, Store], monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection drops after the commit: the call is sent again and answered with that set."""
     _, store = place
@@ -144,7 +145,7 @@ async def test_a_set_whose_commit_stands_keeps_its_text_when_the_database_goes(
 
 
 def test_a_set_whose_caller_went_away_keeps_its_text(
-    place: tuple[Shelf, Store], monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer has the change in hand by then, and commits it."""
     _, store = place
@@ -170,7 +171,7 @@ def test_a_set_whose_caller_went_away_keeps_its_text(
     assert read(store, made).marks == 1
 
 
-async def test_a_set_that_is_refused_leaves_no_files(place: tuple[Shelf, Store]) -> None:
+async def test_a_set_that_is_refused_leaves_no_files(place: Place) -> None:
     _, store = place
     request_id = str(uuid.uuid4())
     first = await annotate(store, request_id=request_id)
@@ -191,7 +192,7 @@ def test_inline_marks_are_checked_before_the_operation_runs() -> None:
     assert "annotations.items[0].good" in str(error)
 
 
-def test_an_edit_on_the_page_with_listed_text_is_not_kept(place: tuple[Shelf, Store]) -> None:
+def test_an_edit_on_the_page_with_listed_text_is_not_kept(place: Place) -> None:
     shelf, store = place
     name = world.add_pair_set(store, world.pairs(2))
     item = shelf.annotation_items(ANN, name).items[0].id
@@ -451,7 +452,7 @@ def test_an_instruction_with_two_twins_is_one_that_has_some() -> None:
     assert imports.import_instructions(records, ROOMS).stats["twin_share"] == 0.5
 
 
-def test_sets_that_were_made_with_50_marks_do_not_merge(place: tuple[Shelf, Store]) -> None:
+def test_sets_that_were_made_with_50_marks_do_not_merge(place: Place) -> None:
     """The sum was written into the merged set, and read as one policy's marks in its report."""
     ids = tuple(f"{n}" for n in range(50))
     made = [world.pairs(2, tag).model_copy(update={"annotation_ids": ids}) for tag in "abc"]
@@ -619,7 +620,7 @@ def test_refining_an_imported_set_writes_the_anchors_it_lacks() -> None:
     assert any(not anchor.held_out for anchor in refined.anchors)
 
 
-def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shelf, Store]) -> None:
+def test_what_one_sets_list_forbids_is_not_merged_from_another(place: Place) -> None:
     """The lists were joined, and texts that they forbid were kept and trained on."""
     _, store = place
     fine, other = world.pairs(3, "a"), world.pairs(4, "b")
@@ -641,7 +642,7 @@ def test_what_one_sets_list_forbids_is_not_merged_from_another(place: tuple[Shel
     assert addition.policy.never_synthesize == ("drum", world.LISTED)
 
 
-def test_a_merged_set_names_the_judges_of_all(place: tuple[Shelf, Store]) -> None:
+def test_a_merged_set_names_the_judges_of_all(place: Place) -> None:
     _, store = place
     judged = [
         world.pairs(2, tag).model_copy(update={"judge_ids": (f"{tag}@1", "all@1")}) for tag in "ba"
@@ -653,7 +654,7 @@ def test_a_merged_set_names_the_judges_of_all(place: tuple[Shelf, Store]) -> Non
 
 
 @pytest.mark.parametrize("newest", [0, 1])
-def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], newest: int) -> None:
+def test_anchors_of_earlier_weights_are_not_merged(place: Place, newest: int) -> None:
     """The set bore the first one's weights, whose anchors stood for what the model says now."""
     _, store = place
     weights, names = ["sha256:a", "sha256:b"], ["", ""]
@@ -673,7 +674,7 @@ def test_anchors_of_earlier_weights_are_not_merged(place: tuple[Shelf, Store], n
     assert left_out == merged.rejected == {"other_weights": 1}
 
 
-def test_where_no_weights_are_known_no_anchors_are_of_others(place: tuple[Shelf, Store]) -> None:
+def test_where_no_weights_are_known_no_anchors_are_of_others(place: Place) -> None:
     """A model without a digest matched the set without one, and the other's anchors went."""
     _, store = place
     names = []
@@ -690,7 +691,7 @@ def test_where_no_weights_are_known_no_anchors_are_of_others(place: tuple[Shelf,
 
 
 def test_a_merge_of_old_sets_is_no_newer_than_a_set_of_the_models_own_weights(
-    place: tuple[Shelf, Store],
+    place: Place,
 ) -> None:
     """It was made later: its stale anchors were kept, and those of the model's weights left out."""
     _, store = place
@@ -708,7 +709,7 @@ def test_a_merge_of_old_sets_is_no_newer_than_a_set_of_the_models_own_weights(
     assert addition.model_digest == "sha256:new"
 
 
-def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: tuple[Shelf, Store]) -> None:
+def test_sets_of_which_the_lists_leave_nothing_do_not_merge(place: Place) -> None:
     _, store = place
     names = [
         world.add_pair_set(store, world.pairs(1, tag), listed=f"step 0{other}")

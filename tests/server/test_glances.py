@@ -16,7 +16,7 @@ from ptalign_server import wire
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import connect
-from ptalign_server.store.glance import FEW, Glances, Shelf
+from ptalign_server.store.glance import FEW, Glances, Tables
 from ptalign_server.store.operations import REMEMBERED_BYTES, VALIDATING, Operation, Operations
 from ptalign_server.store.resources import Resources
 
@@ -30,13 +30,13 @@ def _operation(store: Store, request: bytes = b"call") -> str:
     return made.id
 
 
-def _where(shelf: Shelf) -> int:
-    shelf.operations.get("0001")
+def _where(tables: Tables) -> int:
+    tables.operations.get("0001")
     return threading.get_ident()
 
 
-def _where_listed(shelf: Shelf) -> int:
-    assert len(shelf.operations.page("default", 5)) == 1
+def _where_listed(tables: Tables) -> int:
+    assert len(tables.operations.page("default", 5)) == 1
     return threading.get_ident()
 
 
@@ -68,7 +68,7 @@ async def test_a_locked_file_keeps_a_thread_waiting_and_not_the_loop(tmp_path: P
     lock.execute("PRAGMA locking_mode=EXCLUSIVE")
     lock.execute("BEGIN IMMEDIATE")  # as a process that recovers the log: nobody may read
     engine: Engine = connect(settings.database_url)
-    far = Shelf(Operations(engine, store.vault, wire.freeze), Resources(engine, store.vault))
+    far = Tables(Operations(engine, store.vault, wire.freeze), Resources(engine, store.vault))
     glances = Glances(settings.database_url, store.vault, wire.freeze, far)
     reading = asyncio.create_task(glances.read(_where))
     longest, end = 0.0, time.monotonic() + 0.6

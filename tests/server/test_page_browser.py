@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from ptalign_server.gateway.identity import Tokens
 from ptalign_server.page import Mark, Visitor, create_app
 from ptalign_server.page.listen import listen
-from ptalign_server.page.shelf import Shelf
+from ptalign_server.page.shelf import AnnotationShelf
 from ptalign_server.store.sets import AnnotationSet
 
 FLAGS = [
@@ -45,7 +45,7 @@ class Served:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        app = create_app(Shelf(self.settings, self.store))
+        app = create_app(AnnotationShelf(self.settings, self.store))
         port, self._stop = self._run(listen(app, "127.0.0.1", 0, self.settings.auth))
         self.url = f"http://127.0.0.1:{port}"
 
@@ -285,7 +285,7 @@ def test_the_space_bar_on_a_focused_button_means_that_button(tab: Tab) -> None:
 
 
 def test_the_counter_stops_at_49_in_the_browser(tab: Tab, served: Served) -> None:
-    shelf = Shelf(served.settings, served.store)
+    shelf = AnnotationShelf(served.settings, served.store)
     visitor = Visitor("ann", "default", frozenset({"annotator"}))
     for item in shelf.annotation_items(visitor, served.pairs).items[:48]:
         shelf.add_annotation(visitor, served.pairs, Mark(item.id, "good"))

@@ -25,7 +25,7 @@ from ptalign_server.page import create_app
 from ptalign_server.page.library import Full, Mark, Visitor
 from ptalign_server.page.marks import counted, keep
 from ptalign_server.page.sessions import fingerprint
-from ptalign_server.page.shelf import Shelf
+from ptalign_server.page.shelf import AnnotationShelf
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.marks import called_with
 
@@ -40,7 +40,7 @@ class Place:
     def __init__(self, folder: Path, pairs: int = 60) -> None:
         self.folder = folder
         self.settings, self.store = world.open_store(folder)
-        self.shelf = Shelf(self.settings, self.store)
+        self.shelf = AnnotationShelf(self.settings, self.store)
         self.pairs = world.add_pair_set(self.store, world.pairs(pairs))
 
     def items(self, visitor: Visitor = ANN) -> list[str]:
@@ -59,7 +59,7 @@ class Place:
     def reopen(self) -> None:
         self.store.close()
         self.settings, self.store = world.open_store(self.folder)
-        self.shelf = Shelf(self.settings, self.store)
+        self.shelf = AnnotationShelf(self.settings, self.store)
 
 
 @pytest.fixture
@@ -545,12 +545,12 @@ def test_a_page_that_others_can_reach_asks_for_a_token(
 ) -> None:
     """It went by gRPC's address alone: anybody who sent `Host: localhost` came in."""
     settings = place.settings.model_copy(update={"host": host, "page_host": page_host})
-    shelf = Shelf(settings, place.store)
+    shelf = AnnotationShelf(settings, place.store)
     assert (shelf.local() is not None) == free
     page = TestClient(create_app(shelf), "http://localhost", follow_redirects=False)
     assert page.get("/").status_code == (200 if free else 303)
 
 
 def test_replicas_share_the_cookie_key(place: Place) -> None:
-    assert Shelf(place.settings, place.store).secret() == place.shelf.secret()
+    assert AnnotationShelf(place.settings, place.store).secret() == place.shelf.secret()
     assert len(place.shelf.secret()) == 32

@@ -25,7 +25,7 @@ from ptalign.errors import Cancelled, EngineFailed, InvalidInput, NotReady, Unsu
 from ptalign.nouns import ModelSpec
 from ptalign_server.engine_paths import PATHS, EnginePaths
 from ptalign_server.errors import CircuitOpen
-from ptalign_server.pool import Pool, PoolSettings, State, supervisor, wire
+from ptalign_server.pool import Pool, PoolSettings, State, client, supervisor
 from ptalign_server.pool.adapters import check_adapter, make_adapter
 from ptalign_server.pool.command import EngineCommand, command_for, free_port
 from ptalign_server.pool.pool import KEPT
@@ -452,19 +452,19 @@ def test_an_engine_takes_no_requests_before_it_has_what_was_asked_for_while_it_w
     """Each request of that moment was answered 404, which nobody tries again."""
     opened, ready_at_load = threading.Event(), dict[str, bool]()
     pools, served = list[Pool](), list[str]()
-    prove, load = supervisor.Supervisor._prove, wire.Wire.load
+    prove, load = supervisor.Supervisor._prove, client.EngineClient.load
 
-    def prove_and_ask(self: supervisor.Supervisor, wired: wire.Wire) -> None:
+    def prove_and_ask(self: supervisor.Supervisor, wired: client.EngineClient) -> None:
         prove(self, wired)
         assert opened.wait(20)
         served.append(pools[0].serve_adapter("calm", adapter))
 
-    def watch(self: wire.Wire, name: str, folder: Path) -> bool:
+    def watch(self: client.EngineClient, name: str, folder: Path) -> bool:
         ready_at_load[name] = bool(pools) and pools[0].up
         return load(self, name, folder)
 
     monkeypatch.setattr(supervisor.Supervisor, "_prove", prove_and_ask)
-    monkeypatch.setattr(wire.Wire, "load", watch)
+    monkeypatch.setattr(client.EngineClient, "load", watch)
     pools.append(open_pool(wait=False))
     opened.set()
     pools[0].wait_ready(20)
@@ -651,7 +651,7 @@ def test_an_engine_answers_only_what_the_pool_asks(tmp_path: Path) -> None:
         argv = command_for(PoolSettings(state=tmp_path, device=device), model).argv
         named = f"{EnginePaths.__module__}.{EnginePaths.__qualname__}"
         assert argv[argv.index("--middleware") + 1] == named
-    source = Path(wire.__file__).read_text() + Path(openai.__file__).read_text()
+    source = Path(client.__file__).read_text() + Path(openai.__file__).read_text()
     asked = set(re.findall(r'"(/(?:v1/)?[a-z_/]+)"', source)) - {"/v1"}
     assert {"/health", "/v1/load_lora_adapter", "/chat/completions"} <= asked
     assert {path if path in PATHS else f"/v1{path}" for path in asked} <= PATHS

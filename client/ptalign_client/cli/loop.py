@@ -26,8 +26,8 @@ from ptalign_client.sync import Operation
 
 R = TypeVar("R", bound=Resource)
 S = TypeVar("S", nouns.InstructionSet, nouns.PairSet)
-HELD_OUT = "held-out-"
-"""How the names of suites begin that ask requests which nothing was trained on."""
+HELD_OUT_PREFIX = "held-out-"
+"""Prefix of the suites that ask only held-out requests."""
 GONE = frozenset({"SET_PURGED", "ADAPTER_DELETED"})
 """Reasons that no rerun lifts: a stage of an earlier run made it, and its state file names it."""
 AGAIN = "The same `ptalign run` continues the loop from here.\n"
@@ -89,7 +89,7 @@ class Runner:
     def held_out(self) -> nouns.InstructionSet | None:
         """Requests of the same policy to evaluate on; None when no suite would ask them."""
         plan, asked = self.loop.instructions, self.loop.evaluate
-        wanted = not asked.suites or any(s.startswith(HELD_OUT) for s in asked.suites)
+        wanted = not asked.suites or any(s.startswith(HELD_OUT_PREFIX) for s in asked.suites)
         if not (wanted and asked.held_out):
             return None
         other = (plan.seed + 1) % 2**32

@@ -84,15 +84,15 @@ def show() -> None:
     from ptalign_server.catalogue import Catalogue
 
     with open_store() as store:
-        shelf = _Shelf(store, Catalogue(Settings()))
+        listed = _AdapterList(store, Catalogue(Settings()))
         broken: list[str] = []
         for found in store.resources.all_of("adapters", broken.append):
-            typer.echo("\t".join(shelf.line(found)))
+            typer.echo("\t".join(listed.line(found)))
         for name in broken:
-            typer.echo("\t".join(shelf.damaged(name)))
+            typer.echo("\t".join(listed.damaged(name)))
 
 
-class _Shelf:
+class _AdapterList:
     """What the rows of adapters do not say, read once for all of them."""
 
     def __init__(self, store: Store, catalogue: Catalogue) -> None:

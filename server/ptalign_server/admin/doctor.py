@@ -98,15 +98,15 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_remote(url: str) -> Finding:
-    from ptalign_server.pool.wire import Wire
+    from ptalign_server.pool.client import EngineClient
 
-    wire = Wire(url)
+    client = EngineClient(url)
     try:
-        sick = wire.sickness(ENGINE_SECONDS)
+        sick = client.sickness(ENGINE_SECONDS)
     finally:
-        wire.close()
+        client.close()
     mend = "Wait for its model, or look at its log. Calls are accepted and wait meanwhile."
-    return Finding(f"engine {wire.url}", not sick, sick or "answers", mend, needed=False)
+    return Finding(f"engine {client.url}", not sick, sick or "answers", mend, needed=False)
 
 
 def check_packages(settings: Settings) -> Iterator[Finding]:

@@ -118,7 +118,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
     ) -> tuple[list[Any], str]:
         size, tenant = page_size(request.page_size), caller().tenant
         rows = await self._store.glances.read(
-            lambda shelf: shelf.resources.page(
+            lambda tables: tables.resources.page(
                 tenant,
                 collection,
                 size + 1,

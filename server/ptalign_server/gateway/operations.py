@@ -22,7 +22,7 @@ from ptalign_server.gateway.submit import answer, answers
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.in_use import in_use, pass_over
 from ptalign_server.store import Store
-from ptalign_server.store.glance import Shelf
+from ptalign_server.store.glance import Tables
 from ptalign_server.store.holds import refuse_held
 from ptalign_server.store.operations import (
     CANCELLED,
@@ -59,7 +59,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         tenant = caller().tenant
         found = operation_id(request.name)
         return await self._store.glances.read(
-            lambda shelf: answer(shelf.operations.get(found, tenant), shelf)
+            lambda tables: answer(tables.operations.get(found, tenant), tables)
         )
 
     async def ListOperations(
@@ -69,12 +69,12 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         size = page_size(request.page_size)
         tenant = caller().tenant
 
-        def read(shelf: Shelf) -> operations_pb2.ListOperationsResponse:
-            rows = shelf.operations.page(
+        def read(tables: Tables) -> operations_pb2.ListOperationsResponse:
+            rows = tables.operations.page(
                 tenant, size + 1, before=request.page_token, kind=kind, states=states
             )
             return operations_pb2.ListOperationsResponse(
-                operations=answers(rows[:size], shelf),
+                operations=answers(rows[:size], tables),
                 next_page_token=rows[size - 1].id if len(rows) > size else "",
             )
 
@@ -89,7 +89,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
         while not found.done and (left := end - time.monotonic()) > 0:
             await self._feeds.wait(found.id, found.sequence, left)
             found = await self._get(request.name)
-        return await self._store.glances.read(lambda shelf: answer(found, shelf))
+        return await self._store.glances.read(lambda tables: answer(found, tables))
 
     async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
         found, identity = await self._get(request.name), caller()
@@ -143,7 +143,7 @@ class Operations(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
     async def _get(self, name: str) -> Operation:
         found = operation_id(name)
         tenant = caller().tenant
-        return await self._store.glances.read(lambda shelf: shelf.operations.get(found, tenant))
+        return await self._store.glances.read(lambda tables: tables.operations.get(found, tenant))
 
 
 def cancel(operation: Operation, who: str) -> Operation | None:

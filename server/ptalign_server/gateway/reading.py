@@ -42,7 +42,7 @@ def find(resources: Resources, name: str, collection: str, tenant: str) -> Resou
 
 async def look_up(store: Store, name: str, collection: str, tenant: str) -> Resource:
     """`find` from the event loop."""
-    return await store.glances.read(lambda shelf: find(shelf.resources, name, collection, tenant))
+    return await store.glances.read(lambda tables: find(tables.resources, name, collection, tenant))
 
 
 async def stream(

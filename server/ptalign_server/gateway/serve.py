@@ -203,10 +203,10 @@ class Gateway:
     async def _serve_page(self) -> tuple[int, Callable[[], Awaitable[None]]]:
         from ptalign_server.page import create_app
         from ptalign_server.page.listen import listen
-        from ptalign_server.page.shelf import Shelf
+        from ptalign_server.page.shelf import AnnotationShelf
 
         settings = self._settings
-        shelf = Shelf(settings, self._store)
+        shelf = AnnotationShelf(settings, self._store)
         app = create_app(shelf, self._metrics.failed, settings.page_host)
         return await listen(app, settings.page_host, settings.page_port, settings.auth)
 

@@ -22,7 +22,7 @@ from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.verbs import ESTIMATES, Call
 from ptalign_server.store import Store
 from ptalign_server.store.db import reading
-from ptalign_server.store.glance import Shelf
+from ptalign_server.store.glance import Tables
 from ptalign_server.store.operations import VALIDATING, Operation, new_id
 from ptalign_server.store.requests import Ticket, answered, once, sent_before, ticket
 
@@ -68,7 +68,7 @@ async def _shown_of(
     store: Store, operation_id: str, identity: Identity
 ) -> operations_pb2.Operation:
     return await store.glances.read(
-        lambda shelf: answer(shelf.operations.get(operation_id, identity.tenant), shelf)
+        lambda tables: answer(tables.operations.get(operation_id, identity.tenant), tables)
     )
 
 
@@ -127,15 +127,15 @@ def redacted(request: pb.GenerateInstructionsRequest) -> pb.GenerateInstructions
     return clean
 
 
-def answer(operation: Operation, shelf: Shelf) -> operations_pb2.Operation:
+def answer(operation: Operation, tables: Tables) -> operations_pb2.Operation:
     """An operation with its response, when it has one."""
-    return answers([operation], shelf)[0]
+    return answers([operation], tables)[0]
 
 
-def answers(found: Sequence[Operation], shelf: Shelf) -> list[operations_pb2.Operation]:
+def answers(found: Sequence[Operation], tables: Tables) -> list[operations_pb2.Operation]:
     """The operations with their responses, which are read in one go."""
     named = [operation.resource for operation in found if wire.needs_response(operation)]
-    made = shelf.resources.get_all(named) if named else {}
+    made = tables.resources.get_all(named) if named else {}
     messages = []
     for operation in found:
         message = operations_pb2.Operation.FromString(_shown(operation))

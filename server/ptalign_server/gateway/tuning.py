@@ -51,13 +51,13 @@ class SafetyTuning(rpc.SafetyTuningServicer):  # type: ignore[misc]
     ) -> AsyncIterator[pb.OperationEvent]:
         found = operation_id(request.name)
         tenant, glances = caller().tenant, self._store.glances
-        await glances.read(lambda shelf: shelf.operations.get(found, tenant))
+        await glances.read(lambda tables: tables.operations.get(found, tenant))
         async for event in self._feeds.events(found, min(request.after_sequence, MAX_SEQUENCE)):
             message = operations_pb2.Operation.FromString(event.body)
             changed = wire.changed_at(message)
             if message.done and not message.HasField("error"):
                 message = await glances.read(
-                    lambda shelf: answer(shelf.operations.get(found), shelf)
+                    lambda tables: answer(tables.operations.get(found), tables)
                 )
             yield pb.OperationEvent(sequence=event.sequence, time=changed, operation=message)
             if message.done:

@@ -80,7 +80,7 @@ class Feeds:
 
     async def _ended(self, operation_id: str, after: int) -> bool:
         """Whether the operation is done, with no event above `after`."""
-        row = await self._store.glances.read(lambda shelf: shelf.operations.get(operation_id))
+        row = await self._store.glances.read(lambda tables: tables.operations.get(operation_id))
         return row.done and row.sequence <= after
 
     async def _since(self, operation_id: str, feed: Feed, after: int) -> list[Event]:

@@ -49,7 +49,7 @@ SETS = 50
 """Pair sets shown, newest first."""
 
 
-class Shelf:
+class AnnotationShelf:
     """An `AnnotationLibrary` (see `page.library`).
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptalign.errors import EngineFailed
-from ptalign_server.pool.wire import Sample, Wire
+from ptalign_server.pool.client import EngineClient, Sample
 
 PROMPTS = ("The quick brown fox jumps over", "Water is made of hydrogen and", "One, two, three,")
 TOKENS = 12
@@ -15,11 +15,11 @@ POWER = 5.0
 """The canary adapter must differ from the base by this many tolerances, or it proves nothing."""
 
 
-def check(wire: Wire, *, base: str, canary: str, dtype: str, bare: str = "") -> float:
+def check(client: EngineClient, *, base: str, canary: str, dtype: str, bare: str = "") -> float:
     """Compares each request alone with the same request in a mixed batch. Also the warm-up.
 
     Args:
-        wire: The engine.
+        client: Of the engine to prove.
         base: Name that base requests use.
         canary: Name of an adapter that is not zero.
         dtype: Precision, which sets the tolerance.
@@ -33,17 +33,19 @@ def check(wire: Wire, *, base: str, canary: str, dtype: str, bare: str = "") -> 
         EngineFailed: Mixed and solo differ, `base` is not `bare`, or the canary does nothing.
     """
     tolerance = TOLERANCE[dtype]
-    alone = [wire.sample(base, prompt, TOKENS) for prompt in PROMPTS]
-    changed = [wire.sample(canary, prompt, TOKENS) for prompt in PROMPTS]
+    alone = [client.sample(base, prompt, TOKENS) for prompt in PROMPTS]
+    changed = [client.sample(canary, prompt, TOKENS) for prompt in PROMPTS]
     power = _apart(alone, changed)
     if power < POWER * tolerance:
         raise EngineFailed(
             f"the canary adapter changed nothing ({power:.4f} nats): no adapters here"
         )
-    if bare and (off := _apart(alone, [wire.sample(bare, p, TOKENS) for p in PROMPTS])) > tolerance:
-        raise EngineFailed(f"the adapter for base requests changes them by {off:.3f} nats")
+    if bare:
+        off = _apart(alone, [client.sample(bare, prompt, TOKENS) for prompt in PROMPTS])
+        if off > tolerance:
+            raise EngineFailed(f"the adapter for base requests changes them by {off:.3f} nats")
     names = [base] * len(PROMPTS) + [canary] * len(PROMPTS)
-    mixed = wire.together([(n, p, TOKENS) for n, p in zip(names, PROMPTS * 2, strict=True)])
+    mixed = client.together([(n, p, TOKENS) for n, p in zip(names, PROMPTS * 2, strict=True)])
     worst = _apart(alone + changed, mixed)
     if worst > tolerance:
         raise EngineFailed(

@@ -15,10 +15,10 @@ from ptalign.errors import EngineFailed, PtalignError
 from ptalign.nouns import ModelSpec
 from ptalign_server.pool import canary
 from ptalign_server.pool.adapters import make_adapter
+from ptalign_server.pool.client import EngineClient
 from ptalign_server.pool.command import EngineCommand, command_for
 from ptalign_server.pool.router import Router, Slot
 from ptalign_server.pool.settings import EngineStatus, PoolSettings, State
-from ptalign_server.pool.wire import Wire
 from ptalign_server.processes import Child, spawn
 from ptalign_server.redact import LogTail
 
@@ -67,7 +67,7 @@ class Supervisor:
         self._loaded = set[str]()
         self._remote = bool(url)
         self._child: Child | None = None
-        self._wire: Wire | None = None
+        self._wire: EngineClient | None = None
         self._deaths: deque[float] = deque()
         self._failed_starts = 0
         self._restarts = 0
@@ -150,7 +150,7 @@ class Supervisor:
                 return  # its next start reads the same desired state
             self._load_desired(wire, {wanted})
 
-    def _load_in_use(self, wire: Wire) -> None:
+    def _load_in_use(self, wire: EngineClient) -> None:
         """Loads what is desired, of which what is in use must be there before requests are taken.
 
         But for what no engine has loaded yet: it fails its users alone, who are told by the pool.
@@ -158,7 +158,7 @@ class Supervisor:
         in_use = [name for name, users in dict(self._users).items() if users]
         self._load_desired(wire, in_use, [n for n in in_use if self._tried.get(n) != ""])
 
-    def _load_desired(self, wire: Wire, needed: Collection[str], new: Collection[str] = ()) -> None:
+    def _load_desired(self, wire: EngineClient, needed: Collection[str], new: Collection[str] = ()) -> None:
         desired = dict(self._desired)
         for name in self._loaded - desired.keys():
             self._loaded.discard(name)
@@ -177,7 +177,7 @@ class Supervisor:
                     self._tried[name] = str(error)
                 log.warning("engine %s: %s; it serves the others", self.slot.name, error)
 
-    def _load(self, wire: Wire, name: str, folder: Path) -> None:
+    def _load(self, wire: EngineClient, name: str, folder: Path) -> None:
         if not wire.load(name, folder):
             raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
         self._loaded.add(name)
@@ -223,12 +223,13 @@ class Supervisor:
         finally:
             self._clear()
 
-    def _start(self, deadline: float) -> Wire | None:
+    def _start(self, deadline: float) -> EngineClient | None:
         """Starts the process and waits until it answers; None when told to stop meanwhile."""
         command = None if self._remote else command_for(self._settings, self._model)
         if command is not None:
             self._spawn(command)
-        wire = self._wire = Wire(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
+        wire = EngineClient(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
+        self._wire = wire
         while not self._leave():
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status} at start")
@@ -250,7 +251,7 @@ class Supervisor:
             log=self.log,
         )
 
-    def _prove(self, wire: Wire) -> None:
+    def _prove(self, wire: EngineClient) -> None:
         """Warm-up, zero adapter, mixed-batch canary, desired adapters."""
         name = self._settings.served_name or self._model.name
         if name not in (served := wire.models()):
@@ -262,7 +263,7 @@ class Supervisor:
         self._load_in_use(wire)
         self.log.strict = True  # from here on it holds record text
 
-    def _prove_adapters(self, wire: Wire, name: str) -> None:
+    def _prove_adapters(self, wire: EngineClient, name: str) -> None:
         """Finds out whether adapters work beside base requests, and if those need the zero one."""
         folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
         model, dtype = Path(self._model.path), self._settings.dtype
@@ -285,7 +286,7 @@ class Supervisor:
             self.slot.zero_name = ZERO
         wire.unload(self._canary)
 
-    def _mixes(self, wire: Wire, name: str, loud: Path) -> bool:
+    def _mixes(self, wire: EngineClient, name: str, loud: Path) -> bool:
         """Whether bare requests get the adapter of their batch: so on the CPU without `lora_cpu`.
 
         The adapter that they would get is the one in the last slot, so every slot is filled.
@@ -308,7 +309,7 @@ class Supervisor:
     def _tag(self) -> str:
         return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name
 
-    def _announce(self, wire: Wire) -> None:
+    def _announce(self, wire: EngineClient) -> None:
         def ready() -> None:
             self.slot.ready = True
             self.slot.generation += 1
@@ -322,7 +323,7 @@ class Supervisor:
             self._router.change(ready)
         self._move(State.READY)
 
-    def _watch(self, wire: Wire) -> None:
+    def _watch(self, wire: EngineClient) -> None:
         misses, next_check = 0, 0.0
         while not self._leave():
             if self._child is not None and not self._child.running:

@@ -14,7 +14,7 @@ from ptalign_server.settings import Settings
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
 from ptalign_server.store.db import alone, connect, migrate, protect_file
-from ptalign_server.store.glance import Glances, Shelf
+from ptalign_server.store.glance import Glances, Tables
 from ptalign_server.store.holds import Holds
 from ptalign_server.store.keys import Keys, no_keys
 from ptalign_server.store.operations import ID, Freeze, Operations
@@ -54,8 +54,8 @@ class Store:
         self.operations = Operations(self.engine, self.vault, freeze)
         self.resources = Resources(self.engine, self.vault)
         self.withdrawals = Withdrawals(self.engine)
-        shelf = Shelf(self.operations, self.resources)
-        self.glances = Glances(settings.database_url, self.vault, freeze, shelf)
+        tables = Tables(self.operations, self.resources)
+        self.glances = Glances(settings.database_url, self.vault, freeze, tables)
         self.sets = Sets(settings.state / "sets", self.keys)
         self.artefacts = Artefacts(
             settings.state / "artefacts",

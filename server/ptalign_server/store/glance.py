@@ -20,7 +20,7 @@ FEW = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Tables:
     """What a glance may look at."""
 
     operations: Operations
@@ -37,17 +37,17 @@ class Glances:
     waits. So does a read that meets a large row, and every read of PostgreSQL.
     """
 
-    def __init__(self, url: str, vault: Vault, freeze: Freeze, far: Shelf) -> None:
+    def __init__(self, url: str, vault: Vault, freeze: Freeze, far: Tables) -> None:
         self._far = far
         self._engine = connect_to_glance(url)
-        self._near: Shelf | None = None
+        self._near: Tables | None = None
         if self._engine is not None:
-            self._near = Shelf(
+            self._near = Tables(
                 Operations(self._engine, vault, freeze, light=True),
                 Resources(self._engine, vault, light=True),
             )
 
-    async def read(self, what: Callable[[Shelf], T], rows: int = 1) -> T:
+    async def read(self, what: Callable[[Tables], T], rows: int = 1) -> T:
         """What `what` finds; `rows` is how many it may read."""
         if self._near is not None and rows <= FEW:
             try:

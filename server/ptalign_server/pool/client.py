@@ -23,7 +23,7 @@ class Sample:
     logprobs: tuple[float, ...]
 
 
-class Wire:
+class EngineClient:
     """Blocking HTTP to one engine's root address; `timeout_s` is for answers that take work."""
 
     def __init__(self, url: str, api_key: str = "", timeout_s: float = 600.0) -> None:
