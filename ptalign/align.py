@@ -1,4 +1,4 @@
-"""Stage three: MLE on good answers, fine-grained unlikelihood on toxic ones, into a LoRA adapter.
+"""Stage 3: MLE on good answers, fine-grained unlikelihood on toxic ones, into a LoRA adapter.
 
     L = L_MLE(positives) + KL(bare || tuned)(anchors) + tau KL(bare || tuned)(twins)
         + lambda L_UT(toxic)

@@ -1,4 +1,4 @@
-"""Stage four: the same prompts for every target, judged, with intervals and a verdict.
+"""Stage 4: the same prompts for every target, judged, with intervals and a verdict.
 
 Greedy decoding: two runs of one model give the same replies, and a difference between targets is
 theirs. Targets are asked one after the other, so an engine batch holds one adapter at a time.

@@ -1125,7 +1125,7 @@ def test_unknown_name_shows_the_known(cli: Any, served: Any) -> None:
     ]
     result = cli("generate", "-m", "x", "-p", "tone-en", "-n", "3", "--json")
     assert result.exit_code == 2
-    assert "Mend:  Known: tiny, small." in result.stderr
+    assert "Fix:   Known: tiny, small." in result.stderr
     (said,) = lines(result)
     assert said["error"]["reason"] == "UNKNOWN_NAME"
 

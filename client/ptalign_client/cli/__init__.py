@@ -20,7 +20,7 @@ def main() -> None:
             raise
         Console(stderr=True).print(
             f"[bold red]Error:[/] a fault of ptalign itself: {type(error).__name__}: "
-            f"{escape(str(error))}\n[bold]Mend:[/]  please report it; "
+            f"{escape(str(error))}\n[bold]Fix:[/]   please report it; "
             "PTALIGN_DEBUG=1 shows where it happened."
         )
         sys.exit(70)

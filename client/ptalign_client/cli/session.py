@@ -310,14 +310,14 @@ def of_a_file(error: OSError) -> ConfigError | None:
 
 
 def report(session: Session, error: PtalignError) -> None:
-    """Says what went wrong, why and how to mend it; as JSON too when asked."""
+    """Prints what went wrong, why, and how to fix it; also as JSON if asked for."""
     what, fields, mend = explain(error)
     table = Table.grid(padding=(0, 1))
     table.add_row(Text("Error:", style="bold red"), Text(plain(what), overflow="fold"))
     for line in fields:
         table.add_row(Text("•", style="red", justify="right"), Text(plain(line), overflow="fold"))
     if mend:
-        table.add_row(Text("Mend:", style="bold"), Text(plain(mend), overflow="fold"))
+        table.add_row(Text("Fix:", style="bold"), Text(plain(mend), overflow="fold"))
     session.err.print(table)
     if session.as_json:
         session.emit({"error": _facts(error)})
