@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from ptalign.errors import NotReady
-from ptalign_server.process import hold
+from ptalign_server.locks import hold_lock
 from ptalign_server.settings import Settings
 
 HERE = Path(__file__).parent
@@ -93,7 +93,7 @@ def put_aside(out: Path) -> None:
     lock = Settings(state=state).run_dir / "gateway.lock"
     if lock.exists():
         try:
-            hold(lock, 0.0).close()
+            hold_lock(lock, 0.0).close()
         except NotReady as error:
             raise SystemExit(str(error)) from None
     if not out.exists():

@@ -63,8 +63,8 @@ def serve() -> None:
     from ptalign_server import logs
     from ptalign_server.gateway.serve import Ports, quiet_environment
     from ptalign_server.gateway.serve import serve as run
+    from ptalign_server.hardening import refuse_unpickling
     from ptalign_server.notices import notices
-    from ptalign_server.process import refuse_unpickling
     from ptalign_server.settings import Settings, address
 
     refuse_unpickling()

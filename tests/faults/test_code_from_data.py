@@ -66,7 +66,7 @@ def test_the_gate_sees_what_it_should(line: str) -> None:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    before = "from ptalign_server.process import refuse_unpickling; refuse_unpickling()\n"
+    before = "from ptalign_server.hardening import refuse_unpickling; refuse_unpickling()\n"
     return subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True)
 
 

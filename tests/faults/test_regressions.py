@@ -41,9 +41,9 @@ from ptalign_server.gateway import serve
 from ptalign_server.gateway.identity import Identity
 from ptalign_server.gateway.purge import finish_purges
 from ptalign_server.gateway.submit import Submission, _Insert
+from ptalign_server.locks import hold_lock
 from ptalign_server.manifest import PART, Signer
 from ptalign_server.metrics import Metrics
-from ptalign_server.process import hold
 from ptalign_server.settings import EngineSettings, Settings
 from ptalign_server.store import Store
 from ptalign_server.store.db import DatabaseAway, DatabaseBusy
@@ -278,10 +278,10 @@ def test_a_cut_audit_trail_is_seen(store: Store) -> None:
 
 def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
     """A second server on other ports ran the same operations beside the first."""
-    held = hold(tmp_path / "lock", 0.0)
+    held = hold_lock(tmp_path / "lock", 0.0)
     code = (
-        "from pathlib import Path; import sys; from ptalign_server.process import hold; "
-        "hold(Path(sys.argv[1]), 0.2)"
+        "from pathlib import Path; import sys; from ptalign_server.locks import hold_lock; "
+        "hold_lock(Path(sys.argv[1]), 0.2)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     second = subprocess.run(command, capture_output=True, text=True)
@@ -333,7 +333,7 @@ def test_a_worker_waits_for_that_of_any_name(
         raise NotReady("another has it")
 
     monkeypatch.setattr(sys, "argv", ["worker", "1"])
-    monkeypatch.setattr(worker_main, "hold", hold)
+    monkeypatch.setattr(worker_main, "hold_lock", hold)
     for name in ("die_with_parent", "refuse_unpickling"):
         monkeypatch.setattr(worker_main, name, lambda *_: None)
     monkeypatch.setattr("ptalign_server.logs.set_up", lambda _: None)

@@ -26,8 +26,8 @@ from ptalign.nouns import PairSet
 from ptalign.suites import build
 from ptalign_server.catalogue import Catalogue
 from ptalign_server.cli import app
+from ptalign_server.locks import hold_lock
 from ptalign_server.manifest import Signer
-from ptalign_server.process import hold
 from ptalign_server.settings import Settings
 from ptalign_server.variables import OTHERS
 from ptalign_server.vault import KeyFile
@@ -152,7 +152,10 @@ def test_a_second_demo_leaves_what_was_gone_on_with(demo: Any, tmp_path: Path) -
     ended(-1)
     settings = Settings(state=out / "state")
     settings.make_folders()
-    with hold(settings.run_dir / "gateway.lock", 0.0), pytest.raises(SystemExit, match="Stop it"):
+    with (
+        hold_lock(settings.run_dir / "gateway.lock", 0.0),
+        pytest.raises(SystemExit, match="Stop it"),
+    ):
         demo.put_aside(out)
     demo.put_aside(out)
     assert not out.exists()

@@ -8,7 +8,7 @@ import typer
 
 from ptalign.errors import Unsupported
 from ptalign_server.admin.stored import WHO, open_store
-from ptalign_server.process import alone
+from ptalign_server.locks import locked_folder
 from ptalign_server.settings import Settings
 from ptalign_server.vault import KeyFile, operator_keys
 
@@ -78,7 +78,7 @@ def rotate_all(store: Store) -> tuple[str, int]:
         Id of the fresh key, and how many set keys it wraps.
     """
     keyfile = store.vault.keyfile
-    with alone(keyfile.path.parent):
+    with locked_folder(keyfile.path.parent):
         key_id = keyfile.add()
         count = rewrap_all(store)
         keyfile.keep_current()

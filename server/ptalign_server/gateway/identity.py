@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ptalign.disk import sync
 from ptalign.errors import DataDamaged, NotReady, PtalignError
 from ptalign_server.errors import PermissionDenied, Unauthenticated
-from ptalign_server.process import alone
+from ptalign_server.locks import locked_folder
 from ptalign_server.settings import ROLES, Settings
 
 log = logging.getLogger("ptalign.server")
@@ -182,14 +182,14 @@ class Tokens:
         token = "pta_" + secrets.token_urlsafe(32)
         digest = hashlib.sha256(token.encode()).hexdigest()
         made = Entry(name=name, tenant=tenant, roles=tuple(roles), sha256=digest)
-        with alone(self._path.parent):
+        with locked_folder(self._path.parent):
             left = [e for e in self.entries() if (e.name, e.tenant) != (name, tenant)]
             self._write([*left, made])
         return token
 
     def remove(self, name: str, tenant: str) -> bool:
         """Removes a tenant's token by its name; whether there was one."""
-        with alone(self._path.parent):
+        with locked_folder(self._path.parent):
             entries = self.entries()
             left = [e for e in entries if (e.name, e.tenant) != (name, tenant)]
             if len(left) < len(entries):

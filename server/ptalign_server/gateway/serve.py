@@ -31,7 +31,7 @@ from ptalign_server.gateway.retention import PAUSE_SECONDS, expire
 from ptalign_server.gateway.tuning import SafetyTuning
 from ptalign_server.gateway.watch import Feeds
 from ptalign_server.gateway.workers import WorkerProcess
-from ptalign_server.process import hold
+from ptalign_server.locks import hold_lock
 from ptalign_server.settings import Settings, bare
 from ptalign_server.store import Store
 from ptalign_server.store.names import KEEP_SECONDS, Name
@@ -79,7 +79,8 @@ async def serve(settings: Settings, ready: Callable[[Ports], None]) -> None:
         ready: Called with the ports once calls are answered.
     """
     settings.make_folders()
-    held = hold(settings.run_dir / "gateway.lock", LOCK_SECONDS)  # of any name: sockets, metrics
+    # Whatever its name: a second gateway would use the same sockets and metrics.
+    held = hold_lock(settings.run_dir / "gateway.lock", LOCK_SECONDS)
     metrics.prepare(settings.run_dir / "metrics")
     gauges = metrics.Metrics()
     store = Store(settings, wire.freeze)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ptalign_server.settings import Settings
 from ptalign_server.store.artefacts import Artefacts
 from ptalign_server.store.audit import Audit
-from ptalign_server.store.db import alone, connect, migrate, protect_file
+from ptalign_server.store.db import connect, exclusive, migrate, protect_file
 from ptalign_server.store.glance import Glances, Tables
 from ptalign_server.store.holds import Holds
 from ptalign_server.store.keys import Keys, no_keys
@@ -76,7 +76,7 @@ class Store:
         Raises:
             InvalidInput: They are another database's.
         """
-        with alone(self.engine):  # the servers of one database start together
+        with exclusive(self.engine):  # the servers of one database start together
             self.sets.claim(self.vault.mac("sets", "database"))
 
     def work(self, operation_id: str) -> Path:

@@ -180,14 +180,14 @@ def migrate(engine: sa.Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with alone(engine) as connection:
+    with exclusive(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 @contextmanager
-def alone(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that only one server at a time is in: for what is made once."""
+def exclusive(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that only one server at a time can hold, for what must be made once."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("select pg_advisory_xact_lock(70746)"))
@@ -196,7 +196,7 @@ def alone(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def _create(engine: sa.Engine) -> None:
     """An empty database gets the newest schema at once; alembic is slow to import."""
-    with alone(engine) as connection:
+    with exclusive(engine) as connection:
         metadata.create_all(connection)
         version = sa.Table(
             "alembic_version",

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged, InvalidInput
 from ptalign_server.errors import OnHold
-from ptalign_server.store.db import alone, reading
+from ptalign_server.store.db import exclusive, reading
 from ptalign_server.store.schema import holds, resources, set_keys
 
 
@@ -57,7 +57,7 @@ class Holds:
                 f"{file} names what is under legal hold and cannot be read. Restore it from a "
                 "backup, or remove it and hold again what it named: ptalign-server hold add"
             ) from None
-        with alone(self._engine) as connection:
+        with exclusive(self._engine) as connection:
             for name in names:
                 _insert(connection, name)
         file.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ptalign.errors import DataDamaged
 from ptalign_server.errors import SetPurged
-from ptalign_server.store.db import alone, reading
+from ptalign_server.store.db import exclusive, reading
 from ptalign_server.store.holds import refuse_held
 from ptalign_server.store.schema import set_keys
 from ptalign_server.vault import SetKey, Vault
@@ -150,7 +150,7 @@ class Keys:
     def _use_mac_key(self, begin: Callable[[sa.Connection], None]) -> None:
         wrapped = self._wrapped(MAC)
         if wrapped is None:
-            with alone(self._engine) as connection:
+            with exclusive(self._engine) as connection:
                 known = connection.execute(self._query(MAC)).scalar()
                 if known is None:
                     made = self._vault.fresh_mac_key()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ptalign_server.process import die_with_parent, hold, refuse_unpickling
+from ptalign_server.hardening import die_with_parent, refuse_unpickling
+from ptalign_server.locks import hold_lock
 
 LOCK_SECONDS = 30.0
 """How long the last worker of a killed server may take to be gone."""
@@ -25,7 +26,7 @@ def main() -> None:
     settings = Settings()
     logs.set_up(settings.log_level)
     # Two workers on one state folder would run the same operations twice.
-    held = hold(settings.run_dir / "worker.lock", LOCK_SECONDS)
+    held = hold_lock(settings.run_dir / "worker.lock", LOCK_SECONDS)
     Worker(settings).run()
     held.close()
 
