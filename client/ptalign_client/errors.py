@@ -12,7 +12,7 @@
         ├── FailedPrecondition   the state does not allow it: a partial set, an open circuit
         ├── Unauthenticated      no valid token or certificate
         ├── PermissionDenied     the identity lacks the role
-        ├── OutOfRange           an offset behind the end of a file
+        ├── OutOfRange           an offset past the end of a file
         ├── ResourceExhausted    too many calls, or a full disk: `retry_after`
         ├── Unavailable          not reachable, starting or restarting: trying again helps
         ├── Cancelled            the operation was cancelled; `resource` is what it kept
@@ -225,7 +225,7 @@ class PermissionDenied(ServiceError):
 
 
 class OutOfRange(ServiceError):
-    """An offset behind the end of a file."""
+    """An offset past the end of a file."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 

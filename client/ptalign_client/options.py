@@ -42,9 +42,10 @@ class Retry:
     cap: float = 5.0
     """Seconds."""
     patience: float = 120.0
-    """Seconds a watch or download is opened again after it last worked: long enough for a server
-    to restart; 0 turns resuming off. One that was silent until it broke worked until then. Where
-    nothing has worked yet, it is tried as a call is: `attempts` times, within the timeout."""
+    """How long, in seconds, a broken watch or download keeps being reopened, counted from when it
+    last worked; the default outlasts a server restart, 0 disables resuming. A stream that stayed
+    open without sending anything counts as working until it broke. One that never worked is
+    retried like a call: `attempts` times, within the timeout."""
 
     def bound(self, failures: int) -> float:
         """Longest wait in seconds after this many failures in a row (from 1)."""
@@ -58,7 +59,8 @@ class Options:
     endpoint: str = ""
     """``host:port``; PTALIGN_ENDPOINT, or 127.0.0.1:50051."""
     token: str = field(default="", repr=False)
-    """Bearer token; PTALIGN_TOKEN. Line breaks at its end, as a mounted file has, are no part."""
+    """Bearer token; PTALIGN_TOKEN. Trailing line breaks, as mounted secret files have, are
+    stripped."""
     tls: TLS | None = None
     """PTALIGN_TLS_ROOT, PTALIGN_TLS_CERT, PTALIGN_TLS_KEY and PTALIGN_TLS_SERVER_NAME;
     clear text when none of them is set."""

@@ -177,8 +177,9 @@ class Verbs(Base):
             ut_weight: lambda, above 0; automatic unless set; ``pt_align`` and ``ut_uniform``.
             token_weighting: Which toxic tokens count, and how much.
             flagged_share: 0.05..0.25 of the toxic tokens; 0.2 unless set.
-            ut_candidates: What unlikelihood pushes down at a place of a bad answer: ``written``,
-                the flagged word there, or ``set``, also the set's other harm words, everywhere.
+            ut_candidates: Which tokens unlikelihood suppresses: ``written``, only the flagged
+                word at its own position, or ``set``, also the set's other harm words, at every
+                position of a bad answer.
             protected_words: Words that are never suppressed.
             lora: Shape of the adapter.
             budget: Steps, batch, learning rate and the limit on benign KL.
@@ -238,9 +239,9 @@ class Verbs(Base):
             gate: Catalogue name, or limits written here; the server's default unless set.
             samples: Prompts per suite at most; 60 on the CPU profile, 200 on the GPU one, unless
                 set. ``twins`` and ``xstest-safe`` ask half of it, ``ifeval`` 85 %.
-            pair_set: A further set whose requests and judges are kept out, and that is measured
-                on where the target's adapter has no set with text. What the adapters were
-                trained on is kept out anyway.
+            pair_set: An additional pair set. Its requests are excluded from the prompts and its
+                judges from grading. Benign KL is measured on it if the text of the adapter's own
+                set is gone. Training sets are always excluded.
             also: Shown beside, e.g. an adapter trained by MLE only.
             held_out: An instruction set of the policy that nothing was trained on, whichever model
                 wrote it: its requests are asked as the suites ``held-out-*``, beside the default

@@ -137,10 +137,11 @@ def align_config(request: pb.AlignRequest) -> AlignConfig:
 
 
 def refuse_weighting(request: pb.AlignRequest, method: str) -> None:
-    """Of methods other than pt_align, which weigh every token alike.
+    """Refuses token_weighting and flagged_share for methods other than pt_align, which weigh every
+    token alike.
 
-    The default's name is let through, for clients send it. Asked in the call alone, not of a call
-    that goes on with a training: what was accepted before this was refused is finished.
+    The default scorer passes, because clients send it. Only new calls are checked, so that a
+    training accepted by an earlier version can still be resumed.
 
     Raises:
         InvalidInput: Names the field.

@@ -176,7 +176,7 @@ class Overloaded(PtalignError):
 
 
 class OutOfRange(PtalignError):
-    """An offset behind the end of a file."""
+    """An offset past the end of a file."""
 
     reason = "OFFSET_OUT_OF_RANGE"
 

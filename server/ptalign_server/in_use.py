@@ -28,7 +28,7 @@ class Skip(Protocol):
 
 
 def in_use(store: Store, skip: Skip) -> dict[str, str]:
-    """What operations under way work with -> one that does.
+    """Resource name -> an unfinished operation that depends on it.
 
     Args:
         skip: Told of operations whose call is unreadable: they cannot run.

@@ -259,7 +259,7 @@ async def test_an_unknown_part_is_explained(shelf: Shelf) -> None:
     assert (code, "export.jsonl" in text) == ("INVALID_ARGUMENT", True)
     request = lib.DownloadRequest(name=name, part="export.jsonl", offset=10**9, purpose="x")
     code, text = await text_of(shelf.library.Download(request))
-    assert (code, "behind the end" in text) == ("OUT_OF_RANGE", True)
+    assert (code, "past the end" in text) == ("OUT_OF_RANGE", True)
 
 
 async def test_what_is_held_out_travels_through_export_and_import(shelf: Shelf) -> None:

@@ -300,7 +300,7 @@ def _guarded(session: Session, body: Callable[..., None], values: dict[str, Any]
 
 
 def of_a_file(error: OSError) -> ConfigError | None:
-    """What a caller can mend; None of connections, where there is nothing."""
+    """The file error as one the caller can fix; None for connection errors."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return None
     return ConfigError(

@@ -27,7 +27,10 @@ class Estimate:
 
 
 def of_generation(model: ModelSpec, drafts: float, tokens: int, basis: str) -> Estimate:
-    """Of so many drafts of at most so many tokens; `basis` says where the drafts come from."""
+    """Cost of generating `drafts` completions of at most `tokens` tokens each.
+
+    `basis` says how `drafts` was counted, and is added to the explanation.
+    """
     size = weights_bytes(model)
     rate = 96 * 538e6 / max(size, 1e6)
     return Estimate(

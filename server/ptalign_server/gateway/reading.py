@@ -78,7 +78,7 @@ async def download(
         info = _file(found, request.part)
         chunks = store.artefacts.chunks(found.name, info.part, request.offset)
     if request.offset > info.size:
-        raise OutOfRange(f"offset {request.offset} is behind the end: {info.size} bytes.")
+        raise OutOfRange(f"offset {request.offset} is past the end: {info.size} bytes.")
     yield lib.DownloadChunk(info=info, offset=request.offset)
     offset = request.offset
     async for chunk in _in_thread(chunks, batch=4):

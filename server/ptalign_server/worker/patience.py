@@ -40,7 +40,10 @@ class Patience:
         return len(self._failures)
 
     def wait(self, operation_id: str) -> None:
-        """Puts off what meets nothing of its own, as often as it takes."""
+        """Postpones an operation because the database or the keys are away.
+
+        Not counted as a failure; may be repeated without limit.
+        """
         self._failures.setdefault(operation_id, 0)
         self._due[operation_id] = time.monotonic() + AWAY_SECONDS
 

@@ -73,13 +73,11 @@ def trained(job: Job, adapters: Sequence[str], named: str) -> Trained:
 
 
 def taught(job: Job, adapter: str, pairs: PairSet) -> list[str]:
-    """Ids of what a set holds out and an adapter, or one that it continues, was trained on.
+    """Ids of the held-out pairs and anchors of `pairs` whose request the adapter, or one it was
+    continued from, was trained on.
 
     A small set holds nothing out, and a larger one of the same instructions does. Sets whose text
     was purged are passed over.
-
-    Returns:
-        Ids of pairs and of anchors of `pairs`.
     """
     line = list(lineage(job, adapter))
     known = _taught(line, _loaded(job, line))
