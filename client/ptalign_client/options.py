@@ -75,13 +75,13 @@ class Options:
     """Streams (watches, downloads, chats) open at most. Apart from the calls, so that watchers
     never block a cancel; the sum stays below 1,000, above which one gRPC channel drops some."""
 
-    def resolved(self, env: Mapping[str, str] | None = None) -> Options:
-        """These options with the gaps filled from the environment, and checked.
+    def resolved(self) -> Options:
+        """These options, checked, with the gaps filled from the environment.
 
         Raises:
             ConfigError: An endpoint, file or limit that cannot work; names the option.
         """
-        env = os.environ if env is None else env
+        env = os.environ
         filled = Options(
             endpoint=self.endpoint or env.get("PTALIGN_ENDPOINT", "") or DEFAULT_ENDPOINT,
             token=(self.token or env.get("PTALIGN_TOKEN", "")).rstrip("\r\n"),

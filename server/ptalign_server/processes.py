@@ -101,7 +101,7 @@ class Child:
     def kill(self) -> None:
         """Ends the command and all it started, now."""
         self._signal(signal.SIGUSR1)
-        if not self.wait(65):  # the shepherd gives the kernel 60 s
+        if not self.wait(shepherd.KERNEL_SECONDS + 5):
             self._process.kill()
             self.wait()
 

@@ -27,6 +27,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SHM_PREFIXES = ("psm_", "sem.mp-", "sem.loky-", "torch_", "nccl-")
 """Shared memory that Python, torch and vLLM leave behind when they are killed."""
+KERNEL_SECONDS = 60.0
+"""For the kernel to end what was killed: it frees gigabytes slowly on a busy machine."""
 
 
 def prctl(option: int, value: int) -> None:
@@ -91,19 +93,18 @@ def shared_memory(pids: Iterable[int]) -> set[str]:
     return found
 
 
-def clear(session: int, *, adopted: bool = False, timeout_s: float = 60.0) -> bool:
+def clear(session: int, *, adopted: bool = False) -> bool:
     """SIGKILLs a session, waits until it is empty, removes the shared memory it leaves.
 
     Args:
         session: Session id (the pid of its leader).
         adopted: Also kill children of this process: those that left the session.
-        timeout_s: Seconds to wait for the kernel, which frees gigabytes slowly on a busy machine.
 
     Returns:
         Whether the session is empty.
     """
     shm: set[str] = set()
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + KERNEL_SECONDS
     while pids := members(session) + (orphans(os.getpid()) if adopted else []):
         shm |= shared_memory(pids)
         for pid in pids:

@@ -62,14 +62,12 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return PREFIX + found[0] if found else ""
 
 
-def explained(
-    error: ValidationError | SettingsError, environment: Mapping[str, str] = os.environ
-) -> BadSettings:
-    """What pydantic says of `Settings`, with the variables' names and the mend."""
+def explained(error: ValidationError | SettingsError) -> BadSettings:
+    """What pydantic says of `Settings`, with the variables' names and how to fix them."""
     if isinstance(error, ValidationError):
         fields = known()
         return BadSettings("\n".join(_line(item, fields) for item in error.errors()))
-    return BadSettings("\n".join(_no_json(environment)) or str(error))
+    return BadSettings("\n".join(_no_json(os.environ)) or str(error))
 
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:

@@ -37,6 +37,8 @@ MAX_REMEMBERED = 1024
 """Rows of one `Operations`: 8 MB at most."""
 DROPPED_AT_ONCE = 5000
 """Events removed in one transaction: some 20 ms of the one writer."""
+READ_AT_ONCE = 500
+"""Events read by one query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,13 +328,13 @@ class Operations:
         with reading(self._engine) as connection:
             return {str(i): int(s) for i, s in connection.execute(query)}
 
-    def events(self, operation_id: str, after: int, limit: int = 500) -> list[Event]:
-        """Events with a sequence number above `after`, in order."""
+    def events(self, operation_id: str, after: int) -> list[Event]:
+        """The first `READ_AT_ONCE` events with a sequence number above `after`, in order."""
         query = (
             sa.select(events)
             .where(events.c.operation == operation_id, events.c.sequence > after)
             .order_by(events.c.sequence)
-            .limit(limit)
+            .limit(READ_AT_ONCE)
         )
         with reading(self._engine) as connection:
             return [self._event(row) for row in connection.execute(query).mappings()]
