@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -59,13 +58,6 @@ def model_folder() -> Path:
     return folder
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def is_up(url: str) -> bool:
     """Whether an OpenAI-compatible server answers."""
     try:
@@ -81,6 +73,8 @@ def engine_url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     if given := os.environ.get("PTALIGN_TEST_ENGINE_URL"):
         yield given.rstrip("/")
         return
+    from ptalign_server.pool.command import free_port
+
     folder = tmp_path_factory.mktemp("engine")
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1"

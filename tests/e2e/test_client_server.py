@@ -22,10 +22,11 @@ from ptalign.suites import HELD_OUT
 from ptalign_client.cli import loopfile
 from ptalign_server.catalogue import write_models
 from ptalign_server.gateway import verbs
+from ptalign_server.pool.command import free_port
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "server"))
-from running import Running, free_port  # noqa: E402
+from running import Running  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "ptalign_server_conftest", ROOT / "tests" / "server" / "conftest.py"

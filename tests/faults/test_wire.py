@@ -12,12 +12,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CANCEL, DATA, RESET, Connection, bomb, frame
-from running import Running, alive, free_port
+from running import Running, alive
 from test_stop import p99, resident
 from world import generate, served
 
 import ptalign_client as pt
 from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_server.pool.command import free_port
 
 GENERATE = "/ptalign.v1.SafetyTuning/GenerateInstructions"
 IMPORT = "/ptalign.v1.Library/ImportSet"

@@ -9,11 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +17,8 @@ from typing import Any
 
 import grpc
 import yaml
-from running import Running, descendants, free_port
+from running import Running, descendants
+from running import author as author
 
 from ptalign.nouns import Anchor, Constraint, Instruction, ModelSpec, Pair
 from ptalign_proto.v1 import library_pb2 as lib
@@ -192,29 +189,6 @@ def wait_for(true: Any, seconds: float, what: str) -> Any:
         assert time.monotonic() < limit, f"not in {seconds} s: {what}"
         time.sleep(0.05)
     return value
-
-
-@contextlib.contextmanager
-def author(delay: float) -> Iterator[str]:
-    """URL of tests/server/author_engine.py."""
-    port = free_port()
-    program = HERE.parent / "server" / "author_engine.py"
-    process = subprocess.Popen([sys.executable, str(program), str(port), str(delay)])
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        wait_for(lambda: answers(url), 20, "the author engine answers")
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def load(name: str) -> Any:

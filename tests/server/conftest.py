@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # `running` is shared by the tests of this folder
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@contextmanager
-def author(delay: float = 0.0) -> Iterator[str]:
-    """URL of an `author_engine`, each completion taking `delay` seconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, HERE / "author_engine.py", str(port), str(delay)])
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        while not answers(url):
-            assert process.poll() is None
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
+from running import author  # noqa: E402
 
 
 @pytest.fixture(scope="session")

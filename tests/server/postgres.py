@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from running import alive, free_port
+from running import alive
+
+from ptalign_server.pool.command import free_port
 
 BINARIES = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
 START_SECONDS = 60.0

@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from google.longrunning import operations_pb2_grpc
 
 from ptalign_proto.v1 import library_pb2_grpc, safety_tuning_pb2_grpc
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
+from ptalign_server.pool.command import free_port
 
 START_SECONDS = 60.0
 
@@ -110,13 +111,6 @@ class Running:
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def progress(operation: lro.Operation) -> pb.OperationProgress:
     """The common part of an operation's metadata."""
     name = operation.metadata.TypeName().rpartition(".")[2]
@@ -149,6 +143,38 @@ def alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Waits until `true()` is."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    """Whether an engine answers at this URL, which ends in /v1."""
+    try:
+        with urllib.request.urlopen(f"{url}/models", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def author(delay: float = 0.0) -> Iterator[str]:
+    """URL of an `author_engine`, each completion taking `delay` seconds."""
+    port = free_port()
+    program = Path(__file__).with_name("author_engine.py")
+    process = subprocess.Popen([sys.executable, program, str(port), str(delay)])
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        until(lambda: answers(url), START_SECONDS)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import secrets
 import shlex
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from running import alive, until
 from test_retention import put_operation
 from typer.testing import CliRunner
 
@@ -151,13 +151,6 @@ def wrapping(store: Store) -> set[str]:
         }
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_what_was_sealed_is_read_by_another_process_of_the_server(
     kms: Kms, opened: Callable[[], Store]
 ) -> None:
@@ -234,13 +227,6 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started(
     with pytest.raises(NotReady, match=r"did not end within 1\.5 s"):
         KeyCommand(kms.command)
     until(lambda: not any(map(alive, map(int, (kms.folder / "pids").read_text().split()))))
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("command", ["/no/such/program", "/etc"])

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import socket
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
+from certificates import self_signed
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -42,27 +39,9 @@ APP = Starlette(routes=[Route("/", scheme)])
 
 
 def make_certificate(folder: Path, serial: int) -> AuthSettings:
-    """A self-signed certificate for 127.0.0.1 in the place that the settings name."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(serial)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "tls.key").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    (folder / "tls.crt").write_bytes(certificate.public_bytes(pem))
-    return AuthSettings(tls_cert=folder / "tls.crt", tls_key=folder / "tls.key")
+    """A self-signed certificate in the place that the settings name."""
+    cert, key = self_signed(folder, serial)
+    return AuthSettings(tls_cert=cert, tls_key=key)
 
 
 async def serial_at(port: int) -> int:

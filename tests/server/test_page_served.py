@@ -10,13 +10,14 @@ import page_world as world
 import running
 
 from ptalign_proto.v1 import library_pb2 as lib
+from ptalign_server.pool.command import free_port
 
 
 def test_marks_made_on_the_page_are_an_annotation_set_over_grpc(tmp_path: Path) -> None:
     _, store = world.open_store(tmp_path)
     pairs = world.add_pair_set(store, world.pairs(4))
     store.close()
-    port = running.free_port()
+    port = free_port()
     host = "127.0.0.2"  # not the one that is always let in
     settings = {
         "PTALIGN_PAGE": "true",

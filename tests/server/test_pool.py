@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from running import until
 from safetensors.numpy import save_file
 
 from ptalign.engines import openai
@@ -137,13 +138,6 @@ def answers(pool: Pool, requests: Iterable[Request]) -> dict[str, Completion]:
 
 def seen(pool: Pool) -> list[dict[str, object]]:
     return [httpx.get(s.url + "/seen").json() for s in pool.status() if s.pid]
-
-
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def ready(pool: Pool, count: int = 1) -> None:

@@ -9,10 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import self_signed
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ptalign.errors import InvalidInput, NotReady
@@ -25,35 +22,6 @@ from ptalign_server.gateway.serve import make_server
 from ptalign_server.metrics import Metrics
 from ptalign_server.settings import AuthSettings, Settings, is_loopback
 from ptalign_server.store import Store
-
-
-def certificate(folder: Path, serial: int) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(serial)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "tls.crt", folder / "tls.key"
-    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return cert_file, key_file
 
 
 @pytest.mark.parametrize(
@@ -93,7 +61,7 @@ def test_an_ipv6_address_is_bound_as_one() -> None:
 async def test_a_certificate_that_cannot_be_used_is_not_told_as_a_taken_port(
     tmp_path: Path, torn: str
 ) -> None:
-    cert, key = certificate(tmp_path, 1)
+    cert, key = self_signed(tmp_path, 1)
     (tmp_path / "ca.crt").write_bytes(cert.read_bytes())
     (tmp_path / torn).write_text("half")
     auth = AuthSettings(tls_cert=cert, tls_key=key, client_ca=tmp_path / "ca.crt")
@@ -130,7 +98,7 @@ async def ask(port: int, trusted: bytes, metadata: Any = ()) -> Any:
 async def test_tls_needs_a_token_off_loopback_and_takes_up_a_new_certificate(
     tmp_path: Path,
 ) -> None:
-    cert, key = certificate(tmp_path, 1)
+    cert, key = self_signed(tmp_path, 1)
     auth = AuthSettings(tls_cert=cert, tls_key=key)
     settings = Settings(state=tmp_path / "state", host="0.0.0.0", port=0, auth=auth)
     store = Store(settings, wire.freeze)
@@ -148,7 +116,7 @@ async def test_tls_needs_a_token_off_loopback_and_takes_up_a_new_certificate(
     async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as kept:
         check: Any = health_pb2_grpc.HealthStub(kept).Check
         await check(health_pb2.HealthCheckRequest(), timeout=10)
-        certificate(tmp_path, 2)
+        self_signed(tmp_path, 2)
         assert (await ask(port, cert.read_bytes(), header)).gates
         await check(health_pb2.HealthCheckRequest(), timeout=10)
     await server.stop(0)
@@ -159,7 +127,7 @@ async def test_a_certificate_that_could_not_be_read_at_first_is_taken_up_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was taken for seen, and the old one went on until it had expired."""
-    cert, key = certificate(tmp_path, 1)
+    cert, key = self_signed(tmp_path, 1)
     auth = AuthSettings(tls_cert=cert, tls_key=key)
     settings = Settings(state=tmp_path / "state", port=0, auth=auth)
     store = Store(settings, wire.freeze)
@@ -167,7 +135,7 @@ async def test_a_certificate_that_could_not_be_read_at_first_is_taken_up_later(
     port = bind(server, settings)
     await server.start()
     old = cert.read_bytes()
-    certificate(tmp_path, 2)
+    self_signed(tmp_path, 2)
 
     def closed(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -231,7 +199,7 @@ def test_a_certificate_in_a_closed_folder_is_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking when it changed ended in a traceback before reading it could say what is wrong."""
-    cert, key = certificate(tmp_path, 1)
+    cert, key = self_signed(tmp_path, 1)
     settings = Settings(state=tmp_path, auth=AuthSettings(tls_cert=cert, tls_key=key))
 
     def closed(*_: object, **__: object) -> None:

@@ -10,11 +10,12 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from running import until
 
 from ptalign_server import shepherd
 from ptalign_server.processes import Child, clean_environment, reap, spawn
@@ -61,13 +62,6 @@ def family(tmp_path: Path) -> Iterator[Path]:
         with suppress(OSError):  # it ended meanwhile
             if folder.name.isdigit() and str(script).encode() in (folder / "cmdline").read_bytes():
                 os.kill(int(folder.name), signal.SIGKILL)
-
-
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def start(records: Path, *command: str, pipes: bool = False) -> Child:
