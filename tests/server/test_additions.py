@@ -100,7 +100,9 @@ async def annotate(store: Store, **changes: str) -> str:
         model="m", policy="tone", items=[res.Annotation(**mark)], request_id=request_id
     )
     known = SimpleNamespace(
-        model=lambda _: ModelSpec(name="m", path=""), policy=lambda _: POLICY, locale="en"
+        model=lambda _: ModelSpec(name="m", path=""),
+        policies=SimpleNamespace(find=lambda _: POLICY),
+        locale="en",
     )
     return await marking.annotate(request, DEV, store, known)  # type: ignore[arg-type]
 

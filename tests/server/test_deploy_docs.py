@@ -302,7 +302,8 @@ def test_the_policy_of_the_document_can_be_called_by_its_file_name(tmp_path: Pat
     settings = Settings(state=tmp_path)
     settings.make_folders()
     (tmp_path / "policies" / "billing.yaml").write_text(found[1])
-    assert [topic.id for topic in Catalogue(settings).policy("billing").topics] == ["late-fee"]
+    (topic,) = Catalogue(settings).policies.find("billing").topics
+    assert topic.id == "late-fee"
 
 
 def test_ifeval_as_published_and_its_odd_keys_make_the_suite(tmp_path: Path) -> None:

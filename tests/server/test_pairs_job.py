@@ -45,7 +45,7 @@ from ptalign_server.gateway.joins import join_pairs
 from ptalign_server.marks import mark_id
 from ptalign_server.metrics import Metrics
 from ptalign_server.page.library import Mark, Visitor
-from ptalign_server.page.shelf import Shelf
+from ptalign_server.page.shelf import AnnotationShelf
 from ptalign_server.store.operations import QUEUED, SUCCEEDED
 from ptalign_server.store.sets import AnnotationSet
 from ptalign_server.worker.job import Job, Made, Room
@@ -332,7 +332,7 @@ def test_what_the_page_handed_over_refines_the_set_it_was_made_from(
 
     asked = put("instructionSets", asks, res.InstructionSet())
     pairs = put("pairSets", first, res.PairSet())
-    shelf, ann = Shelf(settings, store), Visitor(who.name, who.tenant, who.roles)
+    shelf, ann = AnnotationShelf(settings, store), Visitor(who.name, who.tenant, who.roles)
     good, wrong = [p for p in first.pairs if p.kind == "pair"][:2]
     shelf.add_annotation(ann, pairs, Mark(good.id, "good"))
     shelf.add_annotation(ann, pairs, Mark(wrong.id, "bad"))

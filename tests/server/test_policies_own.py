@@ -28,11 +28,13 @@ from ptalign_proto.v1 import resources_pb2 as res
 from ptalign_proto.v1 import safety_tuning_pb2 as pb
 from ptalign_server import catalogue as catalogues
 from ptalign_server import failpoints, wire
+from ptalign_server import policies as policy_files
 from ptalign_server.admin import suites as commands
 from ptalign_server.admin.doctor import check_evaluation_data, check_policies
 from ptalign_server.catalogue import Catalogue, write_models
 from ptalign_server.metrics import Metrics
 from ptalign_server.notices import notices
+from ptalign_server.policies import PolicyFiles
 from ptalign_server.settings import Settings
 from ptalign_server.store import Store
 from ptalign_server.store.operations import CANCELLED, FAILED, QUEUED, SUCCEEDED
@@ -80,32 +82,33 @@ def test_while_a_policy_file_is_broken_no_inline_one_is_taken(
     """What a misspelt, misplaced or cut list forbade was allowed."""
     mine.write_text(text)
     with pytest.raises(InvalidInput, match=r"the server's policy file mine\.yaml is broken"):
-        Catalogue(settings).inline(teapot())
+        Catalogue(settings).policies.inline(teapot())
     write(mine, PACK.replace("green", "red"))
-    assert Catalogue(settings).inline(teapot()).topics
+    assert Catalogue(settings).policies.inline(teapot()).topics
 
 
 def test_a_copied_policy_that_kept_its_name_is_refused(settings: Settings, mine: Path) -> None:
     """What was made under it was another policy's, and served by that one's backends."""
     mine.with_stem("support").write_text(PACK)
     with pytest.raises(InvalidInput, match=r"support\.yaml .*is mine\. Write name: support"):
-        Catalogue(settings).policy("support")
+        Catalogue(settings).policies.find("support")
     (_, found) = check_policies(settings)
     assert (found.ok, "is mine" in found.found) == (False, True)
-    assert not {"mine", "support"} & set(Catalogue(settings).policies)
+    assert not {"mine", "support"} & set(Catalogue(settings).policies.usable)
 
 
 def test_an_inline_policy_brings_its_twin_examples(settings: Settings) -> None:
     spec = teapot()
     spec.topics[0].examples.append("Mock the teapot.")
     spec.topics[0].twin_examples.append("Praise the teapot.")
-    assert Catalogue(settings).inline(spec).topics[0].twin_examples == ("Praise the teapot.",)
+    (topic,) = Catalogue(settings).policies.inline(spec).topics
+    assert topic.twin_examples == ("Praise the teapot.",)
 
 
 def test_a_call_of_before_long_boundaries_were_refused_is_finished(settings: Settings) -> None:
     spec = teapot()
     spec.topics[0].boundary = "b" * 501
-    assert Catalogue(settings).inline(spec).topics[0].boundary == "b" * 500
+    assert Catalogue(settings).policies.inline(spec).topics[0].boundary == "b" * 500
 
 
 def test_an_inline_policy_asks_as_the_shipped_one_of_its_language_does(
@@ -116,32 +119,32 @@ def test_an_inline_policy_asks_as_the_shipped_one_of_its_language_does(
     catalogue, spec = Catalogue(settings), res.PolicySpec(topics=[res.TopicSpec(title="椅子")])
     for locale, name in (("ja", "default-ja"), ("en-GB", "default-en"), ("", "default-en")):
         spec.locale = locale
-        made, shipped = catalogue.inline(spec), load_policy(name)
+        made, shipped = catalogue.policies.inline(spec), load_policy(name)
         assert made.tactics == shipped.tactics
         assert made.generic_constraints_positive == shipped.generic_constraints_positive
         assert made.locale == (locale or "en")
         assert made.never_synthesize == ("green teapot",)
     spec.locale = "de"
-    assert not catalogue.inline(spec).tactics
-    assert catalogue.inline(spec).never_synthesize == ("green teapot",)
+    assert not catalogue.policies.inline(spec).tactics
+    assert catalogue.policies.inline(spec).never_synthesize == ("green teapot",)
 
 
 def test_a_policy_that_is_mended_while_an_inline_one_is_checked_still_forbids(
     settings: Settings, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine.write_text(PACK + "version: 5")
-    catalogue, read = Catalogue(settings), Catalogue._pack
+    catalogue, read = Catalogue(settings), PolicyFiles._pack
 
-    def mended_behind(self: Catalogue, path: Path) -> Policy | PtalignError:
+    def mended_behind(self: PolicyFiles, path: Path) -> Policy | PtalignError:
         pack = read(self, path)
         write(path, PACK)
         return pack
 
-    monkeypatch.setattr(Catalogue, "_pack", mended_behind)
+    monkeypatch.setattr(PolicyFiles, "_pack", mended_behind)
     with pytest.raises(InvalidInput, match="is broken"):
-        catalogue.inline(teapot())
+        catalogue.policies.inline(teapot())
     with pytest.raises(InvalidInput, match="never allowed"):
-        catalogue.inline(teapot())
+        catalogue.policies.inline(teapot())
 
 
 class Bench:
@@ -343,13 +346,13 @@ async def test_a_broken_policy_file_does_not_stop_those_who_serve_its_adapters(
 async def test_policy_files_are_not_read_on_the_loop_that_answers_everybody(
     calls: Calls, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, on_loop = catalogues._read_pack, []
+    read, on_loop = policy_files._read_pack, []
 
     def watched(path: Path) -> Policy | PtalignError:
         on_loop.append(asyncio._get_running_loop() is not None)
         return read(path)
 
-    monkeypatch.setattr(catalogues, "_read_pack", watched)
+    monkeypatch.setattr(policy_files, "_read_pack", watched)
     write(mine, PACK)
     item = res.Annotation(instruction="Why is it slow?", good="Let us look at the queue.")
     request = lib.CreateAnnotationSetRequest(model="tiny", policy="mine", items=[item])
@@ -380,10 +383,10 @@ def test_a_policy_file_that_was_away_for_a_moment_is_read_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", away)
         for _ in range(3):
-            assert "stale" in str(catalogue.broken_policies[mine])
+            assert "stale" in str(catalogue.policies.broken[mine])
     assert len([r for r in caplog.records if "mine.yaml" in r.getMessage()]) == 1
-    assert not catalogue.broken_policies
-    assert "mine" in catalogue.policies
+    assert not catalogue.policies.broken
+    assert "mine" in catalogue.policies.usable
 
 
 def test_all_policies_are_read_before_the_first_call(
@@ -394,10 +397,10 @@ def test_all_policies_are_read_before_the_first_call(
     policies._shipped.cache_clear()
     read, files = policies._read, []
     monkeypatch.setattr(policies, "_read", lambda path: files.append(path) or read(path))
-    catalogue.read_policies()
+    catalogue.policies.read_all()
     assert len(files) > len(policy_names())
     files.clear()
-    assert {"mine", *policy_names()} == set(catalogue.policies)
+    assert {"mine", *policy_names()} == set(catalogue.policies.usable)
     assert files == []
 
 

@@ -360,14 +360,14 @@ def test_an_engine_that_dies_of_a_new_adapter_takes_no_requests(
     open_pool: Open, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be aboard a death that is not theirs."""
-    pool, load = open_pool(lease="stop"), wire.Wire.load
+    pool, load = open_pool(lease="stop"), client.EngineClient.load
 
-    def die(self: wire.Wire, name: str, folder: Path) -> bool:
+    def die(self: client.EngineClient, name: str, folder: Path) -> bool:
         if "calm" in name and not pool.status()[0].restarts:
             os.kill(pool.status()[0].pid, signal.SIGKILL)
         return load(self, name, folder)
 
-    monkeypatch.setattr(wire.Wire, "load", die)
+    monkeypatch.setattr(client.EngineClient, "load", die)
     with pool.paused():
         served = pool.serve_adapter("calm", adapter)
     generation = pool._router.slots[0].generation

@@ -266,8 +266,8 @@ def check_access(settings: Settings) -> Iterator[Finding]:
 def check_policies(settings: Settings) -> Iterator[Finding]:
     """The operator's own policies."""
     catalogue = Catalogue(settings)
-    yield Finding("policies", True, ", ".join(catalogue.policies))
-    for path, why in catalogue.broken_policies.items():
+    yield Finding("policies", True, ", ".join(catalogue.policies.usable))
+    for path, why in catalogue.policies.broken.items():
         mend = f"Correct {path}, or move it away. Other policies work meanwhile."
         yield Finding(f"policy {path.stem}", False, str(why), mend)
 

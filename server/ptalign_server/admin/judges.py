@@ -15,7 +15,7 @@ from ptalign.judges.entries import GuardEntry
 from ptalign.judges.guard import AXES, FAMILIES, Answer, GuardJudge
 from ptalign_server.judges import called, raw_entries, read_file
 from ptalign_server.limits import plain
-from ptalign_server.process import alone
+from ptalign_server.locks import locked_folder
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
 
@@ -105,7 +105,7 @@ def add(
     raw_entries(path)  # a file that cannot be used is said before the guard is asked
     if probe:
         typer.echo(probed(entry))
-    with alone(path.parent):  # what others changed meanwhile stays
+    with locked_folder(path.parent):  # what others changed meanwhile stays
         others = _without(name, raw_entries(path))
         replace_list(path, [*others, entry.model_dump(mode="json", exclude_defaults=True)])
     typer.echo(f"added {entry.id}. Callers write: ptalign evaluate --judge {name}")
@@ -138,7 +138,7 @@ def remove(
     if len(_without(name, entries)) == len(entries):
         known = ", ".join(str(e.get("name")) for e in entries if isinstance(e, dict)) or "none"
         raise InvalidInput("name", f"no entry of {path} is named {name!r}", f"There are: {known}.")
-    with alone(path.parent):
+    with locked_folder(path.parent):
         replace_list(path, _without(name, raw_entries(path)))
     typer.echo(f"removed {name}")
 

@@ -16,7 +16,7 @@ from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue, read_models, write_models
 from ptalign_server.models import weights_digest
-from ptalign_server.process import alone
+from ptalign_server.locks import locked_folder
 from ptalign_server.settings import Settings
 
 app = typer.Typer(help="Models that callers may name.", no_args_is_help=True)
@@ -67,7 +67,7 @@ def add(
     known = _models(settings).get(name)
     changed(known, given, template_option, always)  # what does not fit is said before the hashing
     always["weights_digest"] = weights_digest(path)  # takes minutes: what others change stays
-    with alone(settings.models_path.parent):
+    with locked_folder(settings.models_path.parent):
         models = _models(settings)
         known = models.get(name)
         entry = changed(known, given, template_option, always)

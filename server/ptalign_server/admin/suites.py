@@ -10,7 +10,7 @@ import typer
 from ptalign.errors import InvalidInput
 from ptalign_server.catalogue import Catalogue, read_suites
 from ptalign_server.limits import BAD_YAML, in_file
-from ptalign_server.process import alone
+from ptalign_server.locks import locked_folder
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
 
@@ -39,7 +39,7 @@ def add(
     for spec in added.values():
         check_spec(spec)
     path = settings.state / "suites.yaml"
-    with alone(path.parent):
+    with locked_folder(path.parent):
         suites = {**read_suites(path), **added}
         replace_list(path, (spec.model_dump(mode="json") for spec in suites.values()))
     typer.echo(f"added {', '.join(added)}")

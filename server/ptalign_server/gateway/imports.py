@@ -78,7 +78,8 @@ async def _imported(
     header: lib.ImportHeader, records: list[lib.Record], catalogue: Catalogue
 ) -> Addition:
     model = catalogue.model(header.model)
-    policy = await asyncio.to_thread(catalogue.policy, header.policy)  # a large file takes long
+    # a large file takes long
+    policy = await asyncio.to_thread(catalogue.policies.find, header.policy)
     noun: Any
     message: Any
     if header.kind == "instructionSets":

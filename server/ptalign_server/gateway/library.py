@@ -97,7 +97,7 @@ class Library(rpc.LibraryServicer):  # type: ignore[misc]
         self, request: lib.ResolveAdapterRequest, context: Any
     ) -> lib.ResolveAdapterResponse:
         model = self._catalogue.model(request.model)
-        await asyncio.to_thread(self._catalogue.check_policy, request.policy)
+        await asyncio.to_thread(self._catalogue.policies.check, request.policy)
         tenant = caller().tenant
         adapter, evaluation = await asyncio.to_thread(
             newest_released, self._store, self._catalogue, tenant, model, request.policy
@@ -142,7 +142,7 @@ def catalogue_message(catalogue: Catalogue) -> lib.Catalogue:
         ],
         policies=[
             entry(name=n, digest=p.digest, title=f"{len(p.topics)} topics, {p.locale}")
-            for n, p in catalogue.policies.items()
+            for n, p in catalogue.policies.usable.items()
         ],
         suites=[
             entry(name=n, digest=s.digest, title=s.measure) for n, s in catalogue.suites.items()

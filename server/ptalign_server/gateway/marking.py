@@ -42,7 +42,8 @@ async def annotate(
     if name := await made_before(store, seen):
         return name
     model = catalogue.model(request.model)
-    policy = await asyncio.to_thread(catalogue.policy, request.policy)  # a large file takes long
+    # a large file takes long
+    policy = await asyncio.to_thread(catalogue.policies.find, request.policy)
     topics = {topic.id for topic in policy.topics}
     for item in request.items:
         if item.topic and item.topic not in topics:

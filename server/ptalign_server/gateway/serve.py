@@ -124,7 +124,7 @@ def make_server(
     """A gRPC server with every service behind the interceptor; no port yet."""
     server = grpc.aio.server(interceptors=[Guard(Gate(settings), gauges)], options=OPTIONS)
     catalogue, feeds = Catalogue(settings), Feeds(store)
-    catalogue.read_policies()
+    catalogue.policies.read_all()
     catalogue.read_judges()
     tuning = SafetyTuning(settings, store, catalogue, feeds)
     safety_tuning_pb2_grpc.add_SafetyTuningServicer_to_server(tuning, server)

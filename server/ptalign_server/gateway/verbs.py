@@ -325,8 +325,8 @@ def _known_topics(topics: Sequence[str], policy: Policy) -> None:
 
 def _policy(request: pb.GenerateInstructionsRequest, call: Call) -> Policy:
     if request.WhichOneof("policy_choice") == "policy_spec":
-        return call.catalogue.inline(request.policy_spec)
-    return call.catalogue.policy(request.policy)
+        return call.catalogue.policies.inline(request.policy_spec)
+    return call.catalogue.policies.find(request.policy)
 
 
 def _check_resume(request: pb.AlignRequest, call: Call) -> None:

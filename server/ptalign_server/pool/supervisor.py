@@ -67,7 +67,7 @@ class Supervisor:
         self._loaded = set[str]()
         self._remote = bool(url)
         self._child: Child | None = None
-        self._wire: EngineClient | None = None
+        self._client: EngineClient | None = None
         self._deaths: deque[float] = deque()
         self._failed_starts = 0
         self._restarts = 0
@@ -145,40 +145,40 @@ class Supervisor:
             EngineFailed: The engine refused `wanted`; what befalls others is in the log.
         """
         with self._adapter_lock:
-            wire = self._wire
-            if wire is None or not self.slot.ready:
+            client = self._client
+            if client is None or not self.slot.ready:
                 return  # its next start reads the same desired state
-            self._load_desired(wire, {wanted})
+            self._load_desired(client, {wanted})
 
-    def _load_in_use(self, wire: EngineClient) -> None:
+    def _load_in_use(self, client: EngineClient) -> None:
         """Loads what is desired, of which what is in use must be there before requests are taken.
 
         But for what no engine has loaded yet: it fails its users alone, who are told by the pool.
         """
         in_use = [name for name, users in dict(self._users).items() if users]
-        self._load_desired(wire, in_use, [n for n in in_use if self._tried.get(n) != ""])
+        self._load_desired(client, in_use, [n for n in in_use if self._tried.get(n) != ""])
 
-    def _load_desired(self, wire: EngineClient, needed: Collection[str], new: Collection[str] = ()) -> None:
+    def _load_desired(self, client: EngineClient, needed: Collection[str], new: Collection[str] = ()) -> None:
         desired = dict(self._desired)
         for name in self._loaded - desired.keys():
             self._loaded.discard(name)
             if not self._remote:  # there, other servers' jobs may use it
                 with contextlib.suppress(EngineFailed):  # a dead engine has no adapters
-                    wire.unload(name)
+                    client.unload(name)
         for name in desired.keys() - self._loaded:
             if name not in needed and not self._remote and not desired[name].exists():
                 continue  # unused, and trimmed from the cache or deleted meanwhile
             try:
-                self._load(wire, name, desired[name])
+                self._load(client, name, desired[name])
             except EngineFailed as error:
-                if name in needed and (name not in new or wire.sickness()):
+                if name in needed and (name not in new or client.sickness()):
                     raise
                 if name in new:
                     self._tried[name] = str(error)
                 log.warning("engine %s: %s; it serves the others", self.slot.name, error)
 
-    def _load(self, wire: EngineClient, name: str, folder: Path) -> None:
-        if not wire.load(name, folder):
+    def _load(self, client: EngineClient, name: str, folder: Path) -> None:
+        if not client.load(name, folder):
             raise EngineFailed(f"engine {self.slot.name} does not load adapters at run time")
         self._loaded.add(name)
         self._tried.setdefault(name, "")
@@ -214,12 +214,12 @@ class Supervisor:
         """
         self._move(State.RESTARTING if self._restarts or self._deaths else State.STARTING)
         try:
-            wire = self._start(time.monotonic() + self._settings.start_timeout_s)
-            if wire is None:
+            client = self._start(time.monotonic() + self._settings.start_timeout_s)
+            if client is None:
                 return
-            self._prove(wire)
-            self._announce(wire)
-            self._watch(wire)
+            self._prove(client)
+            self._announce(client)
+            self._watch(client)
         finally:
             self._clear()
 
@@ -228,13 +228,13 @@ class Supervisor:
         command = None if self._remote else command_for(self._settings, self._model)
         if command is not None:
             self._spawn(command)
-        wire = EngineClient(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
-        self._wire = wire
+        client = EngineClient(self.slot.url, self.slot.api_key, self._settings.start_timeout_s)
+        self._client = client
         while not self._leave():
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status} at start")
-            if not wire.sickness(timeout_s=5):
-                return wire
+            if not client.sickness(timeout_s=5):
+                return client
             if time.monotonic() > deadline:
                 raise EngineFailed(f"no answer in {self._settings.start_timeout_s:.0f} s")
             self._sleep(0.25)
@@ -251,24 +251,24 @@ class Supervisor:
             log=self.log,
         )
 
-    def _prove(self, wire: EngineClient) -> None:
+    def _prove(self, client: EngineClient) -> None:
         """Warm-up, zero adapter, mixed-batch canary, desired adapters."""
         name = self._settings.served_name or self._model.name
-        if name not in (served := wire.models()):
+        if name not in (served := client.models()):
             raise EngineFailed(f"it serves {', '.join(served[:4])}, not {name}: set served_name")
         self.slot.zero_name = ""
         if self._settings.kind != "scripted":
-            self._prove_adapters(wire, name)
+            self._prove_adapters(client, name)
         self._loaded = set()
-        self._load_in_use(wire)
+        self._load_in_use(client)
         self.log.strict = True  # from here on it holds record text
 
-    def _prove_adapters(self, wire: EngineClient, name: str) -> None:
+    def _prove_adapters(self, client: EngineClient, name: str) -> None:
         """Finds out whether adapters work beside base requests, and if those need the zero one."""
         folder = self._settings.state.absolute() / "builtin-adapters" / self._tag()
         model, dtype = Path(self._model.path), self._settings.dtype
         loud = make_adapter(model, folder / "canary", scale=4.0)
-        if not wire.load(self._canary, loud):
+        if not client.load(self._canary, loud):
             log.warning(
                 "engine %s cannot load adapters at run time, or not from %s: it serves the bare "
                 "model only",
@@ -279,37 +279,37 @@ class Supervisor:
         cpu = self._settings.device == "cpu"  # only the CPU build mixes adapters up
         bare = "" if self._remote else name  # another client's batch would blur the bare model
         if not cpu:
-            canary.check(wire, base=name, canary=self._canary, dtype=dtype, bare=bare)
-        elif self._remote or self._mixes(wire, name, loud):
-            wire.load(ZERO, make_adapter(model, folder / "zero", scale=0.0))
-            canary.check(wire, base=ZERO, canary=self._canary, dtype=dtype, bare=bare)
+            canary.check(client, base=name, canary=self._canary, dtype=dtype, bare=bare)
+        elif self._remote or self._mixes(client, name, loud):
+            client.load(ZERO, make_adapter(model, folder / "zero", scale=0.0))
+            canary.check(client, base=ZERO, canary=self._canary, dtype=dtype, bare=bare)
             self.slot.zero_name = ZERO
-        wire.unload(self._canary)
+        client.unload(self._canary)
 
-    def _mixes(self, wire: EngineClient, name: str, loud: Path) -> bool:
+    def _mixes(self, client: EngineClient, name: str, loud: Path) -> bool:
         """Whether bare requests get the adapter of their batch: so on the CPU without `lora_cpu`.
 
         The adapter that they would get is the one in the last slot, so every slot is filled.
         """
         names = [f"{self._canary}-{i}" for i in range(self._settings.max_loras + 1)]
         for each in names:
-            wire.load(each, loud)
+            client.load(each, loud)
         try:
             for each in names:
-                wire.sample(each, "Once", 1)
-            canary.check(wire, base=name, canary=names[-1], dtype=self._settings.dtype)
+                client.sample(each, "Once", 1)
+            canary.check(client, base=name, canary=names[-1], dtype=self._settings.dtype)
         except EngineFailed as error:
             log.warning("engine %s: %s; base requests take zeros", self.slot.name, error)
             return True
         finally:
             for each in names:
-                wire.unload(each)
+                client.unload(each)
         return False
 
     def _tag(self) -> str:
         return self._model.weights_digest.removeprefix("sha256:")[:16] or self._model.name
 
-    def _announce(self, wire: EngineClient) -> None:
+    def _announce(self, client: EngineClient) -> None:
         def ready() -> None:
             self.slot.ready = True
             self.slot.generation += 1
@@ -317,19 +317,19 @@ class Supervisor:
         with self._adapter_lock:
             # Again: who asked for one while it was proved was told that its start loads it, and an
             # engine without it answers 404, which nobody tries again.
-            self._load_in_use(wire)
+            self._load_in_use(client)
             self._failed_starts = 0
             self.reason = ""
             self._router.change(ready)
         self._move(State.READY)
 
-    def _watch(self, wire: EngineClient) -> None:
+    def _watch(self, client: EngineClient) -> None:
         misses, next_check = 0, 0.0
         while not self._leave():
             if self._child is not None and not self._child.running:
                 raise EngineFailed(f"the engine ended with status {self._child.status}")
             if time.monotonic() >= next_check:
-                misses = misses + 1 if (sick := wire.sickness()) else 0
+                misses = misses + 1 if (sick := client.sickness()) else 0
                 if misses >= MISSES:
                     raise EngineFailed(f"{misses} health checks in a row failed: {sick}")
                 next_check = time.monotonic() + self._settings.health_every_s
@@ -345,9 +345,9 @@ class Supervisor:
         child, self._child = self._child, None
         if child is not None:
             child.stop(self._settings.stop_grace_s)
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _died(self, why: str) -> None:
         """Books a death, then waits out the backoff or the open circuit."""

@@ -104,9 +104,9 @@ def _policy(job: Job) -> Policy:
         return job.policy_of(job.name)
     request, catalogue = job.request, job.room.catalogue
     if request.WhichOneof("policy_choice") == "policy_spec":
-        policy = catalogue.inline(request.policy_spec)
+        policy = catalogue.policies.inline(request.policy_spec)
     else:
-        policy = catalogue.policy(request.policy)
+        policy = catalogue.policies.find(request.policy)
     sets.keep_policy(made, policy)
     return job.keep_policy(policy)
 
