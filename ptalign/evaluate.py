@@ -13,7 +13,7 @@ from itertools import chain, islice
 
 from ptalign.calibrate import RATES, calibrate, calibrate_filters, corrected
 from ptalign.config import EvalConfig
-from ptalign.engines.base import Completion, Engine, Message, Request
+from ptalign.engines.base import Completion, Engine, Message, Request, open_stream
 from ptalign.errors import InvalidInput
 from ptalign.gate import decide, examine
 from ptalign.judges.base import Judge
@@ -275,8 +275,7 @@ def _judged(
     """Replies that the log does not hold yet, judged in batches as they finish."""
     todo = {ask.reply_id: ask for ask in asks if ask.reply_id not in known}
     tally.go_on(known[ask.reply_id] for ask in asks if ask.reply_id in known)
-    stream = engine.stream(request_for(ask, model) for ask in todo.values())
-    try:
+    with open_stream(engine, (request_for(ask, model) for ask in todo.values())) as stream:
         while batch := list(islice(stream, BATCH)):
             started = time.monotonic()
             for done in batch:
@@ -297,10 +296,6 @@ def _judged(
                     suite=reply.suite,
                 )
                 on_progress(said)
-    finally:
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()
 
 
 def _judge(
