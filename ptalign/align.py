@@ -36,7 +36,7 @@ from ptalign.training import checkpoint, explain, lora, pools
 from ptalign.training.batches import Pools
 from ptalign.training.candidates import with_candidates
 from ptalign.training.decoder import Decoder
-from ptalign.training.loop import Run, benign_kl, train, verdicts
+from ptalign.training.loop import Run, benign_kl, check_guards, train
 from ptalign.training.swapped import refuse_swapped
 from ptalign.training.texts import DATE, ChatFormat, Sample, fitting, toxic_sample
 from ptalign.training.tree import OnRow, pack
@@ -294,7 +294,7 @@ class _Job:
         plan, decoder = run.sampler.pools, run.decoder
         rows = self.rows("measuring")
         kl, measured_on = _final_kl(decoder, plan, rows)
-        guards = verdicts(run, kl, measured_on)
+        guards = check_guards(run, kl, measured_on)
         if decoder.reason:
             guards["layout"] = decoder.reason
         if plan.left_out:

@@ -359,8 +359,8 @@ def benign_kl(
     return total / tokens if tokens else 0.0
 
 
-def verdicts(run: Run, kl: float, measured_on: str) -> dict[str, str]:
-    """What each guard found at the end, in words. Refused twins are counted here.
+def check_guards(run: Run, kl: float, measured_on: str) -> dict[str, str]:
+    """Checks every guard at the end of a run; returns what each found, in words.
 
     Args:
         run: A finished run.
