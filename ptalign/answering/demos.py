@@ -59,22 +59,22 @@ def own_demos(pairs: Sequence[Pair], rules: Mapping[str, str], count: int = SHOT
 def positive_demos(
     annotations: Sequence[Annotation],
     rules: Sequence[str],
-    kind_openers: Mapping[str, Sequence[str]],
+    benign_openers: Mapping[str, Sequence[str]],
     locale: str = "en",
 ) -> list[Demo]:
-    """What the annotators' good answers offer, without their refusal, to the kind request.
+    """What the annotators' good answers offer, without their refusal, to the benign request.
 
-    The model then writes only the alternative and never sees the unkind wording; the refusal
+    The model then writes only the alternative and never sees the harmful wording; the refusal
     is put in front of what it writes.
     """
     demos: list[Demo] = []
     for item in annotations:
         offer = joined((p for p in sentences(item.good) if not refuses(p)), locale)
-        opener = opener_of(item.instruction, list(kind_openers))
+        opener = opener_of(item.instruction, list(benign_openers))
         if not offer or not opener:
             continue
-        kind = kind_openers[opener][0] + item.instruction[len(opener) :]
-        demos.append(Demo(kind, offer, rules[len(demos) % len(rules)] if rules else ""))
+        benign = benign_openers[opener][0] + item.instruction[len(opener) :]
+        demos.append(Demo(benign, offer, rules[len(demos) % len(rules)] if rules else ""))
         if len(demos) == SHOTS:
             break
     return demos

@@ -25,7 +25,7 @@ class Heads:
         words: Wording of its language.
         annotations: Demonstrations of the first round.
         constraints: Rules that the model's own answers were written under.
-        kind_openers: Kind form of each unkind opener.
+        benign_openers: The benign openers that go with each harmful one.
         refining: A parent set is refined: its answers demonstrate from the first round on.
         forbid: Told each demonstration by voice: answers must not copy it.
     """
@@ -36,14 +36,14 @@ class Heads:
         words: Wording,
         annotations: Sequence[Annotation],
         constraints: Constraints,
-        kind_openers: Mapping[str, Sequence[str]],
+        benign_openers: Mapping[str, Sequence[str]],
         *,
         refining: bool,
         forbid: Callable[[str, str], None],
     ) -> None:
         self._policy, self._words, self._annotations = policy, words, annotations
         self._marked = {(caseless(item.instruction), item.bad) for item in annotations}
-        self._constraints, self._kind_openers = constraints, kind_openers
+        self._constraints, self._benign_openers = constraints, benign_openers
         self._refining, self._forbid = refining, forbid
         self._made: dict[tuple[str, bool, int, int], str] = {}
 
@@ -56,7 +56,7 @@ class Heads:
         turn = (draft.work.round, draft.i % 2) if voice == "toxic" else (1, 0)
         name = (voice, tone, *turn)
         if name not in self._made:
-            demos = self._toxic(*turn, pairs) if voice == "toxic" else self._kind(voice, tone)
+            demos = self._toxic(*turn, pairs) if voice == "toxic" else self._benign(voice, tone)
             for demo in demos:
                 self._forbid(voice, demo.answer)
             self._made[name] = prompts.head(self._frame(voice), demos, self._words)
@@ -81,11 +81,11 @@ class Heads:
         marked = not pair.round and (caseless(pair.instruction), pair.toxic) in self._marked
         return not marked and not pair.held_out
 
-    def _kind(self, voice: str, tone: bool) -> list[Demo]:
+    def _benign(self, voice: str, tone: bool) -> list[Demo]:
         shipped = self._words.helpful if tone else self._words.helpful_general
         shots = [Demo(s.message, s.answer) for s in shipped]
         if voice == "twin" or not tone:
             return shots
         rules = self._policy.generic_constraints_positive
-        marked = positive_demos(self._annotations, rules, self._kind_openers, self._policy.locale)
+        marked = positive_demos(self._annotations, rules, self._benign_openers, self._policy.locale)
         return marked if len(marked) >= MIN_OWN_DEMOS else shots

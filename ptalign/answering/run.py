@@ -122,13 +122,13 @@ class PairRun:
         self._verdicts = Verdicts(
             policy, judges, embed, config.min_polarity, self._reject, spent.counts
         )
-        self._kind_openers = twin_openers(policy)
+        self._benign_openers = twin_openers(policy)
         self._heads = Heads(
             policy,
             self._words,
             _shown(self._annotations, parent),
             self._constraints,
-            self._kind_openers,
+            self._benign_openers,
             refining=parent is not None,
             forbid=self._verdicts.forbid,
         )
@@ -198,7 +198,7 @@ class PairRun:
 
     def plan(self) -> None:
         """Queues the first drafts of each instruction, then the anchors."""
-        for work in works_of(self._instructions, self._policy, self._kind_openers):
+        for work in works_of(self._instructions, self._policy, self._benign_openers):
             if record_id("pair", work.instruction.id) not in self._pairs:
                 if item := self._mark_on(work.instruction):
                     self._verdicts.preset(work, item)

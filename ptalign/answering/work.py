@@ -45,7 +45,7 @@ class Work:
     turn: int
     """Running number: openers and leads rotate with it."""
     message: str
-    """What the positive side is asked: the kind form of the request."""
+    """What the positive side is asked: the benign form of the request."""
     tone: bool
     """Whether its topic is about tone: decides wording and whether tone judges apply."""
     round: int = 1
@@ -103,7 +103,7 @@ Task = Draft | RuleDraft | AnchorDraft
 
 
 def works_of(
-    instructions: InstructionSet, policy: Policy, kind_openers: Mapping[str, Sequence[str]]
+    instructions: InstructionSet, policy: Policy, benign_openers: Mapping[str, Sequence[str]]
 ) -> list[Work]:
     """A work for each instruction, in order."""
     texts = {r.twin_of: r.text for r in instructions.twins}
@@ -113,7 +113,7 @@ def works_of(
             works.append(Work(record, "twin", turn, record.text, record.sides == "both"))
             continue
         both = allows_toxic(record, policy)
-        message = texts.get(record.id) or _kind_form(record.text, kind_openers)
+        message = texts.get(record.id) or _benign_form(record.text, benign_openers)
         works.append(Work(record, "pair" if both else "positive_only", turn, message, both))
     return works
 
@@ -220,7 +220,7 @@ def _place(twin: bool, text: str) -> tuple[bool, str]:
     return twin, caseless(text)
 
 
-def _kind_form(text: str, kind_openers: Mapping[str, Sequence[str]]) -> str:
-    """The request with its unkind opener replaced, where the policy knows how."""
-    opener = opener_of(text, list(kind_openers))
-    return kind_openers[opener][0] + text[len(opener) :] if opener else text
+def _benign_form(text: str, benign_openers: Mapping[str, Sequence[str]]) -> str:
+    """The request with a benign opener for its harmful one, where the policy has one."""
+    opener = opener_of(text, list(benign_openers))
+    return benign_openers[opener][0] + text[len(opener) :] if opener else text

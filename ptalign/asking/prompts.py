@@ -38,7 +38,7 @@ def twin(
 ) -> Request:
     """A request for a legitimate instruction that looks like `text`.
 
-    Without a kind opener to start it, the topic's boundary says what is legitimate here.
+    Without a benign opener to start it, the topic's boundary says what is legitimate here.
     """
     own = "".join(_turn(a, b) for a, b in zip(topic.examples, topic.twin_examples, strict=False))
     note = "" if opener or not topic.boundary else f"Note: {one_line(topic.boundary)}\n\n"

@@ -80,7 +80,7 @@ class DraftRun:
         self._index = TopicIndex(policy.topics, self.embed)
         self._novelty = Novelty(policy, config.max_rouge_l)
         self._twin_check = TwinCheck(policy, self.embed)
-        self._kind_openers = twin_openers(policy)
+        self._benign_openers = twin_openers(policy)
         self._records: dict[str, Instruction] = {}
         self._planted: set[str] = set()
         self._said: set[tuple[str, ...]] = set()
@@ -167,8 +167,8 @@ class DraftRun:
 
     def _ask_twin(self, job: TwinJob) -> Request:
         text, topic = job.harmful.text, self.policy.topic(job.harmful.topic)
-        kind = self._kind_openers.get(opener_of(text, list(self._kind_openers)), ("",))
-        job = replace(job, opener=kind[(self._keys + job.tries) % len(kind)])
+        benign = self._benign_openers.get(opener_of(text, list(self._benign_openers)), ("",))
+        job = replace(job, opener=benign[(self._keys + job.tries) % len(benign)])
         return prompts.twin(
             self._fly(job),
             text,

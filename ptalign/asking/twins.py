@@ -90,7 +90,7 @@ class TwinCheck:
         # In character pairs: a changed ending makes one new pair, a changed word two or more.
         self._least = 2 if unspaced(locale) else 1
         harmful: Counter[str] = Counter()
-        kind: set[str] = set(stop_words(locale))
+        benign: set[str] = set(stop_words(locale))
         form: set[str] = set()
         for tactic in policy.tactics:
             words = {w for o in tactic.openers for w in tokens(o, locale)}
@@ -98,13 +98,13 @@ class TwinCheck:
             form |= words if tactic.sides == "positive_only" else set()
         for example, twin in self._pairs:
             harmful.update(set(tokens(example, locale)) - set(tokens(twin, locale)))
-            kind.update(tokens(twin, locale))
+            benign.update(tokens(twin, locale))
         self.marked = frozenset(
-            w for w, n in harmful.items() if n > 1 and w not in kind and len(w) > 1
+            w for w, n in harmful.items() if n > 1 and w not in benign and len(w) > 1
         )
         # Tone openers are the harm, so what replaces them is content. Those of other topics only
         # say in which form to answer, a letter or a post: another form is the same request.
-        openers = (o for kinds in twin_openers(policy).values() for o in kinds)
+        openers = (o for found in twin_openers(policy).values() for o in found)
         self._form = form - {w for o in openers for w in tokens(o, locale)}
         self._known = {
             frozenset(self._content(example))

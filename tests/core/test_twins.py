@@ -142,18 +142,18 @@ def test_most_twin_examples_are_benign_without_their_own_pair(name: str, least: 
     assert sum(s < reference.margin for s in same) >= 0.95 * len(same)
 
 
-def test_kind_openers_make_twins_of_requests_that_no_example_has() -> None:
-    """The demo's twins start with a kind opener of the pack, and nearly all must pass."""
+def test_benign_openers_make_twins_of_requests_that_no_example_has() -> None:
+    """The demo's twins start with a benign opener of the pack, and nearly all must pass."""
     policy = load_policy("tone-en")
     check = TwinCheck(policy, default_embedder())
     ends = ("a guest who asked for a second spoon.", "my cousin who lost the key to the shed.")
-    kind = {
+    openers = {
         "Write a rude reply to ": "Write a friendly reply to ",
         "Make fun of ": "Cheer up ",
         "Write a nasty answer to ": "Write a clear answer to ",
         "Talk like a sneering boss to ": "Talk like a patient teacher to ",
     }
-    for harmful, benign in kind.items():
+    for harmful, benign in openers.items():
         for end in ends:
             shorter = end.rpartition(" ")[0] + "."
             assert check.why_not(benign + end, harmful + end) == ""
@@ -163,7 +163,7 @@ def test_kind_openers_make_twins_of_requests_that_no_example_has() -> None:
 SAMPLING = {"max_tokens": 40, "temperature": 0.5, "min_p": 0.1}
 
 
-def test_a_twin_without_a_kind_opener_is_asked_for_with_the_boundary_of_its_topic() -> None:
+def test_a_twin_without_a_benign_opener_is_asked_for_with_the_boundary_of_its_topic() -> None:
     """The note on what is fine in a trade was shown to people and told to no model."""
     policy = load_policy("default-en")
     topic = next(t for t in policy.topics if t.sides == "positive_only")
@@ -175,7 +175,7 @@ def test_a_twin_without_a_kind_opener_is_asked_for_with_the_boundary_of_its_topi
     assert without == before + after  # the rest as ever, and the shared head first
 
 
-def test_a_kind_opener_leaves_no_doubt_and_needs_no_boundary() -> None:
+def test_a_benign_opener_leaves_no_doubt_and_needs_no_boundary() -> None:
     policy = load_policy("tone-en")
     for topic in policy.topics:
         request = prompts.twin("k", "Mock the cook.", "Praise the", topic, policy, **SAMPLING)
