@@ -47,8 +47,7 @@ from ptalign.answering.work import (
 )
 from ptalign.asking.openers import twin_openers
 from ptalign.config import PairConfig
-from ptalign.engines.base import Asked, Completion, Request
-from ptalign.errors import EngineFailed
+from ptalign.engines.base import Asked, Completion, Outage, Request
 from ptalign.judges.base import Judge
 from ptalign.nouns import (
     Anchor,
@@ -81,9 +80,6 @@ that a draft after a failed one tries another start."""
 
 LOG_PROB_DIGITS = 6
 """Kept of a log-prob in nats: far below the 1e-4 that contrast weights are exact to."""
-
-MAX_ERRORS = 64
-"""Failed requests in a row after which the engine counts as lost."""
 
 LAST = 1_000
 """Order of the anchors in the queue: after every round."""
@@ -140,7 +136,8 @@ class PairRun:
         self._queue: list[tuple[int, int, Task]] = []
         self._flight: dict[str, Task] = {}
         self._ruled: set[tuple[str, Side, int]] = set()
-        self._pushed = self._errors = self._left_out = self._adopted = 0
+        self._pushed = self._left_out = self._adopted = 0
+        self._outage = Outage()
         self._round = 1
 
     # -- what was there before ----------------------------------------------------------------
@@ -306,10 +303,7 @@ class PairRun:
         """Takes one completion; its work is accepted, asked again or moved to the next round."""
         task = self._flight.pop(completion.key)
         self._spent.back(completion)
-        failed = completion.finish == "error"
-        self._errors = self._errors + 1 if failed else 0
-        if self._errors > MAX_ERRORS:
-            raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
+        failed = self._outage.failed(completion)
         if isinstance(task, Draft):
             self._take_draft(task, completion, failed)
         elif failed:

@@ -14,8 +14,7 @@ from ptalign.asking.topics import TopicIndex
 from ptalign.asking.twins import TwinCheck
 from ptalign.asking.validity import Novelty, malformed
 from ptalign.config import InstructionConfig
-from ptalign.engines.base import Asked, Completion, Request
-from ptalign.errors import EngineFailed
+from ptalign.engines.base import Asked, Completion, Outage, Request
 from ptalign.nouns import Instruction, InstructionSet, Policy, Source, Topic, record_id
 from ptalign.policies.grid import Cell, Grid
 from ptalign.policies.never import blocked
@@ -36,9 +35,6 @@ of 94 that are to have no toxic side would get one (7 without a margin); 7 of 52
 
 TWIN_TRIES = 6
 """Drafts of one twin before the instruction goes without."""
-
-MAX_ERRORS = 64
-"""Failed requests in a row after which the engine counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,8 @@ class DraftRun:
         self._harmful = 0
         self._twin_jobs: deque[TwinJob] = deque()
         self._flight: dict[str, Cell | TwinJob] = {}
-        self._keys = self._errors = 0
+        self._keys = 0
+        self._outage = Outage()
         self._budget = round(config.max_overgeneration * count)
         self._exhausted = False
 
@@ -201,10 +198,7 @@ class DraftRun:
         """Judges one completion and accepts, retries or rejects it."""
         what = self._flight.pop(completion.key)
         self._spent.back(completion)
-        failed = completion.finish == "error"
-        self._errors = self._errors + 1 if failed else 0
-        if self._errors > MAX_ERRORS:
-            raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
+        failed = self._outage.failed(completion)
         if isinstance(what, Cell):
             self._spent.counts["drafts"] += not failed  # an outage must not use up the budget
             self._grid.back(what, failed=failed)

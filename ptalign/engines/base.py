@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ptalign.errors import EngineFailed
+
 Role = Literal["system", "user", "assistant"]
+
+MAX_ERRORS = 64
+"""Failed requests in a row after which the engine counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +123,22 @@ def open_stream(engine: Engine, requests: Iterable[Request]) -> Iterator[Iterato
         close = getattr(completions, "close", None)
         if close is not None:
             close()
+
+
+class Outage:
+    """Tells an engine that is lost from one that fails a request now and then."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def failed(self, completion: Completion) -> bool:
+        """Whether this request failed.
+
+        Raises:
+            EngineFailed: More than `MAX_ERRORS` failed in a row.
+        """
+        failed = completion.finish == "error"
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        if self._in_a_row > MAX_ERRORS:
+            raise EngineFailed(f"{MAX_ERRORS} requests in a row failed: {completion.error}")
+        return failed
