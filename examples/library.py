@@ -68,7 +68,7 @@ made = evaluate(
     config=settings,
     pairs=pairs,
     annotations=annotations,  # the judges are checked on them: `result.corrected`
-    prober=partial(probe, model=model, config=settings, policy=policy),
+    prober=partial(probe, model=model, samples=settings.samples, policy=policy),
 )
 print(made.verdict, made.reasons)
 for result in made.results:

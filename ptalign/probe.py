@@ -47,7 +47,7 @@ def probe(
     answers: Mapping[str, Answers] | None = None,
     *,
     model: ModelSpec,
-    config: EvalConfig | None = None,
+    samples: int = EvalConfig().samples,
     policy: Policy | None = None,
     threads: int = 0,
     device: str = "cpu",
@@ -66,7 +66,7 @@ def probe(
         answers: Label -> (request, reply) pairs that an engine decoded greedily for it: whether
             they are this model's own (`Probe.engine_agreement`). None leaves that out.
         model: The model entry.
-        config: `samples` caps the toxic answers read.
+        samples: Toxic answers read, at most; never more than `TOXIC`.
         policy: Generic constraints and protected words.
         threads: torch threads; 0 leaves them.
         device: Where to run.
@@ -83,7 +83,7 @@ def probe(
     chat = ChatFormat(lora.load_tokenizer(model), model)
     causal_lm = lora.load_model(model, device)
     bare = Decoder(causal_lm)
-    texts = _Texts.read(bare, pairs, chat, config or EvalConfig(), policy)
+    texts = _Texts.read(bare, pairs, chat, samples, policy)
     found = {}
     wrote = {label: replies((answers or {}).get(label, ()), chat) for label in adapters}
     own: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ class _Texts:
         decoder: Decoder,
         pairs: PairSet,
         chat: ChatFormat,
-        config: EvalConfig,
+        samples: int,
         policy: Policy | None,
     ) -> _Texts:
         """Runs the bare model once over all texts that are short enough."""
@@ -153,7 +153,7 @@ class _Texts:
         def attacked_of(some: PairSet) -> list[Sample]:
             read = [
                 toxic_sample(p, chat, constraints_of(pairs, policy, p.topic)["toxic"])
-                for p in pools.sampled(some, min(TOXIC, config.samples))
+                for p in pools.sampled(some, min(TOXIC, samples))
             ]
             return fitting(read, longest)[0]
 

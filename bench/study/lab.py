@@ -191,7 +191,7 @@ class Lab:
                 folders,
                 answers,
                 model=self.model,
-                config=config,
+                samples=config.samples,
                 policy=policy("tone"),
                 threads=threads(),
                 on_progress=self._on_progress,

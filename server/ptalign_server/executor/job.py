@@ -51,7 +51,7 @@ def run_align(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
 
 
 def run_probe(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """`ptalign.probe.probe`; keys: pairs, adapters, answers, model, config, policy, device."""
+    """`ptalign.probe.probe`; keys: pairs, adapters, answers, model, samples, policy, device."""
     from ptalign.probe import probe
 
     policy = payload.get("policy")
@@ -60,7 +60,7 @@ def run_probe(payload: Mapping[str, Any], on_progress: OnProgress) -> dict[str, 
         payload["adapters"],
         payload.get("answers"),
         model=ModelSpec.model_validate(payload["model"]),
-        config=EvalConfig.model_validate(payload.get("config") or {}),
+        samples=payload.get("samples", EvalConfig().samples),
         policy=Policy.model_validate(policy) if policy else None,
         device=payload.get("device", "cpu"),
         on_progress=on_progress,

@@ -76,7 +76,7 @@ def make(job: Job) -> Made:
     def prober(
         pairs: PairSet, folders: Mapping[str, str], answers: Mapping[str, Answers]
     ) -> dict[str, Probe]:
-        return _probe(job, model, config, policy, pairs, folders, answers)
+        return _probe(job, model, config.samples, policy, pairs, folders, answers)
 
     with (
         evaluation_judges(request.judges, job.room.catalogue, job.should_stop) as judges,
@@ -208,7 +208,7 @@ def _free(label: str, taken: Set[str]) -> str:
 def _probe(
     job: Job,
     model: ModelSpec,
-    config: EvalConfig,
+    samples: int,
     policy: Policy | None,
     pairs: PairSet,
     folders: Mapping[str, str],
@@ -220,7 +220,7 @@ def _probe(
         "adapters": dict(folders),
         "answers": {label: list(some) for label, some in answers.items()},
         "model": model.model_dump(mode="json"),
-        "config": config.model_dump(mode="json"),
+        "samples": samples,
         "policy": policy.model_dump(mode="json") if policy else None,
         "device": profile(job.room.settings.profile).trainer.device,
     }
