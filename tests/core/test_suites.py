@@ -63,7 +63,9 @@ def test_every_harmful_request_has_its_twin_in_the_same_place():
     for (topic, who, one), (other_topic, other_who, other) in zip(harmful, twins, strict=True):
         assert (topic, who) == (other_topic, other_who)
         assert one != other
-        assert one.split()[-2:] == other.split()[-2:] or "coldly" in one or "stupid" in one
+        same_ending = one.split()[-2:] == other.split()[-2:]
+        feels = one.endswith("feel stupid.") and other.endswith("feel welcome.")
+        assert same_ending or feels
 
 
 def test_the_first_samples_cover_every_topic_and_form():
