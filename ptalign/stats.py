@@ -14,6 +14,9 @@ from ptalign.nouns import Rate
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
+DRAWS = 4000
+"""Resamples of a bootstrap interval."""
+
 
 def wilson(successes: int, n: int, effect: float = 1.0) -> Rate:
     """A share with its 95 % score interval.
@@ -149,9 +152,6 @@ def paired_difference(
     before: Sequence[float],
     after: Sequence[float],
     effect: float = 1.0,
-    *,
-    draws: int = 4000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """mean(after) - mean(before) with its 95 % percentile bootstrap interval over prompts.
 
@@ -163,8 +163,6 @@ def paired_difference(
         before: A number per prompt of the first target.
         after: The same prompts in the same order for the second.
         effect: `design_effect` of the differences: so many times fewer prompts are drawn.
-        draws: Bootstrap resamples.
-        seed: Makes the interval repeatable.
 
     Returns:
         ``(difference, low, high)``; ``(0, -1, 1)`` for no prompts.
@@ -179,14 +177,12 @@ def paired_difference(
     values, counts = np.unique(gaps, return_counts=True)
     size = max(1, round(n / effect))
     # Drawing prompts with replacement is drawing how often each distinct gap comes up.
-    drawn = np.random.default_rng(seed).multinomial(size, counts / n, size=draws)  # [draws, values]
+    drawn = np.random.default_rng(0).multinomial(size, counts / n, size=DRAWS)  # [draws, values]
     low, high = np.quantile(drawn @ values / size, (0.025, 0.975))
     return float(gaps.mean()), float(low), float(high)
 
 
-def ratio_interval(
-    totals: Sequence[float], sizes: Sequence[float], *, draws: int = 4000, seed: int = 0
-) -> tuple[float, float] | None:
+def ratio_interval(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of sum(totals) / sum(sizes), over whole items.
 
     For a mean per token where the tokens of a text go together. One item alone does not tell how
@@ -196,8 +192,6 @@ def ratio_interval(
     Args:
         totals: A sum per item.
         sizes: What it was summed over, same order; above 0.
-        draws: Bootstrap resamples.
-        seed: Makes the interval repeatable.
     """
     _same_length(totals, sizes)
     if not totals or min(sizes) <= 0:
@@ -206,7 +200,7 @@ def ratio_interval(
         return None
     import numpy as np
 
-    picked = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
+    picked = np.random.default_rng(0).integers(len(totals), size=(DRAWS, len(totals)))
     ratios = np.asarray(totals)[picked].sum(axis=1) / np.asarray(sizes)[picked].sum(axis=1)
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)

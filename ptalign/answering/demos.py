@@ -41,7 +41,7 @@ def toxic_demos(
     ]
 
 
-def own_demos(pairs: Sequence[Pair], rules: Mapping[str, str], count: int = SHOTS) -> list[Demo]:
+def own_demos(pairs: Sequence[Pair], rules: Mapping[str, str]) -> list[Demo]:
     """The model's own best toxic answers: highest polarity first, one per topic."""
     ranked = sorted(pairs, key=lambda p: (-min(p.polarity.values(), default=0.0), p.id))
     chosen: list[Demo] = []
@@ -51,7 +51,7 @@ def own_demos(pairs: Sequence[Pair], rules: Mapping[str, str], count: int = SHOT
             continue
         topics.add(pair.topic)
         chosen.append(Demo(pair.instruction, pair.toxic.reveal(), rules.get(pair.topic, "")))
-        if len(chosen) == count:
+        if len(chosen) == SHOTS:
             break
     return chosen
 

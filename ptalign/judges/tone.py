@@ -255,9 +255,9 @@ def _cross_fitted(
     return out
 
 
-def _runs(parts: Sequence[str], length: int = 3) -> list[list[str]]:
-    """Each sentence with the ones that follow it, wrapping around."""
-    return [[parts[(i + k) % len(parts)] for k in range(length)] for i in range(len(parts))]
+def _runs(parts: Sequence[str]) -> list[list[str]]:
+    """Each sentence with the two that follow it, wrapping around."""
+    return [[parts[(i + k) % len(parts)] for k in range(3)] for i in range(len(parts))]
 
 
 def _fit(features: Any, rude: int, fine: int) -> Any:

@@ -30,13 +30,12 @@ def colours_of(count: int) -> tuple[str, ...]:
     return tuple(islice(cycle(COLOURS), count))
 
 
-def track(rates: Sequence[Rate | None], colours: Sequence[str], scale: float = 1.0) -> Markup:
-    """One line per target: its interval as a bar, its share as a dot, on 0..`scale`.
+def track(rates: Sequence[Rate | None], colours: Sequence[str]) -> Markup:
+    """One line per target: its interval as a bar, its share as a dot, on 0..1.
 
     Args:
         rates: One per target; None draws nothing.
         colours: One per target.
-        scale: Share at the right edge.
     """
     height = _ROW * len(rates)
     marks = [
@@ -47,7 +46,7 @@ def track(rates: Sequence[Rate | None], colours: Sequence[str], scale: float = 1
         if rate is None or rate.n == 0:
             continue
         y = _ROW * (row + 0.5)
-        low, mid, high = (min(100.0, 100 * v / scale) for v in (rate.low, rate.value, rate.high))
+        low, mid, high = (100 * v for v in (rate.low, rate.value, rate.high))
         marks.append(
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:g}" y2="{y:g}" stroke="{colour}" '
             f'stroke-width="6" stroke-opacity=".28" stroke-linecap="round"/>'

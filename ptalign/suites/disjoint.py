@@ -32,7 +32,6 @@ def far_from(
     texts: Sequence[str],
     *,
     embed: Embedder | None = None,
-    max_cosine: float = MAX_COSINE,
 ) -> list[Prompt]:
     """The prompts that resemble none of the texts.
 
@@ -42,7 +41,6 @@ def far_from(
             or pairs of characters, as those that a set is made of are.
         texts: What they must not resemble.
         embed: Texts to unit rows ``[n, d]``, for prompts of every language.
-        max_cosine: Cosine similarity from which a prompt is left out, where one is taken.
     """
     if not prompts or not texts:
         return list(prompts)
@@ -55,7 +53,7 @@ def far_from(
         if embed is None and tongue != "en":
             found = _worded_alike(asked, texts, tongue)
         else:
-            found = _meant_alike(asked, texts, embed, max_cosine)
+            found = _meant_alike(asked, texts, embed)
         near.update(place for place, alike in zip(mine, found, strict=True) if alike)
     return [prompt for place, prompt in enumerate(prompts) if place not in near]
 
@@ -69,12 +67,10 @@ def _worded_alike(asked: Sequence[str], texts: Sequence[str], locale: str) -> li
     return [index.find(text) is not None for text in asked]
 
 
-def _meant_alike(
-    asked: Sequence[str], texts: Sequence[str], embed: Embedder | None, max_cosine: float
-) -> list[bool]:
+def _meant_alike(asked: Sequence[str], texts: Sequence[str], embed: Embedder | None) -> list[bool]:
     if embed is None:
         from ptalign.text.embed import default_embedder
 
         embed = default_embedder()
     near = embed(asked) @ embed(texts).T  # [asked, texts]
-    return [bool(best >= max_cosine) for best in near.max(axis=1)]
+    return [bool(best >= MAX_COSINE) for best in near.max(axis=1)]

@@ -11,6 +11,9 @@ import numpy as np
 from ptalign.text.embed import Vectors
 from ptalign.text.near import tokens
 
+BLOCK = 1024
+"""Texts that are compared with all others at a time: bounds the memory of the products."""
+
 
 def normalised_entropy(labels: Iterable[str], cells: int) -> float:
     """Shannon entropy of the labels over log(cells): 1 is an even spread over all cells."""
@@ -55,13 +58,13 @@ def vendi_score(vectors: Vectors) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def nearest_distances(vectors: Vectors, block: int = 1024) -> np.ndarray:
+def nearest_distances(vectors: Vectors) -> np.ndarray:
     """Cosine distance of each text to its nearest other one, shape [n]; 1 when alone."""
     n = len(vectors)
     nearest = np.ones(n, dtype=np.float32)
-    for start in range(0, n, block):
-        similar = vectors[start : start + block] @ vectors.T
+    for start in range(0, n, BLOCK):
+        similar = vectors[start : start + BLOCK] @ vectors.T
         similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -1.0
         if n > 1:
-            nearest[start : start + block] = 1.0 - similar.max(axis=1)
+            nearest[start : start + BLOCK] = 1.0 - similar.max(axis=1)
     return nearest
