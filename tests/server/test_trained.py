@@ -93,9 +93,9 @@ def test_the_sets_of_the_whole_lineage_are_kept_away_from() -> None:
     assert world.texts() == {"own", "base"}
     assert found.judge_ids == ("base-judge@1", "own-judge@1")
     assert found.name == "pairSets/own"
-    assert found.judged is not None
-    assert found.judged.judge_ids == found.judge_ids
-    assert found.judged.pairs == world.nouns["pairSets/own"].pairs
+    assert found.with_all_judges is not None
+    assert found.with_all_judges.judge_ids == found.judge_ids
+    assert found.with_all_judges.pairs == world.nouns["pairSets/own"].pairs
 
 
 def test_what_cannot_be_kept_away_from_is_named() -> None:
@@ -117,8 +117,8 @@ def test_a_judge_that_weighed_tokens_must_not_grade_either() -> None:
     world.rows["adapters/first"] = row("adapters/first", message)
     found = trained_of(world)  # type: ignore[arg-type]
     assert found.judge_ids == ("tone-valence@1",)
-    assert found.judged is not None
-    assert found.judged.judge_ids == found.judge_ids
+    assert found.with_all_judges is not None
+    assert found.with_all_judges.judge_ids == found.judge_ids
 
 
 def held_out_of(world: World) -> list[str]:
@@ -225,15 +225,15 @@ def test_a_purged_set_still_names_its_judges() -> None:
     del world.nouns["pairSets/own"], world.nouns["pairSets/base"]
     found = trained_of(world)  # type: ignore[arg-type]
     assert (found.name, found.pairs, found.seen) == ("", None, None)
-    assert found.judged is not None
-    assert found.judged.judge_ids == ("base-judge@1", "own-judge@1")
+    assert found.with_all_judges is not None
+    assert found.with_all_judges.judge_ids == ("base-judge@1", "own-judge@1")
 
 
 @pytest.mark.parametrize("named", ["", "pairSets/called"])
 def test_the_bare_model_has_only_what_the_call_names(named: str) -> None:
     found = trained_of(World(target=pb.Target(model="m"), pair_set=named))  # type: ignore[arg-type]
     assert found.name == named
-    assert (found.judged is None) == (not named)
+    assert (found.with_all_judges is None) == (not named)
 
 
 def test_an_evaluation_of_an_adapter_whose_sets_are_purged_keeps_its_policy(

@@ -41,8 +41,8 @@ class Trained:
     cannot be kept apart from them."""
 
     @property
-    def judged(self) -> PairSet | None:
-        """`pairs` with the judges of all, which must not decide the rates."""
+    def with_all_judges(self) -> PairSet | None:
+        """`pairs`, or an empty set, that names all of `judge_ids`: none of them may grade here."""
         pairs = self.pairs
         if pairs is None:
             return PairSet(pairs=(), judge_ids=self.judge_ids) if self.judge_ids else None

@@ -91,7 +91,7 @@ def make(job: Job) -> Made:
             model=model,
             judges=judges,
             config=config,
-            pairs=data.judged,
+            pairs=data.with_all_judges,
             annotations=marks,
             prober=prober if pairs is not None else None,
             on_progress=Counting(job.reporter, judges),
