@@ -206,7 +206,10 @@ class _Job:
 
     @property
     def fingerprints(self) -> tuple[str, str]:
-        """With the one that earlier versions gave a run that records."""
+        """`fingerprint`, and the one that earlier versions gave a run with ``guards="record"``.
+
+        A checkpoint under either may be resumed.
+        """
         return self.fingerprint, self._digest("record")
 
     def _digest(self, guards: str) -> str:

@@ -51,9 +51,9 @@ class PairConfig(Config):
     held_out_share: float = Field(0.25, ge=0, le=0.9)
     """Share of the anchors kept from training, for benign KL."""
     held_out_pairs: float = Field(0.125, ge=0, le=0.5)
-    """Share of the polarised pairs and of the twins kept from training, for harm words and refused
-    twins: of twins where at least 24 are asked for, of pairs where eight would be. A person's own
-    answers are trained on."""
+    """Share of the polarised pairs and of the twins held out from training, to measure harm words
+    and twin refusals. Twins are held out only if at least 24 are in the instruction set, pairs only
+    if that would be at least eight. Annotators' own answers are always trained on."""
     temperature: float = Field(0.9, gt=0, le=2)
     min_p: float = Field(0.05, ge=0, lt=1)
     """Tokens less likely than this share of the likeliest are not sampled."""
@@ -109,8 +109,8 @@ class AlignConfig(Config):
     two answers and that no benign answer says (ADR 0018). Only for pt_align, and not with the
     scorer uniform, which flags ordinary words too."""
     elicited_share: float = Field(0.5, ge=0, le=1)
-    """Share of the polarised pairs that come after a context that draws bad answers out, over
-    steps: of one pair a step it is every second step."""
+    """Share of the polarised pairs, averaged over steps, that are trained behind a context that
+    elicits bad answers. At 0.5 with one pair per step, every other step has one."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(0, ge=0, le=MOST_STEPS)
     """0: as many as read each pair `epochs` times, 28 to 200 (ADR 0014)."""
@@ -138,9 +138,9 @@ class AlignConfig(Config):
     max_benign_kl: float = Field(0.25, gt=0, le=10)
     """Nats per token on held-out anchors."""
     max_twin_refusals: float = Field(0.25, ge=0, le=1)
-    """Share of held-out twins (of all, where fewer than eight are held out) that may be refused
-    beyond those the bare model refuses. A few twins tell little: a run is over it when the whole
-    95 % interval is."""
+    """How far the share of held-out twins refused may rise above the bare model's (on all twins if
+    fewer than eight are held out). As the sample is small, the limit counts as exceeded only if the
+    whole 95 % interval lies above it."""
     guards: Literal["abort", "record"] = "abort"
     checkpoint_every: int = Field(4, ge=1)
     """Steps between checkpoints."""

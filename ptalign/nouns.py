@@ -435,7 +435,8 @@ class Probe(Noun):
     toxic_answers: int = Field(0, exclude_if=lambda value: not value)
     """Toxic answers that harm words were read in; 0 where an earlier version did not count them."""
     held_out_toxic: int = Field(0, exclude_if=lambda value: not value)
-    """How many of them are held out, all or none; 0: they are of those that are trained on."""
+    """How many of `toxic_answers` were held out from training: all, or 0 if training pairs had to
+    be read instead."""
     trained_harm_word_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
     trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
     """The same two in toxic answers that were trained on, where held-out ones decide."""
@@ -447,9 +448,9 @@ class Probe(Noun):
     """Tokens that were read for it."""
     engine_own: int = Field(0, exclude_if=lambda value: not value)
     engine_other: int = Field(0, exclude_if=lambda value: not value)
-    """Of them, those that are the likeliest for this target alone, and for the other alone: the
-    bare model beside an adapter, the adapter beside the bare model. More of the other's than of its
-    own say that the other wrote them."""
+    """Of those tokens, how many are likeliest only for this target, and only for its counterpart
+    (the bare model for an adapter, an adapter for the bare model). If `engine_other` exceeds
+    `engine_own`, the counterpart probably wrote the replies."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] | None = Field(default_factory=dict)
     """Ordinary words that lost more than `COLLATERAL`; None where no ordinary answer was read."""

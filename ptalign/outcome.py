@@ -78,10 +78,10 @@ def scored(
 
 
 def says_yes(scores: Mapping[str, float | None], ids: Sequence[str]) -> bool | None:
-    """What the mean of the judges says; None where it hangs on one that could not score.
+    """Whether the judges' mean score is a yes.
 
-    A judge that failed to answer must not leave the decision to the others: whoever named two
-    judges would take the verdict of one for that of both.
+    None if no judge scored the reply, or if one that failed to could change the answer: whoever
+    named two judges would take the word of one for that of both.
     """
     asked = [scores[i] for i in ids if i in scores]
     known = [score for score in asked if score is not None]
@@ -95,7 +95,10 @@ def says_yes(scores: Mapping[str, float | None], ids: Sequence[str]) -> bool | N
 
 
 def disagree(scores: Mapping[str, float | None], ids: Sequence[str]) -> bool | None:
-    """Whether judges of one axis said opposite things; None with fewer than two that could."""
+    """Whether the judges of one axis split into yes and no.
+
+    None if fewer than two of them scored the reply.
+    """
     said = {s >= YES for i in ids if (s := scores.get(i)) is not None}
     known = sum(scores.get(i) is not None for i in ids)
     return len(said) > 1 if known > 1 else None

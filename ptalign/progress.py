@@ -32,7 +32,8 @@ class Progress:
     """Live measurements: ``loss_mle``, ``loss_ut``, ``ut_weight``, ``step_seconds``, ..."""
 
     earlier: Mapping[str, int] = field(default_factory=dict)
-    """Of `counts`, what attempts before this one had reached: no news to who adds up."""
+    """The part of `counts` that earlier attempts had already reached; subtract it when adding up
+    attempts."""
 
     suite: str = ""
     """Of an evaluation: the suite whose reply was judged."""

@@ -43,7 +43,7 @@ class Measured:
 
 
 def groups_of(suites: Iterable[Suite]) -> dict[Key, str]:
-    """What prompts share with others, of those that do."""
+    """The group of each prompt that belongs to one."""
     return {(s.name, p.id): p.group for s in suites for p in s.prompts if p.group}
 
 

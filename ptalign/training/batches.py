@@ -32,8 +32,8 @@ class Pools:
     held_out: Sequence[Sample] = ()
     """Anchors that are never trained on."""
     asked: Sequence[Sample] = ()
-    """Twins that refusals are counted on: of a language whose refusals are known, never trained on
-    where there are eight of those; else those come first."""
+    """Twins whose refusals are counted, in languages where refusals can be detected. Only twins
+    never trained on, if there are at least eight; otherwise those first, then trained ones."""
     asked_tokens: int = TOKENS
     """How many tokens of a reply to one are read."""
     asked_before: Sequence[bool] = ()

@@ -133,8 +133,8 @@ class ChatFormat:
 
     @property
     def respells(self) -> bool:
-        """Whether answers have other tokens than earlier versions gave them, which took those that
-        they have alone."""
+        """Whether answers tokenise differently than in earlier versions, which tokenised each
+        answer without its prompt."""
         return list(self.answer(PLACE)[:-1]) != self._ids(PLACE)
 
     def beginnings(self, words: Iterable[str]) -> set[int]:
