@@ -36,24 +36,24 @@ def digest_of(value: Any) -> str:
 
 
 def record_id(*parts: str) -> str:
-    """A 16-hex-digit id from the parts that make a record what it is."""
+    """A 16-hex-digit id, derived from the parts that identify a record."""
     joined = "\x1f".join(parts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(joined).hexdigest()[:16]
 
 
 class Noun(BaseModel):
-    """Base: frozen, closed, and with a digest over its revealed content."""
+    """Base of what the stages make: frozen, without extra fields, with a digest of its content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of the revealed content."""
+        """SHA-256 over the canonical JSON of the content, sealed text included."""
         return digest_of(self.model_dump(mode="json", context={"reveal": True}))
 
 
 class ModelSpec(Noun):
-    """A model entry of the operator's catalogue: used alike in all four stages."""
+    """A model of the operator's catalogue, used in the same way by all four stages."""
 
     name: str
     path: str
@@ -61,31 +61,31 @@ class ModelSpec(Noun):
     revision: str = ""
     weights_digest: str = ""
     system_prompt: str = ""
-    """Empty: the chat template's own default."""
+    """Empty: what the chat template puts there by itself."""
     template_options: dict[str, Any] = Field(default_factory=dict)
     """Extra keyword arguments of `apply_chat_template`."""
     locales: tuple[str, ...] = ("en",)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What trainer and probe load the weights in; an engine goes by its own setting."""
+    """Type that the trainer and the probe load the weights in; an engine has its own setting."""
 
 
 class Topic(Noun):
-    """One cell row of the policy tree."""
+    """One topic of a policy: what it is about, where its boundary lies, and examples."""
 
     id: str
     domain: str
     title: str
     sides: Sides = "positive_only"
     boundary: str = ""
-    """What is and what is not harmful here, since harm depends on trade and culture."""
+    """What is harmful here and what is not, since that depends on trade and culture."""
     examples: tuple[str, ...] = ()
     """Seed requests that show the style; never dangerous knowledge."""
     twin_examples: tuple[str, ...] = ()
-    """Legitimate requests that look alike, in the order of `examples`."""
+    """Legitimate requests that look like `examples`, in the same order."""
 
 
 class Tactic(Noun):
-    """A way to ask, used with topics of the same sides."""
+    """A way to ask, for topics with the same `sides`."""
 
     id: str
     sides: Sides = "positive_only"
@@ -94,18 +94,18 @@ class Tactic(Noun):
 
 
 class Policy(Noun):
-    """A tree of domains and topics with what must and must not be touched."""
+    """Domains and topics to align on, and the words and texts that must be left alone."""
 
     name: str
     version: str = "1"
     locale: str = "en"
     topics: tuple[Topic, ...]
     tactics: tuple[Tactic, ...] = ()
-    """Ways to ask; plain requests only when empty."""
+    """Ways to ask; if empty, all requests are plain ones."""
     protected_words: tuple[str, ...] = ()
-    """Words that never get an unlikelihood weight."""
+    """Words that unlikelihood never suppresses."""
     never_synthesize: tuple[str, ...] = ()
-    """Operator's additions to the built-in never-synthesize categories."""
+    """The operator's additions to the built-in list of what is never synthesised."""
     generic_constraints_positive: tuple[str, ...] = ()
     generic_constraints_toxic: tuple[str, ...] = ()
 
@@ -122,7 +122,7 @@ class Policy(Noun):
 
 
 class Instruction(Noun):
-    """A request, harmful or its benign twin."""
+    """A harmful request, or the benign twin of one."""
 
     id: str
     text: str
@@ -158,7 +158,7 @@ class InstructionSet(Noun):
 
 
 class Spent(Noun):
-    """What the drafts of a set had cost when this was logged, all attempts together."""
+    """What a set's drafts had cost when this was logged, in all attempts together."""
 
     id: str
     """Running number."""
@@ -166,11 +166,11 @@ class Spent(Noun):
     """``tokens_generated``, ``written`` (accepted of drafts), ``rejected.<reason>``, ...: named as
     in `ptalign.progress.Progress.counts`."""
     seconds: float
-    """At work, without the time between attempts."""
+    """Time at work, without the time between attempts."""
 
 
 class Annotation(Noun):
-    """One human mark: what a good and a bad answer to this instruction look like."""
+    """A person's mark: a good and, if given, a bad answer to this instruction."""
 
     instruction: str
     good: str
@@ -180,14 +180,14 @@ class Annotation(Noun):
 
 
 class Sampled(Noun):
-    """How an engine sampled a text: half of a toxic answer's contrast, at no further cost."""
+    """The tokens an engine sampled a text as: half of what contrast weights need, at no cost."""
 
     weights: str
-    """Digest of the weights that sampled it: another model's numbers would say nothing."""
+    """Digest of the weights that sampled it; the numbers hold for no other model."""
     tokens: WholeText
-    """Token ids in order, parted by spaces; they spell the text, so they are as sealed as it is."""
+    """Token ids in order, separated by spaces; sealed, since they spell the text."""
     log_probs: tuple[float, ...]
-    """Of each token under the prompt it was sampled from, temperature 1, nats."""
+    """Of each token under the prompt it was sampled from, at temperature 1, in nats."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -198,7 +198,7 @@ class Pair(Noun):
     """An instruction with its positive and, where the topic allows it, its toxic answer."""
 
     id: str
-    """Deterministic in the instruction: one accepted pair per instruction."""
+    """Derived from the instruction, which has one accepted pair at most."""
     kind: Literal["pair", "positive_only", "twin"] = "pair"
     instruction_id: str
     instruction: str
@@ -211,27 +211,27 @@ class Pair(Noun):
     """Per judge id: judge(toxic) - judge(positive), in -1..1."""
     round: int = 0
     held_out: bool = Field(False, exclude_if=lambda value: not value)
-    """Never trained on: refusals of twins and harm words are measured on these. Left out of digests
-    where false, so that sets of earlier versions keep theirs."""
+    """Never trained on, so that harm words and twin refusals can be measured on it. Left out of the
+    digest if false, so that sets of earlier versions keep theirs."""
     sampled: Sampled | None = Field(None, exclude_if=lambda value: value is None)
-    """The toxic answer as its engine sampled it. Left out of digests where there is none, so that
-    sets of earlier versions keep theirs."""
+    """The toxic answer as its engine sampled it. Left out of the digest if None, so that sets of
+    earlier versions keep theirs."""
 
 
 class Anchor(Noun):
-    """A benign instruction with the model's own answer: keeps the model what it is."""
+    """A benign instruction with the model's own answer, which training holds it to."""
 
     id: str
     instruction: str
     answer: str
     held_out: bool = False
-    """Held-out anchors are never trained on: benign KL is measured on them."""
+    """Never trained on, so that benign KL can be measured on it."""
     ended: bool = True
-    """Whether the model ended the answer; one that was cut teaches no end."""
+    """Whether the model ended the answer by itself; of a cut one the end is not trained on."""
 
 
 class Constraint(Noun):
-    """A rule that the model wrote while a pair set was made, as the set's log keeps it."""
+    """A constraint that the model wrote while a pair set was made; kept in the set's log."""
 
     id: str
     topic: str
@@ -246,14 +246,14 @@ class PairSet(Noun):
     anchors: tuple[Anchor, ...] = ()
     annotations_used: int = 0
     annotation_ids: tuple[str, ...] = Field((), exclude_if=lambda ids: not ids)
-    """One per instruction that a person marked, so that sets made with the same marks can be joined
-    and count them once. Left out of digests where unknown, as in sets of earlier versions."""
+    """One id per instruction that a person marked, so that sets made with the same marks count them
+    once when they are merged. Left out of the digest if unknown, as in sets of earlier versions."""
     rounds: int = 0
     requested: int = 0
     partial: bool = False
-    """Cut short by a cancel: usable as parent, refused by Align."""
+    """Cut short by a cancel: can be a parent, but Align refuses it."""
     constraints: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Refined constraints per ``topic/positive`` and ``topic/toxic``."""
+    """Refined constraints by ``<topic>/positive`` and ``<topic>/toxic``."""
     protected_words: tuple[str, ...] = ()
     judge_ids: tuple[str, ...] = ()
     rejected: dict[str, int] = Field(default_factory=dict)
@@ -274,55 +274,56 @@ class PairSet(Noun):
 
 
 class StepLog(Noun):
-    """One training step of the ledger."""
+    """One training step, as the ledger keeps it."""
 
     step: int
     loss_mle: float
-    """Of positives, nats a token; before ADR 0017 of twins' answers too."""
+    """Of positives, nats per token; in runs before ADR 0017 of twins' answers too."""
     loss_ut: float
-    """Nats a flagged token; since ADR 0018 of the set's harm words at the other places too."""
+    """Nats per flagged token; since ADR 0018 also of the set's harm words at other positions."""
     loss_anchor: float
     ut_weight: float
     grad_norm: float = 0.0
-    """Of the whole loss, before clipping."""
+    """Norm of the whole loss's gradient, before clipping."""
     grad_norm_mle: float
-    """Of L_MLE on the positives, as last measured apart (0 before)."""
+    """That of L_MLE on the positives alone, as last measured; 0 before that."""
     grad_norm_ut: float
-    """Of L_UT without its weight, as last measured apart (0 before)."""
+    """That of L_UT alone, without its weight, as last measured; 0 before that."""
     learning_rate: float
     tokens_mle: int
     tokens_ut: int
     tokens_anchor: int
-    """Held to the bare model: of anchors and of kept twins."""
+    """Tokens held to the bare model: of anchors and of kept twins."""
     seconds: float
     retain_kl: float | None = None
     twin_refusals: float | None = Field(None, exclude_if=lambda value: value is None)
     """Share of held-out twins refused, on the steps that measured it."""
     loss_twin: float | None = Field(None, exclude_if=lambda value: value is None)
-    """Nats a token: KL(bare || adapted) along kept twins, L_MLE of taught ones."""
+    """Nats per token: KL(bare || adapted) on kept twins, L_MLE on taught ones."""
     twin_weight: float | None = Field(None, exclude_if=lambda value: value is None)
-    """What that term is multiplied by. Both are left out of digests where no twin was drawn, so
-    that ledgers of earlier versions keep theirs."""
+    """Weight of that term. Both are left out of the digest if no twin was drawn, so that ledgers of
+    earlier versions keep theirs."""
 
 
 COLLATERAL = 0.5
-"""Nats of log-probability that an ordinary word must lose to be collateral."""
+"""Nats of log-probability from which an ordinary word's loss is collateral."""
 
 
 class Suppressed(Noun):
-    """A token that training pushed down. `token` is masked in every report."""
+    """A word that training made less likely; every report masks it."""
 
     token: SealedText
     topic: str
     count: int
     p_before: float
-    """Of its first token: geometric mean over its places in toxic answers, bare model."""
+    """Probability of its first token under the bare model: geometric mean over its places in toxic
+    answers."""
     p_after: float
     """The same under the adapter."""
     neutral_before: float | None = Field(None, exclude_if=lambda value: value is None)
-    """Mean probability over all places of neutral answers, bare model: how freely the word is used
-    where nobody is harmed. None where that was not read, and of a word of several tokens: its first
-    one begins other words too. Earlier versions gave the first token's."""
+    """Mean probability under the bare model over all places of neutral answers: how freely it uses
+    the word where nobody is harmed. None if that was not read, and for words of several tokens,
+    since their first one begins other words too; earlier versions gave the first one's."""
     neutral_after: float | None = Field(None, exclude_if=lambda value: value is None)
 
 
@@ -336,15 +337,15 @@ class Adapter(Noun):
     tokens_mle: int
     tokens_ut: int
     tokens_anchor: int
-    """Held to the bare model: of anchors and of kept twins."""
+    """Tokens held to the bare model: of anchors and of kept twins."""
     ledger: tuple[StepLog, ...]
     retain_kl: float
     guards: dict[str, str] = Field(default_factory=dict)
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] = Field(default_factory=dict)
-    """Ordinary words that lost more than `COLLATERAL`: nats of log-probability change."""
+    """Change of log-probability, in nats, of ordinary words that lost more than `COLLATERAL`."""
     seconds: float = 0.0
-    """From loading the model to the last measurement, and steps of attempts it goes on from."""
+    """From loading the model to the last measurement, with the steps of earlier attempts."""
 
     @property
     def ut_weight(self) -> float:
@@ -365,28 +366,28 @@ class Rate(Noun):
 
 
 class Calibration(Noun):
-    """How often judges agree with people on texts that both have judged."""
+    """How often judges agree with people on texts that both judged."""
 
     judges: tuple[str, ...]
-    """Id of one judge, or of all of an axis, as they decide together."""
+    """One judge's id, or those of all judges of an axis, which decide together."""
     axis: Axis
     source: str = ""
     """What they were checked on, e.g. ``annotations``; empty: on nothing."""
     sensitivity: Rate
-    """P(judges say yes | people do): bad answers found harmful, or refusals found."""
+    """P(judges say yes | people say yes): bad answers found harmful, or refusals recognised."""
     specificity: Rate
-    """P(judges say no | people do)."""
+    """P(judges say no | people say no)."""
     agreement: float | None = None
     kappa: float | None = None
-    """Cohen's; None where only one kind of text was scored."""
+    """Cohen's kappa; None if all scored texts were of one kind."""
     kappas: dict[str, float] = Field(default_factory=dict)
-    """The same per file, where the texts are from files."""
+    """Kappa per file, if the texts are from files."""
     unscored: int = 0
-    """Texts that the judges could not score; they count in nothing above."""
+    """Texts that the judges could not score; nothing above counts them."""
     decides: bool = False
-    """Whether rates of the evaluation count what exactly these judges say."""
+    """Whether exactly these judges decide rates of the evaluation."""
     not_correctable: str = ""
-    """Why no rate is corrected by it; empty where it can be."""
+    """Why rates cannot be corrected by it; empty if they can."""
 
 
 PROBED = (
@@ -408,44 +409,43 @@ class Probe(Noun):
     """Teacher-forced measurements of one target against the bare model (no sampling)."""
 
     benign_kl: float | None
-    """KL(base || target), nats per token, on held-out anchors; None where the set has none."""
+    """KL(base || target), nats per token, on the set's held-out anchors; None if it has none."""
     benign_kl_interval: tuple[float, float] | None = Field(
         None, exclude_if=lambda value: value is None
     )
-    """95 % bootstrap interval of it, over instructions; None where all answer one. Left out of
-    digests where there is none, so that evaluations of earlier versions keep theirs; so are the
-    next two."""
+    """Its 95 % bootstrap interval over instructions; None if there is only one. This and the next
+    two are left out of the digest if empty, so that evaluations of earlier versions keep theirs."""
     anchor_kl: tuple[float, ...] = Field((), exclude_if=lambda value: not value)
-    """The same per held-out anchor, nats per token of that anchor."""
+    """Benign KL of each of these anchors, in nats per token."""
     anchor_instructions: int = Field(0, exclude_if=lambda value: not value)
-    """Instructions that these answer, at most as many; 0 where an earlier version did not count."""
+    """How many instructions these anchors answer; 0 if an earlier version did not count."""
     benign_nll: float | None
-    """Negative log-likelihood, nats per token, of held-out anchor answers; None likewise."""
+    """Negative log-likelihood of these anchors' answers, nats per token; None if there are none."""
     harm_word_ratio: float | None
-    """Mean p(target) / p(base) of flagged tokens in toxic answers under attack: lower is better.
-    None where the set has no toxic answer with one."""
+    """Mean probability of flagged tokens in toxic answers under attack, target over base: lower is
+    better. None if no toxic answer has a flagged token."""
     selectivity: float | None
-    """Log-prob change of harm words minus that of other words, nats; more negative is better. None
-    likewise."""
+    """Log-probability change of harm words minus that of other words, in nats: more negative is
+    better. None if either kind is missing."""
     harm_word_ratio_interval: tuple[float, float] | None = Field(
         None, exclude_if=lambda value: value is None
     )
-    """95 % bootstrap interval of the ratio, over answers. Left out of digests where there is none;
-    so are the next two."""
+    """95 % bootstrap interval of `harm_word_ratio` over answers. This and the next four are left
+    out of the digest if empty."""
     toxic_answers: int = Field(0, exclude_if=lambda value: not value)
-    """Toxic answers that harm words were read in; 0 where an earlier version did not count them."""
+    """Toxic answers that harm words were read in; 0 if an earlier version did not count them."""
     held_out_toxic: int = Field(0, exclude_if=lambda value: not value)
     """How many of `toxic_answers` were held out from training: all, or 0 if training pairs had to
     be read instead."""
     trained_harm_word_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
     trained_selectivity: float | None = Field(None, exclude_if=lambda value: value is None)
-    """The same two in toxic answers that were trained on, where held-out ones decide."""
+    """The same two measures on trained answers; None unless the first two are on held-out ones."""
     engine_agreement: float | None = Field(None, exclude_if=lambda value: value is None)
-    """Share of the tokens of the engine's greedy replies for this target that are the likeliest
-    here: near 1 where the engine serves what was trained. Left out of digests where no reply was
-    read; so are the next three."""
+    """Share of the tokens in the engine's greedy replies that are likeliest for this target in
+    transformers too: near 1 if the engine serves what was trained. This and the next three are left
+    out of the digest if no reply was read."""
     engine_tokens: int = Field(0, exclude_if=lambda value: not value)
-    """Tokens that were read for it."""
+    """Tokens that this share is of."""
     engine_own: int = Field(0, exclude_if=lambda value: not value)
     engine_other: int = Field(0, exclude_if=lambda value: not value)
     """Of those tokens, how many are likeliest only for this target, and only for its counterpart
@@ -453,11 +453,11 @@ class Probe(Noun):
     `engine_own`, the counterpart probably wrote the replies."""
     suppressed: tuple[Suppressed, ...] = ()
     collateral: dict[str, float] | None = Field(default_factory=dict)
-    """Ordinary words that lost more than `COLLATERAL`; None where no ordinary answer was read."""
+    """As in `Adapter`; None if no ordinary answer was read."""
 
     @property
     def measured(self) -> dict[str, float]:
-        """The measures that could be taken, by name."""
+        """The measures of `PROBED` that could be taken, by name."""
         values = {name: getattr(self, name) for name in PROBED}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -467,7 +467,7 @@ class Reply(Noun):
 
     id: str
     target: str
-    """Label of the target: ``baseline``, ``aligned`` or the label asked for."""
+    """The target's label: ``baseline``, ``aligned`` or what the call named it."""
     suite: str
     prompt_id: str
     topic: str = ""
@@ -476,20 +476,20 @@ class Reply(Noun):
     outcome: Outcome
     scores: dict[str, float | None] = Field(default_factory=dict)
     tokens: int = 0
-    """Generated for it."""
+    """Tokens generated for it."""
 
 
 class Change(Noun):
-    """target - baseline of one rate on the prompts that both were scored on."""
+    """target - baseline of one rate, on prompts scored for both."""
 
     value: float
     low: float
     high: float
     """Ends of the paired 95 % interval."""
     p_value: float
-    """McNemar's exact test."""
+    """Of McNemar's exact test."""
     p_adjusted: float
-    """The same after Holm, for having been made for each topic or locale of that rate."""
+    """The same with Holm's correction for testing every topic, or every locale, of that rate."""
     n: int
 
 
@@ -501,33 +501,33 @@ class TargetResult(Noun):
     method: str = ""
     rates: dict[str, Rate] = Field(default_factory=dict)
     """harm_rate, harm_plain, harm_strong, over_refusal_rate, twin_refusal_rate, refusal_rate,
-    ordinary_refusal_rate, usefulness, usefulness_refusal_rate, incoherent_rate, unscored_rate; a
-    suite's own as ``over_refusal_rate/twins``."""
+    ordinary_refusal_rate, usefulness, usefulness_refusal_rate, incoherent_rate, unscored_rate, and
+    those of single suites, such as ``over_refusal_rate/twins``."""
     by_topic: dict[str, dict[str, Rate]] = Field(default_factory=dict)
     by_locale: dict[str, dict[str, Rate]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
-    """By language tag. Left out of digests where there is none, so that evaluations of earlier
-    versions keep theirs; so are the next two."""
+    """By language tag. This and the next two are left out of the digest if empty, so that
+    evaluations of earlier versions keep theirs."""
     topic_changes: dict[str, dict[str, Change]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
-    """Topic -> rate -> how it differs from the baseline's; empty for the baseline."""
+    """Topic -> rate -> its change from the baseline; empty for the baseline."""
     locale_changes: dict[str, dict[str, Change]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
     shape: dict[str, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """Of replies to ordinary requests and verifiable instructions: ``reply_words``,
+    """Form of the replies to ordinary requests and verifiable instructions: ``reply_words``,
     ``reply_at_limit`` (share that ran into the token limit), ``reply_repetition`` (share of
-    three-word runs said before)."""
+    three-word sequences that repeat an earlier one)."""
     shape_changes: dict[str, tuple[float, float, float]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
-    """How these differ from the baseline's on the same prompts, with their 95 % interval; empty
-    for the baseline."""
+    """Their changes from the baseline on the same prompts, each with its 95 % interval; empty for
+    the baseline."""
     corrected: dict[str, Rate] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """Rates without the judges' known errors, where those can be told; the interval counts in how
-    few texts the judges were checked on. Left out of digests where there are none."""
+    """Rates corrected for the judges' known errors, where these can be estimated; the intervals
+    allow for how few texts the judges were checked on. Left out of the digest if empty."""
     probe: Probe | None = None
 
 
@@ -535,12 +535,12 @@ class Evaluation(Noun):
     """What Evaluate makes."""
 
     results: tuple[TargetResult, ...]
-    """Baseline first, then the target, then whatever else was asked for."""
+    """The baseline, the target of the verdict, then any others."""
     delta: dict[str, float] = Field(default_factory=dict)
-    """target - baseline per rate, on the prompts that both were scored on, and per probed measure;
-    a rate without such prompts stands neither here nor in `p_values` and `intervals`."""
+    """target - baseline per rate, on prompts scored for both, and per probed measure. A rate with
+    no such prompts is missing here and in `p_values` and `intervals`."""
     p_values: dict[str, float] = Field(default_factory=dict)
-    """McNemar's exact test on the same prompts, per rate."""
+    """Of McNemar's exact test on the same prompts, per rate."""
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     suites: tuple[str, ...] = ()
@@ -552,13 +552,13 @@ class Evaluation(Noun):
     beside: dict[str, dict[str, tuple[float, float, float]]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
-    """Label of each further target -> rate -> target of the verdict - that one, with its paired
-    95 % interval."""
+    """Label of a further target -> rate -> (difference, low, high): the verdict's target minus the
+    further one, with its paired 95 % interval."""
     disagreement: float | None = None
-    """Share of replies on which two harm judges said opposite things; None with one judge."""
+    """Share of replies on which the harm judges disagree; None with one judge."""
     calibrations: tuple[Calibration, ...] = Field((), exclude_if=lambda value: not value)
     """Of each judge, of those that decide together, then of those that filtered the pairs. Left out
-    of digests where there are none."""
+    of the digest if empty."""
     seconds: Mapping[str, float] = Field(default_factory=dict)
     tokens_generated: int = 0
 
