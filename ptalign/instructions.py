@@ -41,29 +41,29 @@ def generate_instructions(
 
     Args:
         policy: Topics, examples, tactics and lists.
-        count: Accepted harmful instructions wanted, on top of those that stay of the parent.
+        count: How many harmful instructions to accept, on top of those kept from the parent.
         engine: Writes the drafts.
-        model: The catalogue entry the engine serves.
+        model: The catalogue entry of the model that the engine serves.
         config: Settings; the defaults when None.
         seeds: The operator's own instructions: accepted first, after the same checks.
-        excerpts: Redacted pieces of chat logs: those that are requests are clustered, and one of
-            each cluster goes through the checks that seeds do.
-        parent: An earlier set to extend: its records come first and nothing repeats them. What is
-            on the never-synthesize list is left out, and the twins of it, as
+        excerpts: Pieces of chat logs; they are redacted first. Those that are requests are
+            clustered, and one of each cluster goes through the same checks as seeds.
+        parent: An earlier set to extend: its records come first, and nothing repeats them. Records
+            on the never-synthesize list are left out with their twins, and counted as
             ``parent_never_synthesize``.
-        on_progress: Told after each accepted record and each ten rejected drafts.
-        log: Accepted records; a log that has some is continued.
-        costs: What drafts cost, of every attempt that shares these logs: the set's ``drafts``,
-            ``yield``, ``tokens_generated``, ``seconds`` and rejected drafts are of all of them.
-        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere.
+        on_progress: Called after each accepted record and after every ten rejected drafts.
+        log: Accepted records. If it already holds some, the run continues after them.
+        costs: What the drafts cost, in all attempts that share these logs. The set's ``drafts``,
+            ``yield``, ``tokens_generated``, ``seconds`` and rejected drafts cover all of them.
+        embed: Sentence embedder; by default MiniLM for English, hashed n-grams for other languages.
 
     Returns:
-        The set. It may be short: `shortfall` and `rejected` say why.
+        The set. It may be short of `count`: `shortfall` says by how much, `rejected` why.
 
     Raises:
         InvalidInput: A count, topic or locale outside its limits.
-        EngineFailed: The engine can take no work.
-        Cancelled: The engine or `on_progress` said stop; accepted records are in the log.
+        EngineFailed: The engine cannot take work.
+        Cancelled: From the engine or `on_progress`; accepted records are in the log.
     """
     config = config or InstructionConfig()
     _check(policy, count, model, config)

@@ -49,49 +49,50 @@ def synthesize_pairs(
     """Makes one pair per instruction, and the anchors.
 
     Args:
-        instructions: Harmful ones get pairs, or positives only where the topic allows no toxic
+        instructions: Harmful ones get a pair, or only a positive where the topic allows no toxic
             side; twins get helpful answers.
-        annotations: Fewer than 50 human marks: they seed constraints and demonstrations, and one
-            whose instruction is in the set becomes that instruction's pair. One that confirms the
-            parent's pair leaves it as it was; one without a bad answer keeps the parent's toxic
-            one, else the model writes one where the topic allows it. Text on the
+        annotations: Fewer than 50 human marks. They serve as demonstrations, and one whose
+            instruction is in the set becomes that instruction's pair. If it says what the parent's
+            pair says, that pair stays as it was. If it has no bad answer, the parent's toxic one
+            stays, or else the model writes one where the topic allows it. Text on the
             never-synthesize list and bad answers of topics without a toxic side are not used.
         policy: The policy of the instructions.
         engine: Writes the answers.
-        model: The catalogue entry the engine serves.
-        judges: Harm judges that filter; an evaluation must use others.
+        model: The catalogue entry of the model that the engine serves.
+        judges: Harm judges that filter the pairs; an evaluation must use others.
         config: Settings; the defaults when None.
-        parent: An earlier set to refine, made or imported: its pairs on the same instructions
-            (by id and text, else by text) are kept unless an annotation replaces them, their toxic
-            side is not allowed, their positive is on the list, their polarity is below
-            ``config.min_polarity`` or, where nobody has measured it, the judges find their sides
-            swapped (counted as ``parent_not_apart`` and ``parent_swapped``). Its best toxic answers
-            demonstrate, its constraints are the start but for those on the list. Its anchors stay,
-            and only those that lack of ``config.anchors`` are written.
-            ``stats["parent_left_out"]`` counts its pairs that fit no instruction or are not
-            allowed, and its anchors that are not allowed or close to an instruction.
-        rejected: Ids of the parent's pairs that a person called wrong. They are not kept and do
-            not demonstrate, their instructions are asked anew, and a draft in the same words is
-            rejected. Counted as ``called_wrong``; ids that the parent lacks change nothing.
-        on_progress: Told after each accepted record and each ten rejected drafts.
-        log: Accepted pairs and anchors, and the rules that the model wrote; a log that has some is
-            continued.
-        costs: What drafts cost, of every attempt that shares these logs.
-        embed: Sentence embedder; MiniLM for English, hashed n-grams elsewhere. How near an answer
-            must be to its request is known of MiniLM alone (`ptalign.text.embed.RELEVANCE`).
+        parent: An earlier set to refine, made or imported. Its pairs on the same instructions
+            (matched by id and text, else by text) are kept. Exceptions: an annotation replaces the pair; its
+            toxic side is not allowed; its positive is on the never-synthesize list; its polarity is
+            below ``config.min_polarity`` (counted as ``parent_not_apart``); or its polarity was
+            never measured and the judges find its sides swapped (``parent_swapped``). The parent's
+            best toxic answers become demonstrations, and its constraints the starting point, except
+            those on the list. Its anchors stay, and only those missing from ``config.anchors`` are
+            written. ``stats["parent_left_out"]`` counts its pairs that fit no instruction or are
+            not allowed, and its anchors that are not allowed or close to an instruction.
+        rejected: Ids of the parent's pairs that a person called wrong. They are neither kept nor
+            used as demonstrations, their instructions are asked anew, and a draft in the same words
+            is rejected. Counted as ``called_wrong``; ids that the parent does not have are ignored.
+        on_progress: Called after each accepted record and after every ten rejected drafts.
+        log: Accepted pairs and anchors, and the constraints that the model wrote. If it already
+            holds some, the run continues after them.
+        costs: What the drafts cost, in all attempts that share these logs.
+        embed: Sentence embedder; by default MiniLM for English, hashed n-grams for other languages.
+            How near an answer must be to its request is known for MiniLM only
+            (`ptalign.text.embed.RELEVANCE`).
 
     Returns:
         The set, in the order of the instructions. `shortfall` and `rejected` say what is missing.
-        ``stats["not_apart.<topic>"]`` counts the toxic drafts of a topic none of whose drafts the
-        judges found far enough from its positive: it may not be about what they measure. Numbers of
-        cost (``tokens_generated``, ``tokens_per_pair``, ``seconds``, drafts, ``rejected``) are of
-        this call and of what `costs` brought: a parent's pairs have cost nothing here, and where
-        no other was written, there is no ``tokens_per_pair``.
+        If a topic has no toxic answer, ``stats["not_apart.<topic>"]`` counts its toxic drafts that
+        the judges found too close to the positive: the topic may not be about what they measure.
+        Costs (``tokens_generated``, ``tokens_per_pair``, ``seconds``, drafts, ``rejected``) are
+        those of this call and of the attempts in `costs`. A parent's pairs cost nothing; if no
+        others were written, there is no ``tokens_per_pair``.
 
     Raises:
-        InvalidInput: Too many annotations, no instructions, or no judge for a toxic side.
-        EngineFailed: The engine can take no work.
-        Cancelled: The engine or `on_progress` said stop; accepted records are in the log.
+        InvalidInput: Too many annotations, no instructions, or no judge for the toxic answers.
+        EngineFailed: The engine cannot take work.
+        Cancelled: From the engine or `on_progress`; accepted records are in the log.
     """
     _check(instructions, annotations, judges)
     spent = Spending(MemoryLog() if costs is None else costs)
