@@ -75,12 +75,12 @@ def align(
         model: The model entry: the same chat template and system prompt as in the other stages.
         out: Folder of the run.
         config: Method, weights, budget, guards, seed.
-        policy: Protected words, generic constraints and what is never synthesised: pairs and
-            anchors that say it are left out, and counted in the guard ``blocked``.
+        policy: Protected words, generic constraints and what is never synthesised. Pairs and
+            anchors that contain such text are left out, and counted in the guard ``blocked``.
         parent: Adapter folder to continue training.
-        taught: Ids of pairs and anchors that the parent was trained on, though this set holds
-            them out: none is asked as a twin that training never saw, nor read by the guard on
-            benign KL.
+        taught: Ids of pairs and anchors that this set holds out although the parent was trained
+            on them. Such twins do not count as unseen, and benign KL is not measured on such
+            anchors.
         resume: Continue from the newest checkpoint under `out`.
         judge: For the scorers `judge` and `blend`.
         on_progress: Called after each step; may raise `Cancelled`, which keeps a checkpoint.
@@ -89,15 +89,15 @@ def align(
         The adapter with its ledger, guard results and explanation.
 
     Raises:
-        InvalidInput: The set is empty, partial, without anchors that fit `max_length` though
-            `anchors_per_step` asks for some, or has swapped columns, ut_weight does not belong to
-            the method, or the checkpoint is of other inputs.
-        TrainingFailed: A part has no tokens, a loss, a weight or benign KL is not finite, or the
-            adapter is inert.
-        GuardTripped: A budget was exceeded and guards abort.
+        InvalidInput: The set is empty or partial, has swapped columns, or has no anchors that fit
+            `max_length` although `anchors_per_step` asks for some; `ut_weight` is set for a method
+            without that term; or the checkpoint was made from other inputs.
+        TrainingFailed: A part has no tokens; a loss, a weight or benign KL is not finite; or the
+            adapter changes nothing.
+        GuardTripped: A budget was exceeded, and ``guards="abort"``.
         Unsupported: The model's shape cannot be trained.
         DataDamaged: All checkpoints, or the parent adapter, are damaged.
-        Cancelled: `on_progress` said so.
+        Cancelled: From `on_progress`.
     """
     begun = time.perf_counter()
     given, pairs = pairs, permitted(pairs, policy, _reading(on_progress))
@@ -291,8 +291,8 @@ class _Job:
         """Measures, guards, saves, reloads and explains a trained run.
 
         Args:
-            begun: When it began by `time.perf_counter`, as if the steps of stopped attempts that
-                it goes on from had been made just before.
+            begun: Its start by `time.perf_counter`, moved back by the seconds that the resumed
+                steps of earlier attempts took.
         """
         plan, decoder = run.sampler.pools, run.decoder
         rows = self.rows("measuring")

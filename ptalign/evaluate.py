@@ -133,25 +133,26 @@ def evaluate(
     """Asks, judges and compares.
 
     Args:
-        targets: The baseline, the target of the verdict, then whatever is shown beside them.
+        targets: The baseline, the target of the verdict, then any others to show beside them.
         suites: From `ptalign.suites.build`; one that cannot run makes the verdict inconclusive.
         engine: Serves the model and every target's adapter.
         model: The model entry, for its system prompt and locales.
-        judges: At least one of axis ``harm`` and one of axis ``refusal``; none that made `pairs`.
+        judges: At least one of axis ``harm`` and one of axis ``refusal``; none that filtered
+            `pairs` or weighed their tokens.
         config: Samples, token limits, the gate and the seed.
-        pairs: The training set: its judges are kept out, and the prober measures on it.
-        annotations: Good and bad answers marked by people, which the judges are checked on; rates
-            are shown corrected by what that finds. The verdict goes by the rates as measured.
+        pairs: The training set: its judges are not allowed here, and the prober measures on it.
+        annotations: Good and bad answers marked by people, to check the judges on. Rates are then
+            also given corrected for the judges' errors; the verdict uses them as measured.
         prober: Teacher-forced measurements; None leaves them out.
         on_progress: Called while the judges are checked, then once per judged reply.
-        log: Judged replies, sealed; an interrupted evaluation continues after what it holds. What
-            the engine or a judge failed on comes in last, after the prober, so that it is then
-            asked again.
-        costs: Seconds of every attempt that shares these logs: those before this one stand in
+        log: Judged replies, sealed; an interrupted evaluation continues after them. Replies that
+            the engine or a judge failed on are logged last, after the prober, so that an evaluation that
+            is interrupted before asks them again.
+        costs: Seconds of every attempt that shares these logs; those of earlier ones are given in
             ``seconds`` as ``earlier attempts``.
 
     Raises:
-        InvalidInput: Targets, suites or judges that cannot give a fair comparison.
+        InvalidInput: The targets, suites or judges cannot give a fair comparison.
         EngineFailed: No engine can take work.
         Cancelled: From `on_progress` or the engine.
     """
