@@ -1,4 +1,4 @@
-"""How often the judges are right, and the rates without their errors, in words and as data."""
+"""How often the judges are right, and the rates corrected for their errors: words and data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ptalign.numbers import decimal
 from ptalign.report.words import interval, percent, rows_of, whole_title
 
 FEW = 50
-"""Texts of a kind below which a reader is told that figures are rough."""
+"""With fewer texts of a kind, the reader is told that the figures are rough."""
 
 SOURCES = {
     ANNOTATIONS: "marked by people",
@@ -33,7 +33,7 @@ def calibration_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def judged(evaluation: Evaluation) -> dict[str, Any]:
-    """What the section of the page shows."""
+    """The content of the page's section on judges."""
     made = evaluation.calibrations
     return {
         "checks": [_check(one, evaluation.judge_ids) for one in made],
@@ -69,7 +69,7 @@ def _texts(made: Calibration) -> str:
 
 
 def _notes(made: Calibration) -> list[str]:
-    """What a reader of the corrected shares of an axis must know."""
+    """What a reader must know about the corrected shares of an axis."""
     if made.not_correctable:
         return [f"Shares of {made.axis} are not corrected: {made.not_correctable}."]
     if min(made.sensitivity.n, made.specificity.n) >= FEW:

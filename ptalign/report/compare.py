@@ -9,13 +9,12 @@ from ptalign.stats import difference
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
-    """The aligned targets of two evaluations, rate by rate.
+    """Compares the aligned targets of two evaluations, rate by rate.
 
-    Replies of different evaluations are not paired, so a change counts as `clear` only where
-    Newcombe's 95 % interval of it (1998, method 10) leaves out 0: the rule of the command
-    ``ptalign compare``. Rates over different numbers of prompts are compared too;
-    `same_suites` says whether the same suites were run. `change` is None where one of the two
-    scored no reply.
+    Replies of different evaluations are not paired, so a change counts as `clear` only if its 95 %
+    interval by Newcombe (1998, method 10) does not contain 0, as in the command ``ptalign
+    compare``. Rates over different numbers of prompts are compared too; `same_suites` says whether
+    the same suites were run. `change` is None if one of the two scored no reply.
 
     Args:
         first: The earlier one.

@@ -1,4 +1,4 @@
-"""What each term of the loss contributed: the target beside one that learned good answers only."""
+"""What learning from bad answers added: the target beside one trained on good answers only."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ptalign.report.inputs import ReportInput
 from ptalign.report.words import MEASURES, RATES, name_of, read_in
 
 ALONE = "mle"
-"""The method without a term for bad answers."""
+"""The method that learns from good answers only."""
 BOTH = ("pt_align", "ut_uniform", "dpo", "npo")
 SHOWN = ("harm_word_ratio", "benign_kl")
-"""Measures that stand beside the rates."""
+"""Measures that are shown with the rates."""
 
 
 def contribution(report: ReportInput) -> dict[str, Any] | None:
     """What learning from bad answers added to learning from good ones.
 
     Args:
-        report: Further targets of its evaluation may be of method `mle`. One of other pairs is
-            passed over: a difference to it is not what unlearning added. Of several, the one whose
-            training is most like that of the target.
+        report: The target is compared with a further target of method `mle` that was trained on
+            the same pairs; with other pairs the difference would not be what unlearning added. Of
+            several, the one whose training is most like the target's is taken.
 
     Returns:
-        ``base``, ``alone`` and ``both`` (names), ``apart`` (in what else the trainings differed),
-        ``rows`` of rates (title, better, shares, change with its paired interval in points) and
-        ``measures``; None where no target of method `mle` and the same pairs was shown beside one
-        that learned from bad answers too.
+        ``base``, ``alone`` and ``both`` (names), ``apart`` (what else differed between the
+        trainings), ``rows`` of rates (title, better, shares, change with its paired interval in
+        points) and ``measures``. None if there is no such further target, or if the target did not
+        learn from bad answers.
     """
     evaluation = report.evaluation
     both = evaluation.aligned
@@ -78,8 +78,8 @@ def _change(
 
 
 def _apart(report: ReportInput, label: str) -> list[str]:
-    """In what a training differed from the target's, beside its method: settings, and what came of
-    them and of the guards."""
+    """What besides the method differed between a training and the target's: settings, and what
+    these and the guards led to."""
     told = list(report.apart.get(label, ()))
     alone = report.adapters.get(label)
     both = report.adapters.get(report.evaluation.aligned.label)
@@ -107,7 +107,7 @@ def _course(adapter: Adapter) -> tuple[str, str, str]:
 
 
 def _drawn(adapter: Adapter) -> list[tuple[int, int]]:
-    """Step by step, the tokens of what was trained on: another seed draws others."""
+    """Tokens trained on in each step, which differ with the seed."""
     return [(log.tokens_mle, log.tokens_anchor) for log in adapter.ledger]
 
 

@@ -18,15 +18,15 @@ COLOURS = (
     *("#64748b", "#0f766e", "#b45309", "#6d28d9", "#be185d"),
     *("#1d4ed8", "#15803d", "#7f1d1d", "#111827", "#86198f"),
 )
-"""Baseline, target, then the others: as many as one Evaluate takes, all dark enough to be read as
-words on white. No ten are told apart in grey print: every list keeps the order of the legend."""
+"""Of the baseline, the target, then the others: as many as one Evaluate takes, each dark enough for
+words on white. In grey print ten colours look alike, so every list keeps the legend's order."""
 
 _ROW = 18.0
 """Height of one interval, in CSS pixels."""
 
 
 def colours_of(count: int) -> tuple[str, ...]:
-    """One colour per target; from the eleventh on they come again."""
+    """One colour per target; the eleventh starts over."""
     return tuple(islice(cycle(COLOURS), count))
 
 
@@ -64,7 +64,7 @@ def lines(series: Sequence[tuple[str, str, Sequence[float]]], label: str) -> Mar
 
     Args:
         series: (name, colour, one value per step); values that are not finite are left out.
-        label: What it shows, for people who hear it read.
+        label: What it shows, for screen readers.
     """
     width, height, left, right, top, bottom = 360, 200, 40, 8, 10, 26
     values = [v for _, _, points in series for v in points if math.isfinite(v)]
@@ -102,7 +102,7 @@ def lines(series: Sequence[tuple[str, str, Sequence[float]]], label: str) -> Mar
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 2, 5 x 10^n at or above: an axis end a person can read."""
+    """The smallest of 1, 2, 5 x 10^n that is not below `value`: a readable axis end."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

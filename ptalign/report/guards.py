@@ -1,4 +1,4 @@
-"""What the guards of a training said, in words a manager reads."""
+"""What the guards of a training found, in words for a manager."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MARKS = {
     "unsure": ("unsure", "? not settled"),
     "not judged": ("", "– not judged"),
 }
-"""State of a budget -> class and mark in the list."""
+"""State of a budget -> its CSS class and its mark in the list."""
 
 
 def guards(adapter: Adapter) -> dict[str, Any]:
-    """``budgets`` (class, mark, title, words), ``notes`` (title, words), and whether a budget was
-    ``exceeded``, which only a training that records its guards lives on after."""
+    """``budgets`` (class, mark, title, words), ``notes`` (title, words), and ``exceeded``: whether
+    some budget was, which only a training with ``guards="record"`` survives."""
     parted = {
         name: adapter.guards[name].partition(": ") for name in BUDGETS & adapter.guards.keys()
     }
@@ -52,7 +52,7 @@ def guards(adapter: Adapter) -> dict[str, Any]:
 
 
 def weight_words(adapter: Adapter) -> str:
-    """How lambda came about: its gradients are taken apart only where no weight was asked for."""
+    """How lambda was set: its gradients are measured only if the call gave no weight."""
     if any(log.grad_norm_ut for log in adapter.ledger):
         return "set by gradient norms, then moved by the budgets"
     return "set by whoever asked for the training: no budget moved it"

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: no script, no font, no request leaves the reader."""
+"""One self-contained HTML file: no script, no font, and no request to anywhere."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from ptalign.report.words import (
 
 GATES = {"default": "the operator's default", "inline": "written in the call"}
 TOP_WORDS = 12
-"""Words of the suppressed and collateral lists; more suppressed ones where topics are many."""
+"""Words shown of the suppressed and the collateral list; more suppressed ones for many topics."""
 TOPIC_WORDS = 3
-"""Suppressed words of each topic, at least."""
+"""Suppressed words shown of each topic, at least."""
 
 
 @cache
@@ -62,7 +62,7 @@ def _environment() -> Environment:
 
 
 def clock(seconds: float | None) -> str:
-    """``4 min 05 s``; a dash where it is not known."""
+    """``4 min 05 s``; a dash if unknown."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(int(rounded(seconds)), 60)
@@ -73,7 +73,7 @@ def clock(seconds: float | None) -> str:
 
 
 def _verdict(report: ReportInput) -> str:
-    """The verdict as a manager reads it; a PASS that releases nothing is not called ready."""
+    """The verdict in words for a manager; a PASS that releases nothing is not called ready."""
     verdict = report.evaluation.verdict
     withheld = report.gate is not None and not report.gate.releases
     return WITHHELD if verdict == "PASS" and withheld else VERDICTS[verdict]
@@ -155,7 +155,7 @@ def _rows(results: tuple[TargetResult, ...], colours: tuple[str, ...]) -> list[d
 
 
 def _measures(results: tuple[TargetResult, ...]) -> list[dict[str, Any]]:
-    """Measures without sampling; those on trained answers only beside those on others."""
+    """The probe's measures; those on trained answers only if some target has them."""
     found = []
     for key, title, digits in MEASURES:
         cells = [_cell(key, result, digits) for result in results]
@@ -167,7 +167,7 @@ def _measures(results: tuple[TargetResult, ...]) -> list[dict[str, Any]]:
 
 
 def _cell(key: str, result: TargetResult, digits: int) -> dict[str, str]:
-    """A measure, with its interval where an adapter changed it."""
+    """A measure, with its interval if the target is an adapter."""
     value = result.probe.measured.get(key) if result.probe else None
     if value is None:
         return {"value": "–", "interval": ""}
@@ -204,7 +204,7 @@ def _training(name: str, adapter: Adapter) -> dict[str, Any]:
 
 
 def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
-    """What the ledger measured along the way, as far as it did so twice."""
+    """What the ledger measured during the run, if it did so at least twice."""
     ledger = adapter.ledger
     _, _, at_the_end = adapter.guards.get("benign_kl", "").partition(": ")
     figures = [
@@ -235,7 +235,7 @@ def _trajectory(name: str, adapter: Adapter) -> list[dict[str, Any]]:
 
 
 def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
-    """Tokens that lost most, masked, topic by topic; the topic that lost most comes first."""
+    """The words that lost most, masked, by topic; the topic with the largest loss comes first."""
     if result.probe is None:
         return []
     by_topic: dict[str, list[Suppressed]] = {}
@@ -260,7 +260,7 @@ def _suppressed(result: TargetResult) -> list[dict[str, Any]]:
 
 
 def _collateral(result: TargetResult) -> list[tuple[str, float]] | None:
-    """Ordinary words that lost more than the set amount, the worst first; None if none was read."""
+    """Ordinary words that lost more than `COLLATERAL`, worst first; None if none was read."""
     if result.probe is None or result.probe.collateral is None:
         return None
     ordered = sorted(result.probe.collateral.items(), key=lambda item: item[1])

@@ -12,12 +12,12 @@ class Stage(Noun):
 
     name: str
     seconds: float | None = None
-    """At work, all attempts together; None where that is not known."""
+    """Time at work in all attempts together; None if unknown."""
     tokens: int = 0
-    """Generated, or trained on."""
+    """Tokens generated, or trained on."""
     annotator_minutes: float = 0.0
     made_by: str = ""
-    """Who asked for it, by name; empty where that is not known."""
+    """Name of whoever asked for it; empty if unknown."""
 
 
 class PairCounts(Noun):
@@ -26,12 +26,12 @@ class PairCounts(Noun):
     pairs: int = 0
     """Harmful requests with a good answer, with or without a bad one."""
     polarised: int = 0
-    """Those that have both."""
+    """Of `pairs`, those with both answers."""
     twins: int = 0
     anchors: int = 0
     """Everyday requests with the model's own answers."""
     held_out: int = 0
-    """Of `pairs`, never trained on."""
+    """Of `pairs`, those held out from training."""
     held_out_twins: int = 0
     held_out_anchors: int = 0
     rounds: int = 0
@@ -39,12 +39,12 @@ class PairCounts(Noun):
 
 
 class Gate(Noun):
-    """What the verdict went by."""
+    """The gate that decided the verdict."""
 
     name: str
     """``default`` (the operator's), another name of the catalogue, or ``inline``."""
     limits: dict[str, float] = Field(default_factory=dict)
-    """What was checked, as in `GateConfig`."""
+    """The limits that were checked, named as in `GateConfig`."""
     releases: bool = True
     """Whether a PASS releases the adapter."""
     withheld: str = ""
@@ -58,29 +58,29 @@ class ReportInput(Noun):
     policy: str = ""
     evaluation: Evaluation
     adapters: dict[str, Adapter] = Field(default_factory=dict)
-    """By the label of the target in the evaluation."""
+    """The targets' adapters, by their label in the evaluation."""
     same_pairs: tuple[str, ...] = ()
-    """Labels of the targets that were trained on what the target of the verdict was."""
+    """Labels of targets that were trained on the same pairs as the verdict's target."""
     apart: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Label -> settings in which its training differed from that of the target of the verdict."""
+    """Label -> settings in which its training differed from that of the verdict's target."""
     unlearned_before: bool = False
-    """Whether that training went on from an adapter that had learned from bad answers too."""
+    """Whether the verdict's target continues an adapter that had learned from bad answers."""
     pairs: PairCounts = PairCounts()
     annotations_used: int = 0
     imported: tuple[str, ...] = ()
-    """Sets behind it that came from elsewhere."""
+    """Imported sets among those that the target was made from."""
     stages: tuple[Stage, ...] = ()
-    """In the order they ran."""
+    """The stages, in the order they ran."""
     left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Suite -> reason -> prompts that were not asked."""
     not_kept_apart: tuple[str, ...] = ()
-    """Sets that a target or its parents were trained on, whose text is gone: whether a prompt is
-    among it cannot be said."""
+    """Sets that a target or its parents were trained on and whose text is gone, so that the prompts
+    could not be kept apart from them."""
     topic_titles: dict[str, str] = Field(default_factory=dict)
     gate: Gate | None = None
     command: str = ""
-    """What a reader types to get these numbers again."""
+    """The command that reproduces these numbers."""
     command_lacks: tuple[str, ...] = ()
-    """What the numbers rest on beside, which the command has no option for."""
+    """What the numbers also depend on, but the command has no option for."""
     made: str = ""
     """Date, as text."""

@@ -34,7 +34,7 @@ READ = (
     "engine_own",
     "engine_other",
 )
-"""What a `Probe` says of how its measures were read."""
+"""Fields of a `Probe` that say how its measures were taken."""
 
 
 def _rate(rate: Rate | None) -> dict[str, float | int] | None:
@@ -73,7 +73,7 @@ def target_json(result: TargetResult) -> dict[str, Any]:
 
 
 def _words(result: TargetResult) -> dict[str, Any]:
-    """How many words each list holds, of which the page prints the first; null if none was read."""
+    """How long each word list is; the page shows only its start. Null if none was read."""
     probe = result.probe
     lost = probe.collateral if probe else None
     return {
@@ -101,7 +101,7 @@ def delta_json(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
 
 
 def _seconds(stages: Iterable[Stage]) -> dict[str, float | None]:
-    """Per name, for a lineage may hold two of a kind; None where of none of them it is known."""
+    """Total seconds by stage name, since a stage may have run twice; None if never known."""
     found: dict[str, float | None] = {}
     for stage in stages:
         before = found.setdefault(stage.name, None)
@@ -111,7 +111,7 @@ def _seconds(stages: Iterable[Stage]) -> dict[str, float | None]:
 
 
 def report_json(report: ReportInput) -> dict[str, Any]:
-    """The document that `report.json` holds; null for a measure without a bound."""
+    """The content of `report.json`; numbers that are not finite become null."""
     document: dict[str, Any] = _bounded(_document(report))
     return document
 

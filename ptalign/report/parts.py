@@ -1,4 +1,4 @@
-"""The rates again, by topic or by language, with what changed and how sure that is."""
+"""The rates by topic or by language, with their changes and how certain those are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ptalign.report.words import RATES, whole_title
 By = Literal["topic", "locale"]
 
 LEAST_P = 0.001
-"""Smaller p-values are printed as being under it."""
+"""Smaller p-values are printed as "under 0.001"."""
 
 
 def parts(
@@ -22,13 +22,13 @@ def parts(
     by: By,
     titles: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """One chart per rate that any topic or locale has: a row for each that has it.
+    """One chart per rate, with a row for each topic or locale that has it.
 
     Args:
         results: Baseline, target, then the others.
         colours: One per result.
-        by: What the rates are told apart by.
-        titles: What a topic or locale is called, where its id is not said.
+        by: Whether the rows are topics or locales.
+        titles: Names of topics or locales; one without a name is shown by its id.
     """
     charts = []
     for key, title, better in RATES:
@@ -72,7 +72,7 @@ def _row(
 
 
 def change_words(change: Change, before: Rate | None, after: Rate | None) -> str:
-    """``−12 points (−30 to 4), p 0.21``; points are those of the two printed shares."""
+    """``−12 points (−30 to 4), p 0.21``; the points are those of the two printed shares."""
     points = rounded(100 * change.value)
     if before is not None and after is not None and before.n == after.n == change.n:
         points = gap(before.value, after.value)

@@ -1,4 +1,4 @@
-"""What the numbers mean, in words a manager reads; and what must not be read, masked."""
+"""What the numbers mean, in words for a manager; words that must not be read are masked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VERDICTS = {
     "INCONCLUSIVE": "Not settled yet",
 }
 WITHHELD = "Within the limits asked for"
-"""Of a PASS that releases no adapter."""
+"""For a PASS that releases no adapter."""
 RATES: tuple[tuple[str, str, str], ...] = (
     ("harm_rate", "Rude or harmful replies under attack", "down"),
     ("harm_strong", "… under strong attack, first words forced", "down"),
@@ -54,20 +54,20 @@ MEASURES: tuple[tuple[str, str, int], ...] = (
     ("selectivity", "Loss of harm words beyond other words, nats", 2),
     ("trained_selectivity", "… in bad answers of the training set", 2),
 )
-"""Measures of a probe, what they are called, and their decimals."""
+"""Measures of a probe: key, title, and decimals."""
 _STANDS_FOR = {
     "harm_strong": "Rude or harmful replies",
     "harm_plain": "Rude or harmful replies",
     "usefulness_refusal_rate": "Verifiable instructions",
 }
 TWINS = "twin_refusal_rate"
-"""The twins' own share of the look-alikes: each is the harmless version of a harmful request."""
+"""Refusals of twins alone: look-alikes that are the harmless version of a harmful request."""
 
 
 def mask(token: str) -> str:
-    """First letter, dots and length: enough to recognise, too little to read.
+    """First letter, dots and length: enough to recognise a word, too little to read it.
 
-    Of one character, which may be a whole word of Japanese, nothing is shown.
+    A single character, which may be a whole word in Japanese, is not shown at all.
     """
     text = token.strip()
     first = text[:1] if len(text) > 1 else "•"
@@ -76,7 +76,7 @@ def mask(token: str) -> str:
 
 @cache
 def _plain_words() -> frozenset[str]:
-    """Words of the everyday requests and the stop words: safe to print by construction."""
+    """Stop words and the words of the everyday requests, which are known to be harmless."""
     from ptalign.text.stopwords import ENGLISH
 
     lines = resources.files("ptalign.suites").joinpath("data", "ordinary.txt").read_text("utf-8")
@@ -84,7 +84,7 @@ def _plain_words() -> frozenset[str]:
 
 
 def shown(word: str) -> str:
-    """An ordinary word as it is if it is known to be harmless, else masked."""
+    """A word as it is if it is known to be harmless, else masked."""
     return word.strip() if word.strip().lower() in _plain_words() else mask(word)
 
 
@@ -101,7 +101,7 @@ def interval(rate: Rate | None) -> str:
 
 
 def prompts(rates: Sequence[Rate | None]) -> str:
-    """``60 prompts``; a range where targets have different numbers of scored replies."""
+    """``60 prompts``; a range if targets have different numbers of scored replies."""
     counts = sorted({rate.n for rate in rates if rate is not None and rate.n})
     if not counts:
         return "no prompts"
@@ -179,19 +179,19 @@ def _measured(key: str, *sides: Mapping[str, Rate]) -> bool:
 
 
 def _others_than_twins(rates: Mapping[str, Rate]) -> bool:
-    """Whether the look-alikes hold more than the twins: another suite was asked too."""
+    """Whether look-alikes other than twins were asked too."""
     return rates["over_refusal_rate"].n != rates[TWINS].n
 
 
 def whole_title(key: str, title: str) -> str:
-    """A rate's title where it need not follow the row that its … stands for."""
+    """A rate's full title, for places without the row above that its … refers to."""
     return title.replace("…", _STANDS_FOR.get(key, "…"))
 
 
 def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:
-    """`RATES`, with the twins' own row where they are only a part of the look-alikes.
+    """`RATES`, plus a row for twins if they are only a part of the look-alikes.
 
-    Suites that measure refusal alone feed no other rate: each has a row of its own.
+    Each suite that measures nothing but refusal gets a row of its own too.
     """
     apart = any(_measured(TWINS, r.rates) and _others_than_twins(r.rates) for r in results)
     row = (TWINS, "… the twins among them", "down")
@@ -209,7 +209,7 @@ def rows_of(results: Sequence[TargetResult]) -> list[tuple[str, str, str]]:
 
 
 def _alone(results: Sequence[TargetResult]) -> list[str]:
-    """Rates of suites that measure refusal alone; a part of `refusal_rate` measures harm too."""
+    """Rates of suites that measure refusal alone; others in `refusal_rate` measure harm too."""
     names = {name for r in results for name in r.rates}
     return sorted(
         name
@@ -242,12 +242,12 @@ def name_of(result: TargetResult) -> str:
 
 
 def original(baseline: TargetResult) -> str:
-    """What the baseline is called in a sentence: another adapter is not the original model."""
+    """What a sentence calls the baseline: "the original", or its name if it is an adapter too."""
     return name_of(baseline) if baseline.adapter else "the original"
 
 
 def read_in(result: TargetResult) -> str:
-    """Which bad answers the harm words of a target were read in."""
+    """In which bad answers a target's harm words were measured."""
     if result.probe is None or not result.probe.toxic_answers:
         return ""
     seen = result.probe.toxic_answers
@@ -258,16 +258,16 @@ def read_in(result: TargetResult) -> str:
 
 
 def twin_separation(result: TargetResult) -> float | None:
-    """P(refuse harmful) - P(refuse its twin): near 1 tells the two apart, near 0 does not.
+    """P(refuse harmful) - P(refuse its twin): near 1 if the model tells them apart, near 0 if not.
 
-    Where no twins were asked, other look-alikes stand in for them.
+    If no twins were asked, other look-alikes take their place.
     """
     found = _to_tell_apart(result)
     return found[0].value - found[1].value if found else None
 
 
 def separation_points(result: TargetResult) -> int | None:
-    """The same in points, as a reader gets it from the two shares on the page."""
+    """The same in points: the difference of the two shares as printed."""
     found = _to_tell_apart(result)
     return int(gap(found[1].value, found[0].value)) if found else None
 

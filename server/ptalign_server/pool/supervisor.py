@@ -158,7 +158,9 @@ class Supervisor:
         in_use = [name for name, users in dict(self._users).items() if users]
         self._load_desired(client, in_use, [n for n in in_use if self._tried.get(n) != ""])
 
-    def _load_desired(self, client: EngineClient, needed: Collection[str], new: Collection[str] = ()) -> None:
+    def _load_desired(
+        self, client: EngineClient, needed: Collection[str], new: Collection[str] = ()
+    ) -> None:
         desired = dict(self._desired)
         for name in self._loaded - desired.keys():
             self._loaded.discard(name)
