@@ -94,13 +94,14 @@ def test_cancelled_then_killed_it_continues_to_the_same_adapter(
 def test_probe_runs_in_the_executor(
     payload: dict[str, Any], whole: Adapter, tmp_path: Path
 ) -> None:
-    job = {"pairs": payload["pairs"], "model": payload["model"]}
+    job = {"pairs": payload["pairs"], "model": payload["model"], "samples": 3}
     job["adapters"] = {"baseline": "", "aligned": whole.path}
     found = run_job("probe", job, workdir=tmp_path / "jobs")
     probes = {label: Probe.model_validate(p) for label, p in found.items()}
     assert list(probes) == ["baseline", "aligned"]
     assert probes["baseline"].benign_kl == pytest.approx(0, abs=1e-6)
     assert probes["aligned"].benign_kl > 1e-6
+    assert probes["aligned"].toxic_answers == 3
 
 
 def test_the_run_leaves_no_text_on_disk(payload: dict[str, Any], whole: Adapter) -> None:
