@@ -146,8 +146,8 @@ def evaluate(
         prober: Teacher-forced measurements; None leaves them out.
         on_progress: Called while the judges are checked, then once per judged reply.
         log: Judged replies, sealed; an interrupted evaluation continues after them. Replies that
-            the engine or a judge failed on are logged last, after the prober, so that an evaluation that
-            is interrupted before asks them again.
+            the engine or a judge failed on are logged last, after the prober, so that an
+            evaluation that is interrupted before asks them again.
         costs: Seconds of every attempt that shares these logs; those of earlier ones are given in
             ``seconds`` as ``earlier attempts``.
 

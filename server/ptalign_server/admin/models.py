@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from ptalign.errors import InvalidInput
 from ptalign.nouns import ModelSpec
 from ptalign_server.catalogue import Catalogue, read_models, write_models
-from ptalign_server.models import weights_digest
 from ptalign_server.locks import locked_folder
+from ptalign_server.models import weights_digest
 from ptalign_server.settings import Settings
 
 app = typer.Typer(help="Models that callers may name.", no_args_is_help=True)
