@@ -64,10 +64,11 @@ def synthesize_pairs(
         parent: An earlier set to refine, made or imported. Its pairs on the same instructions
             (matched by id and text, else by text) are kept. Exceptions: an annotation replaces the
             pair; its toxic side is not allowed; its positive is on the never-synthesize list; its
-            polarity is below ``config.min_polarity`` (counted as ``parent_not_apart``); or its polarity was
-            never measured and the judges find its sides swapped (``parent_swapped``). The parent's
-            best toxic answers become demonstrations, and its constraints the starting point, except
-            those on the list. Its anchors stay, and only those missing from ``config.anchors`` are
+            polarity is below ``config.min_polarity`` (counted as ``parent_not_apart``); or its
+            polarity was never measured and the judges find its sides swapped
+            (``parent_swapped``). The parent's best toxic answers become demonstrations, and its
+            constraints the starting point, except those on the list. Its anchors stay, and only
+            those missing from ``config.anchors`` are
             written. ``stats["parent_left_out"]`` counts its pairs that fit no instruction or are
             not allowed, and its anchors that are not allowed or close to an instruction.
         rejected: Ids of the parent's pairs that a person called wrong. They are neither kept nor
