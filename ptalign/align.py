@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from ptalign.answering.validity import refuses
 from ptalign.config import AlignConfig
-from ptalign.disk import sync
+from ptalign.disk import put_in_place
 from ptalign.errors import InvalidInput
 from ptalign.judges.base import Judge
 from ptalign.nouns import Adapter, ModelSpec, PairSet, Policy, Suppressed, digest_of
@@ -408,6 +408,4 @@ def _replacing(file: Path) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     yield partial
-    sync(partial)
-    partial.rename(file)
-    sync(file.parent)
+    put_in_place(partial, file)

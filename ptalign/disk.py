@@ -15,6 +15,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def put_in_place(partial: Path, path: Path) -> None:
+    """Puts a written file in the place of another; returns when that outlives a power cut."""
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
 def changed_at(path: Path) -> int:
     """When a file last changed, nanoseconds since the epoch; 0 where it cannot be seen.
 

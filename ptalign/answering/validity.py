@@ -165,16 +165,15 @@ class Fresh:
         return [p for p in sentences(answer) if len(tokens(p, self._locale)) > 3]
 
 
-def opener_share(answers: Sequence[str], locales: str | Sequence[str] = "en") -> float:
+def opener_share(answers: Sequence[str], locales: Sequence[str]) -> float:
     """Share of the answers that start with the most common first words: four, or nine characters
     in languages without spaces.
 
     Args:
         answers: All of a set.
-        locales: Of all answers, or of each.
+        locales: One for each answer.
     """
-    each = [locales] * len(answers) if isinstance(locales, str) else locales
-    starts = Counter(_start(a, locale) for a, locale in zip(answers, each, strict=True))
+    starts = Counter(_start(a, locale) for a, locale in zip(answers, locales, strict=True))
     return max(starts.values()) / len(answers) if answers else 0.0
 
 

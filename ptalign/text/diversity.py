@@ -25,17 +25,16 @@ def normalised_entropy(labels: Iterable[str], cells: int) -> float:
     return entropy / math.log(cells)
 
 
-def distinct_n(texts: Sequence[str], n: int = 2, locales: str | Sequence[str] = "en") -> float:
+def distinct_n(texts: Sequence[str], n: int, locales: Sequence[str]) -> float:
     """Share of different n-grams among all n-grams (Li et al., 2016).
 
     Args:
         texts: All of a set.
         n: Tokens of a gram.
-        locales: Of all texts, or of each.
+        locales: One for each text.
     """
     grams: Counter[tuple[str, ...]] = Counter()
-    each = [locales] * len(texts) if isinstance(locales, str) else locales
-    for text, locale in zip(texts, each, strict=True):
+    for text, locale in zip(texts, locales, strict=True):
         words = tokens(text, locale)
         grams.update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     total = sum(grams.values())

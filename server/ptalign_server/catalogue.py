@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 
@@ -20,7 +19,7 @@ from ptalign.judges.entries import GuardEntry
 from ptalign.nouns import ModelSpec, digest_of
 from ptalign.suites import DEFAULT, SuiteSpec, check_spec, read_specs, shipped
 from ptalign.suites.catalogue import data_folder
-from ptalign_server.errors import UnknownName
+from ptalign_server.errors import look_up
 from ptalign_server.judges import JudgesFile, OwnJudges
 from ptalign_server.limits import BAD_YAML, in_file
 from ptalign_server.models import DEMO_MODEL, cache_root
@@ -28,7 +27,6 @@ from ptalign_server.policies import PolicyFiles
 from ptalign_server.settings import Settings
 from ptalign_server.yamlfile import replace_list
 
-T = TypeVar("T")
 _SHIPPED_JUDGES = frozenset(n for full in judge_names() for n in (full, full.partition("@")[0]))
 DEFAULT_GATE = "default"
 """The operator's own, from the settings."""
@@ -73,7 +71,7 @@ class Catalogue:
         Raises:
             UnknownName: With the names that are known.
         """
-        return _find("model", name, self.models)
+        return look_up("model", name, self.models)
 
     def serves(self, name: str) -> bool:
         """Whether an engine can be asked for a model.
@@ -132,7 +130,7 @@ class Catalogue:
         """
         known = self.suites
         for name in names:
-            check_spec(_find("suite", name, known))
+            check_spec(look_up("suite", name, known))
 
     def check_judges(self, names: Iterable[str]) -> None:
         """Refuses judges that no evaluation could ask.
@@ -147,7 +145,7 @@ class Catalogue:
             own = self.own_judge(name)
             if own is not None:
                 own.api_key()
-            full = own.id if own is not None else _find("judge", name, self.judges)
+            full = own.id if own is not None else look_up("judge", name, self.judges)
             if full in ids:
                 raise InvalidInput("judges", f"names {name!r} twice", "Name it once.")
             ids.add(full)
@@ -182,7 +180,7 @@ class Catalogue:
 
     def gate(self, name: str) -> GateConfig:
         """A gate; the operator's default one when the name is empty."""
-        return _find("gate", name or DEFAULT_GATE, self.gates)
+        return look_up("gate", name or DEFAULT_GATE, self.gates)
 
     def _read_models(self) -> dict[str, ModelSpec]:
         found = read_models(self._path)
@@ -244,9 +242,3 @@ def template_digest(model: ModelSpec) -> str:
     files = [Path(model.path) / name for name in ("chat_template.jinja", "tokenizer_config.json")]
     texts = [f.read_text() for f in files if f.exists()]
     return digest_of([*texts, model.system_prompt, model.template_options])
-
-
-def _find(field: str, name: str, known: Mapping[str, T]) -> T:
-    if name not in known:
-        raise UnknownName(field, name, known)
-    return known[name]

@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeVar
 from urllib.parse import quote
 
 from google.protobuf import any_pb2, duration_pb2
@@ -17,6 +18,7 @@ from ptalign.errors import EngineFailed, GuardTripped, InvalidInput, NotReady, P
 from ptalign_proto.errors import DOMAIN, NOT_FOUND_TEXT, code_number, code_of
 
 log = logging.getLogger("ptalign.server")
+T = TypeVar("T")
 
 RETRY_SECONDS = 2
 MAX_VIOLATIONS = 8
@@ -54,6 +56,17 @@ class UnknownName(PtalignError):
         more = f" and {rest} more" if rest else ""
         known_text = ", ".join(self.known) or "none is set up yet"
         super().__init__(f"{field}: no {field} is named {name!r}. Known: {known_text}{more}.")
+
+
+def look_up(field: str, name: str, known: Mapping[str, T]) -> T:
+    """What has a name in a catalogue.
+
+    Raises:
+        UnknownName: With the names that are known.
+    """
+    if name not in known:
+        raise UnknownName(field, name, known)
+    return known[name]
 
 
 def _shown(name: str, known: Sequence[str]) -> Sequence[str]:

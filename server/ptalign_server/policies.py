@@ -13,7 +13,7 @@ from ptalign.policies.schema import MAX_TEXT
 from ptalign.text.locales import language
 from ptalign.text.normalise import plain
 from ptalign_proto.v1 import resources_pb2 as res
-from ptalign_server.errors import UnknownName
+from ptalign_server.errors import look_up
 
 log = logging.getLogger("ptalign.server")
 AWAY = -1
@@ -60,10 +60,7 @@ class PolicyFiles:
         """
         path = self._files().get(name)
         if path is None:
-            usable = self.usable
-            if name not in usable:
-                raise UnknownName("policy", name, usable)
-            return usable[name]
+            return look_up("policy", name, self.usable)
         pack = self._pack(path)
         if isinstance(pack, Policy):
             return pack
@@ -78,9 +75,7 @@ class PolicyFiles:
 
         For calls that need the name only: what was made under it is as good as before.
         """
-        known = [*policy_names(), *self._files()]
-        if name not in known:
-            raise UnknownName("policy", name, known)
+        look_up("policy", name, dict.fromkeys([*policy_names(), *self._files()]))
 
     def inline(self, spec: res.PolicySpec) -> Policy:
         """A policy written in a call: it adds topics and words, and relaxes nothing.

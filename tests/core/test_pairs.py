@@ -962,7 +962,7 @@ def test_each_opener_meets_each_lead() -> None:
 
 
 def test_opener_share_is_the_most_common_start() -> None:
-    assert opener_share(["a b c d e", "a b c d f", "x y z w v", "q"]) == 0.5
+    assert opener_share(["a b c d e", "a b c d f", "x y z w v", "q"], ["en"] * 4) == 0.5
 
 
 def test_constraints_explore_then_keep_what_works() -> None:

@@ -218,9 +218,10 @@ def test_an_answer_that_helps_is_no_refusal(text: str) -> None:
 
 
 def test_answers_with_one_opener_share_it() -> None:
-    answers = ["それはお手伝いできません。代わりに、道を教えます。"] * 2
-    assert opener_share([*answers, "それはお手伝いできません。よければ、話を聞きます。"], "ja") == 1
-    assert opener_share([*answers, "その頼みはお断りします。"], "ja") == pytest.approx(2 / 3)
+    answers, locales = ["それはお手伝いできません。代わりに、道を教えます。"] * 2, ["ja"] * 3
+    listening = "それはお手伝いできません。よければ、話を聞きます。"
+    assert opener_share([*answers, listening], locales) == 1
+    assert opener_share([*answers, "その頼みはお断りします。"], locales) == pytest.approx(2 / 3)
 
 
 def test_japanese_sentences_are_joined_without_spaces_and_said_once() -> None:

@@ -402,7 +402,7 @@ def test_vendi_counts_different_texts() -> None:
 
 def test_distinct_2_and_entropy_by_hand() -> None:
     """ "a b a b" has the pairs ab, ba, ab: 2 of 3 differ. Two even labels over 4 cells: 1/2."""
-    assert distinct_n(["a b a b"]) == pytest.approx(2 / 3)
+    assert distinct_n(["a b a b"], 2, ["en"]) == pytest.approx(2 / 3)
     assert normalised_entropy(["x", "y", "x", "y"], 4) == pytest.approx(0.5)
     assert normalised_entropy(["x"] * 4, 4) == pytest.approx(0.0)
 

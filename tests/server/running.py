@@ -13,10 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import grpc
+import pytest
 from google.longrunning import operations_pb2 as lro
 from google.longrunning import operations_pb2_grpc
 
@@ -185,3 +188,19 @@ def running(state: Path, **environment: str) -> Iterator[Running]:
         yield server
     finally:
         server.stop()
+
+
+def at_once(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, reader: str, change: Callable[[str], None]
+) -> None:
+    """Makes the changes "a" to "d" at the same time, each slow between reading and writing."""
+    read = getattr(module, reader)
+
+    def slowly(path: Path) -> Any:
+        found = read(path)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(module, reader, slowly)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(change, "abcd"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from running import at_once
 from typer.testing import CliRunner, Result
 
 from ptalign.errors import InvalidInput
@@ -103,18 +102,10 @@ def test_models_that_are_added_together_are_all_there(
     add()
     read = commands.read_models
 
-    def slowly(path: Path) -> Any:
-        found = read(path)
-        time.sleep(0.05)
-        return found
-
-    monkeypatch.setattr(commands, "read_models", slowly)
-
     def one(name: str) -> None:
         commands.add(name, tmp_path / "model")
 
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(one, "abcd"))
+    at_once(monkeypatch, commands, "read_models", one)
     assert read(tmp_path / "state" / "models.yaml").keys() >= set("abcd")
 
 

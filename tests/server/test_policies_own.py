@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 from google.rpc import status_pb2
+from running import at_once
 from test_gateway import PACK as LAWNMOWER
 from test_gateway import Calls, calls, refused
 from test_retention import put_operation
@@ -420,20 +419,12 @@ def test_suites_that_are_added_together_are_all_there(
     monkeypatch.setenv("PTALIGN_STATE", str(settings.state))
     read = commands.read_suites
 
-    def slowly(path: Path) -> Any:
-        found = read(path)
-        time.sleep(0.05)
-        return found
-
-    monkeypatch.setattr(commands, "read_suites", slowly)
-
     def one(name: str) -> None:
         file = tmp_path / f"{name}.yaml"
         file.write_text(f"- {{name: {name}, measure: harm, file: p.csv, columns: {{prompt: q}}}}\n")
         commands.add(file)
 
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(one, "abcd"))
+    at_once(monkeypatch, commands, "read_suites", one)
     assert read(settings.state / "suites.yaml").keys() == set("abcd")
 
 

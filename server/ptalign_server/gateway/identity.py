@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ptalign.disk import sync
+from ptalign.disk import put_in_place
 from ptalign.errors import DataDamaged, NotReady, PtalignError
 from ptalign_server.errors import PermissionDenied, Unauthenticated
 from ptalign_server.locks import locked_folder
@@ -222,10 +222,8 @@ class Tokens:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as stream:
             stream.write(_FILE.dump_json(entries, indent=1))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self._path)
-        sync(self._path.parent)  # a token that was removed stays removed after a power cut
+        # A token that was removed stays removed after a power cut.
+        put_in_place(partial, self._path)
 
     def _current(self) -> list[Entry]:
         try:

@@ -254,8 +254,6 @@ class PoolEngine:
         self._should_stop = should_stop
         self._on_wait = on_wait
         self._told = ""
-        self._asked: set[str] = set()
-        """Adapters that its requests name."""
         self._inner = OpenAIEngine(
             "http://pool",
             pool.model.name,
@@ -276,15 +274,17 @@ class PoolEngine:
                 refused; it would answer each of them HTTP 404.
             Cancelled: `should_stop` said so.
         """
-        with closing(self._explained(self._inner.stream(map(self._noted, requests)))) as made:
+        asked: set[str] = set()
+
+        def noted(request: Request) -> Request:
+            asked.add(request.adapter)
+            return request
+
+        with closing(self._explained(self._inner.stream(map(noted, requests)))) as made:
             for completion in made:
-                for why in filter(None, map(self._pool._tried.get, self._asked)):
+                for why in filter(None, map(self._pool._tried.get, asked)):
                     raise EngineFailed(why)
                 yield completion
-
-    def _noted(self, request: Request) -> Request:
-        self._asked.add(request.adapter)
-        return request
 
     def pieces(self, request: Request) -> Iterator[str]:
         """The text of one chat completion as it is made; see `OpenAIEngine.pieces`.
